@@ -1,0 +1,168 @@
+"""The exception tree: every error says whether to retry, to fix the call or to give up.
+
+    MillstreamError
+        UsageError (ValueError)          fix the call
+            UnknownTopicError (KeyError)     no such topic
+            UnknownGroupError (KeyError)     no such consumer group
+            TopicExistsError
+            OffsetOutOfRangeError (IndexError)
+        DataError                        restore or skip; retrying will not help
+            CorruptBatchError                a batch on disk fails its checks
+            CorruptSegmentError              a segment is missing, foreign or out of place
+            FormatVersionError               written by a newer or unknown format
+            RecordError                      one record cannot be decoded or processed
+        UnavailableError                 try again later, or after the named remedy
+            LockedError                      another live process holds it
+            StoreClosedError                 the handle was closed, or crossed a fork
+            StorageError (OSError)           the operating system refused (full, read-only, denied)
+            PoisonedError                    a sync failed: close and reopen the store
+            BackpressureTimeoutError (TimeoutError)
+        FencedError                      somebody newer owns it: stop writing
+
+Each carries `topic`, `partition`, `offset`, `path` and `position` (bytes) where known; they are
+part of the message. Nothing here does any work beyond formatting.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+
+class MillstreamError(Exception):
+    """Base of all errors raised by Millstream.
+
+    Attributes:
+        topic: Topic name, or None.
+        partition: Partition number, or None.
+        offset: Record offset, or None.
+        path: File or directory, or None.
+        position: Byte position in `path`, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        topic: str | None = None,
+        partition: int | None = None,
+        offset: int | None = None,
+        path: str | None = None,
+        position: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.topic = topic
+        self.partition = partition
+        self.offset = offset
+        self.path = path
+        self.position = position
+
+    def at(
+        self,
+        *,
+        topic: str | None = None,
+        partition: int | None = None,
+        offset: int | None = None,
+        path: str | None = None,
+        position: int | None = None,
+    ) -> Self:
+        """Fill in the places this error does not know yet and return it, for `raise error.at(...)`."""
+        self.topic = topic if self.topic is None else self.topic
+        self.partition = partition if self.partition is None else self.partition
+        self.offset = offset if self.offset is None else self.offset
+        self.path = path if self.path is None else self.path
+        self.position = position if self.position is None else self.position
+        return self
+
+    def __str__(self) -> str:
+        places = [
+            f"{name} {value}"
+            for name, value in (
+                ("topic", self.topic),
+                ("partition", self.partition),
+                ("offset", self.offset),
+                ("file", self.path),
+                ("position", self.position),
+            )
+            if value is not None
+        ]
+        return f"{self.message} ({', '.join(places)})" if places else self.message
+
+
+class UsageError(MillstreamError, ValueError):
+    """The call is wrong; the message says what to change."""
+
+
+class UnknownTopicError(UsageError, KeyError):
+    """No topic of that name exists in this store."""
+
+
+class UnknownGroupError(UsageError, KeyError):
+    """No consumer group of that name exists in this store."""
+
+
+class TopicExistsError(UsageError):
+    """The topic exists already, with other partitions or configuration."""
+
+
+class OffsetOutOfRangeError(UsageError, IndexError):
+    """The offset is before the log start (retention removed it) or past the log end."""
+
+
+class DataError(MillstreamError):
+    """The data is not what it should be. Restore or skip it; retrying will not help."""
+
+
+class CorruptBatchError(DataError):
+    """A batch on disk fails its checks below the durable watermark. Restore the segment."""
+
+
+class CorruptSegmentError(DataError):
+    """A segment file is missing, damaged in its header, foreign or out of place."""
+
+
+class FormatVersionError(DataError):
+    """The bytes were written by a format version or feature this version does not know."""
+
+
+class RecordError(DataError):
+    """One record cannot be decoded or processed; topic, partition and offset say which."""
+
+
+class UnavailableError(MillstreamError):
+    """Not possible now. Try again later, or after the remedy the message names."""
+
+
+class LockedError(UnavailableError):
+    """Another live process holds the lock; the message names it where known."""
+
+
+class StoreClosedError(UnavailableError):
+    """The store, producer or consumer was closed, or belongs to the process before a fork."""
+
+
+class StorageError(UnavailableError, OSError):
+    """The operating system refused a file operation: disk full, read-only, permission, I/O.
+
+    `errno` is the operating system's number.
+    """
+
+    def __init__(self, message: str, *, errno: int, path: str, position: int | None = None) -> None:
+        super().__init__(message, path=path, position=position)
+        self.errno = errno
+
+
+class PoisonedError(UnavailableError):
+    """A sync of this partition failed, so what is on disk is unknown. Close and reopen the store.
+
+    The operating system may have dropped the dirty pages, so a second sync would report a success
+    that means nothing. Reopening re-verifies the log from disk.
+    """
+
+
+class BackpressureTimeoutError(UnavailableError, TimeoutError):
+    """The producer's byte bound stayed full for the whole timeout."""
+
+
+class FencedError(MillstreamError):
+    """Somebody newer owns the partition, transaction or pipeline. Stop writing and start again."""

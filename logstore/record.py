@@ -1,0 +1,53 @@
+"""The value types users see: a record, where it lies, and where it was written. Pure data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+Headers: TypeAlias = Sequence[tuple[str, bytes | None]]
+"""Ordered (name, value) pairs; names may repeat, a value may be None."""
+
+
+class TopicPartition(NamedTuple):
+    """One partition of one topic."""
+
+    topic: str
+    partition: int
+
+
+class Record(NamedTuple):
+    """One record as read from the log.
+
+    >>> Record("orders", 0, 7, 1_700_000_000_000, b"u1", b"{}", ()).offset
+    7
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    """Position in the partition. Offsets grow; gaps are left by aborted transactions."""
+    timestamp_ms: int
+    """UTC milliseconds: given by the producer, else the time of the append."""
+    key: bytes | None
+    value: bytes | None
+    """None is a tombstone: the key was deleted."""
+    headers: Headers
+
+
+class RecordMetadata(NamedTuple):
+    """Where a record was written."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+
+
+class AppendMetadata(NamedTuple):
+    """Where `append_many` wrote its records in one partition: offsets [base, base + count)."""
+
+    topic: str
+    partition: int
+    base_offset: int
+    record_count: int

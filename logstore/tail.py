@@ -1,0 +1,184 @@
+"""The `tail` word file: what the processes of one store tell each other without talking.
+
+A memory-mapped file of 64-bit words. A header of 64 words holds the store-wide append sequence and
+version counters which followers watch; then each partition has a slot of 32 words with its log
+end, its durable and its visible end. A word is read and written by one aligned 8-byte access.
+
+All of it is derived data: missing, foreign or garbage words cost a recovery scan and nothing else
+(`recovery.py`). The truth is in the segments and the catalog. Writers change a slot only under the
+store-wide append lock; the one exception is the durable and visible end, which only ever rise.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import xxhash
+
+from .clock import Clock
+from .storage import Storage, Words
+
+MAGIC = 0x4D53_5441_494C_3031
+HEADER_WORDS = 64
+SLOT_WORDS = 32
+GROW_SLOTS = 2048
+POLL_SECONDS = 0.002
+"""How long a follower sleeps between two looks at the word file; bounds latency and idle cost."""
+
+COUNTER_BITS = 40
+"""A sequence is generation << 40 | counter: a new generation starts above all that went before."""
+
+_WORDS = {
+    "magic": 0,
+    "inode": 1,
+    "generation": 2,
+    "sequence": 3,
+    "in_progress": 4,
+    "owner_pid": 5,
+    "wake_version": 6,
+    "topics_version": 7,
+    "groups_version": 8,
+    "transactions_version": 9,
+}
+
+
+def to_signed(value: int) -> int:
+    """The int64 with the same bits as the u64 `value`."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def to_unsigned(value: int) -> int:
+    """The u64 with the same bits as the int64 `value`."""
+    return value & 0xFFFF_FFFF_FFFF_FFFF
+
+
+def durable_check(partition_uid: int, durable_offset: int) -> int:
+    """A word which proves that `durable_offset` was written by us for this partition."""
+    return to_signed(
+        xxhash.xxh3_64_intdigest(durable_offset.to_bytes(8, "little"), seed=partition_uid)
+    )
+
+
+class Slot:
+    """The 32 words of one partition, by name. Not a lock: see the module docstring for who writes.
+
+    Invariant: start_offset <= durable_offset <= log_end and visible_offset <= log_end.
+    """
+
+    __slots__ = ("_base", "_words")
+
+    GENERATION = 0
+    LOG_END = 1
+    END_POSITION = 2
+    ACTIVE_BASE = 3
+    PREVIOUS_HASH = 4
+    MAX_TIMESTAMP = 5
+    SEQUENCE = 6
+    DURABLE_OFFSET = 7
+    DURABLE_CHECK = 8
+    VISIBLE_OFFSET = 9
+    VISIBLE_SEQUENCE = 10
+    ZERO_FILLED = 11
+    """Bytes of the active segment which exist on disk; beyond END_POSITION they are zero."""
+    POISONED = 12
+    SEGMENTS_VERSION = 13
+    """Bumped when the list of segments changes: roll, retention, recovery."""
+    START_OFFSET = 14
+    ACTIVE_UID = 15
+
+    def __init__(self, words: Words, index: int) -> None:
+        self._words = words
+        self._base = HEADER_WORDS + index * SLOT_WORDS
+
+    def __getitem__(self, word: int) -> int:
+        value: int = self._words.view[self._base + word]
+        return value
+
+    def __setitem__(self, word: int, value: int) -> None:
+        self._words.view[self._base + word] = value
+
+
+class Tail:
+    """The word file of an open store. Thread-safe; shared between processes.
+
+    `wait` combines a condition (same process: immediate) with a look at the word every 2 ms
+    (other processes), so followers need no daemon and next to no processor time.
+    """
+
+    def __init__(self, storage: Storage, clock: Clock) -> None:
+        self._clock = clock
+        self._words = storage.words("tail", HEADER_WORDS + GROW_SLOTS * SLOT_WORDS)
+        self._slots = GROW_SLOTS
+        self._condition = threading.Condition()
+        self._waiters = 0
+        self._grow_lock = threading.Lock()
+
+    def get(self, name: str) -> int:
+        """The header word `name`."""
+        value: int = self._words.view[_WORDS[name]]
+        return value
+
+    def set(self, name: str, value: int) -> None:
+        """Store the header word `name`."""
+        self._words.view[_WORDS[name]] = value
+
+    @property
+    def usable(self) -> bool:
+        """Whether the words were written by Millstream into this very file."""
+        return self.get("magic") == MAGIC and self.get("inode") == self._words.inode
+
+    def reset(self, generation: int) -> None:
+        """Start over under a new generation: every slot of an older one counts as unknown."""
+        self.set("magic", 0)
+        self.set("generation", generation)
+        self.set("sequence", generation << COUNTER_BITS)
+        self.set("in_progress", 0)
+        self.set("inode", self._words.inode)
+        self.set("magic", MAGIC)
+
+    def slot(self, index: int) -> Slot:
+        """The slot with that number; the file grows as needed."""
+        with self._grow_lock:
+            if index >= self._slots:
+                self._slots = (index // GROW_SLOTS + 1) * GROW_SLOTS
+                self._words.grow(HEADER_WORDS + self._slots * SLOT_WORDS)
+        return Slot(self._words, index)
+
+    def bump(self, name: str) -> None:
+        """Count the version word `name` up and wake every follower.
+
+        A lost increment when two processes race is harmless: readers compare for change, and
+        the word has changed.
+        """
+        if name != "wake_version":
+            self.set(name, self.get(name) + 1)
+        self.wake()
+
+    def wake(self) -> None:
+        """Tell followers, in this process and others, that something became visible."""
+        view = self._words.view
+        view[6] = view[6] + 1
+        if self._waiters:
+            with self._condition:
+                self._condition.notify_all()
+
+    def wait(self, seen: int, timeout: float | None) -> int:
+        """Block until `wake_version` differs from `seen` or `timeout` seconds passed; return it."""
+        deadline = None if timeout is None else self._clock.monotonic() + timeout
+        with self._condition:
+            self._waiters += 1
+            try:
+                while (now := self.get("wake_version")) == seen:
+                    pause = POLL_SECONDS
+                    if deadline is not None:
+                        pause = min(pause, deadline - self._clock.monotonic())
+                        if pause <= 0:
+                            break
+                    self._condition.wait(pause)
+            finally:
+                self._waiters -= 1
+        return now
+
+    def close(self) -> None:
+        """Unmap the file."""
+        self._words.close()
