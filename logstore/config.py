@@ -1,0 +1,244 @@
+"""What a topic is and how it may be configured: frozen, validated values. No I/O.
+
+Values arrive from users in their own units ("7d", "10GB", timedelta) through `from_options`, and
+are whole numbers with the unit in the name from there on. The stored form is JSON
+(`to_json`/`from_json`) in the catalog; a field missing there takes its default, so a field can be
+added later, and an unknown one was written by a newer version and is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias, cast, get_args
+
+from .errors import DataError, FormatVersionError, UsageError
+from .positions import parse_duration_ms, parse_size_bytes
+
+Durability: TypeAlias = Literal["sync", "interval", "os"]
+"""When an append is acknowledged. sync: after fdatasync, shared by all who wait. interval: after
+the write, synced at most some 100 ms later. os: after the write; the kernel decides the rest."""
+
+Isolation: TypeAlias = Literal["committed", "uncommitted"]
+"""committed: wait for open transactions and skip aborted ones. uncommitted: read everything."""
+
+Compression: TypeAlias = Literal["none", "lz4", "zstd"]
+"""Codec of the batches appended from now on; batches already written keep theirs."""
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+DAY_MS: Final = 86_400_000
+
+SEGMENT_BYTES_MIN: Final = 4 * KIB
+SEGMENT_BYTES_MAX: Final = 2048 * MIB
+PARTITIONS_MAX: Final = 4096
+"""Each partition is a directory, an open file and a row; more than this is a mistake."""
+
+_TOPIC_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,200}", re.ASCII)
+
+
+def check_topic_name(name: str) -> str:
+    """Return `name` if it is a user's topic name, else raise UsageError.
+
+    A topic is a directory, so the alphabet is what every file system takes.
+
+    >>> check_topic_name("orders.late")
+    'orders.late'
+    """
+    if not isinstance(name, str) or not _TOPIC_NAME.fullmatch(name) or name in {".", ".."}:
+        raise UsageError(
+            f"{name!r} is not a topic name: use 1 to 200 of A-Z a-z 0-9 . _ - (not '.' or '..')"
+        )
+    return name
+
+
+def check_internal_name(name: str) -> str:
+    """Return `name` if it is an internal topic ("@state/<pipeline>/<operator>"), else UsageError.
+
+    >>> check_internal_name("@state/revenue/window-1")
+    '@state/revenue/window-1'
+    """
+    parts = name.split("/")
+    if len(parts) != 3 or parts[0] != "@state":
+        raise UsageError(f"{name!r} is not an internal topic name: @state/<pipeline>/<operator>")
+    for part in parts[1:]:
+        check_topic_name(part)
+    return name
+
+
+def is_internal(name: str) -> bool:
+    """Whether `name` belongs to Millstream itself and is hidden from `Store.topics()`.
+
+    >>> is_internal("@state/revenue/window-1"), is_internal("orders")
+    (True, False)
+    """
+    return name.startswith("@")
+
+
+def check_partition_count(partitions: int) -> int:
+    """Return `partitions` if a topic can have that many, else raise UsageError."""
+    if not _is_int(partitions) or not 1 <= partitions <= PARTITIONS_MAX:
+        raise UsageError(f"partitions is {partitions!r}; give a number from 1 to {PARTITIONS_MAX}")
+    return partitions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicConfig:
+    """Configuration of one topic.
+
+    Raises:
+        UsageError: A value is of the wrong type or out of range; the message names the field.
+
+    >>> TopicConfig.from_options(retention="7d", compression="lz4").retention_ms
+    604800000
+    """
+
+    retention_ms: int | None = None
+    """Remove sealed segments whose newest record is older than this. None: keep for ever."""
+
+    retention_bytes: int | None = None
+    """Remove the oldest sealed segments of a partition while at least this much stays. None: keep
+    everything."""
+
+    compression: Compression = "none"
+    """none: fastest, readable in place. lz4: about half the size of JSON at little cost. zstd:
+    smallest."""
+
+    segment_bytes: int = 64 * MIB
+    """Roll to a new file at this size. Larger: fewer files; smaller: retention and compaction act
+    sooner. 4 KiB to 2 GiB. A larger batch gets a segment of its own."""
+
+    segment_ms: int = 7 * DAY_MS
+    """Roll a file that is older than this at the next append, so that retention by age can remove
+    it even in a quiet topic."""
+
+    def __post_init__(self) -> None:
+        _check_count("retention_ms", self.retention_ms, optional=True)
+        _check_count("retention_bytes", self.retention_bytes, optional=True)
+        if self.compression not in get_args(Compression):
+            known = ", ".join(get_args(Compression))
+            raise UsageError(f"compression is {self.compression!r}; choose one of {known}")
+        _check_count("segment_bytes", self.segment_bytes)
+        if not SEGMENT_BYTES_MIN <= self.segment_bytes <= SEGMENT_BYTES_MAX:
+            raise UsageError(
+                f"segment_bytes is {self.segment_bytes}; "
+                f"give {SEGMENT_BYTES_MIN} (4 KiB) to {SEGMENT_BYTES_MAX} (2 GiB)"
+            )
+        _check_count("segment_ms", self.segment_ms)
+
+    @classmethod
+    def from_options(cls, **options: object) -> TopicConfig:
+        """Build a configuration from what a user writes; see `with_options`."""
+        return cls().with_options(**options)
+
+    def with_options(self, **options: object) -> TopicConfig:
+        """This configuration with some options changed.
+
+        Options are the field names, and `retention` for `retention_ms`. Durations are "7d",
+        "1h30m", timedelta or milliseconds; sizes are "10GB", "64MiB" or bytes. None clears a
+        retention.
+
+        Raises:
+            UsageError: Unknown option (the message lists the known ones) or bad value.
+
+        >>> TopicConfig().with_options(retention_bytes="1MiB").retention_bytes
+        1048576
+        """
+        changes: dict[str, object] = {}
+        for option, value in options.items():
+            if option not in _OPTIONS:
+                known = ", ".join(sorted(_OPTIONS))
+                raise UsageError(f"unknown topic option {option!r}; the options are {known}")
+            field, parse = _OPTIONS[option]
+            if field in changes:
+                raise UsageError(f"{option!r} sets {field} a second time; give it once")
+            changes[field] = parse(value)
+        # __post_init__ checks every value, so the cast hides nothing.
+        fields = cast("dict[str, Any]", dataclasses.asdict(self) | changes)
+        return TopicConfig(**fields)
+
+    def to_json(self) -> str:
+        """The stored form: a JSON object of every field."""
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> TopicConfig:
+        """Read the stored form.
+
+        Raises:
+            FormatVersionError: It has a field this version does not know.
+            DataError: It is not what `to_json` writes.
+
+        >>> TopicConfig.from_json(TopicConfig().to_json()) == TopicConfig()
+        True
+        """
+        try:
+            fields = json.loads(text)
+        except ValueError as error:
+            raise DataError(f"a stored topic configuration is not JSON: {error}") from error
+        if not isinstance(fields, dict):
+            raise DataError("a stored topic configuration is not a JSON object")
+        unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise FormatVersionError(
+                f"a stored topic configuration has unknown fields: {', '.join(unknown)}; "
+                "open the store with a newer version"
+            )
+        try:
+            return cls(**fields)
+        except UsageError as error:
+            raise DataError(f"a stored topic configuration is invalid: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicInfo:
+    """One topic as the catalog knows it."""
+
+    id: int
+    """Number of the topic, never reused: a topic created again under the same name differs."""
+    name: str
+    """Unique in the store; internal topics start with "@"."""
+    partitions: int
+    """How many partitions; fixed at creation, because a key belongs to one of them."""
+    config: TopicConfig
+    """Its configuration at the time of reading."""
+    created_ms: int
+    """When it was created, UTC milliseconds."""
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_count(name: str, value: object, *, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        hint = "a positive whole number or None" if optional else "a positive whole number"
+        raise UsageError(f"{name} is {value!r}; give {hint}")
+
+
+def _duration(value: object) -> object:
+    # A wrong type is refused by parse_duration_ms itself, with its own message.
+    return None if value is None else parse_duration_ms(value)  # type: ignore[arg-type]
+
+
+def _size(value: object) -> object:
+    return None if value is None else parse_size_bytes(value)  # type: ignore[arg-type]  # as above
+
+
+def _as_is(value: object) -> object:
+    return value
+
+
+_OPTIONS: Final[Mapping[str, tuple[str, Callable[[object], object]]]] = {
+    "retention": ("retention_ms", _duration),
+    "retention_ms": ("retention_ms", _duration),
+    "retention_bytes": ("retention_bytes", _size),
+    "compression": ("compression", _as_is),
+    "segment_bytes": ("segment_bytes", _size),
+    "segment_ms": ("segment_ms", _duration),
+}
