@@ -1,0 +1,455 @@
+"""Build, seal, verify and open batches: the unit of append, checksum, compression and I/O. Pure.
+
+Writing has two steps. `encode_batch` does the work that needs no knowledge of the log (columns,
+compression, hashes) and runs outside every lock. `seal` adds what only the log knows (offsets,
+order, chain) and costs microseconds under the append lock, whatever the size of the batch.
+
+Reading has two as well. `parse_header` (format.py) and `verify_body` decide whether bytes are a
+batch; `decode_batch` hands out a RecordBatch (record_batch.py) whose columns are decoded lazily.
+The layout is in docs/log-format.md.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from itertools import accumulate, chain
+from typing import Final, NamedTuple
+
+from xxhash import xxh3_64_intdigest
+
+from .columns import encode_binary, padded
+from .compression import compress
+from .errors import CorruptBatchError, UsageError
+from .format import (
+    ALIGNMENT_BYTES,
+    APPEND_TIME,
+    BATCH_BODY_BYTES_MAX,
+    BATCH_FIELDS,
+    BATCH_HEADER_BYTES,
+    BATCH_MAGIC,
+    BATCH_VERSION,
+    CODEC_NONE,
+    CONTROL,
+    HAS_HEADERS,
+    HAS_KEYS,
+    INT64_MAX,
+    INT64_MIN,
+    NO_TIMESTAMP,
+    NULL_KEYS,
+    NULL_VALUES,
+    OFFSET_DELTAS,
+    OFFSET_MAX,
+    RECORD_COUNT_MAX,
+    SECTION_RAW_BYTES_MAX,
+    UNIFORM_TIMESTAMP,
+    BatchHeader,
+    Buffer,
+    Section,
+    parse_header,
+)
+from .record import Headers
+from .record_batch import RecordBatch, open_columns
+
+__all__ = [
+    "BatchHeader",
+    "BatchPlacement",
+    "EncodedBatch",
+    "RecordBatch",
+    "buffers",
+    "decode_batch",
+    "encode_batch",
+    "encode_gap",
+    "encode_retained",
+    "parse_header",
+    "seal",
+    "verify_body",
+]
+
+_EMPTY_HASH: Final = xxh3_64_intdigest(b"")
+_NO_SECTION: Final = Section(0, 0, _EMPTY_HASH)
+_PADDING: Final = tuple(bytes(length) for length in range(ALIGNMENT_BYTES))
+
+
+class EncodedBatch:
+    """A batch before it has a place in a log. Immutable; may be sealed again after a failed write.
+
+    Attributes:
+        record_count: Number of records; 0 for a gap.
+        last_offset_delta: Offsets covered, less one.
+        codec: Codec of the sections stored compressed; 0 when none is.
+        flags: Flags of format.py.
+        min_timestamp_ms: Lowest timestamp. With APPEND_TIME, `seal` replaces it.
+        max_timestamp_ms: Highest timestamp. With APPEND_TIME, `seal` replaces it.
+        sections: Stored bytes of sections A, B and C.
+        section_meta: Stored size, raw size and hash of each.
+        body_bytes: Size of the sections padded to 64.
+        total_bytes: Header and body: what the batch takes in the segment.
+    """
+
+    __slots__ = (
+        "body_bytes",
+        "codec",
+        "flags",
+        "last_offset_delta",
+        "max_timestamp_ms",
+        "min_timestamp_ms",
+        "record_count",
+        "section_meta",
+        "sections",
+        "total_bytes",
+    )
+
+    def __init__(
+        self,
+        *,
+        record_count: int,
+        last_offset_delta: int,
+        flags: int,
+        timestamps_ms: tuple[int, int],
+        raw: tuple[bytes, bytes, bytes],
+        codec: int,
+    ) -> None:
+        self.record_count = record_count
+        self.last_offset_delta = last_offset_delta
+        self.flags = flags
+        self.min_timestamp_ms, self.max_timestamp_ms = timestamps_ms
+        self.codec = CODEC_NONE
+        if codec == CODEC_NONE:
+            self.sections = raw
+        else:
+            a, b, c = raw
+            self.sections = (compress(codec, a), compress(codec, b), compress(codec, c))
+            if self.sections != raw:
+                self.codec = codec
+        self.section_meta = (
+            _section(self.sections[0], raw[0]),
+            _section(self.sections[1], raw[1]),
+            _section(self.sections[2], raw[2]),
+        )
+        a_bytes, b_bytes, c_bytes = map(len, self.sections)
+        self.body_bytes = (a_bytes + b_bytes + c_bytes + ALIGNMENT_BYTES - 1) & -ALIGNMENT_BYTES
+        self.total_bytes = BATCH_HEADER_BYTES + self.body_bytes
+        if self.body_bytes > BATCH_BODY_BYTES_MAX or max(map(len, raw)) > SECTION_RAW_BYTES_MAX:
+            raise UsageError(
+                f"records of one batch exceed {BATCH_BODY_BYTES_MAX} bytes; append fewer at once"
+            )
+
+
+def _section(stored: bytes, raw: bytes) -> Section:
+    if not raw:
+        return _NO_SECTION
+    return Section(len(stored), len(raw), xxh3_64_intdigest(stored))
+
+
+class BatchPlacement(NamedTuple):
+    """What only the log knows about a batch; see BatchHeader for the meaning of the fields."""
+
+    segment_uid: int
+    partition_uid: int
+    base_offset: int
+    append_timestamp_ms: int
+    previous_hash: int
+    durable_offset: int
+    sequence: int
+    transaction_id: int
+    prior_max_timestamp_ms: int
+    producer_id: int = 0
+    producer_epoch: int = 0
+    producer_sequence: int = 0
+    schema_id: int = 0
+
+
+def encode_batch(
+    values: Sequence[bytes | None],
+    keys: Sequence[bytes | None] | None = None,
+    timestamps_ms: Sequence[int] | None = None,
+    headers: Sequence[Headers] | None = None,
+    *,
+    codec: int = CODEC_NONE,
+) -> EncodedBatch:
+    """Encode records, given as columns of equal length, into one batch.
+
+    Args:
+        values: Bytes-like; None is a tombstone.
+        keys: Bytes-like or None each; None: no record has a key.
+        timestamps_ms: UTC milliseconds; None: the time of the append, stamped by `seal`.
+        headers: (name, value) pairs of each record; None: no record has headers.
+        codec: Number of the codec; sections that do not shrink are stored raw all the same.
+
+    Raises:
+        UsageError: Wrong types (the message names the index), columns of different lengths, no
+            records, or more than one batch can hold.
+
+    >>> encoded = encode_batch([b"a", None], keys=[b"k", b"k"], timestamps_ms=[5, 3])
+    >>> encoded.record_count, encoded.min_timestamp_ms, encoded.total_bytes
+    (2, 3, 320)
+    """
+    count = _count(values, keys, timestamps_ms, headers)
+    flags = 0
+    if timestamps_ms is None:
+        flags = UNIFORM_TIMESTAMP | APPEND_TIME
+        extremes = (0, 0)
+        lead = b""
+    else:
+        extremes, lead = _encode_timestamps(timestamps_ms)
+        if not lead:
+            flags = UNIFORM_TIMESTAMP
+    return _encode(values, keys, headers, _Lead(count, count - 1, flags, extremes, lead), codec)
+
+
+class _Lead(NamedTuple):
+    """What an encoder knows before keys and values: counts, flags, first part of section A."""
+
+    record_count: int
+    last_offset_delta: int
+    flags: int
+    timestamps_ms: tuple[int, int]
+    buffers: bytes
+
+
+def _encode(
+    values: Sequence[bytes | None],
+    keys: Sequence[bytes | None] | None,
+    headers: Sequence[Headers] | None,
+    lead: _Lead,
+    codec: int,
+) -> EncodedBatch:
+    flags = lead.flags
+    section_a = lead.buffers
+    section_c = b""
+    if keys is not None and not _all_none(keys):
+        section_a, nulls = encode_binary(keys, "keys", lead.buffers)
+        flags |= HAS_KEYS | NULL_KEYS if nulls else HAS_KEYS
+    section_b, nulls = encode_binary(values, "values")
+    if nulls:
+        flags |= NULL_VALUES
+    if headers is not None and any(headers):
+        section_c = _encode_headers(headers)
+        flags |= HAS_HEADERS
+    return EncodedBatch(
+        record_count=lead.record_count,
+        last_offset_delta=lead.last_offset_delta,
+        flags=flags,
+        timestamps_ms=lead.timestamps_ms,
+        raw=(section_a, section_b, section_c),
+        codec=codec,
+    )
+
+
+def encode_gap(count: int) -> EncodedBatch:
+    """A control batch that covers `count` offsets (1 to 2**32) without records.
+
+    Written where offsets must not be given out again: what they held is lost, but was seen.
+    """
+    if not 1 <= count <= 1 << 32:
+        raise UsageError(f"a gap covers 1 to 2**32 offsets, not {count}")
+    return EncodedBatch(
+        record_count=0,
+        last_offset_delta=count - 1,
+        flags=CONTROL,
+        timestamps_ms=(NO_TIMESTAMP, NO_TIMESTAMP),
+        raw=(b"", b"", b""),
+        codec=CODEC_NONE,
+    )
+
+
+def encode_retained(
+    batch: RecordBatch, indexes: Sequence[int], *, codec: int = CODEC_NONE
+) -> EncodedBatch:
+    """Encode again the records of `batch` at `indexes` (rising), for compaction.
+
+    Records keep their offsets and timestamps, and the batch keeps covering all of its offsets; with
+    no index it becomes a gap. Seal it with the base offset and append time of the original.
+
+    Args:
+        batch: A whole batch, not a slice.
+        indexes: Which records to keep.
+        codec: Number of the codec.
+    """
+    assert batch.record_count == batch.header.record_count
+    last_offset_delta = batch.header.last_offset_delta
+    if not indexes:
+        return encode_gap(last_offset_delta + 1)
+    base = batch.header.base_offset
+    column = batch.timestamps_ms
+    extremes, lead = _encode_timestamps([column[index] for index in indexes])
+    flags = batch.header.flags & APPEND_TIME
+    if not lead:
+        flags |= UNIFORM_TIMESTAMP
+    offsets = batch.offsets
+    deltas = [offsets[index] - base for index in indexes]
+    if deltas != list(range(last_offset_delta + 1)):
+        flags |= OFFSET_DELTAS
+        lead += array("I", deltas).tobytes() + bytes(-4 * len(deltas) & 7)
+    keys, values, headers = batch.keys, batch.values, batch.headers
+    return _encode(
+        [values[index] for index in indexes],
+        [keys[index] for index in indexes],
+        [headers[index] for index in indexes],
+        _Lead(len(deltas), last_offset_delta, flags, extremes, lead),
+        codec,
+    )
+
+
+def seal(encoded: EncodedBatch, placement: BatchPlacement) -> tuple[bytes, int]:
+    """The header of `encoded` at its place in the log, and the header's hash."""
+    minimum = encoded.min_timestamp_ms
+    maximum = encoded.max_timestamp_ms
+    if encoded.flags & APPEND_TIME:
+        minimum = maximum = placement.append_timestamp_ms
+    assert placement.base_offset + encoded.last_offset_delta <= OFFSET_MAX
+    fields = BATCH_FIELDS.pack(
+        BATCH_MAGIC,
+        BATCH_VERSION,
+        encoded.codec,
+        BATCH_HEADER_BYTES,
+        placement.partition_uid,
+        placement.base_offset,
+        encoded.last_offset_delta,
+        encoded.record_count,
+        encoded.body_bytes,
+        encoded.flags,
+        minimum,
+        maximum,
+        placement.append_timestamp_ms,
+        placement.producer_id,
+        placement.producer_epoch,
+        placement.producer_sequence,
+        placement.schema_id,
+        0,
+        placement.previous_hash,
+        placement.durable_offset,
+        placement.sequence,
+        placement.transaction_id,
+        placement.prior_max_timestamp_ms,
+        *encoded.section_meta[0],
+        *encoded.section_meta[1],
+        *encoded.section_meta[2],
+        0,
+    )
+    header_hash = xxh3_64_intdigest(fields, placement.segment_uid)
+    return fields + header_hash.to_bytes(8, "little"), header_hash
+
+
+def buffers(encoded: EncodedBatch, header: bytes) -> list[bytes]:
+    """What one vectored write puts into the segment: header, sections, padding."""
+    a, b, c = encoded.sections
+    padding = _PADDING[encoded.body_bytes - len(a) - len(b) - len(c)]
+    return [part for part in (header, a, b, c, padding) if part]
+
+
+def verify_body(header: BatchHeader, body: Buffer) -> None:
+    """Check that `body` is exactly what was written behind `header`.
+
+    Raises:
+        CorruptBatchError: Cut short, or a section or the padding is damaged.
+    """
+    if len(body) != header.body_bytes:
+        raise CorruptBatchError(f"batch body cut at {len(body)} of {header.body_bytes} bytes")
+    view = memoryview(body)
+    start = 0
+    for name, (stored_bytes, _, section_hash) in zip("ABC", header.sections, strict=True):
+        end = start + stored_bytes
+        if xxh3_64_intdigest(view[start:end]) != section_hash:
+            raise CorruptBatchError(f"section {name} of the batch fails its checksum")
+        start = end
+    if bytes(view[start:]) != _PADDING[header.body_bytes - start]:
+        raise CorruptBatchError("padding of the batch is not zero")
+
+
+def decode_batch(
+    topic: str, partition: int, header: BatchHeader, body: Buffer, *, verified: bool = False
+) -> RecordBatch:
+    """Open a batch for reading. `body` must not change afterwards.
+
+    Args:
+        topic: For the records.
+        partition: For the records.
+        header: As parsed.
+        body: The `header.body_bytes` bytes behind it.
+        verified: `verify_body` has passed these very bytes already; do not pay for it again.
+
+    Raises:
+        CorruptBatchError: The body is damaged. Columns that do not make sense although their hash
+            is right raise it later, when they are decoded.
+    """
+    if not verified:
+        verify_body(header, body)
+    return open_columns(topic, partition, header, body)
+
+
+# --- columns of a batch --------------------------------------------------------------------------
+
+
+def _count(
+    values: Sequence[bytes | None],
+    keys: Sequence[bytes | None] | None,
+    timestamps_ms: Sequence[int] | None,
+    headers: Sequence[Headers] | None,
+) -> int:
+    """Number of records, after checking that all columns have that length."""
+    try:
+        count = len(values)
+        for name, column in (
+            ("keys", keys),
+            ("timestamps_ms", timestamps_ms),
+            ("headers", headers),
+        ):
+            if column is not None and len(column) != count:
+                raise UsageError(f"{len(column)} {name} for {count} values")
+    except TypeError:
+        raise UsageError("columns of a batch must be sequences, such as lists") from None
+    if not 1 <= count <= RECORD_COUNT_MAX:
+        raise UsageError(f"a batch holds 1 to {RECORD_COUNT_MAX} records, not {count}")
+    return count
+
+
+def _all_none(column: Sequence[bytes | None]) -> bool:
+    # The first entry settles it almost always; count() compares entries, so only then.
+    return column[0] is None and all(entry is None for entry in column)
+
+
+def _encode_timestamps(timestamps_ms: Sequence[int]) -> tuple[tuple[int, int], bytes]:
+    """Lowest and highest timestamp, and the column; b"" when all are the same."""
+    try:
+        column = array("q", timestamps_ms)
+        minimum, maximum = min(column), max(column)
+    except (TypeError, OverflowError):
+        raise _wrong_timestamp(timestamps_ms) from None
+    if minimum == INT64_MIN:
+        raise _wrong_timestamp(timestamps_ms)
+    return (minimum, maximum), b"" if minimum == maximum else column.tobytes()
+
+
+def _wrong_timestamp(timestamps_ms: Sequence[object]) -> UsageError:
+    for index, timestamp in enumerate(timestamps_ms):
+        if not isinstance(timestamp, int) or not INT64_MIN < timestamp <= INT64_MAX:
+            return UsageError(
+                f"timestamps_ms[{index}] must be an int of UTC milliseconds, not {timestamp!r:.50}"
+            )
+    return UsageError("timestamps_ms must be a sequence of ints")
+
+
+def _encode_headers(headers: Sequence[Headers]) -> bytes:
+    try:
+        counts = array("i", accumulate(map(len, headers), initial=0))
+        pairs = [(name, value) for name, value in chain.from_iterable(headers)]
+        names = [name.encode() for name, _ in pairs]
+    except (TypeError, ValueError, AttributeError):
+        raise _wrong_headers(headers) from None
+    lead = counts.tobytes() + bytes(padded(4 * len(counts)) - 4 * len(counts))
+    section, _ = encode_binary(names, "header names", lead)
+    section, _ = encode_binary([value for _, value in pairs], "header values", section, bitmap=True)
+    return section
+
+
+def _wrong_headers(headers: Sequence[Headers]) -> UsageError:
+    for index, pairs in enumerate(headers):
+        try:
+            len(pairs)
+            for name, _ in pairs:
+                str.encode(name)
+        except (TypeError, ValueError):
+            return UsageError(f"headers[{index}] must be (name, value) pairs of str and bytes")
+    return UsageError("headers must be a sequence of sequences of (name, value) pairs")

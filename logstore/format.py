@@ -1,0 +1,341 @@
+"""The bytes on disk: magics, limits, flags, and the segment and batch headers. Pure.
+
+The twin of docs/log-format.md, which is the specification; where they differ, this file is wrong.
+Not here: what lies inside a batch body (columns.py), how a batch is built and read (batch.py,
+record_batch.py), and the index file (index.py). All integers are little-endian.
+
+Errors raised here know no place; the caller adds path, position and offset with `error.at(...)`.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from typing import Final, NamedTuple, TypeAlias
+
+from xxhash import xxh3_64_intdigest
+
+from .errors import CorruptBatchError, CorruptSegmentError, FormatVersionError
+
+if sys.byteorder != "little":
+    # Columns move between disk and `array` without swapping; a big-endian host would misread them.
+    raise ImportError("millstream needs a little-endian machine")
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+INT64_MIN: Final = -(1 << 63)
+INT64_MAX: Final = (1 << 63) - 1
+NO_TIMESTAMP: Final = INT64_MIN
+"""Stands for "no record yet" in running maxima and in batches without records."""
+
+ALIGNMENT_BYTES: Final = 64
+"""Batches start at multiples of this, so a scan for the magic after damage is a stride."""
+BATCH_BODY_BYTES_MAX: Final = 128 << 20
+SECTION_RAW_BYTES_MAX: Final = 128 << 20
+"""Bounds one allocation while decompressing, and keeps int32 column offsets far from overflow."""
+RECORD_COUNT_MAX: Final = 16 << 20
+OFFSET_MAX: Final = INT64_MAX
+"""Offsets are published in signed 64-bit words."""
+
+# Codecs. The numbers are part of the format; never change them.
+CODEC_NONE: Final = 0
+CODEC_LZ4: Final = 1
+CODEC_ZSTD: Final = 2
+CODEC_BY_NAME: Final = {"none": CODEC_NONE, "lz4": CODEC_LZ4, "zstd": CODEC_ZSTD}
+
+# Batch flags. The numbers are part of the format; never change them.
+UNIFORM_TIMESTAMP: Final = 1
+HAS_KEYS: Final = 2
+NULL_KEYS: Final = 4
+NULL_VALUES: Final = 8
+HAS_HEADERS: Final = 16
+OFFSET_DELTAS: Final = 32
+CONTROL: Final = 64
+APPEND_TIME: Final = 128
+KNOWN_FLAGS: Final = 255
+
+# --- segment header ------------------------------------------------------------------------------
+
+SEGMENT_MAGIC: Final = b"\x93MSG\r\n\x1a\n"
+SEGMENT_HEADER_BYTES: Final = 128
+SEGMENT_MAJOR: Final = 1
+SEGMENT_MINOR: Final = 0
+KNOWN_INCOMPATIBLE: Final = 0
+KNOWN_READ_ONLY_COMPATIBLE: Final = 0
+
+_SEGMENT_FIELDS: Final = struct.Struct("<8sHHIII16sQQQqQQQq16s")
+_U64: Final = struct.Struct("<Q")
+_SEGMENT_RESERVED: Final = bytes(16)
+
+
+class SegmentHeader(NamedTuple):
+    """The first 128 bytes of a segment file."""
+
+    store_uid: bytes
+    """16 bytes; the same in every segment of a store."""
+    segment_uid: int
+    """Random, not zero. Seeds the hashes of the batches, so another file's bytes never parse."""
+    partition_uid: int
+    base_offset: int
+    created_ms: int
+    previous_segment_uid: int = 0
+    """0: no previous segment."""
+    previous_hash: int = 0
+    """`header_hash` of the last batch of the previous segment (of its header, if it had none)."""
+    previous_bytes: int = 0
+    """Size of the previous segment when it was sealed."""
+    prior_max_timestamp_ms: int = NO_TIMESTAMP
+    """Running maximum timestamp of the partition before this segment."""
+    major: int = SEGMENT_MAJOR
+    minor: int = SEGMENT_MINOR
+    incompatible: int = 0
+    read_only_compatible: int = 0
+    compatible: int = 0
+    header_hash: int = 0
+    """Filled in by `parse_segment_header`; ignored by `encode_segment_header`."""
+
+
+def encode_segment_header(header: SegmentHeader) -> tuple[bytes, int]:
+    """The 128 bytes of `header` and their hash, which the first batch of the segment links to."""
+    assert len(header.store_uid) == 16
+    assert header.segment_uid != 0
+    fields = _SEGMENT_FIELDS.pack(
+        SEGMENT_MAGIC,
+        header.major,
+        header.minor,
+        header.incompatible,
+        header.read_only_compatible,
+        header.compatible,
+        header.store_uid,
+        header.segment_uid,
+        header.partition_uid,
+        header.base_offset,
+        header.created_ms,
+        header.previous_segment_uid,
+        header.previous_hash,
+        header.previous_bytes,
+        header.prior_max_timestamp_ms,
+        _SEGMENT_RESERVED,
+    )
+    header_hash = xxh3_64_intdigest(fields)
+    return fields + _U64.pack(header_hash), header_hash
+
+
+def parse_segment_header(buffer: Buffer, *, for_write: bool = False) -> SegmentHeader:
+    """Check and decode the first bytes of a segment file.
+
+    Args:
+        buffer: At least 128 bytes; what follows is ignored.
+        for_write: Refuse also the features that only a reader may ignore.
+
+    Raises:
+        CorruptSegmentError: Too short, not a segment, or damaged.
+        FormatVersionError: Intact, but written by a version or feature this one does not know.
+    """
+    if len(buffer) < SEGMENT_HEADER_BYTES:
+        raise CorruptSegmentError(f"segment header cut at {len(buffer)} of 128 bytes")
+    fields = _SEGMENT_FIELDS.unpack_from(buffer)
+    if fields[0] != SEGMENT_MAGIC:
+        raise CorruptSegmentError("not a segment file: wrong magic")
+    header_hash = _U64.unpack_from(buffer, 120)[0]
+    # The hash comes before the version: a flipped version bit is damage, not a newer format.
+    if xxh3_64_intdigest(buffer[:120]) != header_hash:
+        raise CorruptSegmentError("segment header fails its checksum")
+    major, minor, incompatible, read_only_compatible, compatible = fields[1:6]
+    if major != SEGMENT_MAJOR:
+        raise FormatVersionError(f"segment format {major}.{minor} is unknown; 1.x is supported")
+    unknown = incompatible & ~KNOWN_INCOMPATIBLE
+    if for_write:
+        unknown |= read_only_compatible & ~KNOWN_READ_ONLY_COMPATIBLE
+    if unknown:
+        raise FormatVersionError(f"segment uses unknown features 0x{unknown:x}")
+    if fields[15] != _SEGMENT_RESERVED or fields[7] == 0 or fields[9] > OFFSET_MAX:
+        raise CorruptSegmentError("segment header holds impossible values")
+    return SegmentHeader(
+        *fields[6:15], major, minor, incompatible, read_only_compatible, compatible, header_hash
+    )
+
+
+# --- batch header --------------------------------------------------------------------------------
+
+BATCH_MAGIC: Final = 0x9C42534D
+"""On disk `4D 53 42 9C`. Never zero, so a hole or a preallocated tail never looks like a batch."""
+BATCH_MAGIC_BYTES: Final = BATCH_MAGIC.to_bytes(4, "little")
+BATCH_VERSION: Final = 1
+BATCH_HEADER_BYTES: Final = 192
+BATCH_HASHED_BYTES: Final = 184
+BATCH_HEADER_BYTES_MAX: Final = 4096
+
+BATCH_FIELDS: Final = struct.Struct("<IBBHQQIIIIqqqQIIIIQQQQqIIQIIQIIQQ")
+"""Bytes 0 to 184 of the header; the hash over them follows."""
+_BATCH_HEADER: Final = struct.Struct(BATCH_FIELDS.format + "Q")
+
+
+class Section(NamedTuple):
+    """One of the three independently compressed and hashed parts of a batch body."""
+
+    stored_bytes: int
+    raw_bytes: int
+    """Equal to `stored_bytes`: stored raw. Greater: compressed with the batch's codec."""
+    hash: int
+    """xxh3_64 of the stored bytes."""
+
+
+class BatchHeader(NamedTuple):
+    """The 192 bytes before a batch body. docs/log-format.md says what each field is for."""
+
+    version: int
+    codec: int
+    header_bytes: int
+    partition_uid: int
+    base_offset: int
+    last_offset_delta: int
+    """The batch covers offsets [base_offset, base_offset + last_offset_delta]."""
+    record_count: int
+    """Less than the offsets covered after compaction; zero in control batches."""
+    body_bytes: int
+    """Stored sections and padding; a multiple of 64."""
+    flags: int
+    min_timestamp_ms: int
+    max_timestamp_ms: int
+    append_timestamp_ms: int
+    producer_id: int
+    producer_epoch: int
+    producer_sequence: int
+    schema_id: int
+    previous_hash: int
+    """`header_hash` of the batch before; of the segment header for the first batch."""
+    durable_offset: int
+    """The log is known to be synced up to this offset (exclusive)."""
+    sequence: int
+    """Store-wide append order."""
+    transaction_id: int
+    """0: not in a transaction."""
+    prior_max_timestamp_ms: int
+    """Running maximum timestamp of the partition before this batch, or NO_TIMESTAMP."""
+    sections: tuple[Section, Section, Section]
+    """A: timestamps, offset deltas and keys. B: values. C: headers."""
+    header_hash: int
+
+    @property
+    def last_offset(self) -> int:
+        """The last offset the batch covers, whether or not a record of that offset is left."""
+        return self.base_offset + self.last_offset_delta
+
+    @property
+    def next_offset(self) -> int:
+        """Where the log goes on after this batch."""
+        return self.base_offset + self.last_offset_delta + 1
+
+    @property
+    def total_bytes(self) -> int:
+        """Header and body."""
+        return self.header_bytes + self.body_bytes
+
+    @property
+    def running_max_timestamp_ms(self) -> int:
+        """The running maximum timestamp of the partition after this batch."""
+        return max(self.prior_max_timestamp_ms, self.max_timestamp_ms)
+
+
+def parse_header(buffer: Buffer, position: int, segment_uid: int) -> BatchHeader:
+    """Check and decode the batch header at `position` of `buffer`.
+
+    What this returns can be trusted: identity, sizes and flags have been checked against the hash
+    and against each other, and no size exceeds its limit. The body has not been looked at.
+
+    Raises:
+        CorruptBatchError: Cut short, not a batch of this segment, or damaged.
+        FormatVersionError: Intact, but of a version, codec or flag this version does not know.
+    """
+    if len(buffer) - position < BATCH_HEADER_BYTES:
+        raise CorruptBatchError(f"batch header cut at {max(0, len(buffer) - position)} bytes")
+    fields = _BATCH_HEADER.unpack_from(buffer, position)
+    if fields[0] != BATCH_MAGIC:
+        raise CorruptBatchError("no batch here: wrong magic")
+    if fields[1] != BATCH_VERSION or fields[3] != BATCH_HEADER_BYTES:
+        raise _other_version(buffer, position, segment_uid, version=fields[1], length=fields[3])
+    if xxh3_64_intdigest(buffer[position : position + 184], segment_uid) != fields[33]:
+        raise CorruptBatchError("batch header fails its checksum")
+    if fields[2] > CODEC_ZSTD:
+        raise FormatVersionError(f"batch codec {fields[2]} is unknown")
+    if fields[9] & ~KNOWN_FLAGS:
+        raise FormatVersionError(f"batch uses unknown flags 0x{fields[9] & ~KNOWN_FLAGS:x}")
+    header = BatchHeader(
+        *fields[1:17],
+        *fields[18:23],
+        (Section(*fields[23:26]), Section(*fields[26:29]), Section(*fields[29:32])),
+        fields[33],
+    )
+    reason = (
+        ("reserved bytes are not zero" if fields[17] or fields[32] else None)
+        or _offsets_fault(header)
+        or _sections_fault(header)
+    )
+    if reason is not None:
+        raise CorruptBatchError(f"batch header holds impossible values: {reason}")
+    return header
+
+
+def _other_version(
+    buffer: Buffer, position: int, segment_uid: int, *, version: int, length: int
+) -> CorruptBatchError | FormatVersionError:
+    """Tell a newer batch from a damaged one.
+
+    Every version keeps magic, version and header length where they are and ends its header with
+    the hash of what comes before it. Only an intact header may be called newer: a torn write that
+    left a strange version byte must stay a torn write.
+    """
+    end = position + length
+    if BATCH_HEADER_BYTES <= length <= BATCH_HEADER_BYTES_MAX and end <= len(buffer):
+        stored = _U64.unpack_from(buffer, end - 8)[0]
+        if xxh3_64_intdigest(buffer[position : end - 8], segment_uid) == stored:
+            return FormatVersionError(f"batch version {version} is unknown; 1 is supported")
+    return CorruptBatchError("batch header fails its checksum")
+
+
+def _offsets_fault(header: BatchHeader) -> str | None:  # noqa: PLR0911 - a list of rules
+    """Why counts, offsets and timestamps cannot be true, or None."""
+    count = header.record_count
+    if count > RECORD_COUNT_MAX:
+        return f"{count} records"
+    if header.last_offset > OFFSET_MAX:
+        return "offsets over 2**63"
+    if header.flags & CONTROL:
+        # A control batch covers offsets but holds no records.
+        return "records in a control batch" if count or header.flags != CONTROL else None
+    if count == 0:
+        return "no records"
+    if header.flags & OFFSET_DELTAS:
+        if header.last_offset_delta < count - 1:
+            return "more records than offsets"
+    elif header.last_offset_delta != count - 1:
+        return "record count and last offset disagree"
+    if header.min_timestamp_ms > header.max_timestamp_ms:
+        return "minimum timestamp over maximum"
+    return None
+
+
+def _sections_fault(header: BatchHeader) -> str | None:  # noqa: PLR0911 - a list of rules
+    """Why the sizes of the sections cannot be true, or None."""
+    stored_total = 0
+    for stored, raw, _ in header.sections:
+        if raw > SECTION_RAW_BYTES_MAX:
+            return f"a section of {raw} bytes"
+        if stored > raw or (stored < raw and header.codec == CODEC_NONE):
+            return "stored and raw size of a section disagree"
+        stored_total += stored
+    if header.body_bytes != -(-stored_total // ALIGNMENT_BYTES) * ALIGNMENT_BYTES:
+        return "sections and body size disagree"
+    if header.body_bytes > BATCH_BODY_BYTES_MAX:
+        return f"a body of {header.body_bytes} bytes"
+    keys, values, headers = (section.raw_bytes for section in header.sections)
+    if header.flags & CONTROL:
+        return "bytes in a control batch" if header.body_bytes else None
+    if bool(headers) != bool(header.flags & HAS_HEADERS):
+        return "headers flag and header bytes disagree"
+    # A column of n entries takes at least 4 (n + 1) bytes: bounds what decoding allocates.
+    minimum = 4 * (header.record_count + 1)
+    if values < minimum or (header.flags & HAS_KEYS and keys < minimum):
+        return "more records than bytes"
+    return None

@@ -1,0 +1,323 @@
+"""A batch as readers see it: columns and records, decoded when asked for. Pure.
+
+Whoever reads only values never touches keys, and a section is decompressed at most once. The bytes
+were verified before (batch.verify_body); the buffers inside are still checked against each other,
+because a hash says that bytes are what was written, not that they make sense.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import partial
+from itertools import repeat
+from typing import Final
+
+from .columns import decode_binary, decode_offsets, padded, rising
+from .compression import decompress
+from .errors import CorruptBatchError
+from .format import (
+    HAS_HEADERS,
+    HAS_KEYS,
+    NULL_KEYS,
+    NULL_VALUES,
+    OFFSET_DELTAS,
+    UNIFORM_TIMESTAMP,
+    BatchHeader,
+    Buffer,
+)
+from .record import Headers, Record
+
+# Building the tuple directly costs a third of calling Record, whose __new__ is Python code.
+_make_record = partial(tuple.__new__, Record)
+
+_SECTION_A: Final = 0
+_SECTION_B: Final = 1
+_SECTION_C: Final = 2
+
+
+class _Columns:
+    """The decoded columns of one whole batch, shared by all slices of it.
+
+    Two threads may decode the same column at once; both get the same answer.
+    """
+
+    __slots__ = ("_body", "_headers", "_keys", "_lead", "_values", "header")
+
+    def __init__(self, header: BatchHeader, body: Buffer) -> None:
+        self.header = header
+        self._body = body
+        self._lead: tuple[list[int], Sequence[int], int, bytes] | None = None
+        self._keys: list[bytes | None] | None = None
+        self._values: list[bytes | None] | None = None
+        self._headers: list[Headers] | None = None
+
+    def _section(self, number: int) -> bytes:
+        sections = self.header.sections
+        start = sum(section.stored_bytes for section in sections[:number])
+        stored_bytes, raw_bytes, _ = sections[number]
+        stored = self._body[start : start + stored_bytes]
+        if stored_bytes == raw_bytes:
+            return bytes(stored)
+        return decompress(self.header.codec, stored, raw_bytes)
+
+    def _leading(self) -> tuple[list[int], Sequence[int], int, bytes]:
+        """Timestamps, offsets, where the keys start in section A, and section A."""
+        if self._lead is not None:
+            return self._lead
+        header = self.header
+        count = header.record_count
+        section = self._section(_SECTION_A)
+        position = 0
+        if header.flags & UNIFORM_TIMESTAMP:
+            timestamps = [header.min_timestamp_ms] * count
+        else:
+            timestamps = _integers("q", section, position, count)
+            position += 8 * count
+        base = header.base_offset
+        offsets: Sequence[int] = range(base, base + count)
+        if header.flags & OFFSET_DELTAS:
+            deltas = _integers("I", section, position, count)
+            position += padded(4 * count)
+            if sorted(set(deltas)) != deltas or deltas[-1] > header.last_offset_delta:
+                raise CorruptBatchError("offset deltas do not rise within the batch")
+            offsets = [base + delta for delta in deltas]
+        if not header.flags & HAS_KEYS:
+            _require_end(section, position)
+        self._lead = (timestamps, offsets, position, section)
+        return self._lead
+
+    @property
+    def timestamps_ms(self) -> list[int]:
+        return self._leading()[0]
+
+    @property
+    def offsets(self) -> Sequence[int]:
+        header = self.header
+        if not header.flags & OFFSET_DELTAS:
+            return range(header.base_offset, header.base_offset + header.record_count)
+        return self._leading()[1]
+
+    @property
+    def keys(self) -> list[bytes | None]:
+        if self._keys is None:
+            header = self.header
+            if header.flags & HAS_KEYS:
+                _, _, position, section = self._leading()
+                nullable = bool(header.flags & NULL_KEYS)
+                keys, end = decode_binary(section, position, header.record_count, nullable=nullable)
+                _require_end(section, end)
+                self._keys = keys
+            else:
+                self._keys = [None] * header.record_count
+        return self._keys
+
+    @property
+    def values(self) -> list[bytes | None]:
+        if self._values is None:
+            header = self.header
+            if header.record_count == 0:
+                self._values = []
+                return self._values
+            section = self._section(_SECTION_B)
+            nullable = bool(header.flags & NULL_VALUES)
+            values, end = decode_binary(section, 0, header.record_count, nullable=nullable)
+            _require_end(section, end)
+            self._values = values
+        return self._values
+
+    @property
+    def headers(self) -> list[Headers]:
+        if self._headers is None:
+            header = self.header
+            if header.flags & HAS_HEADERS:
+                self._headers = _decode_headers(self._section(_SECTION_C), header.record_count)
+            else:
+                self._headers = [()] * header.record_count
+        return self._headers
+
+
+class RecordBatch:
+    """Records of one batch, or of a slice of it, as columns. Immutable and thread-safe.
+
+    The lists it hands out are shared; do not change them.
+
+    Attributes:
+        topic: Topic name.
+        partition: Partition number.
+        header: The header of the whole batch, also for a slice.
+        record_count: Number of records here; 0 for control batches.
+        base_offset: First offset covered.
+        last_offset: Last offset covered; reading goes on at the next. It may lie behind the last
+            record where compaction or a control batch left offsets without records.
+    """
+
+    __slots__ = (
+        "_columns",
+        "_start",
+        "_stop",
+        "base_offset",
+        "header",
+        "last_offset",
+        "partition",
+        "record_count",
+        "topic",
+    )
+
+    def __init__(
+        self, topic: str, partition: int, columns: _Columns, start: int, stop: int
+    ) -> None:
+        header = columns.header
+        self.topic = topic
+        self.partition = partition
+        self.header = header
+        self.record_count = stop - start
+        self._columns = columns
+        self._start = start
+        self._stop = stop
+        self.base_offset = header.base_offset
+        self.last_offset = header.last_offset
+        if start > 0:
+            # An empty slice at the end starts behind the batch.
+            whole = start < header.record_count
+            self.base_offset = columns.offsets[start] if whole else header.next_offset
+        if stop < header.record_count:
+            self.last_offset = columns.offsets[stop - 1] if stop > start else self.base_offset - 1
+
+    def __repr__(self) -> str:
+        return (
+            f"<RecordBatch {self.topic}/{self.partition}"
+            f" offsets [{self.base_offset}, {self.last_offset + 1}) records {self.record_count}>"
+        )
+
+    @property
+    def _whole(self) -> bool:
+        return self.record_count == self.header.record_count
+
+    @property
+    def sequence(self) -> int:
+        """Store-wide append order of the batch; slices of a batch share it."""
+        return self.header.sequence
+
+    @property
+    def prior_max_timestamp_ms(self) -> int:
+        """Running maximum timestamp of the partition before the first record here."""
+        header = self.header
+        prior = header.prior_max_timestamp_ms
+        if self._start == 0:
+            return prior
+        if header.flags & UNIFORM_TIMESTAMP:
+            return max(prior, header.min_timestamp_ms)
+        return max([prior, *self._columns.timestamps_ms[: self._start]])
+
+    @property
+    def offsets(self) -> Sequence[int]:
+        """Offset of each record: a range, or a list where compaction left holes."""
+        offsets = self._columns.offsets
+        return offsets if self._whole else offsets[self._start : self._stop]
+
+    @property
+    def timestamps_ms(self) -> list[int]:
+        """Timestamp of each record, UTC milliseconds."""
+        column = self._columns.timestamps_ms
+        return column if self._whole else column[self._start : self._stop]
+
+    @property
+    def keys(self) -> list[bytes | None]:
+        """Key of each record."""
+        column = self._columns.keys
+        return column if self._whole else column[self._start : self._stop]
+
+    @property
+    def values(self) -> list[bytes | None]:
+        """Value of each record; None is a tombstone."""
+        column = self._columns.values
+        return column if self._whole else column[self._start : self._stop]
+
+    @property
+    def headers(self) -> list[Headers]:
+        """Headers of each record."""
+        column = self._columns.headers
+        return column if self._whole else column[self._start : self._stop]
+
+    def records(self) -> list[Record]:
+        """All records here, in offset order. Built anew at each call.
+
+        Raises:
+            CorruptBatchError: The verified bytes do not make sense.
+        """
+        flags = self.header.flags
+        if self.record_count == 0:
+            return []
+        rows = zip(  # columns of one batch are equally long; repeat is endless
+            repeat(self.topic),
+            repeat(self.partition),
+            self.offsets,
+            repeat(self.header.min_timestamp_ms)
+            if flags & UNIFORM_TIMESTAMP
+            else self.timestamps_ms,
+            self.keys if flags & HAS_KEYS else repeat(None),
+            self.values,
+            self.headers if flags & HAS_HEADERS else repeat(()),
+            strict=False,
+        )
+        return list(map(_make_record, rows))
+
+    def slice(self, start: int, stop: int | None = None) -> RecordBatch:
+        """The records of index [start, stop) as a batch that shares the decoded columns.
+
+        Indexes count the records here, as in `list[start:stop]`. A slice up to the end keeps
+        `last_offset`, so a reader moves past offsets without records.
+        """
+        first, last, _ = slice(start, stop).indices(self.record_count)
+        last = max(first, last)
+        return RecordBatch(
+            self.topic, self.partition, self._columns, self._start + first, self._start + last
+        )
+
+    def from_offset(self, offset: int) -> RecordBatch:
+        """The records at `offset` and after."""
+        if offset <= self.base_offset:
+            return self
+        return self.slice(self.index_of(offset))
+
+    def index_of(self, offset: int) -> int:
+        """Index of the first record whose offset is at least `offset`; record_count if none."""
+        offsets = self.offsets
+        if isinstance(offsets, range):
+            return min(max(0, offset - offsets.start), len(offsets))
+        return bisect_left(offsets, offset)
+
+
+def _integers(typecode: str, section: bytes, position: int, count: int) -> list[int]:
+    column = array(typecode)
+    end = position + column.itemsize * count
+    if end > len(section):
+        raise CorruptBatchError("column runs past its section")
+    column.frombytes(section[position:end])
+    return column.tolist()
+
+
+def _require_end(section: bytes, position: int) -> None:
+    if position != len(section):
+        raise CorruptBatchError(f"section of {len(section)} bytes ends at {position}")
+
+
+def _decode_headers(section: bytes, count: int) -> list[Headers]:
+    bounds = rising(decode_offsets(section, 0, count))
+    total = bounds[-1]
+    names, position = decode_binary(section, padded(4 * (count + 1)), total, nullable=False)
+    values, end = decode_binary(section, position, total, nullable=True)
+    _require_end(section, end)
+    try:
+        texts = [str(name, "utf-8") for name in names if name is not None]
+    except UnicodeDecodeError as error:
+        raise CorruptBatchError("header name is not UTF-8") from error
+    pairs = list(zip(texts, values, strict=True))
+    return list(map(tuple, map(pairs.__getitem__, map(slice, bounds, bounds[1:]))))
+
+
+def open_columns(topic: str, partition: int, header: BatchHeader, body: Buffer) -> RecordBatch:
+    """The whole batch of `header` and its verified `body`."""
+    return RecordBatch(topic, partition, _Columns(header, body), 0, header.record_count)
