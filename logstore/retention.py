@@ -39,9 +39,9 @@ def expired(
     A segment goes when it is too old or when the partition is too large without it:
 
     - age: its newest append is more than `retention_ms` before `now_ms`. An append time ahead of
-      `now_ms` (the clock was set back) counts as now, so such a segment stays until the clock has
-      passed it, never longer than a new one would. The first segment young enough ends the
-      search, whatever follows it.
+      `now_ms` (the clock was set back) counts as now: when clocks are wrong, data stays too long
+      rather than goes too early. The first segment young enough ends the search, whatever
+      follows it.
     - bytes: what remains after the removal is still at least `retention_bytes`. So a partition
       keeps at least that much, and at most one segment more.
 

@@ -1,0 +1,496 @@
+"""The catalog: everything about a store that is not records, in one SQLite database.
+
+Topics, partitions, log checkpoints, transactions and pipeline checkpoints are read and written
+here; consumer groups in `group_catalog.py`, on the same connection; the tables are in `schema.py`.
+Records, indexes and log ends are not here: their truth is in the segments and the tail words.
+
+Every write is one durable transaction (`database.py`): a method that returns has made its change
+durable, and one that raises has changed nothing (but see `decide`). Thread-safe.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from .clock import Clock
+from .config import TopicConfig, TopicInfo, check_partition_count
+from .database import Database, Row, SQLValue, as_bytes, as_int, as_text
+from .errors import (
+    FencedError,
+    LockedError,
+    MillstreamError,
+    TopicExistsError,
+    UnknownTopicError,
+    UsageError,
+)
+from .schema import prepare
+
+
+class LogCheckpoint(NamedTuple):
+    """A verified place in a partition's active segment, from which recovery may start."""
+
+    segment_base: int
+    segment_uid: int
+    position: int
+    """Byte position in the segment file where the next batch starts."""
+    next_offset: int
+    previous_hash: int
+    max_timestamp_ms: int
+    sequence: int
+
+
+class PartitionRow(NamedTuple):
+    """What the catalog knows of one partition."""
+
+    topic_id: int
+    partition: int
+    slot: int
+    """Its slot in the tail words, never reused."""
+    uid: int
+    """Random, 1 to 2**63 - 1: batches of another partition, or of a deleted topic of the same
+    name, are recognised as foreign."""
+    start_offset: int
+    """Records below were removed by retention or trim."""
+    checkpoint: LogCheckpoint | None
+
+
+class OwnerRow(NamedTuple):
+    """A transaction owner just acquired: its next transaction is number `decided + 1`."""
+
+    id: int
+    epoch: int
+    decided: int
+
+
+class OwnerState(NamedTuple):
+    """What readers need to judge the transactions of one owner."""
+
+    id: int
+    decided: int
+    """Transactions up to this number are committed, except those in `aborted`; later ones open."""
+    aborted: frozenset[int]
+    lock_path: str
+    epoch: int
+    pid: int
+
+
+class GroupOffset(NamedTuple):
+    """The next offset group `group` will read from one partition."""
+
+    group: str
+    topic_id: int
+    partition: int
+    offset: int
+
+
+class Catalog:
+    """The catalog of one open store; see the module docstring.
+
+    Args:
+        filename: What SQLite opens: `storage.catalog_filename()`.
+        clock: Stamps commits.
+        read_only: Open what exists, write nothing.
+        on_commit: Called right before each COMMIT; crash tests hook in here.
+
+    Raises:
+        UsageError: `read_only` and there is no store.
+        FormatVersionError: A newer version of Millstream made this store.
+        DataError: The file is damaged or not a catalog.
+        StorageError: The operating system refused.
+        LockedError: Another process kept the catalog locked for 10 s.
+    """
+
+    def __init__(
+        self,
+        filename: str,
+        *,
+        clock: Clock,
+        read_only: bool = False,
+        on_commit: Callable[[], None] | None = None,
+    ) -> None:
+        self.clock = clock
+        self.database = Database(filename, clock=clock, read_only=read_only, on_commit=on_commit)
+        try:
+            prepare(self.database)
+        except BaseException:
+            self.database.close()
+            raise
+
+    def close(self) -> None:
+        """Close the connection. Idempotent."""
+        self.database.close()
+
+    def now_ms(self) -> int:
+        """The store's wall clock."""
+        return self.clock.now_ms()
+
+    # Store
+
+    @property
+    def store_uid(self) -> bytes:
+        """16 random bytes made with the store."""
+        return as_bytes(self.database.query("SELECT uid FROM store")[0][0])
+
+    @property
+    def generation(self) -> int:
+        """How often the tail words were made anew; see `next_generation`."""
+        return as_int(self.database.query("SELECT generation FROM store")[0][0])
+
+    def next_generation(self) -> int:
+        """Durably increment the generation and return it."""
+        with self.database.transaction("start a generation"):
+            return as_int(
+                self.database.query(
+                    "UPDATE store SET generation = generation + 1 RETURNING generation"
+                )[0][0]
+            )
+
+    def slots(self) -> int:
+        """How many tail slots were ever allocated."""
+        return as_int(self.database.query("SELECT slots FROM store")[0][0])
+
+    # Topics
+
+    def create_topic(
+        self, name: str, partitions: int, config: TopicConfig, created_ms: int
+    ) -> TopicInfo:
+        """Create a topic with its partitions, which get new uids and slots.
+
+        The caller has checked the name.
+
+        Raises:
+            TopicExistsError: The name is taken.
+        """
+        check_partition_count(partitions)
+        with self.database.transaction(f"create topic {name}"):
+            if self.database.query("SELECT 1 FROM topics WHERE name = ?", (name,)):
+                raise TopicExistsError(f"topic {name!r} exists already", topic=name)
+            topic_id = as_int(
+                self.database.query(
+                    "INSERT INTO topics (name, partitions, config, created_ms)"
+                    " VALUES (?, ?, ?, ?) RETURNING id",
+                    (name, partitions, config.to_json(), created_ms),
+                )[0][0]
+            )
+            after = as_int(
+                self.database.query(
+                    "UPDATE store SET slots = slots + ? RETURNING slots", (partitions,)
+                )[0][0]
+            )
+            for partition in range(partitions):
+                self.database.query(
+                    "INSERT INTO partitions (topic_id, partition, slot, uid, start_offset)"
+                    " VALUES (?, ?, ?, ?, 0)",
+                    (topic_id, partition, after - partitions + partition, _random_uid()),
+                )
+        return TopicInfo(
+            id=topic_id, name=name, partitions=partitions, config=config, created_ms=created_ms
+        )
+
+    def delete_topic(self, name: str) -> TopicInfo:
+        """Forget a topic, its partitions and what groups committed for it; return what it was.
+
+        Raises:
+            UnknownTopicError: There is none of that name.
+        """
+        with self.database.transaction(f"delete topic {name}"):
+            topic = self._require(name)
+            self.database.query("DELETE FROM topics WHERE id = ?", (topic.id,))
+        return topic
+
+    def topics(self) -> list[TopicInfo]:
+        """All topics by name, internal ones included."""
+        rows = self.database.query(
+            "SELECT id, name, partitions, config, created_ms FROM topics ORDER BY name"
+        )
+        return [self._topic_info(row) for row in rows]
+
+    def topic(self, name: str) -> TopicInfo | None:
+        """The topic of that name, or None."""
+        rows = self.database.query(
+            "SELECT id, name, partitions, config, created_ms FROM topics WHERE name = ?", (name,)
+        )
+        return self._topic_info(rows[0]) if rows else None
+
+    def set_topic_config(self, name: str, config: TopicConfig) -> TopicInfo:
+        """Replace the configuration and return the topic as it is now.
+
+        Raises:
+            UnknownTopicError: There is none of that name.
+        """
+        with self.database.transaction(f"configure topic {name}"):
+            self._require(name)
+            self.database.query(
+                "UPDATE topics SET config = ? WHERE name = ?", (config.to_json(), name)
+            )
+            return self._require(name)
+
+    # Partitions
+
+    def partition(self, topic_id: int, partition: int) -> PartitionRow:
+        """One partition.
+
+        Raises:
+            UnknownTopicError: The topic was deleted or has no such partition.
+        """
+        rows = self.database.query(
+            "SELECT topic_id, partition, slot, uid, start_offset, segment_base, segment_uid,"
+            " position, next_offset, previous_hash, max_timestamp_ms, sequence"
+            " FROM partitions WHERE topic_id = ? AND partition = ?",
+            (topic_id, partition),
+        )
+        if not rows:
+            raise UnknownTopicError(
+                f"topic number {topic_id} was deleted or has no such partition",
+                partition=partition,
+            )
+        return _partition_row(rows[0])
+
+    def save_checkpoint(self, topic_id: int, partition: int, checkpoint: LogCheckpoint) -> None:
+        """Remember where recovery may start. Nothing happens if the topic was deleted."""
+        values = checkpoint._replace(
+            segment_uid=_signed(checkpoint.segment_uid),
+            previous_hash=_signed(checkpoint.previous_hash),
+            sequence=_signed(checkpoint.sequence),
+        )
+        with self.database.transaction("save a log checkpoint"):
+            self.database.query(
+                "UPDATE partitions SET segment_base = ?, segment_uid = ?, position = ?,"
+                " next_offset = ?, previous_hash = ?, max_timestamp_ms = ?, sequence = ?"
+                " WHERE topic_id = ? AND partition = ?",
+                (*values, topic_id, partition),
+            )
+
+    def set_start_offset(self, topic_id: int, partition: int, offset: int) -> None:
+        """Raise the start offset. It never falls; nothing happens if the topic was deleted."""
+        with self.database.transaction("move a log start"):
+            self.database.query(
+                "UPDATE partitions SET start_offset = max(start_offset, ?)"
+                " WHERE topic_id = ? AND partition = ?",
+                (offset, topic_id, partition),
+            )
+
+    # Transactions and their owners
+
+    def acquire_owner(
+        self, name: str, lock_path: str, *, pid: int = 0, expected_epoch: int | None = None
+    ) -> OwnerRow:
+        """Become the owner `name`, fencing whoever was it before.
+
+        On take-over the transaction the former owner may have left open is aborted. That the
+        former owner is dead, or is to be fenced, is for the caller to know: it reads
+        `owner_named`, asks for the lock and passes the epoch it saw (0: there was none).
+
+        Raises:
+            LockedError: The epoch is not `expected_epoch` any more: somebody else was faster.
+        """
+        with self.database.transaction(f"acquire owner {name}"):
+            rows = self.database.query(
+                "SELECT id, epoch, decided FROM owners WHERE name = ?", (name,)
+            )
+            epoch = as_int(rows[0][1]) if rows else 0
+            if expected_epoch is not None and epoch != expected_epoch:
+                raise LockedError(f"{name!r} was taken by another process just now")
+            if not rows:
+                rows = self.database.query(
+                    "INSERT INTO owners (name, epoch, decided, lock_path, pid)"
+                    " VALUES (?, 1, 0, ?, ?) RETURNING id, epoch, decided",
+                    (name, lock_path, pid),
+                )
+            else:
+                owner_id, _, decided = (as_int(value) for value in rows[0])
+                self._mark_aborted(owner_id, decided + 1)
+                rows = self.database.query(
+                    "UPDATE owners SET epoch = epoch + 1, decided = decided + 1, lock_path = ?,"
+                    " pid = ? WHERE id = ? RETURNING id, epoch, decided",
+                    (lock_path, pid, owner_id),
+                )
+            return OwnerRow(*(as_int(value) for value in rows[0]))
+
+    def decide(
+        self,
+        owner_id: int,
+        epoch: int,
+        number: int,
+        committed: bool,
+        offsets: Sequence[GroupOffset] = (),
+        checkpoints: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Commit or abort transaction `number`, with its offsets and checkpoints, in one step.
+
+        After a StorageError the outcome is unknown until the owner is acquired again, because
+        the commit may have reached the disk before the failure.
+
+        Raises:
+            FencedError: Another process acquired the owner, or the number was decided already.
+            UnknownTopicError: An offset is of a topic that was deleted.
+        """
+        what = "commit" if committed else "abort"
+        with self.database.transaction(f"{what} a transaction"):
+            rows = self.database.query(
+                "SELECT epoch, decided, name FROM owners WHERE id = ?", (owner_id,)
+            )
+            if not rows or rows[0][0] != epoch:
+                name = as_text(rows[0][2]) if rows else owner_id
+                raise FencedError(f"another process took over {name!r}: cannot {what} transaction")
+            if rows[0][1] != number - 1:
+                raise FencedError(
+                    f"transaction {number} of {as_text(rows[0][2])!r} is not the next to decide;"
+                    f" transactions up to {as_int(rows[0][1])} are decided"
+                )
+            self.database.query("UPDATE owners SET decided = ? WHERE id = ?", (number, owner_id))
+            if not committed:
+                self._mark_aborted(owner_id, number)
+                return
+            self.write_group_offsets(offsets)
+            for checkpoint_name, data in (checkpoints or {}).items():
+                self.database.query(
+                    "INSERT INTO checkpoints (name, data) VALUES (?, ?)"
+                    " ON CONFLICT (name) DO UPDATE SET data = excluded.data",
+                    (checkpoint_name, data),
+                )
+
+    def owner(self, owner_id: int) -> OwnerState | None:
+        """The state of one owner's transactions, or None if there is no such owner."""
+        return self._owner_state("id", owner_id)
+
+    def owner_named(self, name: str) -> OwnerState | None:
+        """As `owner`, by name."""
+        return self._owner_state("name", name)
+
+    def abort_dead_owner(self, owner_id: int, number: int) -> bool:
+        """Abort open transaction `number` of an owner seen dead; a zombie of it is fenced.
+
+        Returns False, changing nothing, if the transaction has been decided in the meantime.
+        """
+        with self.database.transaction("abort a dead owner's transaction"):
+            changed = self.database.query(
+                "UPDATE owners SET epoch = epoch + 1, decided = ?"
+                " WHERE id = ? AND decided = ? RETURNING id",
+                (number, owner_id, number - 1),
+            )
+            if changed:
+                self._mark_aborted(owner_id, number)
+            return bool(changed)
+
+    # Checkpoints of pipelines
+
+    def checkpoint(self, name: str) -> bytes | None:
+        """What the last committed transaction stored under `name`, or None."""
+        rows = self.database.query("SELECT data FROM checkpoints WHERE name = ?", (name,))
+        return as_bytes(rows[0][0]) if rows else None
+
+    def delete_checkpoint(self, name: str) -> None:
+        """Forget a checkpoint; a missing one is fine."""
+        with self.database.transaction(f"delete checkpoint {name}"):
+            self.database.query("DELETE FROM checkpoints WHERE name = ?", (name,))
+
+    # Inside a transaction
+
+    def write_group_offsets(self, offsets: Sequence[GroupOffset]) -> None:
+        """Set committed offsets and create the groups they name. Call inside `transaction`.
+
+        Raises:
+            UnknownTopicError: A topic was deleted.
+        """
+        now_ms = self.now_ms()
+        for group in sorted({offset.group for offset in offsets}):
+            self.database.query(
+                "INSERT INTO groups (name) VALUES (?) ON CONFLICT DO NOTHING", (group,)
+            )
+        for group, topic_id, partition, offset in offsets:
+            if offset < 0:
+                raise UsageError(
+                    f"group {group!r} cannot commit a negative offset",
+                    partition=partition,
+                    offset=offset,
+                )
+            self.partition(topic_id, partition)
+            self.database.query(
+                "INSERT INTO group_partitions"
+                " (group_name, topic_id, partition, committed_offset, commit_ms)"
+                " VALUES (?, ?, ?, ?, ?)"
+                " ON CONFLICT (group_name, topic_id, partition) DO UPDATE SET"
+                " committed_offset = excluded.committed_offset, commit_ms = excluded.commit_ms",
+                (group, topic_id, partition, offset, now_ms),
+            )
+
+    def _mark_aborted(self, owner_id: int, number: int) -> None:
+        self.database.query(
+            "INSERT INTO aborted (owner_id, number) VALUES (?, ?)", (owner_id, number)
+        )
+
+    def _owner_state(self, column: str, value: SQLValue) -> OwnerState | None:
+        # One statement, so that `decided` and `aborted` belong together.
+        rows = self.database.query(
+            "SELECT id, decided, lock_path, epoch, pid,"  # noqa: S608 - column is one of ours
+            " (SELECT group_concat(number) FROM aborted WHERE owner_id = owners.id)"
+            f" FROM owners WHERE {column} = ?",
+            (value,),
+        )
+        if not rows:
+            return None
+        owner_id, decided, lock_path, epoch, pid, numbers = rows[0]
+        aborted = frozenset(map(int, as_text(numbers).split(","))) if numbers else frozenset[int]()
+        return OwnerState(
+            as_int(owner_id),
+            as_int(decided),
+            aborted,
+            as_text(lock_path),
+            as_int(epoch),
+            as_int(pid),
+        )
+
+    def _require(self, name: str) -> TopicInfo:
+        topic = self.topic(name)
+        if topic is None:
+            raise UnknownTopicError(f"there is no topic {name!r}", topic=name)
+        return topic
+
+    def _topic_info(self, row: Row) -> TopicInfo:
+        topic_id, name, partitions, config, created_ms = row
+        try:
+            return TopicInfo(
+                id=as_int(topic_id),
+                name=as_text(name),
+                partitions=as_int(partitions),
+                config=TopicConfig.from_json(as_text(config)),
+                created_ms=as_int(created_ms),
+            )
+        except MillstreamError as error:
+            raise error.at(topic=as_text(name), path=self.database.filename) from None
+
+
+def _partition_row(row: Row) -> PartitionRow:
+    topic_id, partition, slot, uid, start_offset, *saved = row
+    checkpoint = None
+    if saved[0] is not None:
+        stored = LogCheckpoint(*(as_int(value) for value in saved))
+        checkpoint = stored._replace(
+            segment_uid=_unsigned(stored.segment_uid),
+            previous_hash=_unsigned(stored.previous_hash),
+            sequence=_unsigned(stored.sequence),
+        )
+    return PartitionRow(
+        as_int(topic_id),
+        as_int(partition),
+        as_int(slot),
+        as_int(uid),
+        as_int(start_offset),
+        checkpoint,
+    )
+
+
+def _random_uid() -> int:
+    return secrets.randbelow(2**63 - 1) + 1
+
+
+def _signed(value: int) -> int:
+    """SQLite's integers are signed: the int64 with the same bits."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _unsigned(value: int) -> int:
+    return value & 0xFFFF_FFFF_FFFF_FFFF

@@ -1,0 +1,222 @@
+"""One SQLite database: its connection, its transactions, and its errors as ours.
+
+Only this module imports apsw. What the tables mean is in `catalog.py` and `group_catalog.py`.
+
+A write is one `BEGIN IMMEDIATE` transaction with synchronous=FULL: when the block ends its changes
+are durable, and when it raises nothing has changed. Thread-safe: one connection behind one lock.
+Not fork-safe: the engine refuses to be used in a child process.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Final, NoReturn, TypeAlias, cast
+
+import apsw
+
+from .clock import Clock
+from .errors import (
+    DataError,
+    LockedError,
+    MillstreamError,
+    StorageError,
+    StoreClosedError,
+    UsageError,
+)
+
+BUSY_TIMEOUT_SECONDS: Final = 10.0
+"""A catalog transaction takes milliseconds; who waits longer waits for a stuck process."""
+
+_logger = logging.getLogger("millstream")
+
+SQLValue: TypeAlias = str | int | bytes | None
+Row: TypeAlias = tuple[SQLValue, ...]
+
+
+class Database:
+    """An open SQLite database; see the module docstring.
+
+    Args:
+        filename: What SQLite opens: a path, or a "file:" URI.
+        clock: For waiting only.
+        read_only: Open what exists, write nothing.
+        on_commit: Called right before each COMMIT; crash tests hook in here.
+
+    Raises:
+        UsageError: `read_only` and there is no such file.
+        DataError: The file is damaged or not SQLite.
+        StorageError: The operating system refused.
+        LockedError: Another process kept the database locked for 10 s.
+    """
+
+    def __init__(
+        self,
+        filename: str,
+        *,
+        clock: Clock,
+        read_only: bool = False,
+        on_commit: Callable[[], None] | None = None,
+    ) -> None:
+        self.filename = filename
+        self.read_only = read_only
+        self._on_commit = on_commit
+        self._lock = threading.RLock()
+        self._connection = _connect(filename, clock, read_only=read_only)
+
+    def close(self) -> None:
+        """Close the connection. Idempotent."""
+        with self._lock:
+            self._connection.close()
+
+    def query(self, sql: str, bindings: Sequence[SQLValue] = ()) -> list[Row]:
+        """Run one statement and return all its rows.
+
+        Raises:
+            LockedError: The catalog stayed locked for 10 s.
+            StorageError: Disk full, read-only, I/O.
+            DataError: The catalog is damaged.
+        """
+        with self._lock:
+            try:
+                # What this module stored are the four types of SQLValue.
+                return cast("list[Row]", self._connection.execute(sql, bindings).fetchall())
+            except apsw.Error as error:
+                self._fail(error)
+
+    @contextmanager
+    def transaction(self, name: str) -> Iterator[None]:
+        """Everything inside happens durably, or, on any exception, not at all.
+
+        `name` says in messages what was attempted. Not reentrant. Other threads wait.
+        """
+        if self.read_only:
+            raise UsageError(f"the store is open read-only: cannot {name}", path=self.filename)
+        with self._lock:
+            self.query("SELECT 1")  # a closed connection is refused here
+            assert not self._connection.in_transaction, "transactions do not nest"
+            try:
+                self.query("BEGIN IMMEDIATE")
+                yield
+                if self._on_commit is not None:
+                    self._on_commit()
+                self.query("COMMIT")
+            except BaseException:
+                self._roll_back()
+                raise
+
+    def _roll_back(self) -> None:
+        try:
+            # SQLite has rolled back by itself after some errors, such as a full disk.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        except apsw.Error as error:
+            # Closing the connection is the one way left to be sure that nothing is half done.
+            _logger.warning("closed the catalog %s: rollback failed: %s", self.filename, error)
+            self._connection.close()
+
+    def _fail(self, error: apsw.Error) -> NoReturn:
+        raise _typed_error(error, self.filename, self._system_errno()) from error
+
+    def _system_errno(self) -> int:
+        try:
+            return self._connection.system_errno
+        except apsw.Error:  # the connection is closed
+            return 0
+
+
+def _connect(filename: str, clock: Clock, *, read_only: bool) -> apsw.Connection:
+    try:
+        connection = _open(filename, read_only=read_only)
+    except apsw.Error as error:
+        raise _typed_error(error, filename, 0) from error
+    try:
+        connection.set_busy_timeout(int(BUSY_TIMEOUT_SECONDS * 1000))
+        connection.execute("PRAGMA foreign_keys = ON")
+        # Every commit is synced, and on macOS past the disk's own cache.
+        connection.execute("PRAGMA synchronous = FULL; PRAGMA fullfsync = ON")
+        if not read_only:
+            _use_wal(connection, clock)
+    except apsw.Error as error:
+        number = connection.system_errno
+        connection.close()
+        raise _typed_error(error, filename, number) from error
+    return connection
+
+
+def _open(filename: str, *, read_only: bool) -> apsw.Connection:
+    if not read_only:
+        flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
+        return apsw.Connection(filename, flags=flags)
+    files = apsw.VFS("", base="")
+    if not filename.startswith("file:") and not files.xAccess(filename, apsw.SQLITE_ACCESS_EXISTS):
+        raise UsageError("there is no store here", path=filename)
+    return apsw.Connection(filename, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+
+
+def _use_wal(connection: apsw.Connection, clock: Clock) -> None:
+    """Readers never wait for writers. A memory database has no WAL and keeps its own mode."""
+    # SQLite does not wait when two processes switch a new database at once, so this does.
+    deadline = clock.monotonic() + BUSY_TIMEOUT_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except apsw.BusyError:
+            if clock.monotonic() >= deadline:
+                raise
+            clock.sleep(0.01)
+        else:
+            return
+
+
+_ERRNO: Final[Mapping[type[apsw.Error], tuple[int, str]]] = {
+    apsw.FullError: (errno.ENOSPC, "the disk is full"),
+    apsw.ReadOnlyError: (errno.EROFS, "the catalog cannot be written"),
+    apsw.PermissionsError: (errno.EACCES, "the catalog cannot be accessed"),
+    apsw.AuthError: (errno.EACCES, "the catalog cannot be accessed"),
+    apsw.CantOpenError: (errno.ENOENT, "the catalog cannot be opened"),
+    apsw.IOError: (errno.EIO, "reading or writing the catalog failed"),
+    apsw.NoMemError: (errno.ENOMEM, "out of memory"),
+}
+
+
+def _typed_error(error: apsw.Error, filename: str, system_errno: int) -> MillstreamError:
+    """The error of ours that tells the caller what to do about SQLite's."""
+    if isinstance(error, (apsw.BusyError, apsw.LockedError)):
+        return LockedError(
+            f"another process kept the catalog locked for {BUSY_TIMEOUT_SECONDS:.0f} s",
+            path=filename,
+        )
+    if isinstance(error, apsw.ConnectionClosedError):
+        return StoreClosedError("the store is closed", path=filename)
+    if type(error) in _ERRNO:
+        number, message = _ERRNO[type(error)]
+        # The system's number may be left over from an earlier call; only these two errors set it.
+        if system_errno and isinstance(error, (apsw.IOError, apsw.CantOpenError)):
+            number = system_errno
+        return StorageError(f"{message}: {error}", errno=number, path=filename)
+    return DataError(f"the catalog is damaged: {error}", path=filename)
+
+
+# STRICT tables hold what their columns say, so these only tell the type checker.
+
+
+def as_int(value: SQLValue) -> int:
+    """`value`, which is an integer."""
+    assert isinstance(value, int)
+    return value
+
+
+def as_text(value: SQLValue) -> str:
+    """`value`, which is a text."""
+    assert isinstance(value, str)
+    return value
+
+
+def as_bytes(value: SQLValue) -> bytes:
+    """`value`, which is a blob."""
+    assert isinstance(value, bytes)
+    return value

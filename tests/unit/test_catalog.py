@@ -1,0 +1,378 @@
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+import pytest
+
+from millstream.catalog import Catalog, GroupOffset, LogCheckpoint, OwnerRow
+from millstream.clock import SystemClock
+from millstream.config import TopicConfig
+from millstream.errors import (
+    DataError,
+    FencedError,
+    FormatVersionError,
+    LockedError,
+    StorageError,
+    StoreClosedError,
+    TopicExistsError,
+    UnknownTopicError,
+    UsageError,
+)
+
+U64 = 2**64 - 1
+CLOCK = SystemClock()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "catalog.db")
+
+
+@pytest.fixture
+def catalog(path: str) -> Iterator[Catalog]:
+    catalog = Catalog(path, clock=CLOCK)
+    yield catalog
+    catalog.close()
+
+
+def committed(catalog: Catalog, group: str) -> list[tuple[object, ...]]:
+    return catalog.database.query(
+        "SELECT topic_id, partition, committed_offset FROM group_partitions"
+        " WHERE group_name = ? ORDER BY 1, 2",
+        (group,),
+    )
+
+
+def test_a_store_keeps_its_uid_and_generation_over_reopening(path: str) -> None:
+    first = Catalog(path, clock=CLOCK)
+    uid = first.store_uid
+    assert first.generation == 0
+    assert first.next_generation() == 1
+    first.close()
+
+    second = Catalog(path, clock=CLOCK)
+
+    assert second.store_uid == uid
+    assert len(uid) == 16
+    assert second.generation == 1
+    second.close()
+
+
+def test_two_openers_of_a_new_catalog_agree_on_one_store(path: str) -> None:
+    uids: list[bytes] = []
+
+    def open_and_read() -> None:
+        catalog = Catalog(path, clock=CLOCK)
+        uids.append(catalog.store_uid)
+        catalog.close()
+
+    threads = [threading.Thread(target=open_and_read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(uids) == 4
+    assert len(set(uids)) == 1
+
+
+def test_a_memory_uri_works_like_a_file() -> None:
+    uri = "file:/millstream-test-catalog?vfs=memdb"
+    first = Catalog(uri, clock=CLOCK)
+    second = Catalog(uri, clock=CLOCK)
+
+    first.create_topic("a", 1, TopicConfig(), 5)
+
+    assert [topic.name for topic in second.topics()] == ["a"]
+    first.close()
+    second.close()
+
+
+def test_a_topic_comes_back_as_it_was_created(catalog: Catalog) -> None:
+    config = TopicConfig(retention_ms=7, compression="zstd")
+
+    created = catalog.create_topic("orders", 3, config, created_ms=123)
+
+    assert catalog.topic("orders") == created
+    assert (created.name, created.partitions, created.config, created.created_ms) == (
+        "orders",
+        3,
+        config,
+        123,
+    )
+    assert catalog.topic("other") is None
+
+
+def test_a_topic_name_is_taken_once(catalog: Catalog) -> None:
+    catalog.create_topic("orders", 1, TopicConfig(), 0)
+
+    with pytest.raises(TopicExistsError, match="orders"):
+        catalog.create_topic("orders", 1, TopicConfig(), 0)
+
+    assert catalog.slots() == 1
+
+
+def test_slots_and_topic_ids_are_never_reused(catalog: Catalog) -> None:
+    first = catalog.create_topic("a", 2, TopicConfig(), 0)
+    catalog.create_topic("b", 3, TopicConfig(), 0)
+    uid = catalog.partition(first.id, 0).uid
+    catalog.delete_topic("a")
+
+    again = catalog.create_topic("a", 2, TopicConfig(), 0)
+
+    assert again.id > first.id
+    assert [catalog.partition(again.id, n).slot for n in range(2)] == [5, 6]
+    assert catalog.slots() == 7
+    assert catalog.partition(again.id, 0).uid not in {0, uid}
+
+
+def test_a_deleted_topic_takes_partitions_and_group_offsets_along(catalog: Catalog) -> None:
+    topic = catalog.create_topic("a", 1, TopicConfig(), 0)
+    with catalog.database.transaction("test"):
+        catalog.write_group_offsets([GroupOffset("g", topic.id, 0, 4)])
+
+    catalog.delete_topic("a")
+
+    assert committed(catalog, "g") == []
+    with pytest.raises(UnknownTopicError):
+        catalog.partition(topic.id, 0)
+    with pytest.raises(UnknownTopicError):
+        catalog.delete_topic("a")
+
+
+def test_a_configuration_is_replaced(catalog: Catalog) -> None:
+    catalog.create_topic("a", 1, TopicConfig(), 0)
+
+    changed = catalog.set_topic_config("a", TopicConfig(retention_bytes=10))
+
+    assert changed == catalog.topic("a")
+    assert changed.config.retention_bytes == 10
+    with pytest.raises(UnknownTopicError):
+        catalog.set_topic_config("nope", TopicConfig())
+
+
+@pytest.mark.parametrize("value", [1, 2**63, U64])
+def test_a_checkpoint_keeps_64_bit_values(catalog: Catalog, value: int) -> None:
+    topic = catalog.create_topic("a", 1, TopicConfig(), 0)
+    assert catalog.partition(topic.id, 0).checkpoint is None
+    saved = LogCheckpoint(0, value, 4096, 2**62, value, -(2**63), 2**63 - 1)
+
+    catalog.save_checkpoint(topic.id, 0, saved)
+
+    assert catalog.partition(topic.id, 0).checkpoint == saved
+
+
+def test_a_start_offset_never_falls(catalog: Catalog) -> None:
+    topic = catalog.create_topic("a", 1, TopicConfig(), 0)
+
+    catalog.set_start_offset(topic.id, 0, 10)
+    catalog.set_start_offset(topic.id, 0, 5)
+
+    assert catalog.partition(topic.id, 0).start_offset == 10
+
+
+def test_a_committed_transaction_brings_its_offsets_and_checkpoints(catalog: Catalog) -> None:
+    topic = catalog.create_topic("a", 1, TopicConfig(), 0)
+    owner = catalog.acquire_owner("p", "locks/1.lock", pid=42)
+    assert owner == OwnerRow(owner.id, epoch=1, decided=0)
+
+    catalog.decide(
+        owner.id, 1, 1, True, [GroupOffset("g", topic.id, 0, 9)], {"pipeline/p": b"\x00state"}
+    )
+
+    state = catalog.owner(owner.id)
+    assert state is not None
+    assert (state.decided, state.aborted, state.epoch) == (1, frozenset(), 1)
+    assert (state.lock_path, state.pid) == ("locks/1.lock", 42)
+    assert catalog.owner_named("p") == state
+    assert committed(catalog, "g") == [(topic.id, 0, 9)]
+    assert catalog.checkpoint("pipeline/p") == b"\x00state"
+    catalog.delete_checkpoint("pipeline/p")
+    assert catalog.checkpoint("pipeline/p") is None
+
+
+def test_an_aborted_transaction_leaves_no_offsets(catalog: Catalog) -> None:
+    topic = catalog.create_topic("a", 1, TopicConfig(), 0)
+    owner = catalog.acquire_owner("p", "locks/1.lock")
+
+    catalog.decide(owner.id, 1, 1, False, [GroupOffset("g", topic.id, 0, 9)], {"c": b"x"})
+    catalog.decide(owner.id, 1, 2, True)
+    catalog.decide(owner.id, 1, 3, False)
+
+    state = catalog.owner(owner.id)
+    assert state is not None
+    assert (state.decided, state.aborted) == (3, frozenset({1, 3}))
+    assert committed(catalog, "g") == []
+    assert catalog.checkpoint("c") is None
+
+
+def test_taking_over_an_owner_fences_it_and_aborts_its_open_transaction(catalog: Catalog) -> None:
+    first = catalog.acquire_owner("p", "locks/1.lock")
+    catalog.decide(first.id, first.epoch, 1, True)
+
+    second = catalog.acquire_owner("p", "locks/2.lock")
+
+    assert second == OwnerRow(first.id, epoch=2, decided=2)
+    with pytest.raises(FencedError, match="'p'"):
+        catalog.decide(first.id, first.epoch, 2, True, [], {"c": b"zombie"})
+    assert catalog.checkpoint("c") is None
+    catalog.decide(second.id, second.epoch, 3, True)
+    state = catalog.owner(first.id)
+    assert state is not None
+    assert (state.decided, state.aborted) == (3, frozenset({2}))
+
+
+def test_of_two_who_saw_the_owner_dead_only_one_takes_over(catalog: Catalog) -> None:
+    catalog.acquire_owner("p", "locks/1.lock", expected_epoch=0)
+    catalog.acquire_owner("p", "locks/2.lock", expected_epoch=1)
+
+    with pytest.raises(LockedError):
+        catalog.acquire_owner("p", "locks/3.lock", expected_epoch=1)
+
+    state = catalog.owner_named("p")
+    assert state is not None
+    assert state.lock_path == "locks/2.lock"
+
+
+@pytest.mark.parametrize("number", [0, 2, 5])
+def test_transactions_are_decided_in_order(catalog: Catalog, number: int) -> None:
+    owner = catalog.acquire_owner("p", "locks/1.lock")
+
+    with pytest.raises(FencedError):
+        catalog.decide(owner.id, owner.epoch, number, True)
+
+
+def test_the_transaction_of_a_dead_owner_is_aborted_once(catalog: Catalog) -> None:
+    owner = catalog.acquire_owner("p", "locks/1.lock")
+    catalog.decide(owner.id, owner.epoch, 1, True)
+
+    assert not catalog.abort_dead_owner(owner.id, 1)
+    assert catalog.abort_dead_owner(owner.id, 2)
+    assert not catalog.abort_dead_owner(owner.id, 2)
+
+    with pytest.raises(FencedError):
+        catalog.decide(owner.id, owner.epoch, 3, True)
+    state = catalog.owner(owner.id)
+    assert state is not None
+    assert (state.decided, state.aborted) == (2, frozenset({2}))
+    assert catalog.owner(owner.id + 1) is None
+
+
+def test_a_commit_naming_a_deleted_topic_changes_nothing(catalog: Catalog) -> None:
+    topic = catalog.create_topic("a", 1, TopicConfig(), 0)
+    owner = catalog.acquire_owner("p", "locks/1.lock")
+
+    with pytest.raises(UnknownTopicError):
+        catalog.decide(
+            owner.id,
+            1,
+            1,
+            True,
+            [GroupOffset("g", topic.id, 0, 1), GroupOffset("g", topic.id + 1, 0, 1)],
+        )
+
+    state = catalog.owner(owner.id)
+    assert state is not None
+    assert state.decided == 0
+    assert committed(catalog, "g") == []
+
+
+def test_a_failure_before_the_commit_changes_nothing(path: str) -> None:
+    class Crash(BaseException):
+        pass
+
+    def crash() -> None:
+        if armed:
+            raise Crash
+
+    armed = False
+    catalog = Catalog(path, clock=CLOCK, on_commit=crash)
+    armed = True
+
+    with pytest.raises(Crash):
+        catalog.create_topic("a", 1, TopicConfig(), 0)
+
+    armed = False
+    assert catalog.topics() == []
+    catalog.create_topic("a", 1, TopicConfig(), 0)
+    assert catalog.slots() == 1
+    catalog.close()
+
+
+def test_a_locked_catalog_is_a_typed_error(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream.database.BUSY_TIMEOUT_SECONDS", 0.05)
+    catalog = Catalog(path, clock=CLOCK)
+    other = apsw.Connection(path)
+    other.execute("BEGIN IMMEDIATE")
+
+    with pytest.raises(LockedError, match="locked"):
+        catalog.next_generation()
+
+    other.execute("ROLLBACK")
+    assert catalog.next_generation() == 1
+    other.close()
+    catalog.close()
+
+
+def test_opening_read_only_needs_a_store(path: str) -> None:
+    with pytest.raises(UsageError, match="no store"):
+        Catalog(path, clock=CLOCK, read_only=True)
+
+    assert not Path(path).exists()
+
+
+def test_a_read_only_catalog_reads_but_does_not_write(path: str, catalog: Catalog) -> None:
+    catalog.create_topic("a", 1, TopicConfig(), 0)
+
+    reader = Catalog(path, clock=CLOCK, read_only=True)
+
+    assert [topic.name for topic in reader.topics()] == ["a"]
+    with pytest.raises(UsageError, match="read-only"):
+        reader.next_generation()
+    catalog.create_topic("b", 1, TopicConfig(), 0)
+    assert [topic.name for topic in reader.topics()] == ["a", "b"]
+    reader.close()
+
+
+def test_a_newer_schema_is_refused(path: str, catalog: Catalog) -> None:
+    catalog.database.query("PRAGMA user_version = 2")
+
+    with pytest.raises(FormatVersionError, match="version 2"):
+        Catalog(path, clock=CLOCK)
+
+
+@pytest.mark.parametrize("content", [b"not a database" * 100, b"SQLite format 3\x00" + bytes(5000)])
+def test_a_file_that_is_no_catalog_is_refused_and_kept(path: str, content: bytes) -> None:
+    Path(path).write_bytes(content)
+
+    with pytest.raises(DataError) as caught:
+        Catalog(path, clock=CLOCK)
+
+    assert caught.value.path == path
+    assert Path(path).read_bytes() == content
+
+
+def test_somebody_elses_database_is_refused(path: str) -> None:
+    other = apsw.Connection(path)
+    other.execute("CREATE TABLE theirs (x)")
+    other.close()
+
+    with pytest.raises(DataError, match="not a catalog"):
+        Catalog(path, clock=CLOCK)
+
+
+def test_a_missing_directory_is_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot be opened"):
+        Catalog(str(tmp_path / "nowhere" / "catalog.db"), clock=CLOCK)
+
+
+def test_a_closed_catalog_says_so(path: str) -> None:
+    catalog = Catalog(path, clock=CLOCK)
+    catalog.close()
+    catalog.close()
+
+    with pytest.raises(StoreClosedError):
+        catalog.topics()
+    with pytest.raises(StoreClosedError):
+        catalog.next_generation()
