@@ -1,0 +1,54 @@
+"""The public surface is declared, complete and light to import."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+FACADES = ("millstream", "millstream.processor")
+HEAVY = ("asyncio", "click", "numpy", "pyarrow", "rich", "zstandard")
+
+
+def public_names(module: ModuleType) -> set[str]:
+    return {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType) and name != "annotations"
+    }
+
+
+@pytest.mark.parametrize("facade", FACADES)
+def test_all_is_sorted_and_holds_every_public_name(facade: str) -> None:
+    module = importlib.import_module(facade)
+
+    assert sorted(module.__all__) == list(module.__all__)
+    assert public_names(module) == set(module.__all__)
+
+
+@pytest.mark.parametrize("facade", FACADES)
+def test_every_public_name_is_documented(facade: str) -> None:
+    module = importlib.import_module(facade)
+    public = {name: getattr(module, name) for name in module.__all__}
+    ours = {
+        name: value
+        for name, value in public.items()
+        if (getattr(value, "__module__", None) or "").startswith("millstream")
+    }
+
+    assert [] == [name for name, value in ours.items() if not value.__doc__]
+
+
+def test_import_loads_nothing_heavy() -> None:
+    """Each of these costs 20 to 200 ms; it is loaded when first used."""
+    program = "import json, sys, millstream; print(json.dumps(sorted(sys.modules)))"
+    output = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, timeout=60
+    ).stdout
+    loaded = {name.split(".")[0] for name in json.loads(output)}
+
+    assert set() == loaded & set(HEAVY)
