@@ -11,14 +11,14 @@ The layout is in docs/log-format.md.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from itertools import accumulate, chain
+from struct import error as StructError, pack  # noqa: N812 - it is a class
 from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
-from .columns import encode_binary, padded
+from .columns import encode_binary
 from .compression import compress
 from .errors import CorruptBatchError, UsageError
 from .format import (
@@ -34,7 +34,6 @@ from .format import (
     HAS_HEADERS,
     HAS_KEYS,
     INT64_MAX,
-    INT64_MIN,
     NO_TIMESTAMP,
     NULL_KEYS,
     NULL_VALUES,
@@ -45,7 +44,6 @@ from .format import (
     UNIFORM_TIMESTAMP,
     BatchHeader,
     Buffer,
-    Section,
     parse_header,
 )
 from .record import Headers
@@ -66,8 +64,9 @@ __all__ = [
     "verify_body",
 ]
 
-_EMPTY_HASH: Final = xxh3_64_intdigest(b"")
-_NO_SECTION: Final = Section(0, 0, _EMPTY_HASH)
+BATCH_RAW_BYTES_MAX: Final = min(BATCH_BODY_BYTES_MAX, SECTION_RAW_BYTES_MAX)
+"""What one batch may take before compression: buffers of all its columns together."""
+
 _PADDING: Final = tuple(bytes(length) for length in range(ALIGNMENT_BYTES))
 
 
@@ -102,44 +101,35 @@ class EncodedBatch:
 
     def __init__(
         self,
-        *,
-        record_count: int,
-        last_offset_delta: int,
+        counts: tuple[int, int],
         flags: int,
         timestamps_ms: tuple[int, int],
         raw: tuple[bytes, bytes, bytes],
         codec: int,
     ) -> None:
-        self.record_count = record_count
-        self.last_offset_delta = last_offset_delta
+        """Compress and hash `raw`; `counts` are record_count and last_offset_delta."""
+        self.record_count, self.last_offset_delta = counts
         self.flags = flags
         self.min_timestamp_ms, self.max_timestamp_ms = timestamps_ms
+        a, b, c = raw
+        a_raw, b_raw, c_raw = len(a), len(b), len(c)
         self.codec = CODEC_NONE
-        if codec == CODEC_NONE:
-            self.sections = raw
-        else:
-            a, b, c = raw
-            self.sections = (compress(codec, a), compress(codec, b), compress(codec, c))
-            if self.sections != raw:
+        if codec != CODEC_NONE:
+            a, b, c = compress(codec, a), compress(codec, b), compress(codec, c)
+            if (len(a), len(b), len(c)) != (a_raw, b_raw, c_raw):
                 self.codec = codec
+        self.sections = (a, b, c)
         self.section_meta = (
-            _section(self.sections[0], raw[0]),
-            _section(self.sections[1], raw[1]),
-            _section(self.sections[2], raw[2]),
+            (len(a), a_raw, xxh3_64_intdigest(a)),
+            (len(b), b_raw, xxh3_64_intdigest(b)),
+            (len(c), c_raw, xxh3_64_intdigest(c)),
         )
-        a_bytes, b_bytes, c_bytes = map(len, self.sections)
-        self.body_bytes = (a_bytes + b_bytes + c_bytes + ALIGNMENT_BYTES - 1) & -ALIGNMENT_BYTES
+        stored = len(a) + len(b) + len(c)
+        self.body_bytes = (stored + ALIGNMENT_BYTES - 1) & -ALIGNMENT_BYTES
         self.total_bytes = BATCH_HEADER_BYTES + self.body_bytes
-        if self.body_bytes > BATCH_BODY_BYTES_MAX or max(map(len, raw)) > SECTION_RAW_BYTES_MAX:
-            raise UsageError(
-                f"records of one batch exceed {BATCH_BODY_BYTES_MAX} bytes; append fewer at once"
-            )
-
-
-def _section(stored: bytes, raw: bytes) -> Section:
-    if not raw:
-        return _NO_SECTION
-    return Section(len(stored), len(raw), xxh3_64_intdigest(stored))
+        # The raw sum bounds each section too; nothing that compresses well needs larger batches.
+        if a_raw + b_raw + c_raw > BATCH_RAW_BYTES_MAX:
+            raise UsageError(f"records of one batch exceed {BATCH_RAW_BYTES_MAX} bytes")
 
 
 class BatchPlacement(NamedTuple):
@@ -195,46 +185,8 @@ def encode_batch(
         extremes, lead = _encode_timestamps(timestamps_ms)
         if not lead:
             flags = UNIFORM_TIMESTAMP
-    return _encode(values, keys, headers, _Lead(count, count - 1, flags, extremes, lead), codec)
-
-
-class _Lead(NamedTuple):
-    """What an encoder knows before keys and values: counts, flags, first part of section A."""
-
-    record_count: int
-    last_offset_delta: int
-    flags: int
-    timestamps_ms: tuple[int, int]
-    buffers: bytes
-
-
-def _encode(
-    values: Sequence[bytes | None],
-    keys: Sequence[bytes | None] | None,
-    headers: Sequence[Headers] | None,
-    lead: _Lead,
-    codec: int,
-) -> EncodedBatch:
-    flags = lead.flags
-    section_a = lead.buffers
-    section_c = b""
-    if keys is not None and not _all_none(keys):
-        section_a, nulls = encode_binary(keys, "keys", lead.buffers)
-        flags |= HAS_KEYS | NULL_KEYS if nulls else HAS_KEYS
-    section_b, nulls = encode_binary(values, "values")
-    if nulls:
-        flags |= NULL_VALUES
-    if headers is not None and any(headers):
-        section_c = _encode_headers(headers)
-        flags |= HAS_HEADERS
-    return EncodedBatch(
-        record_count=lead.record_count,
-        last_offset_delta=lead.last_offset_delta,
-        flags=flags,
-        timestamps_ms=lead.timestamps_ms,
-        raw=(section_a, section_b, section_c),
-        codec=codec,
-    )
+    more, sections = _encode_sections(lead, keys, values, headers)
+    return EncodedBatch((count, count - 1), flags | more, extremes, sections, codec)
 
 
 def encode_gap(count: int) -> EncodedBatch:
@@ -244,14 +196,8 @@ def encode_gap(count: int) -> EncodedBatch:
     """
     if not 1 <= count <= 1 << 32:
         raise UsageError(f"a gap covers 1 to 2**32 offsets, not {count}")
-    return EncodedBatch(
-        record_count=0,
-        last_offset_delta=count - 1,
-        flags=CONTROL,
-        timestamps_ms=(NO_TIMESTAMP, NO_TIMESTAMP),
-        raw=(b"", b"", b""),
-        codec=CODEC_NONE,
-    )
+    nothing = (NO_TIMESTAMP, NO_TIMESTAMP)
+    return EncodedBatch((0, count - 1), CONTROL, nothing, (b"", b"", b""), CODEC_NONE)
 
 
 def encode_retained(
@@ -281,15 +227,16 @@ def encode_retained(
     deltas = [offsets[index] - base for index in indexes]
     if deltas != list(range(last_offset_delta + 1)):
         flags |= OFFSET_DELTAS
-        lead += array("I", deltas).tobytes() + bytes(-4 * len(deltas) & 7)
+        lead += pack(f"<{len(deltas)}I{-4 * len(deltas) & 7}x", *deltas)
     keys, values, headers = batch.keys, batch.values, batch.headers
-    return _encode(
-        [values[index] for index in indexes],
+    more, sections = _encode_sections(
+        lead,
         [keys[index] for index in indexes],
+        [values[index] for index in indexes],
         [headers[index] for index in indexes],
-        _Lead(len(deltas), last_offset_delta, flags, extremes, lead),
-        codec,
     )
+    counts = (len(deltas), last_offset_delta)
+    return EncodedBatch(counts, flags | more, extremes, sections, codec)
 
 
 def seal(encoded: EncodedBatch, placement: BatchPlacement) -> tuple[bytes, int]:
@@ -382,6 +329,28 @@ def decode_batch(
 # --- columns of a batch --------------------------------------------------------------------------
 
 
+def _encode_sections(
+    lead: bytes,
+    keys: Sequence[bytes | None] | None,
+    values: Sequence[bytes | None],
+    headers: Sequence[Headers] | None,
+) -> tuple[int, tuple[bytes, bytes, bytes]]:
+    """The flags that describe the sections, and the sections; `lead` goes before the keys."""
+    flags = 0
+    section_a = lead
+    section_c = b""
+    if keys is not None and not _all_none(keys):
+        section_a, nulls = encode_binary(keys, "keys", lead)
+        flags = HAS_KEYS | NULL_KEYS if nulls else HAS_KEYS
+    section_b, nulls = encode_binary(values, "values")
+    if nulls:
+        flags |= NULL_VALUES
+    if headers is not None and any(headers):
+        section_c = _encode_headers(headers)
+        flags |= HAS_HEADERS
+    return flags, (section_a, section_b, section_c)
+
+
 def _count(
     values: Sequence[bytes | None],
     keys: Sequence[bytes | None] | None,
@@ -413,18 +382,18 @@ def _all_none(column: Sequence[bytes | None]) -> bool:
 def _encode_timestamps(timestamps_ms: Sequence[int]) -> tuple[tuple[int, int], bytes]:
     """Lowest and highest timestamp, and the column; b"" when all are the same."""
     try:
-        column = array("q", timestamps_ms)
-        minimum, maximum = min(column), max(column)
-    except (TypeError, OverflowError):
+        column = pack(f"<{len(timestamps_ms)}q", *timestamps_ms)
+        minimum, maximum = int(min(timestamps_ms)), int(max(timestamps_ms))
+    except (TypeError, StructError):
         raise _wrong_timestamp(timestamps_ms) from None
-    if minimum == INT64_MIN:
+    if minimum == NO_TIMESTAMP:
         raise _wrong_timestamp(timestamps_ms)
-    return (minimum, maximum), b"" if minimum == maximum else column.tobytes()
+    return (minimum, maximum), b"" if minimum == maximum else column
 
 
 def _wrong_timestamp(timestamps_ms: Sequence[object]) -> UsageError:
     for index, timestamp in enumerate(timestamps_ms):
-        if not isinstance(timestamp, int) or not INT64_MIN < timestamp <= INT64_MAX:
+        if not isinstance(timestamp, int) or not NO_TIMESTAMP < timestamp <= INT64_MAX:
             return UsageError(
                 f"timestamps_ms[{index}] must be an int of UTC milliseconds, not {timestamp!r:.50}"
             )
@@ -433,13 +402,12 @@ def _wrong_timestamp(timestamps_ms: Sequence[object]) -> UsageError:
 
 def _encode_headers(headers: Sequence[Headers]) -> bytes:
     try:
-        counts = array("i", accumulate(map(len, headers), initial=0))
+        lead = pack(f"<{len(headers) + 1}i", *accumulate(map(len, headers), initial=0))
         pairs = [(name, value) for name, value in chain.from_iterable(headers)]
         names = [name.encode() for name, _ in pairs]
-    except (TypeError, ValueError, AttributeError):
+    except (TypeError, ValueError, AttributeError, StructError):
         raise _wrong_headers(headers) from None
-    lead = counts.tobytes() + bytes(padded(4 * len(counts)) - 4 * len(counts))
-    section, _ = encode_binary(names, "header names", lead)
+    section, _ = encode_binary(names, "header names", lead + bytes(-len(lead) & 7))
     section, _ = encode_binary([value for _, value in pairs], "header values", section, bitmap=True)
     return section
 

@@ -9,11 +9,11 @@ before it is used; what does not fit is a CorruptBatchError. Per-record work hap
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, lru_cache
 from itertools import accumulate, chain, repeat
 from operator import is_not
-from struct import Struct
+from struct import Struct, error as StructError, pack, unpack  # noqa: N812 - it is a class
 from typing import Final
 
 from .errors import CorruptBatchError, UsageError
@@ -23,6 +23,10 @@ _PAD: Final = tuple(bytes(-length % 8) for length in range(8))
 """`_PAD[length & 7]` fills up to a multiple of 8."""
 _BIT_TO_DIGIT: Final = bytes.maketrans(b"\x00\x01", b"01")
 _DIGIT_TO_BIT: Final = bytes.maketrans(b"01", b"\x00\x01")
+_CHUNK: Final = 64
+"""Entries one struct unpacks at once: the cost per entry is flat from here on."""
+_EVEN_COUNT_MAX: Final = 1 << 16
+"""Longer columns take the general way; bounds the table behind `_is_even`."""
 
 
 def padded(length: int) -> int:
@@ -45,34 +49,26 @@ def encode_binary(
         UsageError: An entry is of the wrong type, or the column is too large for one batch.
     """
     validity = b""
-    present: Sequence[bytes | None] = values
+    present = values
+    layout = f"<{len(values) + 1}i"
     try:
-        offsets = array("i", accumulate(map(len, values), initial=0))  # type: ignore[arg-type] # None is the TypeError below
-        if bitmap:
-            validity = encode_bitmap(b"\x01" * len(values))
-    except TypeError:
-        validity = encode_bitmap(bytes(map(is_not, values, repeat(None))))
-        present = [b"" if value is None else value for value in values]
         try:
-            offsets = array("i", accumulate(map(len, present), initial=0))  # type: ignore[arg-type] # no None left
+            offsets = pack(layout, *accumulate(map(len, values), initial=0))  # type: ignore[arg-type] # None: TypeError
+            if bitmap:
+                validity = encode_bitmap(b"\x01" * len(values))
         except TypeError:
-            raise _wrong_type(values, what) from None
-    except OverflowError:
-        raise UsageError(f"{what} of one batch exceed {SECTION_RAW_BYTES_MAX} bytes") from None
-    head = 4 * len(offsets)
-    total = offsets[-1]
-    try:
-        section = b"".join(
-            chain(  # type: ignore[arg-type] # no None left
-                (prefix, offsets, _PAD[head & 7]),
-                present,
-                (_PAD[total & 7], validity, _PAD[len(validity) & 7]),
-            )
-        )
+            validity = encode_bitmap(bytes(map(is_not, values, repeat(None))))
+            present = [b"" if value is None else value for value in values]
+            offsets = pack(layout, *accumulate(map(len, present), initial=0))  # type: ignore[arg-type] # no None left
+        total = int.from_bytes(offsets[-4:], "little")
+        padding = (_PAD[total & 7], validity, _PAD[len(validity) & 7])
+        section = b"".join([prefix, offsets, _PAD[len(offsets) & 7], *present, *padding])  # type: ignore[list-item] # no None left
     except (TypeError, BufferError):
         raise _wrong_type(values, what) from None
+    except StructError:
+        raise UsageError(f"{what} of one batch exceed {SECTION_RAW_BYTES_MAX} bytes") from None
     # A buffer of wide items is longer in bytes than len() says.
-    if len(section) != len(prefix) + padded(head) + padded(total) + padded(len(validity)):
+    if len(section) != len(prefix) + padded(len(offsets)) + padded(total) + padded(len(validity)):
         raise _wrong_type(values, what)
     return section, bool(validity)
 
@@ -92,57 +88,89 @@ def _wrong_type(values: Sequence[object], what: str) -> UsageError:
 
 
 def decode_binary(
-    section: bytes, position: int, count: int, *, nullable: bool
+    section: Buffer, position: int, count: int, *, nullable: bool
 ) -> tuple[list[bytes | None], int]:
     """The `count` entries of the column at `position` of `section`, and where it ends.
 
     Raises:
         CorruptBatchError: The buffers do not fit the section or each other.
     """
-    offsets = decode_offsets(section, position, count)
-    start = position + padded(4 * (count + 1))
+    offsets, start = decode_offsets(section, position, count)
     total = offsets[-1]
     end = start + padded(total)
     if end > len(section):
         raise CorruptBatchError("column runs past its section")
-    values = _split(section[start : start + total], offsets, count)
+    values: list[bytes | None]
+    width = offsets[1] if count else 0
+    even = 0 < width * count == total and count <= _EVEN_COUNT_MAX
+    if even and _is_even(section[position:start], count, width):
+        values = _split_evenly(section[start : start + total], width)
+    else:
+        values = _split(bytes(section[start : start + total]), rising(offsets))
     if not nullable:
         return values, end
     valid = decode_bitmap(section, end, count)
     values = [value if bit else None for value, bit in zip(values, valid, strict=True)]
-    return values, end + padded(len(valid) + 7 >> 3)
+    return values, end + padded(count + 7 >> 3)
 
 
-def decode_offsets(section: Buffer, position: int, count: int) -> array[int]:
-    """`count + 1` offsets that start at 0 and end at no less; order is checked when splitting."""
+def decode_offsets(section: Buffer, position: int, count: int) -> tuple[tuple[int, ...], int]:
+    """The `count + 1` offsets at `position`, and where they end.
+
+    They start at 0 and the last is not negative; `rising` checks those between.
+    """
     end = position + 4 * (count + 1)
     if end > len(section):
         raise CorruptBatchError("column offsets run past their section")
-    offsets = array("i")
-    offsets.frombytes(section[position:end])
+    offsets = unpack(f"<{count + 1}i", section[position:end])
     if offsets[0] != 0 or offsets[-1] < 0:
         raise CorruptBatchError("column offsets do not start at zero")
-    return offsets
+    return offsets, position + padded(4 * (count + 1))
 
 
-def rising(offsets: array[int]) -> list[int]:
+def rising(offsets: tuple[int, ...]) -> list[int]:
     """`offsets` as a list, after checking that they never fall."""
-    result = offsets.tolist()
+    result = list(offsets)
     # Sorting a sorted list is one pass of comparisons in C, faster than any loop written here.
-    if sorted(result) != result:
+    result.sort()
+    if tuple(result) != offsets:
         raise CorruptBatchError("column offsets fall")
     return result
 
 
-def _split(data: bytes, offsets: array[int], count: int) -> list[bytes | None]:
-    total = len(data)
-    if count == 0:
-        return []
-    width = offsets[1]
-    if width > 0 and width * count == total and offsets == array("i", range(0, total + 1, width)):
-        return list(chain.from_iterable(Struct(f"{width}s").iter_unpack(data)))
-    bounds = rising(offsets)
-    return list(map(data.__getitem__, map(slice, bounds, bounds[1:])))
+def _split(data: bytes, bounds: list[int]) -> list[bytes | None]:
+    """`data` cut at `bounds`."""
+    # A comprehension over slices is the fastest way known: map(slice, ...) costs twice as much.
+    start = 0
+    return [data[start : (start := stop)] for stop in bounds[1:]]
+
+
+def _split_evenly(data: Buffer, width: int) -> list[bytes | None]:
+    """`data` cut every `width` bytes; a third of the cost of cutting at given places."""
+    chunks = len(data) // (width * _CHUNK) * (width * _CHUNK)
+    many = _unpacker(width, _CHUNK)(data[:chunks])
+    rest = _unpacker(width, 1)(data[chunks:])
+    return [*chain.from_iterable(many), *chain.from_iterable(rest)]
+
+
+@lru_cache(maxsize=128)
+def _unpacker(width: int, count: int) -> Callable[[Buffer], Iterator[tuple[bytes, ...]]]:
+    return Struct(f"{width}s" * count).iter_unpack
+
+
+@cache
+def _ramp() -> bytes:
+    return pack(f"<{_EVEN_COUNT_MAX + 1}i", *range(_EVEN_COUNT_MAX + 1))
+
+
+def _is_even(offsets: Buffer, count: int, width: int) -> bool:
+    """Whether `offsets` are 0, width, 2 width, ... and then zeros.
+
+    The column 0, 1, 2, ... read as one number and multiplied by the width is that column: no entry
+    carries into the next, because the last fits an int32. A tenth of the cost of a loop in C.
+    """
+    steps = int.from_bytes(_ramp()[: 4 * (count + 1)], "little")
+    return int.from_bytes(offsets, "little") == steps * width
 
 
 def encode_bitmap(valid: bytes) -> bytes:

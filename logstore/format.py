@@ -141,7 +141,7 @@ def parse_segment_header(buffer: Buffer, *, for_write: bool = False) -> SegmentH
     # The hash comes before the version: a flipped version bit is damage, not a newer format.
     if xxh3_64_intdigest(buffer[:120]) != header_hash:
         raise CorruptSegmentError("segment header fails its checksum")
-    major, minor, incompatible, read_only_compatible, compatible = fields[1:6]
+    major, minor, incompatible, read_only_compatible = fields[1:5]
     if major != SEGMENT_MAJOR:
         raise FormatVersionError(f"segment format {major}.{minor} is unknown; 1.x is supported")
     unknown = incompatible & ~KNOWN_INCOMPATIBLE
@@ -151,9 +151,7 @@ def parse_segment_header(buffer: Buffer, *, for_write: bool = False) -> SegmentH
         raise FormatVersionError(f"segment uses unknown features 0x{unknown:x}")
     if fields[15] != _SEGMENT_RESERVED or fields[7] == 0 or fields[9] > OFFSET_MAX:
         raise CorruptSegmentError("segment header holds impossible values")
-    return SegmentHeader(
-        *fields[6:15], major, minor, incompatible, read_only_compatible, compatible, header_hash
-    )
+    return SegmentHeader._make((*fields[6:15], *fields[1:6], header_hash))
 
 
 # --- batch header --------------------------------------------------------------------------------
@@ -261,12 +259,8 @@ def parse_header(buffer: Buffer, position: int, segment_uid: int) -> BatchHeader
         raise FormatVersionError(f"batch codec {fields[2]} is unknown")
     if fields[9] & ~KNOWN_FLAGS:
         raise FormatVersionError(f"batch uses unknown flags 0x{fields[9] & ~KNOWN_FLAGS:x}")
-    header = BatchHeader(
-        *fields[1:17],
-        *fields[18:23],
-        (Section(*fields[23:26]), Section(*fields[26:29]), Section(*fields[29:32])),
-        fields[33],
-    )
+    sections = (Section(*fields[23:26]), Section(*fields[26:29]), Section(*fields[29:32]))
+    header = BatchHeader._make((*fields[1:17], *fields[18:23], sections, fields[33]))
     reason = (
         ("reserved bytes are not zero" if fields[17] or fields[32] else None)
         or _offsets_fault(header)

@@ -7,11 +7,10 @@ because a hash says that bytes are what was written, not that they make sense.
 
 from __future__ import annotations
 
-from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
-from functools import partial
 from itertools import repeat
+from struct import calcsize, unpack
 from typing import Final
 
 from .columns import decode_binary, decode_offsets, padded, rising
@@ -29,9 +28,6 @@ from .format import (
 )
 from .record import Headers, Record
 
-# Building the tuple directly costs a third of calling Record, whose __new__ is Python code.
-_make_record = partial(tuple.__new__, Record)
-
 _SECTION_A: Final = 0
 _SECTION_B: Final = 1
 _SECTION_C: Final = 2
@@ -47,22 +43,23 @@ class _Columns:
 
     def __init__(self, header: BatchHeader, body: Buffer) -> None:
         self.header = header
-        self._body = body
-        self._lead: tuple[list[int], Sequence[int], int, bytes] | None = None
+        # Slices of a view copy nothing; only the entries of a column become bytes of their own.
+        self._body = memoryview(body)
+        self._lead: tuple[list[int], Sequence[int], int, Buffer] | None = None
         self._keys: list[bytes | None] | None = None
         self._values: list[bytes | None] | None = None
         self._headers: list[Headers] | None = None
 
-    def _section(self, number: int) -> bytes:
+    def _section(self, number: int) -> Buffer:
         sections = self.header.sections
         start = sum(section.stored_bytes for section in sections[:number])
         stored_bytes, raw_bytes, _ = sections[number]
         stored = self._body[start : start + stored_bytes]
         if stored_bytes == raw_bytes:
-            return bytes(stored)
+            return stored
         return decompress(self.header.codec, stored, raw_bytes)
 
-    def _leading(self) -> tuple[list[int], Sequence[int], int, bytes]:
+    def _leading(self) -> tuple[list[int], Sequence[int], int, Buffer]:
         """Timestamps, offsets, where the keys start in section A, and section A."""
         if self._lead is not None:
             return self._lead
@@ -262,7 +259,8 @@ class RecordBatch:
             self.headers if flags & HAS_HEADERS else repeat(()),
             strict=False,
         )
-        return list(map(_make_record, rows))
+        # A third of the cost of calling Record, whose __new__ is Python code.
+        return list(map(tuple.__new__, repeat(Record), rows))
 
     def slice(self, start: int, stop: int | None = None) -> RecordBatch:
         """The records of index [start, stop) as a batch that shares the decoded columns.
@@ -290,24 +288,23 @@ class RecordBatch:
         return bisect_left(offsets, offset)
 
 
-def _integers(typecode: str, section: bytes, position: int, count: int) -> list[int]:
-    column = array(typecode)
-    end = position + column.itemsize * count
+def _integers(typecode: str, section: Buffer, position: int, count: int) -> list[int]:
+    end = position + calcsize(f"<{count}{typecode}")
     if end > len(section):
         raise CorruptBatchError("column runs past its section")
-    column.frombytes(section[position:end])
-    return column.tolist()
+    return list(unpack(f"<{count}{typecode}", section[position:end]))
 
 
-def _require_end(section: bytes, position: int) -> None:
+def _require_end(section: Buffer, position: int) -> None:
     if position != len(section):
         raise CorruptBatchError(f"section of {len(section)} bytes ends at {position}")
 
 
-def _decode_headers(section: bytes, count: int) -> list[Headers]:
-    bounds = rising(decode_offsets(section, 0, count))
+def _decode_headers(section: Buffer, count: int) -> list[Headers]:
+    offsets, position = decode_offsets(section, 0, count)
+    bounds = rising(offsets)
     total = bounds[-1]
-    names, position = decode_binary(section, padded(4 * (count + 1)), total, nullable=False)
+    names, position = decode_binary(section, position, total, nullable=False)
     values, end = decode_binary(section, position, total, nullable=True)
     _require_end(section, end)
     try:
