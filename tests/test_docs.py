@@ -144,3 +144,16 @@ def test_every_module_is_in_the_map_of_the_readme() -> None:
     readme = DOCS[ROOT / "README.md"]
 
     assert [] == [module for module in modules if f"`{module.split('/')[1]}`" not in readme]
+
+
+def test_every_test_named_in_the_documents_exists() -> None:
+    """`path::name` or `path::prefix*`, relative to `tests/`."""
+    missing = []
+    for path, test in re.findall(r"`([\w/]+\.py)::(\w+\*?)`", EVERYTHING):
+        file = ROOT / "tests" / path
+        source = file.read_text(encoding="utf-8") if file.exists() else ""
+        pattern = re.escape(test[:-1]) if test.endswith("*") else rf"{test}\("
+        if not re.search(rf"^ *(?:async )?def {pattern}", source, re.MULTILINE):
+            missing.append(f"{path}::{test}")
+
+    assert [] == missing
