@@ -151,10 +151,48 @@ def _open(filename: str, *, read_only: bool) -> apsw.Connection:
     if not read_only:
         flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
         return apsw.Connection(filename, flags=flags)
-    files = apsw.VFS("", base="")
-    if not filename.startswith("file:") and not files.xAccess(filename, apsw.SQLITE_ACCESS_EXISTS):
+    if filename.startswith("file:"):
+        return apsw.Connection(filename, flags=_READ_ONLY)
+    if not _exists(filename):
         raise UsageError("there is no store here", path=filename)
-    return apsw.Connection(filename, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+    connection = apsw.Connection(filename, flags=_READ_ONLY)
+    try:
+        connection.execute("SELECT 1 FROM sqlite_schema").fetchall()
+    except (apsw.ReadOnlyError, apsw.CantOpenError):
+        connection.close()
+        # Reading beside writers needs the files -wal and -shm. If this process cannot make them
+        # and nobody else has, nobody writes; with a -wal left by a crash, what it holds would be
+        # missing.
+        if _exists(filename + "-wal"):
+            raise
+        return _snapshot(filename)
+    except apsw.BusyError:
+        pass  # to be waited for, once a timeout is set
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+_READ_ONLY: Final = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+
+
+def _snapshot(filename: str) -> apsw.Connection:
+    """A copy in memory of a database in a directory that cannot be written, as of now."""
+    # A copy, because SQLite would take no notice if a process with more rights began to write.
+    escaped = filename.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    source = apsw.Connection(f"file:{escaped}?immutable=1", flags=_READ_ONLY)
+    try:
+        copy = apsw.Connection(":memory:")
+        with copy.backup("main", source, "main") as backup:
+            backup.step()
+    finally:
+        source.close()
+    return copy
+
+
+def _exists(filename: str) -> bool:
+    return apsw.VFS("millstream", base="").xAccess(filename, apsw.SQLITE_ACCESS_EXISTS)
 
 
 def _use_wal(connection: apsw.Connection, clock: Clock) -> None:
@@ -163,7 +201,7 @@ def _use_wal(connection: apsw.Connection, clock: Clock) -> None:
     deadline = clock.monotonic() + BUSY_TIMEOUT_SECONDS
     while True:
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA journal_mode = WAL").fetchall()
         except apsw.BusyError:
             if clock.monotonic() >= deadline:
                 raise

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +11,7 @@ import pytest
 from millstream.catalog import Catalog, GroupOffset, LogCheckpoint, OwnerRow
 from millstream.clock import SystemClock
 from millstream.config import TopicConfig
+from millstream.database import Row
 from millstream.errors import (
     DataError,
     FencedError,
@@ -36,7 +40,7 @@ def catalog(path: str) -> Iterator[Catalog]:
     catalog.close()
 
 
-def committed(catalog: Catalog, group: str) -> list[tuple[object, ...]]:
+def committed(catalog: Catalog, group: str) -> list[Row]:
     return catalog.database.query(
         "SELECT topic_id, partition, committed_offset FROM group_partitions"
         " WHERE group_name = ? ORDER BY 1, 2",
@@ -333,6 +337,63 @@ def test_a_read_only_catalog_reads_but_does_not_write(path: str, catalog: Catalo
     catalog.create_topic("b", 1, TopicConfig(), 0)
     assert [topic.name for topic in reader.topics()] == ["a", "b"]
     reader.close()
+
+
+READ_ALL = """
+import os, sys
+from millstream.catalog import Catalog
+from millstream.clock import SystemClock
+from millstream.errors import StorageError
+if os.getuid() == 0:
+    os.setuid(65534)
+try:
+    catalog = Catalog(sys.argv[1], clock=SystemClock(), read_only=True)
+except StorageError as error:
+    print("StorageError", error.path == sys.argv[1])
+else:
+    print(*[topic.name for topic in catalog.topics()])
+    catalog.close()
+"""
+
+
+@pytest.fixture
+def open_path() -> Iterator[str]:
+    """As `path`, in a directory which other users may enter; pytest's own are closed to them."""
+    with tempfile.TemporaryDirectory() as directory:
+        yield f"{directory}/catalog.db"
+        Path(directory).chmod(0o755)
+
+
+def read_unprivileged(path: str) -> str:
+    """What a process prints that cannot write the directory, under another user if we are root."""
+    Path(path).chmod(0o444)
+    Path(path).parent.chmod(0o555)
+    return subprocess.run(
+        [sys.executable, "-c", READ_ALL, path],
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+        timeout=20,
+    ).stdout.strip()
+
+
+def test_a_closed_store_is_read_where_nothing_can_be_written(open_path: str) -> None:
+    catalog = Catalog(open_path, clock=CLOCK)
+    catalog.create_topic("a", 1, TopicConfig(), 0)
+    catalog.close()
+
+    assert read_unprivileged(open_path) == "a"
+
+
+def test_a_crashed_store_is_not_read_without_its_last_commits(open_path: str) -> None:
+    catalog = Catalog(open_path, clock=CLOCK)
+    catalog.create_topic("a", 1, TopicConfig(), 0)
+    files = {name: Path(open_path + name).read_bytes() for name in ("", "-wal")}
+    catalog.close()
+    for name, content in files.items():
+        Path(open_path + name).write_bytes(content)
+
+    assert read_unprivileged(open_path) == "StorageError True"
 
 
 def test_a_newer_schema_is_refused(path: str, catalog: Catalog) -> None:
