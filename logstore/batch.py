@@ -360,13 +360,12 @@ def _count(
     """Number of records, after checking that all columns have that length."""
     try:
         count = len(values)
-        for name, column in (
-            ("keys", keys),
-            ("timestamps_ms", timestamps_ms),
-            ("headers", headers),
-        ):
-            if column is not None and len(column) != count:
-                raise UsageError(f"{len(column)} {name} for {count} values")
+        if keys is not None and len(keys) != count:
+            raise UsageError(f"{len(keys)} keys for {count} values")
+        if timestamps_ms is not None and len(timestamps_ms) != count:
+            raise UsageError(f"{len(timestamps_ms)} timestamps for {count} values")
+        if headers is not None and len(headers) != count:
+            raise UsageError(f"headers of {len(headers)} records for {count} values")
     except TypeError:
         raise UsageError("columns of a batch must be sequences, such as lists") from None
     if not 1 <= count <= RECORD_COUNT_MAX:

@@ -25,8 +25,10 @@ _BIT_TO_DIGIT: Final = bytes.maketrans(b"\x00\x01", b"01")
 _DIGIT_TO_BIT: Final = bytes.maketrans(b"01", b"\x00\x01")
 _CHUNK: Final = 64
 """Entries one struct unpacks at once: the cost per entry is flat from here on."""
+_EVEN_COUNT_MIN: Final = 32
 _EVEN_COUNT_MAX: Final = 1 << 16
-"""Longer columns take the general way; bounds the table behind `_is_even`."""
+"""Columns shorter than this are not worth the test for even lengths; longer ones take the general
+way too, which bounds the table behind `_is_even`."""
 
 
 def padded(length: int) -> int:
@@ -67,8 +69,10 @@ def encode_binary(
         raise _wrong_type(values, what) from None
     except StructError:
         raise UsageError(f"{what} of one batch exceed {SECTION_RAW_BYTES_MAX} bytes") from None
-    # A buffer of wide items is longer in bytes than len() says.
-    if len(section) != len(prefix) + padded(len(offsets)) + padded(total) + padded(len(validity)):
+    # A buffer of wide items is longer in bytes than len() says. (Rounded as by padded(); the calls
+    # would be a tenth of the cost of a batch of one record.)
+    expected = len(prefix) + (len(offsets) + 7 & -8) + (total + 7 & -8) + (len(validity) + 7 & -8)
+    if len(section) != expected:
         raise _wrong_type(values, what)
     return section, bool(validity)
 
@@ -102,7 +106,7 @@ def decode_binary(
         raise CorruptBatchError("column runs past its section")
     values: list[bytes | None]
     width = offsets[1] if count else 0
-    even = 0 < width * count == total and count <= _EVEN_COUNT_MAX
+    even = _EVEN_COUNT_MIN <= count <= _EVEN_COUNT_MAX and 0 < width * count == total
     if even and _is_even(section[position:start], count, width):
         values = _split_evenly(section[start : start + total], width)
     else:
