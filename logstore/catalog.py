@@ -83,6 +83,10 @@ class GroupOffset(NamedTuple):
     topic_id: int
     partition: int
     offset: int
+    member_id: str | None = None
+    """Commit only if this member owns the partition; None: whoever owns it."""
+    generation: int = 0
+    """The generation in which it owns it; with `member_id` only."""
 
 
 class Catalog:
@@ -248,6 +252,15 @@ class Catalog:
             )
         return _partition_row(rows[0])
 
+    def partition_of_slot(self, slot: int) -> tuple[TopicInfo, int] | None:
+        """The topic and partition number a tail slot belongs to; None if it was deleted."""
+        rows = self.database.query(
+            "SELECT id, name, partitions, config, created_ms, partition"
+            " FROM partitions JOIN topics ON id = topic_id WHERE slot = ?",
+            (slot,),
+        )
+        return (self._topic_info(rows[0][:5]), as_int(rows[0][5])) if rows else None
+
     def save_checkpoint(self, topic_id: int, partition: int, checkpoint: LogCheckpoint) -> None:
         """Remember where recovery may start. Nothing happens if the topic was deleted."""
         values = checkpoint._replace(
@@ -394,28 +407,60 @@ class Catalog:
 
         Raises:
             UnknownTopicError: A topic was deleted.
+            FencedError: The `member_id` of an offset does not own the partition any more.
         """
         now_ms = self.now_ms()
         for group in sorted({offset.group for offset in offsets}):
             self.database.query(
                 "INSERT INTO groups (name) VALUES (?) ON CONFLICT DO NOTHING", (group,)
             )
-        for group, topic_id, partition, offset in offsets:
-            if offset < 0:
-                raise UsageError(
-                    f"group {group!r} cannot commit a negative offset",
-                    partition=partition,
-                    offset=offset,
-                )
-            self.partition(topic_id, partition)
+        for offset in offsets:
+            self._check_group_offset(offset)
             self.database.query(
                 "INSERT INTO group_partitions"
                 " (group_name, topic_id, partition, committed_offset, commit_ms)"
                 " VALUES (?, ?, ?, ?, ?)"
                 " ON CONFLICT (group_name, topic_id, partition) DO UPDATE SET"
                 " committed_offset = excluded.committed_offset, commit_ms = excluded.commit_ms",
-                (group, topic_id, partition, offset, now_ms),
+                (offset.group, offset.topic_id, offset.partition, offset.offset, now_ms),
             )
+
+    def _check_group_offset(self, offset: GroupOffset) -> None:
+        topic = self._partition_topic(offset.topic_id, offset.partition)
+        if offset.offset < 0:
+            raise UsageError(
+                f"group {offset.group!r} cannot commit the negative offset {offset.offset}",
+                topic=topic,
+                partition=offset.partition,
+            )
+        if offset.member_id is None:
+            return
+        rows = self.database.query(
+            "SELECT owner, generation FROM group_partitions"
+            " WHERE group_name = ? AND topic_id = ? AND partition = ?",
+            (offset.group, offset.topic_id, offset.partition),
+        )
+        if not rows or rows[0] != (offset.member_id, offset.generation):
+            owner = rows[0][0] if rows else None
+            now = f"{as_text(owner)} owns it now" if owner else "nobody owns it now"
+            raise FencedError(
+                f"member {offset.member_id} of group {offset.group!r} lost the partition; {now}."
+                " Nothing was committed",
+                topic=topic,
+                partition=offset.partition,
+            )
+
+    def _partition_topic(self, topic_id: int, partition: int) -> str:
+        rows = self.database.query(
+            "SELECT name FROM partitions JOIN topics ON id = topic_id"
+            " WHERE topic_id = ? AND partition = ?",
+            (topic_id, partition),
+        )
+        if not rows:
+            raise UnknownTopicError(
+                f"topic number {topic_id} was deleted or has no such partition", partition=partition
+            )
+        return as_text(rows[0][0])
 
     def _mark_aborted(self, owner_id: int, number: int) -> None:
         self.database.query(

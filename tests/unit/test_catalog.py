@@ -128,6 +128,8 @@ def test_slots_and_topic_ids_are_never_reused(catalog: Catalog) -> None:
     assert again.id > first.id
     assert [catalog.partition(again.id, n).slot for n in range(2)] == [5, 6]
     assert catalog.slots() == 7
+    assert catalog.partition_of_slot(6) == (again, 1)
+    assert catalog.partition_of_slot(0) is None
     assert catalog.partition(again.id, 0).uid not in {0, uid}
 
 
