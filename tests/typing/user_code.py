@@ -61,4 +61,3 @@ def types_flow_through_a_pipeline() -> None:
     totals = keyed.window(tumbling("1m")).agg(n=agg.count(), total=agg.sum("amount"))
     totals.to("totals")
     totals.late.to("orders.late")
-    pipeline.window  # type: ignore[attr-defined]
