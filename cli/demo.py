@@ -25,7 +25,9 @@ import msgspec
 import millstream
 
 from . import demo_pipeline
+from .command import Command, examples
 from .demo_pipeline import Flight, hourly_delays
+from .settings import settings
 
 ORIGINS = ("EWR", "JFK", "LGA")
 EPOCHS_BETWEEN_KILLS = 40
@@ -46,26 +48,22 @@ class HourlyDelays(msgspec.Struct):
     max_delay: int
 
 
-@click.command()
-@click.option(
-    "--dir",
-    "directory",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Put the store there and keep it, to look around in afterwards. Must be new or empty.",
+@click.command(
+    cls=Command, epilog=examples("millstream demo", "millstream demo --dir flights-demo")
 )
-def demo(directory: Path | None) -> None:
+def demo() -> None:
     """Run real flights through a log and a pipeline, and kill the pipeline on the way.
 
-    \b
-    Example:
-      millstream demo
-      millstream demo --dir flights-demo
+    The store is temporary unless --dir names a new directory to put it in and to look around in
+    afterwards.
     """
-    if directory is None:
+    if settings().origin("dir") != "option":
+        # Not the default store: the demo leaves nothing behind that nobody asked for.
         with tempfile.TemporaryDirectory(prefix="millstream-demo-") as temporary:
             _run(Path(temporary))
         _say_what_next("flights-demo", kept=False)
         return
+    directory = Path(settings().directory)
     if directory.exists() and any(directory.iterdir()):
         raise click.UsageError(f"{directory} is not empty; name a new directory for the demo")
     _run(directory)

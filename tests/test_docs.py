@@ -94,8 +94,10 @@ def commands(
     if not isinstance(group, click.Group):
         return {path: group}
     found = {}
-    for word, command in group.commands.items():
-        if not command.hidden:
+    context = click.Context(group)
+    for word in group.list_commands(context):
+        command = group.get_command(context, word)
+        if command is not None and not command.hidden:
             found |= commands(command, (*path, word))
     return found
 
