@@ -1,1 +1,109 @@
-"""Millstream: an embedded stream store and processor."""
+"""Millstream: streaming without a server.
+
+An append-only segmented log on local disk that is both source and replay buffer, with partitions,
+consumer groups and transactions, in one directory and without a daemon. `open` is where to start;
+pipelines over the log are in `millstream.processor`, the command line in `millstream.cli`.
+
+>>> import millstream
+>>> with millstream.open(":memory:") as store:
+...     topic = store.create_topic("orders")
+...     metadata = store.append("orders", b'{"amount": 3}', key=b"u1")
+...     [record.value for record in store.read("orders")]
+[b'{"amount": 3}']
+"""
+
+from .append import partition_of
+from .clock import Clock, SystemClock
+from .config import Compression, Durability, Isolation, TopicConfig, TopicInfo
+from .errors import (
+    BackpressureTimeoutError,
+    CorruptBatchError,
+    CorruptSegmentError,
+    DataError,
+    FencedError,
+    FormatVersionError,
+    LockedError,
+    MillstreamError,
+    OffsetOutOfRangeError,
+    PoisonedError,
+    RecordError,
+    StorageError,
+    StoreClosedError,
+    TopicExistsError,
+    UnavailableError,
+    UnknownGroupError,
+    UnknownTopicError,
+    UsageError,
+)
+from .positions import (
+    Position,
+    datetime_to_ms,
+    parse_duration_ms,
+    parse_position,
+    parse_range,
+    parse_size_bytes,
+)
+from .producer import Producer
+from .reader import LogReader
+from .record import AppendMetadata, Headers, Record, RecordMetadata, TopicPartition
+from .record_batch import RecordBatch
+from .retention import SegmentInfo
+from .scan import Scan
+from .store import Store, open_store
+from .topics import OffsetRange
+from .transaction import Ownership, Transaction
+
+__version__ = "0.1.0"
+
+open = open_store  # noqa: A001 - `millstream.open(path)`, as with gzip.open and dbm.open
+
+__all__ = [
+    "AppendMetadata",
+    "BackpressureTimeoutError",
+    "Clock",
+    "Compression",
+    "CorruptBatchError",
+    "CorruptSegmentError",
+    "DataError",
+    "Durability",
+    "FencedError",
+    "FormatVersionError",
+    "Headers",
+    "Isolation",
+    "LockedError",
+    "LogReader",
+    "MillstreamError",
+    "OffsetOutOfRangeError",
+    "OffsetRange",
+    "Ownership",
+    "PoisonedError",
+    "Position",
+    "Producer",
+    "Record",
+    "RecordBatch",
+    "RecordError",
+    "RecordMetadata",
+    "Scan",
+    "SegmentInfo",
+    "StorageError",
+    "Store",
+    "StoreClosedError",
+    "SystemClock",
+    "TopicConfig",
+    "TopicExistsError",
+    "TopicInfo",
+    "TopicPartition",
+    "Transaction",
+    "UnavailableError",
+    "UnknownGroupError",
+    "UnknownTopicError",
+    "UsageError",
+    "__version__",
+    "datetime_to_ms",
+    "open",
+    "parse_duration_ms",
+    "parse_position",
+    "parse_range",
+    "parse_size_bytes",
+    "partition_of",
+]

@@ -11,23 +11,27 @@ store-wide append lock; the one exception is the durable and visible end, which 
 
 from __future__ import annotations
 
+import itertools
+import os
 import threading
 
 import xxhash
 
 from .clock import Clock
+from .errors import StorageError
 from .storage import Storage, Words
 
 MAGIC = 0x4D53_5441_494C_3031
 HEADER_WORDS = 64
 SLOT_WORDS = 32
-GROW_SLOTS = 2048
+GROW_SLOTS = 256
 POLL_SECONDS = 0.002
 """How long a follower sleeps between two looks at the word file; bounds latency and idle cost."""
 
 COUNTER_BITS = 40
 """A sequence is generation << 40 | counter: a new generation starts above all that went before."""
 
+_WAKE_WORD = 7
 _WORDS = {
     "magic": 0,
     "inode": 1,
@@ -57,6 +61,28 @@ def durable_check(partition_uid: int, durable_offset: int) -> int:
     return to_signed(
         xxhash.xxh3_64_intdigest(durable_offset.to_bytes(8, "little"), seed=partition_uid)
     )
+
+
+class PrivateWords:
+    """Words of this process alone: what a reader found out where no writer's words can help."""
+
+    def __init__(self, count: int) -> None:
+        self.inode = 0
+        self.view = memoryview(bytearray(8 * count)).cast("q")
+
+    def grow(self, count: int) -> None:
+        """Make room for `count` words."""
+        grown = memoryview(bytearray(8 * count)).cast("q")
+        grown[: len(self.view)] = self.view
+        self.view = grown
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def private_slot() -> Slot:
+    """A slot nobody else sees."""
+    return Slot(PrivateWords(HEADER_WORDS + SLOT_WORDS), 0)
 
 
 class Slot:
@@ -107,11 +133,14 @@ class Tail:
 
     def __init__(self, storage: Storage, clock: Clock) -> None:
         self._clock = clock
-        self._words = storage.words("tail", HEADER_WORDS + GROW_SLOTS * SLOT_WORDS)
+        self._words = _open_words(storage)
         self._slots = GROW_SLOTS
         self._condition = threading.Condition()
         self._waiters = 0
         self._grow_lock = threading.Lock()
+        # Version words hold stamps no other process writes, not counters: a lost increment
+        # between two processes could restore a value a follower has already seen.
+        self._stamps = itertools.count(int.from_bytes(os.urandom(8), "little") >> 2)
 
     def get(self, name: str) -> int:
         """The header word `name`."""
@@ -145,22 +174,20 @@ class Tail:
         return Slot(self._words, index)
 
     def bump(self, name: str) -> None:
-        """Count the version word `name` up and wake every follower.
-
-        A lost increment when two processes race is harmless: readers compare for change, and
-        the word has changed.
-        """
-        if name != "wake_version":
-            self.set(name, self.get(name) + 1)
+        """Change the version word `name` and wake every follower."""
+        self.set(name, next(self._stamps))
         self.wake()
 
     def wake(self) -> None:
         """Tell followers, in this process and others, that something became visible."""
-        view = self._words.view
-        view[6] = view[6] + 1
+        self._words.view[_WAKE_WORD] = next(self._stamps)
         if self._waiters:
             with self._condition:
                 self._condition.notify_all()
+
+    def stamp(self) -> int:
+        """A value no version word has held before."""
+        return next(self._stamps)
 
     def wait(self, seen: int, timeout: float | None) -> int:
         """Block until `wake_version` differs from `seen` or `timeout` seconds passed; return it."""
@@ -182,3 +209,13 @@ class Tail:
     def close(self) -> None:
         """Unmap the file."""
         self._words.close()
+
+
+def _open_words(storage: Storage) -> Words:
+    count = HEADER_WORDS + GROW_SLOTS * SLOT_WORDS
+    try:
+        return storage.words("tail", count)
+    except StorageError:
+        if not storage.read_only:
+            raise
+        return PrivateWords(count)  # no writer has opened the store yet, or the file is gone

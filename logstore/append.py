@@ -1,0 +1,112 @@
+"""From what users pass to `append` to encoded batches with their logs.
+
+Partitioning lives here: a keyed record belongs to partition xxh3_64(key) mod n, frozen by golden
+vectors, because a key that moved would lose its order; unkeyed calls take the partitions in turn.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from xxhash import xxh3_64_intdigest
+
+from .batch import EncodedBatch, encode_batch
+from .config import TopicInfo
+from .engine import Engine
+from .errors import UsageError
+from .format import CODEC_BY_NAME
+from .log import Log
+from .record import Headers
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """The partition of a key. Part of the format: the same for ever, in every process.
+
+    >>> partition_of(b"u1", 4), partition_of(b"", 4)
+    (0, 1)
+    """
+    return xxh3_64_intdigest(key) % partitions
+
+
+class Appender:
+    """Encodes records for an engine. Thread-safe."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._turn = itertools.count()
+
+    def encode_one(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        key: bytes | None,
+        timestamp_ms: int | None,
+        headers: Headers,
+        partition: int | None,
+    ) -> tuple[Log, EncodedBatch]:
+        """One record as a batch and the log it goes to."""
+        info = self._engine.topic(topic)
+        encoded = encode_batch(
+            (value,),
+            None if key is None else (key,),
+            None if timestamp_ms is None else (timestamp_ms,),
+            (headers,) if headers else None,
+            codec=CODEC_BY_NAME[info.config.compression],
+        )
+        if partition is None:
+            if info.partitions == 1:
+                partition = 0
+            elif key is None:
+                partition = next(self._turn) % info.partitions
+            else:
+                partition = partition_of(key, info.partitions)
+        return self._engine.log(topic, partition), encoded
+
+    def encode_many(
+        self,
+        topic: str,
+        values: Sequence[bytes | None],
+        keys: Sequence[bytes | None] | None,
+        timestamps_ms: Sequence[int] | None,
+        partition: int | None,
+        *,
+        headers: Sequence[Headers] | None,
+    ) -> list[tuple[Log, EncodedBatch]]:
+        """Columns of records as one batch per partition, in partition order."""
+        info = self._engine.topic(topic)
+        columns = (values, keys, timestamps_ms, headers)
+        if not len(values):
+            return []
+        if partition is None and info.partitions == 1:
+            partition = 0
+        if partition is None and keys is None:
+            partition = next(self._turn) % info.partitions
+        codec = CODEC_BY_NAME[info.config.compression]
+        if partition is not None:
+            log = self._engine.log(topic, partition)
+            return [(log, encode_batch(*columns, codec=codec))]
+        assert keys is not None
+        batches = []
+        for number, rows in enumerate(self._rows_by_partition(info, keys)):
+            if rows:
+                parts = [
+                    None if column is None else [column[row] for row in rows] for column in columns
+                ]
+                log = self._engine.log(topic, number)
+                batches.append((log, encode_batch(*parts, codec=codec)))  # type: ignore[arg-type]  # each part has its column's type
+        return batches
+
+    def _rows_by_partition(self, info: TopicInfo, keys: Sequence[bytes | None]) -> list[list[int]]:
+        rows: list[list[int]] = [[] for _ in range(info.partitions)]
+        unkeyed = next(self._turn) % info.partitions
+        try:
+            numbers = [
+                unkeyed if key is None else xxh3_64_intdigest(key) % info.partitions for key in keys
+            ]
+        except TypeError as error:
+            raise UsageError(f"keys must be bytes or None: {error}", topic=info.name) from None
+        for row, number in enumerate(numbers):
+            rows[number].append(row)
+        return rows

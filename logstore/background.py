@@ -1,0 +1,71 @@
+"""One daemon thread per open store for work nobody waits for: zero fill, interval sync, sealing.
+
+A task that fails is logged and not repeated; what it was to achieve is either only speed or is
+reported to the next caller by the partition itself (a failed sync poisons it).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Hashable
+
+from .clock import Clock
+from .errors import MillstreamError
+
+_logger = logging.getLogger("millstream")
+
+
+class Background:
+    """Runs submitted tasks one after another. Thread-safe; the thread starts with the first."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._condition = threading.Condition()
+        self._due: dict[Hashable, tuple[float, Callable[[], None]]] = {}
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def submit(self, key: Hashable, task: Callable[[], None], *, delay_seconds: float = 0) -> None:
+        """Run `task` once after the delay; a task waiting under the same key is kept instead."""
+        if key in self._due or self._closed:
+            return
+        with self._condition:
+            self._due.setdefault(key, (self._clock.monotonic() + delay_seconds, task))
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="millstream-background", daemon=True
+                )
+                self._thread.start()
+            self._condition.notify()
+
+    def close(self) -> None:
+        """Drop what has not started and wait for what is running."""
+        with self._condition:
+            self._closed = True
+            self._due.clear()
+            self._condition.notify()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        while (task := self._next()) is not None:
+            try:
+                task()
+            except MillstreamError as error:
+                _logger.warning("background task failed: %s", error)
+
+    def _next(self) -> Callable[[], None] | None:
+        """Wait for the task that is due first; None when closed."""
+        with self._condition:
+            while not self._closed:
+                if not self._due:
+                    self._condition.wait()
+                    continue
+                key = min(self._due, key=lambda candidate: self._due[candidate][0])
+                pause = self._due[key][0] - self._clock.monotonic()
+                if pause <= 0:
+                    return self._due.pop(key)[1]
+                self._condition.wait(pause)
+        return None

@@ -1,0 +1,356 @@
+"""The engine of one open store: components wired together, topics to logs, the append path.
+
+Straight line: `append` takes encoded batches, gives them their places under the store-wide append
+lock and writes them; `acknowledge` makes them durable as asked and visible. Everything users call
+(`store.py`, producers, consumers, transactions) stands on these two and on `log`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Sequence
+from typing import Final
+
+from .append_lock import AppendLock
+from .background import Background
+from .batch import EncodedBatch
+from .catalog import Catalog
+from .clock import Clock
+from .config import Durability, TopicInfo
+from .errors import StoreClosedError, UnknownTopicError, UsageError
+from .liveness import Liveness
+from .log import Components, Log
+from .retention import SegmentInfo, expired
+from .storage import Storage
+from .tail import Slot, Tail
+from .transaction_states import TransactionStates
+
+INTERVAL_SECONDS: Final = 0.1
+"""Durability `interval`: a machine that dies loses at most about this much."""
+RETENTION_INTERVAL_SECONDS: Final = 5.0
+_OPEN_LOCK = "open.lock"
+
+
+class Engine:
+    """One open store in one process. Thread-safe; refuses to work in a forked child.
+
+    The first process to open a store starts a new generation: every partition is then recovered
+    at its first use, from its last checkpoint on. Later processes join and trust the tail words.
+    """
+
+    def __init__(
+        self, storage: Storage, clock: Clock, *, durability: Durability, read_only: bool
+    ) -> None:
+        self.storage = storage
+        self.clock = clock
+        self.durability: Durability = durability
+        self.read_only = read_only
+        self.closed = False
+        self.pid = os.getpid()
+        self._guard = threading.RLock()
+        self._topics: dict[str, TopicInfo] = {}
+        self._topics_version = -1
+        self._logs: dict[tuple[str, int], Log] = {}
+        self.catalog = Catalog(
+            storage.catalog_filename(),
+            clock=clock,
+            read_only=read_only,
+            on_commit=lambda: storage.sync_point("catalog.commit"),
+        )
+        self.tail = Tail(storage, clock)
+        self.liveness = Liveness(storage)
+        self.append_lock = AppendLock(storage.lock("append.lock"), self.tail, clock)
+        self.append_lock.on_interrupted = self._recover_slot
+        self.background = Background(clock)
+        self.transactions = TransactionStates(self.catalog, self.tail, self.liveness, clock)
+        self.components = Components(
+            storage, clock, self.catalog, self.tail, self.append_lock, self.catalog.store_uid
+        )
+        self._open_lock = storage.lock(_OPEN_LOCK)
+        if not read_only:
+            self._join()
+
+    def _join(self) -> None:
+        """Start a new generation if no other process has the store open."""
+        lock = self._open_lock
+        if lock.try_acquire():
+            with self.append_lock:
+                self.tail.reset(self.catalog.next_generation())
+            lock.release()
+        # Somebody may be starting a generation right now; that takes a commit, not longer.
+        while not lock.try_acquire(shared=True):
+            self.clock.sleep(0.001)
+        if not self.tail.usable:
+            with self.append_lock:
+                if not self.tail.usable:
+                    self.tail.reset(self.catalog.next_generation())
+
+    # --- topics and logs -----------------------------------------------------------------------
+
+    def ensure_open(self) -> None:
+        """Raise StoreClosedError if the store was closed, or this is the child of a fork."""
+        if self.closed:
+            raise StoreClosedError("the store is closed: open it again", path=self.storage.root)
+        if os.getpid() != self.pid:
+            raise StoreClosedError(
+                "the store was opened before a fork: open it again in the child",
+                path=self.storage.root,
+            )
+
+    def ensure_writable(self) -> None:
+        """Raise as `ensure_open`, and UsageError if the store is open read-only."""
+        self.ensure_open()
+        if self.read_only:
+            raise UsageError("the store is open read-only", path=self.storage.root)
+
+    def topic(self, name: str) -> TopicInfo:
+        """The topic of that name.
+
+        Raises:
+            UnknownTopicError: There is none; the message says how to create it.
+        """
+        self.ensure_open()
+        if self.tail.get("topics_version") != self._topics_version:
+            self._refresh_topics()
+        info = self._topics.get(name)
+        if info is None:
+            # A read-only handle on a store no writer has touched since boot has no live words.
+            self._refresh_topics()
+            info = self._topics.get(name)
+        if info is None:
+            raise UnknownTopicError(
+                f"there is no topic {name!r}: create it with create_topic({name!r})", topic=name
+            )
+        return info
+
+    def topics(self) -> list[TopicInfo]:
+        """All topics, internal ones too."""
+        self.ensure_open()
+        self._refresh_topics()
+        return list(self._topics.values())
+
+    def _refresh_topics(self) -> None:
+        with self._guard:
+            version = self.tail.get("topics_version")
+            topics = {info.name: info for info in self.catalog.topics()}
+            for key, log in list(self._logs.items()):
+                info = topics.get(log.topic)
+                if info is None or info.id != log.topic_id:
+                    log.deleted = True
+                    del self._logs[key]
+                else:
+                    log.config = info.config
+            self._topics, self._topics_version = topics, version
+
+    def log(self, topic: str, partition: int) -> Log:
+        """The log of one partition, recovered if this is its first use since a crash.
+
+        Raises:
+            UnknownTopicError: No such topic or partition.
+            DataError: It is damaged below its durable watermark.
+        """
+        log = self._logs.get((topic, partition))
+        if log is None or log.deleted or self.tail.get("topics_version") != self._topics_version:
+            info = self.topic(topic)
+            if not 0 <= partition < info.partitions:
+                raise UnknownTopicError(
+                    f"topic {topic!r} has partitions 0 to {info.partitions - 1}",
+                    topic=topic,
+                    partition=partition,
+                )
+            with self._guard:
+                log = self._logs.get((topic, partition))
+                if log is None:
+                    log = self._open_log(info, partition)
+                    self._logs[topic, partition] = log
+        return log
+
+    def _open_log(self, info: TopicInfo, partition: int) -> Log:
+        log = Log(self.components, info, partition)
+        if self.read_only:
+            log.examine_read_only()
+        else:
+            with self.append_lock:
+                log.prepare_locked()
+        return log
+
+    def _recover_slot(self, slot_number: int) -> None:
+        """The process that held the append lock died while it wrote to this slot's partition."""
+        found = self.catalog.partition_of_slot(slot_number)
+        if found is None:
+            return  # its topic was deleted
+        info, partition = found
+        with self._guard:
+            log = self._logs.get((info.name, partition))
+            if log is None or log.deleted:
+                log = Log(self.components, info, partition)
+                self._logs[info.name, partition] = log
+        log.recover_locked()
+
+    # --- append --------------------------------------------------------------------------------
+
+    def append(
+        self, batches: Sequence[tuple[Log, EncodedBatch]], *, transaction_id: int = 0
+    ) -> list[int]:
+        """As `append_at`, without the time."""
+        return self.append_at(batches, transaction_id=transaction_id)[0]
+
+    def append_at(
+        self, batches: Sequence[tuple[Log, EncodedBatch]], *, transaction_id: int = 0
+    ) -> tuple[list[int], int]:
+        """Write batches in this order, in one hold of the append lock.
+
+        Returns their base offsets and the append time, UTC milliseconds.
+
+        They are neither durable nor visible before `acknowledge`. If one fails, those before it
+        stay written, unacknowledged.
+
+        Raises:
+            UnknownTopicError: A topic was deleted.
+            StorageError, PoisonedError: Not written.
+        """
+        self.ensure_writable()
+        tail = self.tail
+        offsets: list[int] = []
+        with self.append_lock:
+            if tail.get("topics_version") != self._topics_version:
+                self._refresh_topics()
+            now_ms = self.clock.now_ms()
+            sequence = tail.get("sequence")
+            for log, encoded in batches:
+                if log.deleted:
+                    raise UnknownTopicError("the topic was deleted", topic=log.topic)
+                log.prepare_locked()
+                sequence += 1
+                # If this process dies before the word is cleared, the next holder of the lock
+                # recovers the slot. An Exception has undone its write; a KeyboardInterrupt or
+                # thread kill may have come anywhere and leaves the word set.
+                tail.set("in_progress", log.slot_number + 1)
+                try:
+                    base_offset = log.append_locked(
+                        encoded, sequence=sequence, transaction_id=transaction_id, now_ms=now_ms
+                    )
+                except Exception:
+                    tail.set("in_progress", 0)
+                    raise
+                offsets.append(base_offset)
+                # After the slot's log end: a reader that sees this sequence sees the batch.
+                tail.set("sequence", sequence)
+                tail.set("in_progress", 0)
+        return offsets, now_ms
+
+    def acknowledge(
+        self, ends: Sequence[tuple[Log, int]], durability: Durability | None = None
+    ) -> None:
+        """Make the records below each end durable as asked, then visible, and wake followers.
+
+        Raises:
+            PoisonedError: A sync failed: the records may be lost.
+        """
+        mode = durability or self.durability
+        if mode == "sync":
+            for log, end in ends:
+                log.wait_durable(end)
+                if log.wants_zero_fill():
+                    self.background.submit((log, "zero"), log.zero_fill)
+        else:
+            with self.append_lock:
+                for log, _ in ends:
+                    log.show_locked()
+        self.tail.wake()
+        for log, _ in ends:
+            if mode == "interval":
+                self._sync_later(log, INTERVAL_SECONDS)
+            elif log.sealed_unsynced is not None:
+                self._sync_later(log, 0)
+            self._retain_later(log)
+
+    def _sync_later(self, log: Log, delay_seconds: float) -> None:
+        def sync() -> None:
+            log.wait_durable(log.slot[Slot.LOG_END])
+
+        self.background.submit((log, "sync"), sync, delay_seconds=delay_seconds)
+
+    def wait(self, seen: int, timeout: float | None) -> int:
+        """Block until something became visible since `seen`, or the timeout; the new stamp."""
+        return self.tail.wait(seen, timeout)
+
+    # --- retention -----------------------------------------------------------------------------
+
+    def _retain_later(self, log: Log) -> None:
+        if log.config.retention_ms is None and log.config.retention_bytes is None:
+            return
+        self.background.submit(
+            (log, "retention"),
+            lambda: self.retain(log) and None,
+            delay_seconds=RETENTION_INTERVAL_SECONDS,
+        )
+
+    def retain(self, log: Log, *, dry_run: bool = False) -> list[SegmentInfo]:
+        """Remove the segments of a partition that its configuration no longer keeps."""
+        config = log.config
+        now_ms = self.clock.now_ms()
+        with self.append_lock:
+            segments = log.segments()
+            active = segments[-1]
+            idle = config.retention_ms is not None and (
+                now_ms - active.max_timestamp_ms > config.retention_ms
+            )
+            if idle and active.end_offset > active.base_offset:
+                # Retention works on sealed segments; a quiet topic must not keep its last one.
+                if not dry_run:
+                    log.roll_locked()
+                segments[-1] = active._replace(sealed=True)
+            count = expired(
+                segments,
+                now_ms=now_ms,
+                retention_ms=config.retention_ms,
+                retention_bytes=config.retention_bytes,
+            )
+            if count and not dry_run:
+                log.trim_locked(segments[count - 1].end_offset)
+        return segments[:count]
+
+    # --- closing -------------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Make everything this process appended durable."""
+        self.ensure_writable()
+        for log in list(self._logs.values()):
+            if log.dirty:
+                log.wait_durable(log.slot[Slot.LOG_END])
+        self.tail.wake()
+
+    def abandon(self) -> None:
+        """Called when the store is garbage: warn if it was never closed."""
+        if not self.closed and os.getpid() == self.pid:
+            warnings.warn(
+                f"unclosed store {self.storage.root}", ResourceWarning, source=self, stacklevel=3
+            )
+            self.close()
+
+    def close(self) -> None:
+        """Sync, remember where each log ends, and let everything go. Idempotent."""
+        if self.closed:
+            return
+        in_child = os.getpid() != self.pid
+        try:
+            if not in_child:
+                self.background.close()
+                if not self.read_only:
+                    for log in list(self._logs.values()):
+                        log.checkpoint()
+                    self.tail.wake()
+        finally:
+            self.closed = True
+            for log in self._logs.values():
+                log.close()
+            if not in_child:
+                self.liveness.close()
+                self.catalog.close()
+            self.append_lock.close()
+            self._open_lock.close()
+            self.tail.close()
+            self.storage.close()

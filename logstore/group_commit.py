@@ -1,0 +1,110 @@
+"""Group commit of one partition: one fdatasync serves everybody who waits for it.
+
+The first thread that needs durability syncs for all who have written by then; those who write
+meanwhile share the next sync. Between processes the durable end in the tail words saves syncs
+somebody else has done. A failed sync poisons the partition for every process: the kernel may have
+dropped the dirty pages, so trying again would report a success that means nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections.abc import Callable
+
+from .errors import PoisonedError, StorageError
+from .segment import segment_path
+from .storage import File, Storage
+from .tail import Slot
+
+
+class GroupCommit:
+    """Syncs the segments of one partition. Thread-safe.
+
+    Args:
+        storage: Where the segments are.
+        directory: Directory of the partition.
+        slot: Its tail words.
+        bases: Gives the base offsets of the segments.
+        publish: Called with (durable end, sequence) after a sync.
+        poisoned: Makes the error for a poisoned partition.
+    """
+
+    def __init__(  # noqa: PLR0913 - built in one place
+        self,
+        storage: Storage,
+        directory: str,
+        slot: Slot,
+        *,
+        bases: Callable[[], list[int]],
+        publish: Callable[[int, int], None],
+        poisoned: Callable[[], PoisonedError],
+    ) -> None:
+        self._storage = storage
+        self._directory = directory
+        self._slot = slot
+        self._bases = bases
+        self._publish = publish
+        self._poisoned = poisoned
+        self._condition = threading.Condition()
+        self._leading = False
+        # Descriptors of their own, because a roll closes the one used for writing.
+        self._files: dict[int, File] = {}
+
+    def wait(self, end: int) -> None:
+        """Return when every record below `end` is synced.
+
+        Raises:
+            PoisonedError: A sync failed; nothing that was not synced before counts as durable.
+        """
+        slot = self._slot
+        while True:
+            with self._condition:
+                while slot[Slot.DURABLE_OFFSET] < end:
+                    if slot[Slot.POISONED]:
+                        raise self._poisoned()
+                    if not self._leading:
+                        self._leading = True
+                        break
+                    self._condition.wait()
+                else:
+                    return
+            try:
+                self._lead()
+            finally:
+                with self._condition:
+                    self._leading = False
+                    self._condition.notify_all()
+
+    def _lead(self) -> None:
+        """Sync everything written so far and publish it; one thread at a time."""
+        slot = self._slot
+        # The sequence first: it may belong to an earlier batch than the end, never to a later.
+        sequence = slot[Slot.SEQUENCE]
+        target = slot[Slot.LOG_END]
+        bases = self._bases()
+        first = max(0, bisect_right(bases, slot[Slot.DURABLE_OFFSET]) - 1)
+        unsynced = [base for base in bases[first:] if base <= target]
+        try:
+            for base in unsynced:
+                self._file(base).sync()
+        except StorageError as error:
+            slot[Slot.POISONED] = 1
+            raise self._poisoned() from error
+        for base in [base for base in self._files if base < unsynced[-1]]:
+            self._files.pop(base).close()
+        self._publish(target, sequence)
+
+    def _file(self, base: int) -> File:
+        file = self._files.get(base)
+        if file is None:
+            file = self._storage.open(segment_path(self._directory, base), "rw")
+            self._files[base] = file
+        return file
+
+    def close(self) -> None:
+        """Close the files. Nobody may be waiting."""
+        with self._condition:
+            for file in self._files.values():
+                file.close()
+            self._files.clear()

@@ -1,0 +1,385 @@
+"""Read verified batches of any number of partitions in the order they were appended.
+
+Each partition has a cursor that walks its segments. Batches of several partitions are merged by
+the store-wide sequence. So that the merge is final, nothing is handed out before every partition
+is known to hold no earlier batch: a partition whose next batch is not visible yet (a sync under
+way, an open transaction) holds back what was appended after it. Hence the order is the same for
+every reader, at any speed, which is what makes a pipeline's result a pure function of the log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Mapping
+from typing import Final
+
+from .batch import decode_batch
+from .config import Isolation
+from .engine import Engine
+from .errors import (
+    CorruptBatchError,
+    DataError,
+    OffsetOutOfRangeError,
+    StorageError,
+    UsageError,
+)
+from .format import (
+    BATCH_HEADER_BYTES,
+    CONTROL,
+    SEGMENT_HEADER_BYTES,
+    BatchHeader,
+    SegmentHeader,
+    parse_header,
+)
+from .log import Log
+from .record import TopicPartition
+from .record_batch import RecordBatch
+from .storage import File
+from .tail import Slot
+
+CHUNK_BYTES: Final = 1 << 20
+"""Bytes read at once. Larger batches are read whole."""
+
+
+class PartitionCursor:
+    """Walks the batches of one partition. Used by one thread."""
+
+    def __init__(self, engine: Engine, log: Log, offset: int, isolation: Isolation) -> None:
+        self.log = log
+        self.next_offset = offset
+        """Next offset to hand out."""
+        self.blocked_by = 0
+        """Open transaction at the next batch, 0 if none."""
+        self.blocked_sequence = 0
+        self._engine = engine
+        self._isolation = isolation
+        self._file: File | None = None
+        self._segment: SegmentHeader | None = None
+        self._position = 0
+        self._scan_offset = offset
+        """Next offset to parse; runs ahead of next_offset by what is queued."""
+        self._chunk = b""
+        self._chunk_start = 0
+        self.queue: deque[RecordBatch] = deque()
+
+    def fill(self, visible: int, max_bytes: int) -> None:
+        """Queue batches below `visible`, about `max_bytes` of them, at least one if there is."""
+        self.blocked_by = 0
+        taken = 0
+        while self._scan_offset < visible and taken < max_bytes:
+            if self._file is None:
+                self._open()
+            header = self._next_header()
+            if header is None:
+                self._next_segment()
+                continue
+            if header.transaction_id and self._isolation == "committed":
+                state = self._engine.transactions.state(header.transaction_id)
+                if state == "open":
+                    self.blocked_by = header.transaction_id
+                    self.blocked_sequence = header.sequence
+                    return
+                if state == "aborted":
+                    self._skip(header)
+                    continue
+            if header.flags & CONTROL:
+                self._skip(header)
+                continue
+            taken += self._take(header)
+
+    def filled(self, visible: int) -> bool:
+        """Whether everything below `visible` has been queued."""
+        return self._scan_offset >= visible
+
+    def _open(self) -> None:
+        """Open the segment of the scan offset and find the batch it lies in."""
+        log = self.log
+        try:
+            base, position = log.locate(self._scan_offset)
+            self._file, self._segment = log.open_segment(base)
+        except StorageError:
+            # Retention may have removed the file since it was listed.
+            if self._scan_offset < log.start_offset:
+                log.segment_of(self._scan_offset)  # raises OffsetOutOfRangeError
+            raise
+        self._position = position
+        self._chunk = b""
+        while (header := self._next_header()) is not None:
+            if header.next_offset > self._scan_offset:
+                return
+            self._position += header.total_bytes
+        # The offset is the first of the next segment: fill goes there.
+
+    def _next_header(self) -> BatchHeader | None:
+        """Header at the current position, None at the end of the segment's data."""
+        assert self._file is not None
+        assert self._segment is not None
+        at = self._position - self._chunk_start
+        if not self._chunk or at < 0 or at + BATCH_HEADER_BYTES > len(self._chunk):
+            self._chunk = self._file.read(CHUNK_BYTES, self._position)
+            self._chunk_start, at = self._position, 0
+        if not any(self._chunk[at : at + BATCH_HEADER_BYTES]):
+            return None
+        try:
+            return parse_header(self._chunk, at, self._segment.segment_uid)
+        except DataError as error:
+            raise self._at(error) from None
+
+    def _take(self, header: BatchHeader) -> int:
+        """Verify and queue the batch at the current position; its size in bytes."""
+        assert self._file is not None
+        start = self._position + BATCH_HEADER_BYTES
+        at = start - self._chunk_start
+        if at + header.body_bytes <= len(self._chunk):
+            body: bytes | memoryview = memoryview(self._chunk)[at : at + header.body_bytes]
+        else:
+            self._chunk = self._file.read(max(header.body_bytes, CHUNK_BYTES), start)
+            self._chunk_start = start
+            body = memoryview(self._chunk)[: header.body_bytes]
+        log = self.log
+        try:
+            if header.partition_uid != log.partition_uid or header.base_offset > self._scan_offset:
+                raise CorruptBatchError(
+                    f"found offset {header.base_offset} where {self._scan_offset} was expected"
+                )
+            batch = decode_batch(log.topic, log.partition, header, body)
+        except DataError as error:
+            raise self._at(error) from None
+        self.queue.append(batch.from_offset(self._scan_offset))
+        self._skip(header)
+        return header.total_bytes
+
+    def _skip(self, header: BatchHeader) -> None:
+        if not self.queue:
+            # Nothing is waiting before it, so the position may pass the gap.
+            self.next_offset = max(self.next_offset, header.next_offset)
+        self._position += header.total_bytes
+        self._scan_offset = header.next_offset
+
+    def _next_segment(self) -> None:
+        assert self._segment is not None
+        base = self.log.segment_of(self._scan_offset)
+        if base == self._segment.base_offset:
+            raise self._at(
+                CorruptBatchError("a record below the log end is missing; restore the segment")
+            )
+        self._close_file()
+        self._file, self._segment = self.log.open_segment(base)
+        self._position = SEGMENT_HEADER_BYTES
+
+    def _at(self, error: DataError) -> DataError:
+        log = self.log
+        return error.at(
+            topic=log.topic,
+            partition=log.partition,
+            offset=self._scan_offset,
+            path=self._file.path if self._file else log.directory,
+            position=self._position,
+        )
+
+    def seek(self, offset: int) -> None:
+        """Continue at `offset`."""
+        self._close_file()
+        self.queue.clear()
+        self.blocked_by = 0
+        self.next_offset = self._scan_offset = offset
+
+    def hand_out(self, max_records: int) -> RecordBatch:
+        """The first queued batch, cut to `max_records`; the rest stays queued."""
+        batch = self.queue.popleft()
+        if batch.record_count > max_records:
+            self.queue.appendleft(batch.slice(max_records))
+            batch = batch.slice(0, max_records)
+        self.next_offset = batch.last_offset + 1 if self.queue else self._scan_offset
+        return batch
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = self._segment = None
+        self._chunk = b""
+
+    def close(self) -> None:
+        """Close the segment file."""
+        self._close_file()
+        self.queue.clear()
+
+
+class LogReader:
+    """Reads partitions from given offsets, merged in append order. Used by one thread at a time.
+
+    Made by `Store.reader`.
+    """
+
+    def __init__(
+        self, engine: Engine, positions: Mapping[TopicPartition, int], *, isolation: Isolation
+    ) -> None:
+        if isolation not in ("committed", "uncommitted"):
+            raise UsageError(f"isolation is {isolation!r}; choose committed or uncommitted")
+        self._engine = engine
+        self._isolation: Isolation = isolation
+        self._cursors: dict[TopicPartition, PartitionCursor] = {}
+        self._seen = engine.tail.get("wake_version")
+        for partition, offset in positions.items():
+            self.add(partition, offset)
+
+    # --- positions -----------------------------------------------------------------------------
+
+    def add(self, partition: TopicPartition, offset: int) -> None:
+        """Read this partition too, from `offset` on.
+
+        Raises:
+            OffsetOutOfRangeError: The offset is outside [log start, visible end].
+        """
+        log = self._engine.log(*partition)
+        self._check(log, offset)
+        self._cursors[partition] = PartitionCursor(self._engine, log, offset, self._isolation)
+
+    def remove(self, partition: TopicPartition) -> None:
+        """Stop reading this partition."""
+        self._cursors.pop(partition).close()
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        """Continue this partition at `offset`; errors as `add`."""
+        cursor = self._cursors[partition]
+        self._check(cursor.log, offset)
+        cursor.seek(offset)
+
+    def _check(self, log: Log, offset: int) -> None:
+        start, end = log.start_offset, log.visible_offset
+        if not start <= offset <= end:
+            raise OffsetOutOfRangeError(
+                f"offset {offset} is outside the log, which holds {start} to {end}",
+                topic=log.topic,
+                partition=log.partition,
+                offset=offset,
+            )
+
+    @property
+    def positions(self) -> dict[TopicPartition, int]:
+        """Next offset of each partition: all before has been handed out, or holds no record."""
+        return {partition: cursor.next_offset for partition, cursor in self._cursors.items()}
+
+    def at_end(self) -> bool:
+        """Whether everything visible now has been read.
+
+        An open transaction is an end too: nobody knows when it will be decided.
+        """
+        cursors = self._cursors.values()
+        return any(cursor.blocked_by and not cursor.queue for cursor in cursors) or all(
+            not cursor.queue and cursor.next_offset >= cursor.log.visible_offset
+            for cursor in cursors
+        )
+
+    # --- reading -------------------------------------------------------------------------------
+
+    def poll(
+        self, max_records: int | None = None, max_bytes: int = CHUNK_BYTES
+    ) -> list[RecordBatch]:
+        """The next batches in append order, empty when nothing more is visible.
+
+        Args:
+            max_records: At most that many records; the last batch is cut to fit.
+            max_bytes: Stop after about this many stored bytes; at least one batch is returned.
+
+        Raises:
+            DataError: Damage; the position stays before it. `seek` past it to go on.
+            OffsetOutOfRangeError: Retention removed what was to be read next.
+        """
+        self._engine.ensure_open()
+        limit = max_records if max_records is not None else 1 << 62
+        if limit < 1:
+            raise UsageError("max_records must be at least 1")
+        self._seen = self._engine.tail.get("wake_version")
+        if self._engine.read_only:
+            for cursor in self._cursors.values():
+                cursor.log.refresh_read_only()
+        if len(self._cursors) == 1:
+            return self._poll_one(limit, max_bytes)
+        return self._poll_merged(limit, max_bytes)
+
+    def _poll_one(self, limit: int, max_bytes: int) -> list[RecordBatch]:
+        (cursor,) = self._cursors.values()
+        if not cursor.queue:
+            cursor.fill(cursor.log.visible_offset, max_bytes)
+            self._unblock(cursor)
+        batches: list[RecordBatch] = []
+        while cursor.queue and limit > 0:
+            batches.append(cursor.hand_out(limit))
+            limit -= batches[-1].record_count
+        return batches
+
+    def _poll_merged(self, limit: int, max_bytes: int) -> list[RecordBatch]:
+        share = max(max_bytes // max(len(self._cursors), 1), 1)
+        bounds = {cursor: self._bound(cursor, share) for cursor in self._cursors.values()}
+        batches: list[RecordBatch] = []
+        while limit > 0 and max_bytes > 0:
+            first: PartitionCursor | None = None
+            lowest = min(bounds.values(), default=0) + 1
+            for cursor in bounds:
+                if cursor.queue and cursor.queue[0].sequence < lowest:
+                    first, lowest = cursor, cursor.queue[0].sequence
+            if first is None:
+                break
+            batches.append(first.hand_out(limit))
+            limit -= batches[-1].record_count
+            max_bytes -= batches[-1].header.total_bytes
+            if not first.queue:
+                # What follows in that partition has to be known before others may go on.
+                bounds[first] = self._bound(first, share)
+        return batches
+
+    def _bound(self, cursor: PartitionCursor, max_bytes: int) -> int:
+        """Fill an empty queue; the sequence up to which the partition's batches are all known.
+
+        The store's sequence is read before the ends, so a batch up to it is either below the
+        visible end or known to be pending.
+        """
+        slot = cursor.log.slot
+        store_sequence = self._engine.tail.get("sequence")
+        visible_sequence = slot[Slot.VISIBLE_SEQUENCE]
+        visible = slot[Slot.VISIBLE_OFFSET]
+        complete = visible == slot[Slot.LOG_END]
+        if not cursor.queue:
+            cursor.fill(visible, max_bytes)
+            self._unblock(cursor)
+        queued = cursor.queue[-1].sequence if cursor.queue else 0
+        if cursor.blocked_by:
+            return max(cursor.blocked_sequence - 1, queued)
+        if not cursor.filled(visible):
+            return queued
+        return max(store_sequence if complete else visible_sequence, queued)
+
+    def _unblock(self, cursor: PartitionCursor) -> None:
+        if cursor.blocked_by and not cursor.queue:
+            self._engine.transactions.abort_if_dead(cursor.blocked_by)
+
+    def wait(self, timeout: float | None) -> bool:
+        """Block until something may have become visible since the last poll; False on timeout.
+
+        Args:
+            timeout: Seconds; None waits for ever.
+        """
+        blocked = any(cursor.blocked_by for cursor in self._cursors.values())
+        pause = 0.2 if blocked else timeout
+        if timeout is not None and pause is not None:
+            pause = min(pause, timeout)
+        now = self._engine.wait(self._seen, pause)
+        return now != self._seen or blocked
+
+    def close(self) -> None:
+        """Close the files."""
+        for cursor in self._cursors.values():
+            cursor.close()
+        self._cursors.clear()
+
+    def __enter__(self) -> LogReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):
+            self.close()

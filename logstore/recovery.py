@@ -1,0 +1,514 @@
+"""What a partition is after a crash: where its log ends, what is torn and what is corrupt.
+
+This is the place where a torn write is handled. The rule needs one number, the durable watermark:
+records below it were acknowledged as synced.
+
+1. Segment headers must be whole, of this partition, and linked without a hole.
+2. From the last checkpoint on, batch headers are walked; the chain of hashes, offsets and
+   sequences must hold. Bodies are verified only above the watermark.
+3. At the first batch that is not whole, the rest of the log is searched for valid headers: each
+   carries the watermark its writer knew. Damage below the highest known watermark is corruption:
+   a typed error, nothing on disk is touched. Damage above it is a torn write: the tail is copied
+   to `quarantine/`, then cut, and the cut is synced.
+
+`examine` reads and decides; `repair` acts. A valid batch after a hole proves nothing above the
+watermark, because the operating system writes pages back in any order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .batch import verify_body
+from .catalog import LogCheckpoint
+from .errors import (
+    CorruptBatchError,
+    CorruptSegmentError,
+    DataError,
+    FormatVersionError,
+    StorageError,
+)
+from .format import (
+    ALIGNMENT_BYTES,
+    BATCH_HEADER_BYTES,
+    BATCH_MAGIC_BYTES,
+    NO_TIMESTAMP,
+    SEGMENT_HEADER_BYTES,
+    BatchHeader,
+    SegmentHeader,
+    parse_header,
+)
+from .segment import (
+    QUARANTINE,
+    TEMPORARY_SUFFIX,
+    base_offset_of,
+    index_path,
+    read_segment_header,
+    scan_headers,
+    segment_path,
+)
+from .storage import File, Storage
+
+PROBE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionFacts:
+    """What is known about a partition before its files are looked at."""
+
+    directory: str
+    topic: str
+    partition: int
+    partition_uid: int
+    store_uid: bytes
+    start_offset: int
+    durable_offset: int
+    """Highest durable watermark known from outside the log: catalog and tail words."""
+    checkpoint: LogCheckpoint | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tear:
+    """A torn write: everything from `position` of `segment_base` on, and all later segments."""
+
+    segment_base: int
+    position: int
+    reason: str
+    blank: bool
+    """The rest of the file is zero: nothing to save."""
+    header_torn: bool = False
+    """Not even the segment header is whole; the segment is made anew."""
+
+
+@dataclass(slots=True)
+class Examination:
+    """Result of `examine`: the segments, the end of the log and how to get there."""
+
+    segments: list[tuple[int, SegmentHeader]]
+    end: LogCheckpoint
+    file_bytes: int
+    """Size of the active segment file; beyond the end it is zero."""
+    scanned_bytes: int = 0
+    tear: Tear | None = None
+    later_segments: list[int] = field(default_factory=list)
+    obsolete_segments: list[int] = field(default_factory=list)
+    """Wholly below the start offset: left over by an interrupted retention."""
+
+
+def examine(storage: Storage, facts: PartitionFacts) -> Examination:
+    """Decide where the log of a partition ends. Reads only; changes nothing.
+
+    Raises:
+        CorruptBatchError, CorruptSegmentError: damage below the durable watermark.
+        FormatVersionError: written by a newer version of the format.
+    """
+    try:
+        return _examine(storage, facts)
+    except DataError as error:
+        raise error.at(topic=facts.topic, partition=facts.partition) from None
+
+
+def _examine(storage: Storage, facts: PartitionFacts) -> Examination:
+    bases = sorted(
+        base for name in storage.list(facts.directory) if (base := base_offset_of(name)) is not None
+    )
+    obsolete = [
+        base
+        for base, following in zip(bases, bases[1:], strict=False)
+        if following <= facts.start_offset
+    ]
+    bases = bases[len(obsolete) :]
+    _check_first(facts, bases)
+    segments, tear = _read_headers(storage, facts, bases)
+    _check_links(storage, facts, segments)
+    if not segments:
+        assert tear is not None
+        return Examination(
+            segments,
+            _fresh_position(tear.segment_base),
+            0,
+            tear=tear,
+            obsolete_segments=obsolete,
+        )
+    result = _scan(storage, facts, segments)
+    result.obsolete_segments = obsolete
+    if tear is not None:
+        end = result.end
+        result.tear = result.tear or Tear(end.segment_base, end.position, tear.reason, blank=True)
+        result.later_segments.append(tear.segment_base)
+    return result
+
+
+def _check_first(facts: PartitionFacts, bases: list[int]) -> None:
+    """The first segment must cover the start offset the catalog knows."""
+    if not bases:
+        if max(facts.durable_offset, facts.start_offset) > facts.start_offset or facts.checkpoint:
+            raise CorruptSegmentError(
+                f"all segments are missing; records up to {facts.durable_offset} were durable."
+                " Restore the directory from a backup",
+                path=facts.directory,
+                offset=facts.start_offset,
+            )
+        return
+    if bases[0] > facts.start_offset:
+        raise CorruptSegmentError(
+            f"the segments of records {facts.start_offset} to {bases[0]} are missing and no"
+            " retention removed them. Restore them from a backup",
+            path=segment_path(facts.directory, facts.start_offset),
+            offset=facts.start_offset,
+        )
+
+
+def _read_headers(
+    storage: Storage, facts: PartitionFacts, bases: list[int]
+) -> tuple[list[tuple[int, SegmentHeader]], Tear | None]:
+    """Headers of all segments; the last one may be torn if nothing durable was in it."""
+    segments: list[tuple[int, SegmentHeader]] = []
+    for base in bases:
+        path = segment_path(facts.directory, base)
+        try:
+            header = read_segment_header(storage, facts.directory, base)
+        except CorruptSegmentError as error:
+            # A fresh segment is made whole before its name exists, so only a disk that lost
+            # synced bytes or a copy cut short gets here; harmless while it held nothing durable.
+            if base != bases[-1] or base < facts.durable_offset or _holds_batches(storage, path):
+                raise
+            return segments, Tear(base, 0, error.message, blank=False, header_torn=True)
+        if header.partition_uid != facts.partition_uid or header.store_uid != facts.store_uid:
+            raise CorruptSegmentError(
+                "the segment belongs to another partition or store", path=path, position=0
+            )
+        segments.append((base, header))
+    if not segments:
+        return segments, Tear(facts.start_offset, 0, "no segment yet", True, header_torn=True)
+    return segments, None
+
+
+def _holds_batches(storage: Storage, path: str) -> bool:
+    """Whether anything that looks like a batch follows the (damaged) segment header."""
+    file = storage.open(path, "r")
+    try:
+        return BATCH_MAGIC_BYTES in file.read(PROBE_BYTES, SEGMENT_HEADER_BYTES)
+    finally:
+        file.close()
+
+
+def _check_links(
+    storage: Storage, facts: PartitionFacts, segments: list[tuple[int, SegmentHeader]]
+) -> None:
+    """Each segment names the one before it: a missing one leaves a hole, a foreign one a misfit."""
+    for (base, header), (following_base, following) in zip(segments, segments[1:], strict=False):
+        path = segment_path(facts.directory, base)
+        if following.previous_segment_uid != header.segment_uid:
+            raise CorruptSegmentError(
+                f"the segment before offset {following_base} is missing or is not the one that"
+                f" was sealed there (found the segment of offset {base})",
+                path=segment_path(facts.directory, following_base),
+                offset=base,
+            )
+        size = storage.size(path)
+        if size < following.previous_bytes and following_base <= facts.durable_offset:
+            raise CorruptSegmentError(
+                f"the sealed segment has {size} of its {following.previous_bytes} bytes",
+                path=path,
+                position=size,
+            )
+
+
+def _fresh_position(base: int) -> LogCheckpoint:
+    return LogCheckpoint(base, 0, SEGMENT_HEADER_BYTES, base, 0, NO_TIMESTAMP, 0)
+
+
+def _start_of(segments: list[tuple[int, SegmentHeader]], index: int) -> LogCheckpoint:
+    base, header = segments[index]
+    return LogCheckpoint(
+        base,
+        header.segment_uid,
+        SEGMENT_HEADER_BYTES,
+        base,
+        header.header_hash,
+        header.prior_max_timestamp_ms,
+        0,
+    )
+
+
+def _scan(
+    storage: Storage, facts: PartitionFacts, segments: list[tuple[int, SegmentHeader]]
+) -> Examination:
+    """Walk from the checkpoint (or the last segment that may be unsynced) to the end."""
+    index, state = _scan_start(storage, facts, segments)
+    scanned = 0
+    while True:
+        base, header = segments[index]
+        path = segment_path(facts.directory, base)
+        file = storage.open(path, "r")
+        try:
+            size = file.size()
+            began = state.position
+            state, damage = _walk(file, size, facts, header, state)
+            scanned += state.position - began
+            last = index + 1 == len(segments)
+            if damage is None and not last:
+                damage = _misfit(state, segments[index + 1], path)
+            if damage is not None:
+                found = _judge(storage, facts, segments[index:], state, damage)
+                found.segments = segments[: index + 1]
+                found.scanned_bytes = scanned
+                return found
+            if last:
+                break
+        finally:
+            file.close()
+        index += 1
+        state = _start_of(segments, index)._replace(sequence=state.sequence)
+    if state.next_offset < facts.durable_offset:
+        raise CorruptBatchError(
+            f"the log ends at offset {state.next_offset} but records up to"
+            f" {facts.durable_offset} were durable. Restore the segment from a backup",
+            path=path,
+            position=state.position,
+            offset=state.next_offset,
+        )
+    return Examination(segments, state, size, scanned)
+
+
+def _scan_start(
+    storage: Storage, facts: PartitionFacts, segments: list[tuple[int, SegmentHeader]]
+) -> tuple[int, LogCheckpoint]:
+    checkpoint = facts.checkpoint
+    if checkpoint is None:
+        return 0, _start_of(segments, 0)
+    for index, (base, header) in enumerate(segments):
+        if base == checkpoint.segment_base:
+            path = segment_path(facts.directory, base)
+            if header.segment_uid != checkpoint.segment_uid:
+                raise CorruptSegmentError(
+                    "the segment is not the one the catalog knows", path=path, position=0
+                )
+            size = storage.size(path)
+            if size < checkpoint.position:
+                raise CorruptSegmentError(
+                    f"the segment has {size} bytes but {checkpoint.position} were durable",
+                    path=path,
+                    position=size,
+                    offset=checkpoint.next_offset,
+                )
+            return index, checkpoint
+    if segments[0][0] >= checkpoint.next_offset:
+        return 0, _start_of(segments, 0)
+    raise CorruptSegmentError(
+        "the segment the catalog knows as the last durable one is missing",
+        path=segment_path(facts.directory, checkpoint.segment_base),
+        offset=checkpoint.segment_base,
+    )
+
+
+def _walk(
+    file: File, size: int, facts: PartitionFacts, header: SegmentHeader, state: LogCheckpoint
+) -> tuple[LogCheckpoint, DataError | None]:
+    """Follow the chain from `state` to the end of the valid batches of one segment."""
+    scan = scan_headers(file, state.position, size, header.segment_uid)
+    while True:
+        try:
+            position, batch = next(scan)
+        except StopIteration:
+            return state, _leftover(file, size, state)
+        except CorruptBatchError as error:
+            return state, error
+        reason = _chain_break(batch, facts, state)
+        end = position + BATCH_HEADER_BYTES + batch.body_bytes
+        if reason is None and end > size:
+            reason = "the batch is cut"
+        if reason is None and batch.last_offset >= facts.durable_offset:
+            try:
+                verify_body(batch, file.read(batch.body_bytes, position + BATCH_HEADER_BYTES))
+            except CorruptBatchError as error:
+                reason = error.message
+        if reason is not None:
+            return state, CorruptBatchError(reason, path=file.path, position=position)
+        state = LogCheckpoint(
+            state.segment_base,
+            state.segment_uid,
+            end,
+            batch.next_offset,
+            batch.header_hash,
+            max(state.max_timestamp_ms, batch.max_timestamp_ms),
+            batch.sequence,
+        )
+
+
+def _chain_break(batch: BatchHeader, facts: PartitionFacts, state: LogCheckpoint) -> str | None:
+    """Why this batch cannot follow `state`, or None."""
+    if batch.partition_uid != facts.partition_uid:
+        return "the batch belongs to another partition"
+    if batch.base_offset != state.next_offset:
+        return f"found offset {batch.base_offset} where {state.next_offset} was expected"
+    if batch.previous_hash != state.previous_hash:
+        return "the batch does not link to the one before it"
+    if batch.sequence <= state.sequence:
+        return "the sequence of the batch does not rise"
+    return None
+
+
+def _leftover(file: File, size: int, state: LogCheckpoint) -> DataError | None:
+    """The header scan ended on zeros: fine if only zeros follow."""
+    position = state.position
+    while position < size:
+        chunk = file.read(PROBE_BYTES, position)
+        if not chunk:
+            break
+        if chunk.count(0) != len(chunk):
+            return CorruptBatchError(
+                "zeros, then other bytes", path=file.path, position=state.position
+            )
+        position += len(chunk)
+    return None
+
+
+def _misfit(
+    state: LogCheckpoint, following: tuple[int, SegmentHeader], path: str
+) -> DataError | None:
+    base, header = following
+    if state.next_offset == base and state.previous_hash == header.previous_hash:
+        return None
+    return CorruptBatchError(
+        f"the segment ends at offset {state.next_offset} but the next one starts at {base}",
+        path=path,
+        position=state.position,
+    )
+
+
+def _judge(
+    storage: Storage,
+    facts: PartitionFacts,
+    rest: list[tuple[int, SegmentHeader]],
+    state: LogCheckpoint,
+    damage: DataError,
+) -> Examination:
+    """Torn or corrupt? Ask every valid header after the damage for the watermark it knew."""
+    watermark = facts.durable_offset
+    blank = True
+    file_bytes = state.position
+    for number, (base, header) in enumerate(rest):
+        file = storage.open(segment_path(facts.directory, base), "r")
+        try:
+            begin = state.position if number == 0 else SEGMENT_HEADER_BYTES
+            known, only_zeros = _probe(file, begin, header.segment_uid, facts.partition_uid)
+            if number == 0:
+                blank, file_bytes = only_zeros, file.size()
+            watermark = max(watermark, known)
+        finally:
+            file.close()
+    if state.next_offset < watermark:
+        raise CorruptBatchError(
+            f"{damage.message}; records up to {watermark} were durable, so this is damage and not"
+            " a torn write. Nothing was changed. Restore the segment from a backup",
+            path=damage.path,
+            position=damage.position,
+            offset=state.next_offset,
+        ) from None
+    tear = Tear(rest[0][0], state.position, damage.message, blank)
+    return Examination(
+        rest[:1], state, file_bytes, tear=tear, later_segments=[base for base, _ in rest[1:]]
+    )
+
+
+def _probe(file: File, start: int, segment_uid: int, partition_uid: int) -> tuple[int, bool]:
+    """Highest durable watermark in the valid headers from `start` on; and whether all is zero."""
+    known, blank = 0, True
+    position, size = start, file.size()
+    while position < size:
+        chunk = file.read(PROBE_BYTES + BATCH_HEADER_BYTES, position)
+        if not chunk:
+            break
+        blank = blank and chunk.count(0) == len(chunk)
+        at = chunk.find(BATCH_MAGIC_BYTES)
+        while at != -1:
+            aligned = (position + at) % ALIGNMENT_BYTES == 0
+            if aligned and at + BATCH_HEADER_BYTES <= len(chunk):
+                try:
+                    header = parse_header(chunk, at, segment_uid)
+                except (CorruptBatchError, FormatVersionError):
+                    pass  # bytes of a record that look like a magic, or a torn header
+                else:
+                    if header.partition_uid == partition_uid:
+                        known = max(known, header.durable_offset)
+            at = chunk.find(BATCH_MAGIC_BYTES, at + 1)
+        position += PROBE_BYTES
+    return known, blank
+
+
+def repair(storage: Storage, facts: PartitionFacts, found: Examination) -> None:
+    """Carry out what `examine` decided: save and cut the torn tail, sweep leftovers; all synced.
+
+    May be interrupted anywhere and run again. Moves or copies before it cuts, never deletes
+    records. The active segment is synced afterwards, so all that is kept is durable.
+    """
+    directory = facts.directory
+    for name in storage.list(directory):
+        if name.endswith(TEMPORARY_SUFFIX):
+            storage.remove(f"{directory}/{name}")
+    for base in found.obsolete_segments:
+        storage.remove(index_path(directory, base))
+        storage.remove(segment_path(directory, base))
+    if found.tear is not None:
+        # Later segments go first: if we stop here, the tear is still there to be found.
+        for base in reversed(found.later_segments):
+            storage.remove(index_path(directory, base))
+            _move_to_quarantine(storage, directory, base)
+        _cut(storage, directory, found.tear)
+        storage.sync_directory(directory)
+
+
+def _cut(storage: Storage, directory: str, tear: Tear) -> None:
+    path = segment_path(directory, tear.segment_base)
+    storage.remove(index_path(directory, tear.segment_base))
+    if tear.header_torn:
+        if storage.exists(path):
+            _move_to_quarantine(storage, directory, tear.segment_base)
+        return
+    file = storage.open(path, "rw")
+    try:
+        if not tear.blank:
+            _copy_to_quarantine(storage, directory, file, tear)
+        file.truncate(tear.position)
+        file.sync()
+    finally:
+        file.close()
+
+
+def _quarantine_path(storage: Storage, directory: str, name: str) -> str:
+    folder = f"{directory}/{QUARANTINE}"
+    storage.make_directory(folder)
+    taken = set(storage.list(folder))
+    number = next(n for n in range(len(taken) + 1) if f"{name}.{n}" not in taken)
+    return f"{folder}/{name}.{number}"
+
+
+def _move_to_quarantine(storage: Storage, directory: str, base: int) -> None:
+    source = segment_path(directory, base)
+    target = _quarantine_path(storage, directory, f"{base:020d}.segment")
+    storage.rename(source, target)
+    storage.sync_directory(f"{directory}/{QUARANTINE}")
+
+
+def _copy_to_quarantine(storage: Storage, directory: str, file: File, tear: Tear) -> None:
+    name = f"{tear.segment_base:020d}-{tear.position}.torn"
+    copy = storage.open(_quarantine_path(storage, directory, name), "x")
+    try:
+        position, size = tear.position, file.size()
+        while position < size:
+            chunk = file.read(PROBE_BYTES, position)
+            if not chunk:
+                raise StorageError(
+                    "the file shrank while its torn tail was saved",
+                    errno=0,
+                    path=file.path,
+                    position=position,
+                )
+            copy.write([chunk], position - tear.position)
+            position += len(chunk)
+        copy.sync()
+    finally:
+        copy.close()
+    storage.sync_directory(f"{directory}/{QUARANTINE}")

@@ -1,0 +1,154 @@
+"""The indexes of one partition's segments: kept, caught up, loaded or rebuilt.
+
+The active segment's index is in memory and follows the appends of this process; what others
+appended is caught up by walking batch headers. A sealed segment's index is a file beside it, used
+only if its hash and segment uid fit, otherwise rebuilt. An index changes speed, never answers.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Final
+
+from .errors import CorruptBatchError, FormatVersionError, StorageError
+from .format import SEGMENT_HEADER_BYTES, SegmentHeader
+from .index import SparseIndex
+from .segment import (
+    TEMPORARY_SUFFIX,
+    index_path,
+    read_segment_header,
+    scan_headers,
+    segment_path,
+)
+from .storage import Storage
+
+CACHED_INDEXES_MAX: Final = 64
+"""Sealed indexes kept in memory; one of a 64 MiB segment takes at most 400 KiB."""
+
+
+class IndexCache:
+    """Indexes of the segments of one partition. Thread-safe."""
+
+    def __init__(self, storage: Storage, directory: str) -> None:
+        self._storage = storage
+        self._directory = directory
+        self._lock = threading.Lock()
+        self._active = SparseIndex()
+        self._active_base = -1
+        self._scanned = 0
+        """Position in the active segment up to which `_active` is complete."""
+        self._sealed: OrderedDict[int, SparseIndex] = OrderedDict()
+
+    def appended(  # noqa: PLR0913 - one call per batch, on the hot path
+        self, base: int, base_offset: int, position: int, end_position: int, running_max_ms: int
+    ) -> None:
+        """Note a batch this process appended; ignored if earlier ones have not been seen."""
+        with self._lock:
+            if position == SEGMENT_HEADER_BYTES:
+                self._active, self._active_base, self._scanned = SparseIndex(), base, position
+            if base == self._active_base and position == self._scanned:
+                self._active.append(base_offset, position, running_max_ms)
+                self._scanned = end_position
+
+    def sealed(self, segment: SegmentHeader, end_position: int) -> None:
+        """Write the index file of the segment just sealed, if it is complete in memory."""
+        with self._lock:
+            if self._active_base == segment.base_offset and self._scanned == end_position:
+                self._write(segment, self._active, end_position)
+
+    def get(self, base: int, stop: int | None, *, write: bool) -> SparseIndex:
+        """The index of segment `base`.
+
+        Args:
+            base: Base offset of the segment.
+            stop: Data end of the active segment, None for a sealed one.
+            write: Whether a rebuilt index may be written to its file.
+        """
+        with self._lock:
+            if stop is not None:
+                return self._catch_up(base, stop)
+            index = self._sealed.get(base)
+            if index is None:
+                index = self._load(base) or self._rebuild(base, write=write)
+                self._sealed[base] = index
+                if len(self._sealed) > CACHED_INDEXES_MAX:
+                    self._sealed.popitem(last=False)
+            self._sealed.move_to_end(base)
+            return index
+
+    def forget(self, base: int) -> None:
+        """Drop the index of a removed segment."""
+        with self._lock:
+            self._sealed.pop(base, None)
+
+    def clear(self) -> None:
+        """Forget everything, for example after a recovery has cut the active segment."""
+        with self._lock:
+            self._sealed.clear()
+            self._active_base = -1
+
+    def _catch_up(self, base: int, stop: int) -> SparseIndex:
+        if base != self._active_base or self._scanned > stop:
+            self._active, self._active_base = SparseIndex(), base
+            self._scanned = SEGMENT_HEADER_BYTES
+        if self._scanned < stop:
+            header = read_segment_header(self._storage, self._directory, base)
+            self._scanned, _ = self._scan(header, self._active, self._scanned, stop)
+        return self._active
+
+    def _scan(
+        self, header: SegmentHeader, index: SparseIndex, start: int, stop: int
+    ) -> tuple[int, bool]:
+        """Append the batches in [start, stop) to `index`; (end reached, all of it was valid)."""
+        file = self._storage.open(segment_path(self._directory, header.base_offset), "r")
+        end = start
+        try:
+            for position, batch in scan_headers(file, start, stop, header.segment_uid):
+                index.append(batch.base_offset, position, batch.running_max_timestamp_ms)
+                end = position + batch.total_bytes
+        except (CorruptBatchError, FormatVersionError):
+            # The index ends before the damage; whoever reads on gets the error with its place.
+            return end, False
+        finally:
+            file.close()
+        return end, True
+
+    def _load(self, base: int) -> SparseIndex | None:
+        path = index_path(self._directory, base)
+        if not self._storage.exists(path):
+            return None
+        header = read_segment_header(self._storage, self._directory, base)
+        file = self._storage.open(path, "r")
+        try:
+            index = SparseIndex.decode(file.read(file.size(), 0), header.segment_uid)
+        except CorruptBatchError:
+            return None  # rebuilt: an index is derived data
+        finally:
+            file.close()
+        size = self._storage.size(segment_path(self._directory, base))
+        return index if index.end_position <= size else None
+
+    def _rebuild(self, base: int, *, write: bool) -> SparseIndex:
+        header = read_segment_header(self._storage, self._directory, base)
+        size = self._storage.size(segment_path(self._directory, base))
+        index = SparseIndex()
+        end, whole = self._scan(header, index, SEGMENT_HEADER_BYTES, size)
+        if write and whole:
+            self._write(header, index, end)
+        return index
+
+    def _write(self, segment: SegmentHeader, index: SparseIndex, end_position: int) -> None:
+        """Write atomically but unsynced: after a crash it is whole, old or rejected by its hash."""
+        path = index_path(self._directory, segment.base_offset)
+        temporary = path + TEMPORARY_SUFFIX
+        try:
+            self._storage.remove(temporary)
+            file = self._storage.open(temporary, "x")
+            try:
+                file.write([index.encode(segment.segment_uid, end_position)], 0)
+            finally:
+                file.close()
+            self._storage.rename(temporary, path)
+        except StorageError:
+            self._storage.remove(temporary)  # a full disk: the index is rebuilt when needed

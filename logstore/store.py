@@ -1,0 +1,380 @@
+"""The store: what `millstream.open` returns and everything users do starts from.
+
+A thin facade. The append path is `engine.py`, reading is `reader.py` and `scan.py`, groups are
+`consumer.py` and `membership.py`, several writes at once are `transaction.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from types import TracebackType
+from typing import get_args
+
+from . import topics
+from .append import Appender
+from .clock import Clock, SystemClock
+from .config import Durability, Isolation, TopicConfig, TopicInfo
+from .engine import Engine
+from .errors import UsageError
+from .memory import MemoryStorage
+from .positions import Position
+from .producer import Producer
+from .reader import LogReader
+from .record import AppendMetadata, Headers, RecordMetadata, TopicPartition
+from .retention import SegmentInfo
+from .scan import Scan
+from .storage import PosixStorage, Storage
+from .transaction import Ownership, Transaction, own, own_anonymously
+
+MEMORY = ":memory:"
+
+
+def open_store(
+    path: str | os.PathLike[str] = MEMORY,
+    *,
+    durability: Durability = "sync",
+    read_only: bool = False,
+    storage: Storage | None = None,
+    clock: Clock | None = None,
+) -> Store:
+    """Open a store, creating it if need be. Exported as `millstream.open`.
+
+    Any number of processes may have the same store open, to write and to read.
+
+    Args:
+        path: Directory of the store; ":memory:" for one that vanishes with the process.
+        durability: When an append is acknowledged: "sync" after fdatasync (shared by all who
+            wait), "interval" after the write with a sync about every 100 ms, "os" after the
+            write. A process that dies loses nothing in any mode; the mode says what a machine
+            that dies may lose. Every append may choose its own.
+        read_only: Change nothing, not even to repair a torn tail.
+        storage: Where to keep the files instead of `path`, for example a `MemoryStorage`.
+        clock: Source of time, for tests.
+
+    Raises:
+        UsageError: Unknown durability, or nothing there to open read-only.
+        StorageError: The directory cannot be created, read or written.
+        DataError, FormatVersionError: The catalog is damaged or of a newer version.
+
+    >>> with open_store(":memory:") as store:
+    ...     info = store.create_topic("orders")
+    ...     store.append("orders", b"{}", key=b"u1").offset
+    0
+    """
+    if durability not in get_args(Durability):
+        raise UsageError(f"durability is {durability!r}; choose sync, interval or os")
+    if storage is None:
+        place = os.fspath(path)
+        storage = MemoryStorage() if place == MEMORY else PosixStorage(place, read_only=read_only)
+    elif storage.read_only and not read_only:
+        raise UsageError("the storage is read-only: open the store with read_only=True")
+    engine = Engine(storage, clock or SystemClock(), durability=durability, read_only=read_only)
+    return Store(engine)
+
+
+class Store:
+    """An open store. Thread-safe; a context manager. Not usable in the child of a fork.
+
+    Made by `millstream.open`.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._appender = Appender(engine)
+        self._owners: list[Ownership] = []
+        self._owners_made = 0
+        self._owners_guard = threading.Lock()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else self._engine.durability
+        return f"<Store {self._engine.storage.root} {state}>"
+
+    # --- topics --------------------------------------------------------------------------------
+
+    def create_topic(
+        self, name: str, *, partitions: int = 1, exist_ok: bool = False, **config: object
+    ) -> TopicInfo:
+        """Create a topic.
+
+        Args:
+            name: 1 to 200 of A-Z a-z 0-9 . _ -
+            partitions: Fixed for the topic's life. Order is kept within a partition, and records
+                of one key share one.
+            exist_ok: Return the existing topic if it has as many partitions.
+            **config: retention, retention_bytes, compression, segment_bytes, segment_ms; see
+                `TopicConfig`.
+
+        Raises:
+            TopicExistsError: It exists.
+            UsageError: Bad name, partition count or option.
+        """
+        return topics.create(
+            self._engine,
+            name,
+            partitions=partitions,
+            exist_ok=exist_ok,
+            config=TopicConfig.from_options(**config),
+        )
+
+    def delete_topic(self, name: str) -> None:
+        """Delete a topic with its records, its group offsets and its files, for good."""
+        topics.delete(self._engine, name)
+
+    def configure_topic(self, name: str, **config: object) -> TopicInfo:
+        """Change some options of a topic; see `create_topic`. Applies from the next append on."""
+        return topics.configure(self._engine, name, config)
+
+    def topics(self, *, internal: bool = False) -> list[TopicInfo]:
+        """All topics by name; `internal` adds those Millstream keeps for itself."""
+        return topics.listing(self._engine, internal=internal)
+
+    def topic(self, name: str) -> TopicInfo:
+        """One topic; UnknownTopicError if there is none."""
+        return self._engine.topic(name)
+
+    # --- append --------------------------------------------------------------------------------
+
+    def append(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        timestamp_ms: int | None = None,
+        headers: Headers = (),
+        partition: int | None = None,
+        durability: Durability | None = None,
+    ) -> RecordMetadata:
+        """Append one record and return when it is acknowledged.
+
+        Args:
+            topic: An existing topic.
+            value: Bytes; None is a tombstone.
+            key: Records of one key keep their order.
+            timestamp_ms: UTC milliseconds; None takes the time of the append.
+            headers: (name, bytes or None) pairs.
+            partition: None chooses by key, or takes turns.
+            durability: Instead of the store's: "sync", "interval" or "os".
+
+        Raises:
+            UnknownTopicError: Create the topic first.
+            UsageError: Wrong types, a record over 64 MiB.
+            StorageError: Not appended. PoisonedError: a sync failed, it may or may not be there.
+
+        Threads appending at once share syncs (group commit). For many records use `append_many`
+        or `producer`.
+        """
+        record = self._appender.encode_one(
+            topic, value, key=key, timestamp_ms=timestamp_ms, headers=headers, partition=partition
+        )
+        (offset,), now_ms = self._engine.append_at((record,))
+        log = record[0]
+        self._engine.acknowledge(((log, offset + 1),), durability)
+        written_ms = now_ms if timestamp_ms is None else timestamp_ms
+        return RecordMetadata(topic, log.partition, offset, written_ms)
+
+    def append_many(
+        self,
+        topic: str,
+        values: Sequence[bytes | None],
+        keys: Sequence[bytes | None] | None = None,
+        timestamps_ms: Sequence[int] | None = None,
+        partition: int | None = None,
+        *,
+        headers: Sequence[Headers] | None = None,
+        durability: Durability | None = None,
+    ) -> list[AppendMetadata]:
+        """Append columns of records, one batch per partition, and return when all are durable.
+
+        Sequences are of equal length. Without `partition`, keyed records go where their keys
+        belong and an unkeyed call goes to one partition, in turn. Returns one entry per
+        partition written. Arguments and errors otherwise as `append`.
+
+        >>> with open_store() as store:
+        ...     info = store.create_topic("t")
+        ...     store.append_many("t", [b"a", b"b"])
+        [AppendMetadata(topic='t', partition=0, base_offset=0, record_count=2)]
+        """
+        batches = self._appender.encode_many(
+            topic, values, keys, timestamps_ms, partition, headers=headers
+        )
+        offsets = self._engine.append(batches)
+        written = list(zip(batches, offsets, strict=True))
+        self._engine.acknowledge(
+            [(log, offset + encoded.record_count) for (log, encoded), offset in written],
+            durability,
+        )
+        return [
+            AppendMetadata(topic, log.partition, offset, encoded.record_count)
+            for (log, encoded), offset in written
+        ]
+
+    def producer(
+        self,
+        *,
+        linger_ms: float = 5,
+        batch_bytes: int = 1 << 20,
+        buffer_bytes: int = 64 << 20,
+        durability: Durability | None = None,
+    ) -> Producer:
+        """A producer that gathers records into batches; see `Producer`."""
+        return Producer(
+            self._engine,
+            linger_ms=linger_ms,
+            batch_bytes=batch_bytes,
+            buffer_bytes=buffer_bytes,
+            durability=durability,
+        )
+
+    @contextmanager
+    def transaction(self, *, owner: Ownership | None = None) -> Iterator[Transaction]:
+        """Write several partitions, offsets and checkpoints all or nothing.
+
+        Commits when the block ends, aborts when it raises.
+
+        Args:
+            owner: From `own`, when a later run shall fence this one.
+
+        Raises:
+            FencedError: At the commit: somebody newer owns the name.
+
+        >>> with open_store() as store:
+        ...     info = store.create_topic("t")
+        ...     with store.transaction() as txn:
+        ...         metadata = txn.append("t", b"a")
+        ...     [record.value for record in store.read("t")]
+        [b'a']
+        """
+        ownership = owner or self._take_owner()
+        transaction = Transaction(self._engine, ownership)
+        with transaction:
+            yield transaction
+        if owner is None:
+            # After a failed commit the owner's state is unknown, and it is not used again.
+            with self._owners_guard:
+                self._owners.append(ownership)
+
+    def _take_owner(self) -> Ownership:
+        self._engine.ensure_writable()
+        with self._owners_guard:
+            if self._owners:
+                return self._owners.pop()
+            self._owners_made += 1
+            number = self._owners_made
+        return own_anonymously(self._engine, number)
+
+    def own(self, name: str) -> Ownership:
+        """Acquire the exclusive right to `name`; see `Ownership`.
+
+        Raises:
+            LockedError: A live process has it; the message names its pid.
+        """
+        return own(self._engine, name)
+
+    def checkpoint(self, name: str) -> bytes | None:
+        """What the last committed transaction stored under `name`, or None."""
+        self._engine.ensure_open()
+        return self._engine.catalog.checkpoint(name)
+
+    # --- read ----------------------------------------------------------------------------------
+
+    def read(
+        self,
+        topic: str,
+        start: int | str | datetime | Position = "earliest",
+        stop: int | str | datetime | Position | None = "latest",
+        partition: int | None = None,
+        *,
+        isolation: Isolation = "committed",
+    ) -> Scan:
+        """The records between two positions: a lazy iterable; `.batches()` gives columns.
+
+        Several partitions come merged in the order of their appends.
+
+        Args:
+            topic: An existing topic.
+            start: "earliest", an offset, "-10" (the last ten per partition), "@<time>".
+            stop: Where to stop, exclusive; "latest" is the end at the time of this call; None
+                follows for ever.
+            partition: One partition only; None reads all.
+            isolation: "uncommitted" also shows records of open and aborted transactions.
+
+        Raises:
+            UnknownTopicError, OffsetOutOfRangeError, UsageError: At once.
+            DataError: While iterating, naming topic, partition, offset, file and position.
+        """
+        partitions = topics.partitions(self._engine, topic, partition)
+        starts = {each: topics.resolve(self._engine, each, start) for each in partitions}
+        stops = None
+        if stop is not None:
+            stops = {each: topics.resolve(self._engine, each, stop) for each in partitions}
+        return Scan(self._engine, starts, stops, isolation)
+
+    def reader(
+        self, positions: Mapping[TopicPartition, int], *, isolation: Isolation = "committed"
+    ) -> LogReader:
+        """A reader of these partitions from these offsets; see `LogReader`."""
+        return LogReader(self._engine, positions, isolation=isolation)
+
+    def offsets(self, topic: str) -> dict[int, topics.OffsetRange]:
+        """First offset and visible end (exclusive) of each partition."""
+        return topics.offset_ranges(self._engine, topic)
+
+    def offset_at(
+        self, topic: str, partition: int, position: int | str | datetime | Position
+    ) -> int:
+        """The offset a position stands for; see `read`."""
+        return topics.resolve(self._engine, TopicPartition(topic, partition), position)
+
+    # --- maintenance ---------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Return when everything appended through this handle is durable, whatever the mode."""
+        self._engine.sync()
+
+    def trim(self, topic: str, before: Mapping[int, int]) -> None:
+        """Forget the records of each partition below the given offset; files go when empty."""
+        topics.trim(self._engine, topic, before)
+
+    def roll(self, topic: str, partition: int) -> None:
+        """Seal the active segment and start a new one."""
+        topics.roll(self._engine, topic, partition)
+
+    def segments(self, topic: str, partition: int) -> list[SegmentInfo]:
+        """The segments of a partition, oldest first."""
+        return self._engine.log(topic, partition).segments()
+
+    def apply_retention(self, *, dry_run: bool = False) -> list[tuple[TopicPartition, SegmentInfo]]:
+        """Remove what the topics' configuration no longer keeps; also done in the background."""
+        return topics.retain_all(self._engine, dry_run=dry_run)
+
+    # --- closing -------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._engine.closed
+
+    def close(self) -> None:
+        """Make everything durable and let go. Idempotent."""
+        self._engine.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):
+            self._engine.abandon()

@@ -1,0 +1,235 @@
+"""Transactions: records of several partitions, group offsets and checkpoints, all or nothing.
+
+Batches are written at once, marked with the transaction's id, and readers stop before them. To
+commit, every touched partition is synced, and one SQLite commit decides the transaction together
+with the offsets and checkpoints. Nothing outside that commit ever happened: a process that dies
+before it leaves an open transaction, which whoever notices aborts (`transaction_states.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Literal
+
+from .append import Appender
+from .batch import EncodedBatch
+from .catalog import GroupOffset, OwnerRow
+from .engine import Engine
+from .errors import LockedError, UsageError
+from .log import Log
+from .record import AppendMetadata, Headers, RecordMetadata, TopicPartition
+from .storage import Lock
+from .transaction_states import transaction_id
+
+
+class Ownership:
+    """The exclusive right to a name, for example to run a pipeline. Dies with the process.
+
+    Made by `Store.own`. Its `epoch` rises with every acquisition; transactions of an earlier
+    epoch are fenced.
+    """
+
+    def __init__(self, name: str, row: OwnerRow, lock: Lock | None) -> None:
+        self.name = name
+        self.epoch = row.epoch
+        self.owner_id = row.id
+        self.decided = row.decided
+        """Number of the last decided transaction; the next one has the number after it."""
+        self._lock = lock
+
+    def close(self) -> None:
+        """Give the name up. Idempotent."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def __enter__(self) -> Ownership:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def own(engine: Engine, name: str) -> Ownership:
+    """Acquire `name` exclusively.
+
+    Raises:
+        LockedError: A live process has it; the message names its pid.
+    """
+    engine.ensure_writable()
+    if not name or len(name) > 200 or any(ord(letter) < 32 for letter in name):
+        raise UsageError(f"{name!r} is not a name to own: use 1 to 200 printable characters")
+    engine.storage.make_directory("locks")
+    path = f"locks/owner-{name.encode().hex()}.lock"
+    if len(path) > 240:
+        raise UsageError(f"the name {name!r} is too long to own: use at most 100 characters")
+    lock = engine.storage.lock(path)
+    try:
+        former = engine.catalog.owner_named(name)
+        if not lock.try_acquire():
+            pid = former.pid if former else 0
+            raise LockedError(
+                f"{name!r} is run by process {pid}: end it first, or use another name", path=path
+            )
+        row = engine.catalog.acquire_owner(name, path, pid=engine.pid)
+    except BaseException:
+        lock.close()
+        raise
+    # Readers that wait for a transaction the former owner left open can go on.
+    engine.tail.bump("transactions_version")
+    return Ownership(name, row, lock)
+
+
+def own_anonymously(engine: Engine, number: int) -> Ownership:
+    """The owner of this store handle's `number`-th concurrent transaction of a user."""
+    path = engine.liveness.path
+    name = f"transaction {number} of {path}"
+    return Ownership(name, engine.catalog.acquire_owner(name, path, pid=engine.pid), None)
+
+
+class Transaction:
+    """One transaction; a context manager that commits on success and aborts on an exception.
+
+    Made by `Store.transaction`. Used by one thread. Its records are encoded and written by
+    `append_many` right away, one batch per call and partition.
+    """
+
+    def __init__(self, engine: Engine, ownership: Ownership) -> None:
+        self._engine = engine
+        self._appender = Appender(engine)
+        self._ownership = ownership
+        self._number = ownership.decided + 1
+        self._ends: dict[Log, int] = {}
+        self._offsets: dict[tuple[str, int, int], GroupOffset] = {}
+        self._checkpoints: dict[str, bytes] = {}
+        self._state: Literal["open", "committed", "aborted", "unknown"] = "open"
+
+    @property
+    def state(self) -> str:
+        """open, committed, aborted, or unknown after a commit that failed half-way."""
+        return self._state
+
+    def append(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        timestamp_ms: int | None = None,
+        headers: Headers = (),
+        partition: int | None = None,
+    ) -> RecordMetadata:
+        """As `Store.append`; visible when the transaction commits."""
+        self._ensure_open()
+        record = self._appender.encode_one(
+            topic, value, key=key, timestamp_ms=timestamp_ms, headers=headers, partition=partition
+        )
+        ((log, offset, _),), now_ms = self._write([record])
+        written_ms = now_ms if timestamp_ms is None else timestamp_ms
+        return RecordMetadata(log.topic, log.partition, offset, written_ms)
+
+    def append_many(
+        self,
+        topic: str,
+        values: Sequence[bytes | None],
+        keys: Sequence[bytes | None] | None = None,
+        timestamps_ms: Sequence[int] | None = None,
+        partition: int | None = None,
+        *,
+        headers: Sequence[Headers] | None = None,
+    ) -> list[AppendMetadata]:
+        """As `Store.append_many`; visible when the transaction commits."""
+        self._ensure_open()
+        batches = self._appender.encode_many(
+            topic, values, keys, timestamps_ms, partition, headers=headers
+        )
+        return [
+            AppendMetadata(log.topic, log.partition, offset, encoded.record_count)
+            for log, offset, encoded in self._write(batches)[0]
+        ]
+
+    def _write(
+        self, batches: Sequence[tuple[Log, EncodedBatch]]
+    ) -> tuple[list[tuple[Log, int, EncodedBatch]], int]:
+        mark = transaction_id(self._ownership.owner_id, self._number)
+        offsets, now_ms = self._engine.append_at(batches, transaction_id=mark)
+        written: list[tuple[Log, int, EncodedBatch]] = []
+        for (log, encoded), offset in zip(batches, offsets, strict=True):
+            self._ends[log] = offset + encoded.last_offset_delta + 1
+            written.append((log, offset, encoded))
+        return written, now_ms
+
+    def commit_offsets(self, group: str, offsets: Mapping[TopicPartition, int]) -> None:
+        """Commit these next offsets of a group together with the transaction."""
+        self._ensure_open()
+        for (topic, partition), offset in offsets.items():
+            info = self._engine.topic(topic)
+            if not 0 <= partition < info.partitions or offset < 0:
+                raise UsageError(
+                    "no such partition or offset", topic=topic, partition=partition, offset=offset
+                )
+            self._offsets[group, info.id, partition] = GroupOffset(
+                group, info.id, partition, offset
+            )
+
+    def put_checkpoint(self, name: str, data: bytes) -> None:
+        """Store `data` under `name` together with the transaction; see `Store.checkpoint`."""
+        self._ensure_open()
+        self._checkpoints[name] = data
+
+    def commit(self) -> None:
+        """Make everything durable, then visible, in one step.
+
+        Raises:
+            FencedError: Somebody newer owns the name; nothing of it will ever be visible.
+            StorageError, PoisonedError: Not committed, or, after an I/O error of the catalog,
+                unknown until the owner is acquired again.
+        """
+        self._ensure_open()
+        self._state = "unknown"
+        # Outputs have to be durable before the decision is, whatever mode the store is in.
+        self._engine.acknowledge(list(self._ends.items()), "sync")
+        self._decide(committed=True)
+        self._state = "committed"
+
+    def abort(self) -> None:
+        """Make sure nothing of it is ever seen."""
+        self._ensure_open()
+        self._state = "unknown"
+        if self._ends:
+            self._decide(committed=False)
+        self._state = "aborted"
+
+    def _decide(self, *, committed: bool) -> None:
+        ownership = self._ownership
+        self._engine.catalog.decide(
+            ownership.owner_id,
+            ownership.epoch,
+            self._number,
+            committed,
+            list(self._offsets.values()),
+            self._checkpoints,
+        )
+        ownership.decided = self._number
+        self._engine.tail.bump("transactions_version")
+
+    def _ensure_open(self) -> None:
+        self._engine.ensure_writable()
+        if self._state != "open":
+            raise UsageError(f"the transaction is {self._state}: start a new one")
+
+    def __enter__(self) -> Transaction:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._state != "open":
+            return
+        if kind is None:
+            self.commit()
+        elif issubclass(kind, Exception) or kind is KeyboardInterrupt:
+            self.abort()
