@@ -314,18 +314,31 @@ class MemoryStorage:
     def _find(self, path: str, action: str) -> Inode:
         inode = self.machine.names.find(path)
         if inode is None:
-            is_directory = self.machine.names.is_directory(path)
-            number = errno.EISDIR if is_directory else errno.ENOENT
+            number = self._parent_problem(path) or errno.ENOENT
+            if self.machine.names.is_directory(path):
+                number = errno.EISDIR
             raise storage_error(action, ROOT, number, path)
         return inode
+
+    def _parent_problem(self, path: str) -> int:
+        """Errno for a path whose directory is missing or a file; 0 if it is there."""
+        names = self.machine.names
+        directory = path.rpartition("/")[0]
+        if names.is_directory(directory):
+            return 0
+        while not names.is_directory(directory):
+            if names.find(directory) is not None:
+                return errno.ENOTDIR
+            directory = directory.rpartition("/")[0]
+        return errno.ENOENT
 
     def _create(self, path: str) -> Inode:
         machine = self.machine
         names = machine.names
         if names.find(path) is not None or names.is_directory(path):
             raise storage_error("create", ROOT, errno.EEXIST, path)
-        if not names.is_directory(path.rpartition("/")[0]):
-            raise storage_error("create", ROOT, errno.ENOENT, path)
+        if number := self._parent_problem(path):
+            raise storage_error("create", ROOT, number, path)
         inode = Inode(tracked=machine.crashable)
         with machine.operation("create", path, "create"):
             names.change(NameChange("create", path, inode=inode))
@@ -351,7 +364,7 @@ class MemoryStorage:
         checked_path(path, root_allowed=True)
         with self.machine.changed:
             self.machine.ensure_alive()
-            if self.machine.names.find(path) is not None:
+            if self.machine.names.find(path) or self._parent_problem(path) == errno.ENOTDIR:
                 raise storage_error("list a directory", ROOT, errno.ENOTDIR, path)
             return sorted(self.machine.names.entries.get(path, ()))
 
@@ -366,7 +379,8 @@ class MemoryStorage:
             for end in range(1, len(parts) + 1) if path else ():
                 directory = "/".join(parts[:end])
                 if machine.names.find(directory) is not None:
-                    raise storage_error("create a directory", ROOT, errno.EEXIST, directory)
+                    number = errno.EEXIST if directory == path else errno.ENOTDIR
+                    raise storage_error("create a directory", ROOT, number, path)
                 if not machine.names.is_directory(directory):
                     with machine.operation("make_directory", directory, "create a directory"):
                         machine.names.make_directory(directory)
@@ -381,24 +395,30 @@ class MemoryStorage:
             machine.ensure_alive()
             self._ensure_writable("rename", source)
             self._check_rename(source, target, action)
+            if source == target:
+                return
             with machine.operation("rename", source, action):
                 machine.names.change(NameChange("rename", source, target))
 
     def _check_rename(self, source: str, target: str, action: str) -> None:
         names = self.machine.names
-        number = 0
-        if names.find(source) is not None:
-            number = errno.EISDIR if names.is_directory(target) else 0
-        elif not names.is_directory(source):
+        is_directory = names.is_directory(source)
+        number = self._parent_problem(source) or self._parent_problem(target)
+        if number:
+            pass
+        elif names.find(source) is None and not is_directory:
             number = errno.ENOENT
-        elif names.find(target) is not None:
-            number = errno.ENOTDIR
-        elif names.entries.get(target):
-            number = errno.ENOTEMPTY
         elif target.startswith(source + "/"):
             number = errno.EINVAL
-        if not number and not names.is_directory(target.rpartition("/")[0]):
-            number = errno.ENOENT
+        elif source.startswith(target + "/"):
+            number = errno.ENOTEMPTY
+        elif is_directory and names.find(target) is not None:
+            number = errno.ENOTDIR
+        elif names.is_directory(target) and target != source:
+            if not is_directory:
+                number = errno.EISDIR
+            elif names.entries[target]:
+                number = errno.ENOTEMPTY
         if number:
             raise storage_error(action, ROOT, number, source)
 

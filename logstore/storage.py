@@ -142,6 +142,8 @@ class PosixFile:
     def sync(self) -> None:
         """See `File.sync`: fdatasync, or F_FULLFSYNC on macOS."""
         try:
+            if self._descriptor < 0:
+                raise OSError(errno.EBADF, "")  # noqa: TRY301 - becomes the same error below
             _sync_descriptor(self._descriptor)
         except OSError as error:
             raise self._error("sync", error) from error
@@ -158,7 +160,9 @@ class PosixFile:
             self.close()
 
     def _error(self, action: str, error: OSError, position: int | None = None) -> StorageError:
-        return storage_error(action, self._root, error.errno or errno.EIO, self.path, position)
+        # Systems disagree about what is wrong with descriptor -1; we know that it is closed.
+        number = errno.EBADF if self._descriptor < 0 else error.errno or errno.EIO
+        return storage_error(action, self._root, number, self.path, position)
 
 
 # A descriptor inherited through fork keeps the parent's flock alive after the parent died. The
@@ -476,7 +480,7 @@ class PosixStorage:
         self._ensure_writable("remove", path)
         try:
             os.unlink(self._full_path(path))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
             raise self._error("remove", error, path) from error
