@@ -81,9 +81,9 @@ class GroupCatalog:
         """All partitions the group ever owned or committed, by topic and number."""
         return self._partitions("group_name = ?", group)
 
-    def owned(self, group: str, member_id: str) -> list[GroupPartition]:
-        """The partitions this member owns, by topic and number."""
-        return self._partitions("group_name = ? AND owner = ?", group, member_id)
+    def concerning(self, group: str, member_id: str) -> list[GroupPartition]:
+        """The partitions this member owns or shall own, by topic and number."""
+        return self._partitions("group_name = ? AND ? IN (owner, target)", group, member_id)
 
     def group_offsets(self, group: str) -> dict[TopicPartition, tuple[int, int]]:
         """What the group committed: partition to (next offset, UTC ms of the commit)."""
