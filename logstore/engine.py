@@ -282,9 +282,13 @@ class Engine:
     def _retain_later(self, log: Log) -> None:
         if log.config.retention_ms is None and log.config.retention_bytes is None:
             return
+
+        def retain() -> None:
+            self.retain(log)
+
         self.background.submit(
             (log, "retention"),
-            lambda: self.retain(log) and None,
+            retain,
             delay_seconds=RETENTION_INTERVAL_SECONDS,
         )
 
@@ -293,7 +297,7 @@ class Engine:
         config = log.config
         now_ms = self.clock.now_ms()
         with self.append_lock:
-            segments = log.segments()
+            segments = log.files.infos()
             active = segments[-1]
             idle = config.retention_ms is not None and (
                 now_ms - active.max_timestamp_ms > config.retention_ms

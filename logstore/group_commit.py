@@ -30,7 +30,7 @@ class GroupCommit:
         poisoned: Makes the error for a poisoned partition.
     """
 
-    def __init__(  # noqa: PLR0913 - built in one place
+    def __init__(
         self,
         storage: Storage,
         directory: str,

@@ -10,8 +10,8 @@ Methods named `*_locked` are called with the append lock held.
 
 from __future__ import annotations
 
+import itertools
 import os
-import threading
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,21 +22,17 @@ from .batch import BatchPlacement, EncodedBatch, buffers, seal
 from .catalog import Catalog, LogCheckpoint
 from .clock import Clock
 from .config import TopicInfo
-from .errors import OffsetOutOfRangeError, PoisonedError, StorageError
-from .format import APPEND_TIME, SEGMENT_HEADER_BYTES, BatchHeader, SegmentHeader
+from .errors import PoisonedError, StorageError
+from .format import APPEND_TIME, SEGMENT_HEADER_BYTES, SegmentHeader
 from .group_commit import GroupCommit
-from .index import SparseIndex
 from .recovery import Examination, PartitionFacts, examine, repair
-from .retention import SegmentInfo
 from .segment import (
-    base_offset_of,
     create_segment,
     index_path,
     read_segment_header,
-    scan_headers,
     segment_path,
 )
-from .segment_index import IndexCache
+from .segment_list import SegmentList
 from .storage import File, Storage
 from .tail import Slot, Tail, durable_check, private_slot, to_signed, to_unsigned
 
@@ -88,15 +84,12 @@ class Log:
         """Whether this process appended since the last saved checkpoint."""
         self._active: File | None = None
         self._active_header: SegmentHeader | None = None
-        self._segments_lock = threading.Lock()
-        self._segments_version = 0
-        self._bases: list[int] = []
-        self._indexes = IndexCache(components.storage, self.directory)
+        self.files = SegmentList(components.storage, self.directory, lambda: self.slot)
         self._group_commit = GroupCommit(
             components.storage,
             self.directory,
             self.slot,
-            bases=self.bases,
+            bases=self.files.bases,
             publish=self._publish_durable,
             poisoned=self._poisoned,
         )
@@ -278,7 +271,7 @@ class Log:
         self._advance_locked(encoded, position, base_offset, header_hash, sequence, now_ms)
         return base_offset
 
-    def _advance_locked(  # noqa: PLR0913 - one call, on the hot path
+    def _advance_locked(
         self,
         encoded: EncodedBatch,
         position: int,
@@ -290,16 +283,14 @@ class Log:
         slot = self.slot
         end_position = position + encoded.total_bytes
         newest = now_ms if encoded.flags & APPEND_TIME else encoded.max_timestamp_ms
-        if newest > slot[Slot.MAX_TIMESTAMP]:
-            slot[Slot.MAX_TIMESTAMP] = newest
+        slot[Slot.MAX_TIMESTAMP] = max(slot[Slot.MAX_TIMESTAMP], newest)
         slot[Slot.PREVIOUS_HASH] = to_signed(header_hash)
         slot[Slot.END_POSITION] = end_position
-        if end_position > slot[Slot.ZERO_FILLED]:
-            slot[Slot.ZERO_FILLED] = end_position
+        slot[Slot.ZERO_FILLED] = max(slot[Slot.ZERO_FILLED], end_position)
         slot[Slot.SEQUENCE] = sequence
         # Last: followers and group commit take this word for "written up to here".
         slot[Slot.LOG_END] = base_offset + encoded.last_offset_delta + 1
-        self._indexes.appended(
+        self.files.indexes.appended(
             slot[Slot.ACTIVE_BASE], base_offset, position, end_position, slot[Slot.MAX_TIMESTAMP]
         )
         self.dirty = True
@@ -334,7 +325,7 @@ class Log:
             return
         if slot[Slot.ZERO_FILLED] > position:
             file.truncate(position)
-        self._indexes.sealed(segment, position)
+        self.files.indexes.sealed(segment, position)
         end = self._create_locked(self.end_locked(), segment, position)
         self._publish_end(end)
         slot[Slot.ZERO_FILLED] = SEGMENT_HEADER_BYTES
@@ -461,19 +452,7 @@ class Log:
                 slot[Slot.ZERO_FILLED] = start + length
         self._sync_segments([base])
 
-    # --- finding -------------------------------------------------------------------------------
-
-    def bases(self) -> list[int]:
-        """Base offsets of the segments, rising; the last one is active."""
-        version = self.slot[Slot.SEGMENTS_VERSION]
-        if version != self._segments_version:
-            with self._segments_lock:
-                names = self._c.storage.list(self.directory)
-                self._bases = sorted(
-                    base for name in names if (base := base_offset_of(name)) is not None
-                )
-                self._segments_version = version
-        return self._bases
+    # --- reading -------------------------------------------------------------------------------
 
     @property
     def sealed_unsynced(self) -> int | None:
@@ -490,93 +469,6 @@ class Log:
         """One past the last acknowledged record."""
         return self.slot[Slot.VISIBLE_OFFSET]
 
-    def segment_of(self, offset: int) -> int:
-        """Base offset of the segment that holds `offset`.
-
-        Raises:
-            OffsetOutOfRangeError: retention has removed it.
-        """
-        bases = self.bases()
-        number = bisect_right(bases, offset) - 1
-        if number < 0 or offset < self.start_offset:
-            raise OffsetOutOfRangeError(
-                f"offset {offset} was removed by retention; the log starts at {self.start_offset}",
-                topic=self.topic,
-                partition=self.partition,
-                offset=offset,
-            )
-        return bases[number]
-
-    def open_segment(self, base: int) -> tuple[File, SegmentHeader]:
-        """Open a segment for reading. The caller closes the file."""
-        header = read_segment_header(self._c.storage, self.directory, base)
-        return self._c.storage.open(segment_path(self.directory, base), "r"), header
-
-    def index(self, base: int) -> SparseIndex:
-        """The sparse index of a segment, brought up to the log end if the segment is active."""
-        active = base == self.slot[Slot.ACTIVE_BASE]
-        stop = self.slot[Slot.END_POSITION] if active else None
-        return self._indexes.get(base, stop, write=not self._c.storage.read_only)
-
-    def locate(self, offset: int) -> tuple[int, int]:
-        """(segment base, position) of an index entry at or before the batch with `offset`."""
-        base = self.segment_of(offset)
-        return base, self.index(base).find_offset(offset)
-
-    def offset_at_position(self, base: int, position: int) -> int:
-        """Base offset of the batch whose header is at `position` of a segment."""
-        file, segment = self.open_segment(base)
-        try:
-            stop = position + 1
-            for _, header in scan_headers(file, position, stop, segment.segment_uid):
-                return header.base_offset
-        finally:
-            file.close()
-        return base
-
-    def segments(self) -> list[SegmentInfo]:
-        """All segments, oldest first."""
-        bases = self.bases()
-        headers = [read_segment_header(self._c.storage, self.directory, base) for base in bases]
-        infos = [
-            SegmentInfo(
-                base,
-                following.base_offset,
-                following.previous_bytes,
-                following.created_ms,
-                header.created_ms,
-                True,
-            )
-            for base, header, following in zip(bases, headers, headers[1:], strict=False)
-        ]
-        if bases:
-            newest = self._last_append_ms(bases[-1], headers[-1])
-            infos.append(
-                SegmentInfo(
-                    bases[-1],
-                    self.slot[Slot.LOG_END],
-                    self.slot[Slot.END_POSITION],
-                    newest,
-                    headers[-1].created_ms,
-                    False,
-                )
-            )
-        return infos
-
-    def _last_append_ms(self, base: int, segment: SegmentHeader) -> int:
-        end = self.slot[Slot.END_POSITION]
-        if end <= SEGMENT_HEADER_BYTES:
-            return segment.created_ms
-        start = self.index(base).find_offset(self.slot[Slot.LOG_END] - 1)
-        file, _ = self.open_segment(base)
-        try:
-            last: BatchHeader | None = None
-            for _, last in scan_headers(file, start, end, segment.segment_uid):
-                pass
-        finally:
-            file.close()
-        return last.append_timestamp_ms if last else segment.created_ms
-
     # --- retention -----------------------------------------------------------------------------
 
     def trim_locked(self, before: int) -> list[int]:
@@ -591,14 +483,12 @@ class Log:
             return []
         self._c.catalog.set_start_offset(self.topic_id, self.partition, before)
         slot[Slot.START_OFFSET] = before
-        bases = self.bases()
-        gone = [
-            base for base, following in zip(bases, bases[1:], strict=False) if following <= before
-        ]
+        bases = self.files.bases()
+        gone = [base for base, following in itertools.pairwise(bases) if following <= before]
         for base in gone:
             self._c.storage.remove(index_path(self.directory, base))
             self._c.storage.remove(segment_path(self.directory, base))
-            self._indexes.forget(base)
+            self.files.indexes.forget(base)
         if gone:
             self._c.storage.sync_directory(self.directory)
             slot[Slot.SEGMENTS_VERSION] = self._c.tail.stamp()
@@ -618,4 +508,4 @@ class Log:
     def _close_files(self) -> None:
         self._close_active()
         self._group_commit.close()
-        self._indexes.clear()
+        self.files.indexes.clear()

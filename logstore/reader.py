@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Self
 
 from .batch import decode_batch
 from .config import Isolation
@@ -65,6 +65,12 @@ class PartitionCursor:
 
     def fill(self, visible: int, max_bytes: int) -> None:
         """Queue batches below `visible`, about `max_bytes` of them, at least one if there is."""
+        try:
+            self._fill(visible, max_bytes)
+        except OffsetOutOfRangeError as error:
+            raise error.at(topic=self.log.topic, partition=self.log.partition) from None
+
+    def _fill(self, visible: int, max_bytes: int) -> None:
         self.blocked_by = 0
         taken = 0
         while self._scan_offset < visible and taken < max_bytes:
@@ -96,12 +102,12 @@ class PartitionCursor:
         """Open the segment of the scan offset and find the batch it lies in."""
         log = self.log
         try:
-            base, position = log.locate(self._scan_offset)
-            self._file, self._segment = log.open_segment(base)
+            base, position = log.files.locate(self._scan_offset)
+            self._file, self._segment = log.files.open(base)
         except StorageError:
             # Retention may have removed the file since it was listed.
             if self._scan_offset < log.start_offset:
-                log.segment_of(self._scan_offset)  # raises OffsetOutOfRangeError
+                log.files.base_of(self._scan_offset)  # raises OffsetOutOfRangeError
             raise
         self._position = position
         self._chunk = b""
@@ -159,13 +165,13 @@ class PartitionCursor:
 
     def _next_segment(self) -> None:
         assert self._segment is not None
-        base = self.log.segment_of(self._scan_offset)
+        base = self.log.files.base_of(self._scan_offset)
         if base == self._segment.base_offset:
             raise self._at(
                 CorruptBatchError("a record below the log end is missing; restore the segment")
             )
         self._close_file()
-        self._file, self._segment = self.log.open_segment(base)
+        self._file, self._segment = self.log.files.open(base)
         self._position = SEGMENT_HEADER_BYTES
 
     def _at(self, error: DataError) -> DataError:
@@ -374,7 +380,7 @@ class LogReader:
             cursor.close()
         self._cursors.clear()
 
-    def __enter__(self) -> LogReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -17,6 +17,7 @@ watermark, because the operating system writes pages back in any order.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 from .batch import verify_body
@@ -113,9 +114,7 @@ def _examine(storage: Storage, facts: PartitionFacts) -> Examination:
         base for name in storage.list(facts.directory) if (base := base_offset_of(name)) is not None
     )
     obsolete = [
-        base
-        for base, following in zip(bases, bases[1:], strict=False)
-        if following <= facts.start_offset
+        base for base, following in itertools.pairwise(bases) if following <= facts.start_offset
     ]
     bases = bases[len(obsolete) :]
     _check_first(facts, bases)
@@ -197,7 +196,7 @@ def _check_links(
     storage: Storage, facts: PartitionFacts, segments: list[tuple[int, SegmentHeader]]
 ) -> None:
     """Each segment names the one before it: a missing one leaves a hole, a foreign one a misfit."""
-    for (base, header), (following_base, following) in zip(segments, segments[1:], strict=False):
+    for (base, header), (following_base, following) in itertools.pairwise(segments):
         path = segment_path(facts.directory, base)
         if following.previous_segment_uid != header.segment_uid:
             raise CorruptSegmentError(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from .engine import Engine
 from .config import Isolation
+from .engine import Engine
 from .reader import LogReader
 from .record import Record, TopicPartition
 from .record_batch import RecordBatch
@@ -50,30 +50,39 @@ class Scan:
         Raises:
             DataError: Damage, with topic, partition, offset, file and position.
         """
-        stops = self._stops
-        starts = self._starts
-        if stops is not None:
-            starts = {
-                partition: start for partition, start in starts.items() if start < stops[partition]
-            }
+        if self._stops is None:
+            yield from self._follow(max_records, max_bytes)
+        else:
+            yield from self._bounded(self._stops, max_records, max_bytes)
+
+    def _follow(self, max_records: int | None, max_bytes: int) -> Iterator[RecordBatch]:
+        with LogReader(self._engine, self._starts, isolation=self._isolation) as reader:
+            while True:
+                batches = reader.poll(max_records, max_bytes)
+                yield from batches
+                if not batches:
+                    reader.wait(None)
+
+    def _bounded(
+        self, stops: Mapping[TopicPartition, int], max_records: int | None, max_bytes: int
+    ) -> Iterator[RecordBatch]:
+        starts = {
+            partition: start
+            for partition, start in self._starts.items()
+            if start < stops[partition]
+        }
         with LogReader(self._engine, starts, isolation=self._isolation) as reader:
-            open_partitions = set(starts)
-            while open_partitions:
+            while reader.positions:
                 batches = reader.poll(max_records, max_bytes)
                 for batch in batches:
-                    if stops is None:
-                        yield batch
-                        continue
-                    partition = TopicPartition(batch.topic, batch.partition)
-                    cut = batch.slice(0, batch.index_of(stops[partition]))
-                    if cut.record_count:
-                        yield cut
-                if stops is not None:
-                    for partition, position in reader.positions.items():
-                        if position >= stops[partition] and partition in open_partitions:
-                            open_partitions.discard(partition)
-                            reader.remove(partition)
-                    if not batches and open_partitions and reader.at_end():
+                    stop = stops[TopicPartition(batch.topic, batch.partition)]
+                    if batch.base_offset < stop:
+                        yield batch.slice(0, batch.index_of(stop))
+                for partition, position in reader.positions.items():
+                    if position >= stops[partition]:
+                        reader.remove(partition)
+                if not batches and reader.positions:
+                    if reader.at_end():
                         return
-                if not batches and open_partitions:
-                    reader.wait(None if stops is None else END_PAUSE_SECONDS)
+                    # A sync of another writer holds the merge back; that takes a moment.
+                    reader.wait(END_PAUSE_SECONDS)

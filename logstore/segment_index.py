@@ -40,7 +40,7 @@ class IndexCache:
         """Position in the active segment up to which `_active` is complete."""
         self._sealed: OrderedDict[int, SparseIndex] = OrderedDict()
 
-    def appended(  # noqa: PLR0913 - one call per batch, on the hot path
+    def appended(
         self, base: int, base_offset: int, position: int, end_position: int, running_max_ms: int
     ) -> None:
         """Note a batch this process appended; ignored if earlier ones have not been seen."""

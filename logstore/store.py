@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from types import TracebackType
-from typing import get_args
+from typing import Self, get_args
 
 from . import topics
 from .append import Appender
@@ -29,6 +29,7 @@ from .record import AppendMetadata, Headers, RecordMetadata, TopicPartition
 from .retention import SegmentInfo
 from .scan import Scan
 from .storage import PosixStorage, Storage
+from .topics import OffsetRange
 from .transaction import Ownership, Transaction, own, own_anonymously
 
 MEMORY = ":memory:"
@@ -139,7 +140,7 @@ class Store:
 
     # --- append --------------------------------------------------------------------------------
 
-    def append(
+    def append(  # noqa: PLR0913 - a record has that many parts
         self,
         topic: str,
         value: bytes | None,
@@ -178,7 +179,7 @@ class Store:
         written_ms = now_ms if timestamp_ms is None else timestamp_ms
         return RecordMetadata(topic, log.partition, offset, written_ms)
 
-    def append_many(
+    def append_many(  # noqa: PLR0913 - a record has that many parts
         self,
         topic: str,
         values: Sequence[bytes | None],
@@ -321,7 +322,7 @@ class Store:
         """A reader of these partitions from these offsets; see `LogReader`."""
         return LogReader(self._engine, positions, isolation=isolation)
 
-    def offsets(self, topic: str) -> dict[int, topics.OffsetRange]:
+    def offsets(self, topic: str) -> dict[int, OffsetRange]:
         """First offset and visible end (exclusive) of each partition."""
         return topics.offset_ranges(self._engine, topic)
 
@@ -347,7 +348,7 @@ class Store:
 
     def segments(self, topic: str, partition: int) -> list[SegmentInfo]:
         """The segments of a partition, oldest first."""
-        return self._engine.log(topic, partition).segments()
+        return self._engine.log(topic, partition).files.infos()
 
     def apply_retention(self, *, dry_run: bool = False) -> list[tuple[TopicPartition, SegmentInfo]]:
         """Remove what the topics' configuration no longer keeps; also done in the background."""
@@ -364,7 +365,7 @@ class Store:
         """Make everything durable and let go. Idempotent."""
         self._engine.close()
 
-    def __enter__(self) -> Store:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -145,15 +145,15 @@ def _offset_at_time(engine: Engine, log: Log, timestamp_ms: int) -> int:
     where timestamps are out of order.
     """
     start, end = log.start_offset, log.visible_offset
-    bases = [base for base in log.bases() if base < end]
+    bases = [base for base in log.files.bases() if base < end]
     for number, base in enumerate(bases):
         following = bases[number + 1] if number + 1 < len(bases) else end
         if following <= start:
             continue
-        position = log.index(base).find_timestamp(timestamp_ms)
+        position = log.files.index(base).find_timestamp(timestamp_ms)
         if position is None:
             continue
-        first = max(start, log.offset_at_position(base, position))
+        first = max(start, log.files.offset_at(base, position))
         return _search(engine, log, first, timestamp_ms)
     return end
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Literal
+from typing import Literal, Self
 
 from .append import Appender
 from .batch import EncodedBatch
@@ -43,7 +43,7 @@ class Ownership:
         if self._lock is not None:
             self._lock.close()
 
-    def __enter__(self) -> Ownership:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -65,16 +65,19 @@ def own(engine: Engine, name: str) -> Ownership:
         raise UsageError(f"the name {name!r} is too long to own: use at most 100 characters")
     lock = engine.storage.lock(path)
     try:
-        former = engine.catalog.owner_named(name)
-        if not lock.try_acquire():
-            pid = former.pid if former else 0
-            raise LockedError(
-                f"{name!r} is run by process {pid}: end it first, or use another name", path=path
-            )
-        row = engine.catalog.acquire_owner(name, path, pid=engine.pid)
+        taken = not lock.try_acquire()
+        former = engine.catalog.owner_named(name) if taken else None
+        row = None if taken else engine.catalog.acquire_owner(name, path, pid=engine.pid)
     except BaseException:
         lock.close()
         raise
+    if row is None:
+        lock.close()
+        raise LockedError(
+            f"{name!r} is run by process {former.pid if former else 0}: end it first, or use"
+            " another name",
+            path=path,
+        )
     # Readers that wait for a transaction the former owner left open can go on.
     engine.tail.bump("transactions_version")
     return Ownership(name, row, lock)
@@ -218,7 +221,7 @@ class Transaction:
         if self._state != "open":
             raise UsageError(f"the transaction is {self._state}: start a new one")
 
-    def __enter__(self) -> Transaction:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -37,6 +37,7 @@ class TransactionStates:
 
     def __init__(self, catalog: Catalog, tail: Tail, liveness: Liveness, clock: Clock) -> None:
         self._catalog = catalog
+        self._read_only = catalog.database.read_only
         self._tail = tail
         self._liveness = liveness
         self._clock = clock
@@ -72,7 +73,7 @@ class TransactionStates:
         """Abort an open transaction whose owner died; asks at most every 200 ms. True if it did."""
         owner_id, number = transaction >> NUMBER_BITS, transaction & 0xFFFF_FFFF
         now = self._clock.monotonic()
-        if self._catalog.read_only or now < self._checked.get(owner_id, 0.0):
+        if self._read_only or now < self._checked.get(owner_id, 0.0):
             return False
         self._checked[owner_id] = now + LIVENESS_INTERVAL_SECONDS
         owner = self._catalog.owner(owner_id)
