@@ -113,6 +113,9 @@ class EncodedBatch:
         self.min_timestamp_ms, self.max_timestamp_ms = timestamps_ms
         a, b, c = raw
         a_raw, b_raw, c_raw = len(a), len(b), len(c)
+        # One bound for the sum holds for each section and for the stored body, whatever the codec.
+        if a_raw + b_raw + c_raw > BATCH_RAW_BYTES_MAX:
+            raise UsageError(f"records of one batch exceed {BATCH_RAW_BYTES_MAX} bytes")
         self.codec = CODEC_NONE
         if codec != CODEC_NONE:
             a, b, c = compress(codec, a), compress(codec, b), compress(codec, c)
@@ -127,9 +130,6 @@ class EncodedBatch:
         stored = len(a) + len(b) + len(c)
         self.body_bytes = (stored + ALIGNMENT_BYTES - 1) & -ALIGNMENT_BYTES
         self.total_bytes = BATCH_HEADER_BYTES + self.body_bytes
-        # The raw sum bounds each section too; nothing that compresses well needs larger batches.
-        if a_raw + b_raw + c_raw > BATCH_RAW_BYTES_MAX:
-            raise UsageError(f"records of one batch exceed {BATCH_RAW_BYTES_MAX} bytes")
 
 
 class BatchPlacement(NamedTuple):

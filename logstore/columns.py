@@ -63,6 +63,9 @@ def encode_binary(
             present = [b"" if value is None else value for value in values]
             offsets = pack(layout, *accumulate(map(len, present), initial=0))  # type: ignore[arg-type] # no None left
         total = int.from_bytes(offsets[-4:], "little")
+        if total > SECTION_RAW_BYTES_MAX:
+            # Refused before the bytes are copied; what does not fit an int32 is a StructError.
+            raise UsageError(f"{what} of one batch exceed {SECTION_RAW_BYTES_MAX} bytes")
         padding = (_PAD[total & 7], validity, _PAD[len(validity) & 7])
         section = b"".join([prefix, offsets, _PAD[len(offsets) & 7], *present, *padding])  # type: ignore[list-item] # no None left
     except (TypeError, BufferError):

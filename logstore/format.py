@@ -296,8 +296,10 @@ def _offsets_fault(header: BatchHeader) -> str | None:  # noqa: PLR0911 - a list
     if header.last_offset > OFFSET_MAX:
         return "offsets over 2**63"
     if header.flags & CONTROL:
-        # A control batch covers offsets but holds no records.
-        return "records in a control batch" if count or header.flags != CONTROL else None
+        # A control batch covers offsets but holds no records, so it has no timestamps either.
+        empty = count == 0 and header.flags == CONTROL
+        timeless = header.min_timestamp_ms == header.max_timestamp_ms == NO_TIMESTAMP
+        return None if empty and timeless else "records in a control batch"
     if count == 0:
         return "no records"
     if header.flags & OFFSET_DELTAS:
@@ -307,6 +309,8 @@ def _offsets_fault(header: BatchHeader) -> str | None:  # noqa: PLR0911 - a list
         return "record count and last offset disagree"
     if header.min_timestamp_ms > header.max_timestamp_ms:
         return "minimum timestamp over maximum"
+    if header.flags & UNIFORM_TIMESTAMP and header.min_timestamp_ms != header.max_timestamp_ms:
+        return "two timestamps where there is one"
     return None
 
 
@@ -328,6 +332,8 @@ def _sections_fault(header: BatchHeader) -> str | None:  # noqa: PLR0911 - a lis
         return "bytes in a control batch" if header.body_bytes else None
     if bool(headers) != bool(header.flags & HAS_HEADERS):
         return "headers flag and header bytes disagree"
+    if header.flags & NULL_KEYS and not header.flags & HAS_KEYS:
+        return "null keys without keys"
     # A column of n entries takes at least 4 (n + 1) bytes: bounds what decoding allocates.
     minimum = 4 * (header.record_count + 1)
     if values < minimum or (header.flags & HAS_KEYS and keys < minimum):
