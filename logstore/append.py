@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 from xxhash import xxh3_64_intdigest
 
@@ -16,8 +17,9 @@ from .config import TopicInfo
 from .engine import Engine
 from .errors import UsageError
 from .format import CODEC_BY_NAME
+from .group_append import GroupAppend, Row
 from .log import Log
-from .record import Headers
+from .record import Headers, RecordMetadata
 
 
 def partition_of(key: bytes, partitions: int) -> int:
@@ -35,6 +37,7 @@ class Appender:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._turn = itertools.count()
+        self._groups: WeakKeyDictionary[Log, GroupAppend] = WeakKeyDictionary()
 
     def encode_one(
         self,
@@ -48,13 +51,26 @@ class Appender:
     ) -> tuple[Log, EncodedBatch]:
         """One record as a batch and the log it goes to."""
         info = self._engine.topic(topic)
-        encoded = encode_batch(
+        log = self._log_of(info, key, partition)
+        return log, encode_batch(
             (value,),
             None if key is None else (key,),
             None if timestamp_ms is None else (timestamp_ms,),
             (headers,) if headers else None,
             codec=CODEC_BY_NAME[info.config.compression],
         )
+
+    def append_durably(self, topic: str, row: Row, partition: int | None) -> RecordMetadata:
+        """Append one record, sharing batch and sync with other threads that do so now."""
+        info = self._engine.topic(topic)
+        log = self._log_of(info, row[1], partition)
+        group = self._groups.get(log)
+        if group is None:
+            group = self._groups.setdefault(log, GroupAppend(self._engine, log))
+        offset, timestamp_ms = group.append(row)
+        return RecordMetadata(topic, log.partition, offset, timestamp_ms)
+
+    def _log_of(self, info: TopicInfo, key: bytes | None, partition: int | None) -> Log:
         if partition is None:
             if info.partitions == 1:
                 partition = 0
@@ -62,7 +78,7 @@ class Appender:
                 partition = next(self._turn) % info.partitions
             else:
                 partition = partition_of(key, info.partitions)
-        return self._engine.log(topic, partition), encoded
+        return self._engine.log(info.name, partition)
 
     def encode_many(
         self,

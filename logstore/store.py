@@ -170,6 +170,10 @@ class Store:
         Threads appending at once share syncs (group commit). For many records use `append_many`
         or `producer`.
         """
+        self._engine.ensure_writable()
+        if (durability or self._engine.durability) == "sync":
+            row = (value, key, timestamp_ms, headers)
+            return self._appender.append_durably(topic, row, partition)
         record = self._appender.encode_one(
             topic, value, key=key, timestamp_ms=timestamp_ms, headers=headers, partition=partition
         )

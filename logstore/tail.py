@@ -31,7 +31,7 @@ POLL_SECONDS = 0.002
 COUNTER_BITS = 40
 """A sequence is generation << 40 | counter: a new generation starts above all that went before."""
 
-_WAKE_WORD = 7
+_WAKE_WORD = 6
 _WORDS = {
     "magic": 0,
     "inode": 1,
@@ -39,7 +39,7 @@ _WORDS = {
     "sequence": 3,
     "in_progress": 4,
     "owner_pid": 5,
-    "wake_version": 6,
+    "wake_version": _WAKE_WORD,
     "topics_version": 7,
     "groups_version": 8,
     "transactions_version": 9,
