@@ -531,7 +531,7 @@ def _copy_catalog(dead: Machine, alive: Machine) -> None:
     assert source is not None
     assert target is not None
     # Long enough for a commit that another thread is just making.
-    source.set_busy_timeout(2000)
+    source.set_busy_timeout(500)
     try:
         with target.backup("main", source, "main") as backup:
             backup.step(-1)

@@ -259,12 +259,35 @@ class NameChange(NamedTuple):
         return (self.path, self.target) if self.kind == "rename" else (self.path,)
 
     def builds_on(self, other: NameChange) -> bool:
-        """True if one of its names is, contains or is contained in one of `other`'s."""
+        """True if this change could not have happened without `other`, an earlier one.
+
+        A renamed directory does not build upon what was done inside it before: its new name may
+        be durable while a file in it is not.
+        """
+        if self.inode is not None and self.inode is other.inode:
+            return True
+        emptied = {"remove_directory": self.path, "rename": self.target}.get(self.kind)
         return any(
-            mine == theirs or mine.startswith(theirs + "/") or theirs.startswith(mine + "/")
+            mine == theirs
+            or _is_below(mine, theirs)
+            or (mine == emptied and _is_below(theirs, mine))
             for mine in self.paths()
             for theirs in other.paths()
         )
+
+    def after(self, rename: NameChange) -> NameChange:
+        """The same change in a tree in which a directory has its later name already."""
+        return self._replace(path=_renamed(self.path, rename), target=_renamed(self.target, rename))
+
+
+def _is_below(path: str, directory: str) -> bool:
+    return path.startswith(directory + "/")
+
+
+def _renamed(path: str, rename: NameChange) -> str:
+    if path == rename.path or _is_below(path, rename.path):
+        return rename.target + path[len(rename.path) :]
+    return path
 
 
 Entries: TypeAlias = dict[str, dict[str, Inode | None]]
@@ -297,6 +320,8 @@ class NameTable:
 
     def change(self, change: NameChange) -> None:
         """Change the tree that programs see. The caller has checked that it can be done."""
+        if change.inode is None:
+            change = change._replace(inode=self.find(change.path))
         _apply(self.entries, change)
         if self._tracked:
             self._pending.append(change)
@@ -318,19 +343,24 @@ class NameTable:
     def sync(self, directory: str) -> None:
         """Make the names in `directory` durable, with the changes elsewhere they build upon."""
         chosen: list[NameChange] = []
-        rest: list[NameChange] = []
         for change in reversed(self._pending):
             inside = any(path.rpartition("/")[0] == directory for path in change.paths())
             if inside or any(later.builds_on(change) for later in chosen):
                 chosen.append(change)
-            else:
-                rest.append(change)
-            if f"{directory}/".startswith(f"{change.target}/") and change.target:
+            if change.target and (
+                directory == change.target or _is_below(directory, change.target)
+            ):
                 # Further back in time the directory had another name.
                 directory = change.path + directory[len(change.target) :]
-        for change in reversed(chosen):
+        rest: list[NameChange] = []
+        for change in self._pending:
+            if not any(change is one for one in chosen):
+                rest.append(change)
+                continue
             _apply(self._durable, change)
-        self._pending = rest[::-1]
+            if change.kind == "rename":
+                rest = [earlier.after(change) for earlier in rest]
+        self._pending = rest
 
     def image(self, keep: Keep, random: Random) -> Entries:
         """The tree after a power failure. Its inodes are still those of before."""
@@ -390,8 +420,9 @@ def _apply(entries: Entries, change: NameChange) -> None:
     if change.kind == "rename":
         target_directory, _, target_name = change.target.rpartition("/")
         entries[target_directory][target_name] = moved
-        below = [path for path in entries if f"{path}/".startswith(f"{change.path}/")]
-        for path in below if moved is None else ():
-            entries[change.target + path[len(change.path) :]] = entries.pop(path)
+        if moved is None:
+            below = [path for path in entries if _renamed(path, change) != path]
+            for path in below:
+                entries[_renamed(path, change)] = entries.pop(path)
     elif change.kind == "remove_directory":
         entries.pop(change.path, None)
