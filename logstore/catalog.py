@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from .clock import Clock
-from .config import TopicConfig, TopicInfo, check_partition_count
+from .config import TopicConfig, TopicInfo, check_group_name, check_partition_count
 from .database import Database, Row, SQLValue, as_bytes, as_int, as_text
 from .errors import (
     FencedError,
@@ -412,7 +412,8 @@ class Catalog:
         now_ms = self.now_ms()
         for group in sorted({offset.group for offset in offsets}):
             self.database.query(
-                "INSERT INTO groups (name) VALUES (?) ON CONFLICT DO NOTHING", (group,)
+                "INSERT INTO groups (name) VALUES (?) ON CONFLICT DO NOTHING",
+                (check_group_name(group),),
             )
         for offset in offsets:
             self._check_group_offset(offset)

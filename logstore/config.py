@@ -69,6 +69,17 @@ def check_internal_name(name: str) -> str:
     return name
 
 
+def check_group_name(name: str) -> str:
+    """Return `name` if a consumer group can have it, else raise UsageError.
+
+    >>> check_group_name("billing")
+    'billing'
+    """
+    if not isinstance(name, str) or not 1 <= len(name) <= 200 or not name.isprintable():
+        raise UsageError(f"{name!r} is not a group name: use 1 to 200 printable characters")
+    return name
+
+
 def is_internal(name: str) -> bool:
     """Whether `name` belongs to Millstream itself and is hidden from `Store.topics()`.
 

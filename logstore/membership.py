@@ -17,10 +17,12 @@ import logging
 import os
 import platform
 import secrets
+import sys
 from collections.abc import Mapping
 from typing import Final
 
 from .catalog import GroupOffset
+from .config import check_group_name
 from .engine import Engine
 from .errors import FencedError
 from .group_catalog import GroupCatalog, GroupPartition, MemberRow
@@ -42,7 +44,7 @@ class Membership:
         engine: The open store.
         group: Name of the group; made if there is none.
         topics: Topics whose partitions it reads.
-        client: What people shall see in `groups describe`.
+        client: What people shall see in `groups describe`; the program's name by default.
         lease_ms: See LEASE_MS.
 
     Raises:
@@ -59,12 +61,15 @@ class Membership:
         lease_ms: int = LEASE_MS,
     ) -> None:
         engine.ensure_writable()
-        self.group = group
-        self.member_id = f"{client or 'member'}-{secrets.token_hex(6)}"
+        client = client or os.path.basename(sys.argv[0]) or "python"
+        self.group = check_group_name(group)
+        self.member_id = f"{client}-{secrets.token_hex(6)}"
         self.owned: dict[TopicPartition, GroupPartition] = {}
         """The partitions this member may read and commit, as of the last `poll`."""
         self.expecting = False
         """Whether another member still holds a partition that shall be this one's."""
+        self.must_hand_over = False
+        """Whether this member holds a partition that shall be another's."""
         self._engine = engine
         self._groups = GroupCatalog(engine.catalog)
         self._topics = topics
@@ -77,7 +82,11 @@ class Membership:
         self._topic_ids: dict[str, int] = {}
         self._left = False
         self._join()
-        self.poll()
+        try:
+            self.poll()
+        except BaseException:
+            self.leave()
+            raise
 
     # Looking after the group
 
@@ -106,7 +115,7 @@ class Membership:
 
         Call it when what was delivered has been committed, or will not be.
         """
-        if all(row.target == self.member_id for row in self.owned.values()):
+        if not self.must_hand_over:
             return False
         if self._groups.hand_over(self.group, self.member_id):
             self._changed()
@@ -144,6 +153,11 @@ class Membership:
         except FencedError:
             self._versions = None  # whatever the words say, there is something to learn
             raise
+
+    def committed_offsets(self) -> dict[TopicPartition, int]:
+        """What the group has committed."""
+        stored = self._groups.group_offsets(self.group)
+        return {partition: offset for partition, (offset, _) in stored.items()}
 
     def leave(self) -> None:
         """Leave the group; others take the partitions over at once. Idempotent."""
@@ -221,6 +235,7 @@ class Membership:
             if row.owner == self.member_id
         }
         self.expecting = len(self.owned) < len(rows)
+        self.must_hand_over = any(row.target != self.member_id for row in self.owned.values())
         return before != self._generations()
 
     def _generations(self) -> dict[TopicPartition, tuple[int, int]]:

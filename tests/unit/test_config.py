@@ -6,6 +6,7 @@ import pytest
 from millstream.config import (
     PARTITIONS_MAX,
     TopicConfig,
+    check_group_name,
     check_internal_name,
     check_partition_count,
     check_topic_name,
@@ -119,3 +120,10 @@ def test_internal_names_have_two_parts_below_state() -> None:
 def test_the_number_of_partitions_is_bounded(count: int) -> None:
     with pytest.raises(UsageError, match="partitions"):
         check_partition_count(count)
+
+
+def test_a_group_name_is_printable_and_short() -> None:
+    assert check_group_name("Rechnung \u00fc 7/a") == "Rechnung \u00fc 7/a"
+    for name in ("", "a\nb", "x" * 201, "\ud800"):
+        with pytest.raises(UsageError, match="group name"):
+            check_group_name(name)
