@@ -1,0 +1,125 @@
+"""The checkpoint: where a pipeline stands, as the bytes that commit with each epoch.
+
+It is the one thing a restart begins with. Whatever is not in it never happened; outputs and state
+of an epoch become visible in the same commit. The bytes are msgpack behind a version byte.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from millstream import DataError, FormatVersionError, TopicPartition, UsageError
+
+from .watermark import BEFORE_TIME, Watermark
+
+CHECKPOINT_VERSION: Final = b"\x01"
+
+
+class SourceState(msgspec.Struct, frozen=True):
+    """Event-time progress of one source."""
+
+    maxima: list[tuple[int, int]]
+    """(partition, greatest time), of partitions that have had a row."""
+    level: int | None
+    """W, or None before the first row."""
+
+
+class OperatorState(msgspec.Struct, frozen=True):
+    """Where the state of one operator is."""
+
+    identity: str
+    """What the operator computed when the state was written."""
+    snapshot_offset: int
+    """Offset in the state topic of the newest snapshot; the changes follow it."""
+    change_count: int
+    """State records since that snapshot, itself included."""
+    live_count: int
+    """Keys of open windows."""
+
+
+class Checkpoint(msgspec.Struct, frozen=True):
+    """Everything a restart needs beside the state topics."""
+
+    epoch: int
+    positions: list[tuple[str, int, int]]
+    """(topic, partition, next offset) of the input."""
+    sources: dict[str, SourceState]
+    """By topic."""
+    operators: dict[str, OperatorState]
+    """By state name."""
+
+    def next_offsets(self) -> dict[TopicPartition, int]:
+        """The input positions as the store takes them."""
+        return {
+            TopicPartition(topic, partition): offset for topic, partition, offset in self.positions
+        }
+
+    def watermarks(self) -> dict[str, Watermark]:
+        """W of each source; the disorder is the plan's to say."""
+        return {
+            topic: Watermark(
+                0, dict(state.maxima), BEFORE_TIME if state.level is None else state.level
+            )
+            for topic, state in self.sources.items()
+        }
+
+
+EMPTY: Final = Checkpoint(0, [], {}, {})
+"""Where a pipeline stands that has never run."""
+
+_DECODER: Final = msgspec.msgpack.Decoder(Checkpoint)
+
+
+def source_state(watermark: Watermark) -> SourceState:
+    """The progress of a source as a checkpoint keeps it."""
+    level = None if watermark.level == BEFORE_TIME else watermark.level
+    return SourceState(sorted(watermark.maxima.items()), level)
+
+
+def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
+    """The bytes of a checkpoint."""
+    return CHECKPOINT_VERSION + msgspec.msgpack.encode(checkpoint)
+
+
+def decode_checkpoint(data: bytes | None) -> Checkpoint:
+    """A checkpoint from its bytes; `EMPTY` when there are none.
+
+    Raises:
+        FormatVersionError: Written by a newer version.
+        DataError: Not a checkpoint.
+    """
+    if data is None:
+        return EMPTY
+    if data[:1] != CHECKPOINT_VERSION:
+        raise FormatVersionError(
+            f"the checkpoint was written in version {data[:1].hex() or 'none'}, this version"
+            f" reads {CHECKPOINT_VERSION.hex()}"
+        )
+    try:
+        return _DECODER.decode(data[1:])
+    except msgspec.DecodeError as error:
+        raise DataError(f"not a checkpoint: {error}") from error
+
+
+def refuse_changed_plan(name: str, checkpoint: Checkpoint, identities: dict[str, str]) -> None:
+    """Refuse to go on with state that was made by other operators.
+
+    Operators without live state may change freely: nothing is lost.
+
+    Raises:
+        UsageError: The message shows what was and what is.
+    """
+    lines = []
+    for operator, state in checkpoint.operators.items():
+        now = identities.get(operator)
+        if state.live_count and now != state.identity:
+            lines.append(f"  {operator}: {state.live_count} open keys")
+            lines.append(f"    - {state.identity}")
+            lines.append(f"    + {now or '(no such operator)'}")
+    if lines:
+        raise UsageError(
+            f"pipeline {name!r} has state of another plan:\n" + "\n".join(lines) + "\nRun it with"
+            " the former code, or give the new one another name to start from the beginning"
+        )

@@ -1,0 +1,161 @@
+"""Rows between operators, as columns, and the way back from a row to the record it came from.
+
+Operators work on one chunk at a time, not on one row at a time. Every row carries the number of
+the input row that caused it; that number, not the position in some list, is what "before" and
+"after" mean everywhere: it orders the outputs, and it says which W a row is judged against.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from millstream import Headers, Record
+
+
+class InputBatch(Protocol):
+    """What the processor reads: `millstream.RecordBatch`, or rows given by a test."""
+
+    @property
+    def topic(self) -> str:
+        """Topic name."""
+        ...
+
+    @property
+    def partition(self) -> int:
+        """Partition number."""
+        ...
+
+    @property
+    def record_count(self) -> int:
+        """Number of records."""
+        ...
+
+    @property
+    def offsets(self) -> Sequence[int]:
+        """Offset of each record."""
+        ...
+
+    @property
+    def timestamps_ms(self) -> Sequence[int]:
+        """Timestamp of each record, UTC ms."""
+        ...
+
+    @property
+    def keys(self) -> Sequence[bytes | None]:
+        """Key of each record."""
+        ...
+
+    @property
+    def values(self) -> Sequence[bytes | None]:
+        """Value of each record; None is a tombstone."""
+        ...
+
+    @property
+    def headers(self) -> Sequence[Headers]:
+        """Headers of each record."""
+        ...
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Columns of equal length. The lists may be shared; operators make new ones."""
+
+    rows: Sequence[int]
+    """Number of the input row that caused each row; never falls, may repeat."""
+    times: Sequence[int]
+    """Event times, UTC ms."""
+    values: Sequence[object]
+    keys: Sequence[object] | None
+    """Grouping keys, or None for a stream that is not keyed."""
+
+    def cut(self, start: int, stop: int) -> Chunk:
+        """Rows [start, stop) of the chunk."""
+        if start == 0 and stop == len(self.values):
+            return self
+        return Chunk(
+            self.rows[start:stop],
+            self.times[start:stop],
+            self.values[start:stop],
+            None if self.keys is None else self.keys[start:stop],
+        )
+
+
+def join_chunks(chunks: Sequence[Chunk], *, keyed: bool) -> Chunk:
+    """All rows of chunks that follow each other."""
+    if len(chunks) == 1:
+        return chunks[0]
+    rows: list[int] = []
+    times: list[int] = []
+    values: list[object] = []
+    keys: list[object] = []
+    for chunk in chunks:
+        rows += chunk.rows
+        times += chunk.times
+        values += chunk.values
+        keys += chunk.keys or ()
+    return Chunk(rows, times, values, keys if keyed else None)
+
+
+class Place(NamedTuple):
+    """Where an input row lies in the log."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class MicroBatch:
+    """The input of one step: batches in store-wide order, their rows numbered from 0."""
+
+    def __init__(self, batches: Sequence[InputBatch]) -> None:
+        self.batches = batches
+        self.first_rows: list[int] = []
+        count = 0
+        for batch in batches:
+            self.first_rows.append(count)
+            count += batch.record_count
+        self.row_count = count
+        self._keys: list[bytes | None] | None = None
+
+    def _find(self, row: int) -> tuple[InputBatch, int]:
+        # The last batch that starts at or before the row; empty batches share their start.
+        number = bisect_right(self.first_rows, row) - 1
+        return self.batches[number], row - self.first_rows[number]
+
+    def place(self, row: int) -> Place | None:
+        """Where input row `row` lies; None for the step that ends bounded input."""
+        if row >= self.row_count:
+            return None
+        batch, index = self._find(row)
+        return Place(batch.topic, batch.partition, batch.offsets[index])
+
+    def record(self, row: int) -> Record:
+        """The input record of row `row`."""
+        batch, index = self._find(row)
+        return Record(
+            batch.topic,
+            batch.partition,
+            batch.offsets[index],
+            batch.timestamps_ms[index],
+            batch.keys[index],
+            batch.values[index],
+            batch.headers[index],
+        )
+
+    def keys(self, rows: Sequence[int]) -> list[bytes | None]:
+        """Keys of the input records of `rows`."""
+        if self._keys is None:
+            self._keys = []
+            for batch in self.batches:
+                self._keys += batch.keys
+        if rows == range(self.row_count):
+            return self._keys
+        # The step that ends bounded input has a row without a record.
+        return list(map([*self._keys, None].__getitem__, rows))
+
+    def partitions(self, rows: Sequence[int]) -> list[int]:
+        """Partitions of the input records of `rows`."""
+        return [0 if row >= self.row_count else self._find(row)[0].partition for row in rows]

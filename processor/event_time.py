@@ -1,0 +1,53 @@
+"""The event time of a value: UTC milliseconds from an int, an aware datetime or RFC 3339 text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from .serde import INT64_MAX, INT64_MIN
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND: Final = timedelta(milliseconds=1)
+
+
+class EventTimeError(ValueError):
+    """A value has no event time, or one that names no instant."""
+
+
+def to_ms(value: object) -> int:
+    """UTC milliseconds of one time, rounded down.
+
+    Raises:
+        EventTimeError: Neither int, aware datetime nor RFC 3339 text; or outside int64.
+
+    >>> to_ms("1970-01-01T01:00:00.5+01:00"), to_ms(7)
+    (500, 7)
+    """
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError as error:
+            raise EventTimeError(f"event time {value!r} is not RFC 3339 text") from error
+    if isinstance(value, datetime):
+        if value.utcoffset() is None:
+            raise EventTimeError(f"event time {value.isoformat()} has no zone")
+        return (value - _EPOCH) // _MILLISECOND
+    if value is None:
+        raise EventTimeError("event time is missing")
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise EventTimeError(
+            f"event time is a {type(value).__name__}; use int milliseconds, an aware datetime"
+            " or RFC 3339 text"
+        )
+    if not INT64_MIN <= value <= INT64_MAX:
+        raise EventTimeError(f"event time {value} does not fit into 64 bits")
+    return value
+
+
+def all_ms(column: Sequence[object]) -> bool:
+    """Whether the whole column is good milliseconds already, found without a loop in Python."""
+    if set(map(type, column)) != {int}:
+        return False
+    return bool(min(column) >= INT64_MIN and max(column) <= INT64_MAX)  # type: ignore[type-var,operator]  # all are int

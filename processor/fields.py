@@ -1,0 +1,90 @@
+"""Reading a field of many values: by name, by a function, or the value itself.
+
+A name is an attribute of a Struct or dataclass and an item of a dict. Which one is decided per
+column, from the values that are really there: a `map` may have turned one into the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter, itemgetter
+from types import CodeType, FunctionType
+from typing import Any, TypeAlias
+
+import msgspec
+
+from millstream import UsageError
+
+Field: TypeAlias = str | Callable[[Any], object] | None
+"""A field name, a function of the value, or None for the value itself. Public signatures that take
+one tie the function's argument to the stream's type; here it can be any."""
+
+
+def field_getter(field: Field, values: Sequence[object]) -> Callable[[object], object] | None:
+    """The function that reads `field` of each of `values`; None for the value itself."""
+    if not isinstance(field, str):
+        return field
+    types = set(map(type, values))
+    if types == {dict}:
+        return itemgetter(field)  # type: ignore[return-value]  # every value is a dict
+    if any(issubclass(one, Mapping) for one in types):
+        return _MixedGetter(field)
+    return attrgetter(field)
+
+
+class _MixedGetter:
+    """Reads a field of values of several types."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, value: object) -> object:
+        return value[self.name] if isinstance(value, Mapping) else getattr(value, self.name)
+
+
+def require_field(value_type: object, name: str, what: str) -> None:
+    """Refuse a field name that a declared type does not have, before anything runs.
+
+    Raises:
+        UsageError: The type is a Struct or dataclass without that field.
+    """
+    known: list[str]
+    if isinstance(value_type, type) and issubclass(value_type, msgspec.Struct):
+        known = list(value_type.__struct_fields__)
+    elif isinstance(value_type, type) and dataclasses.is_dataclass(value_type):
+        known = [entry.name for entry in dataclasses.fields(value_type)]
+    else:
+        return
+    if name not in known and not hasattr(value_type, name):
+        raise UsageError(
+            f"{what}: {value_type.__name__} has no field {name!r}; it has {', '.join(known)}"
+        )
+
+
+def describe(field: Field) -> str:
+    """A field in words that stay the same when unrelated code moves; part of the plan's identity.
+
+    A lambda has no name, so the names it uses stand for it. Two lambdas that differ in constants
+    alone look the same.
+    """
+    if field is None or isinstance(field, str):
+        return repr(field) if field else "value"
+    name = getattr(field, "__qualname__", None) or type(field).__qualname__
+    name = name.rsplit("<locals>.", 1)[-1]
+    if isinstance(field, FunctionType) and field.__name__ == "<lambda>":
+        return f"lambda({', '.join(_names(field.__code__))})"
+    return name
+
+
+def _names(code: CodeType) -> tuple[str, ...]:
+    return (*code.co_names, *code.co_freevars)
+
+
+def label(kind: str, field: Field) -> str:
+    """An operator in words for messages: a lambda is shown with the line it stands in."""
+    if isinstance(field, FunctionType) and field.__name__ == "<lambda>":
+        code = field.__code__
+        file_name = code.co_filename.replace("\\", "/").rsplit("/", 1)[-1]
+        return f"{kind} {describe(field)} at {file_name}:{code.co_firstlineno}"
+    return f"{kind} {describe(field)}"

@@ -1,0 +1,181 @@
+"""A pipeline: declared as a value, run over a store or over lists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Literal, TypeVar, Unpack, overload
+
+from millstream import Store, UsageError, parse_duration_ms
+
+from .fields import Field, describe, require_field
+from .plan import Plan, PlanBuilder, SourceNode
+from .runtime import Metrics, RunOptions, run_over_store
+from .serde import Json, value_decoder
+from .stream import SourceStream
+from .testkit import TestOutput, run_over_lists
+
+T = TypeVar("T")
+
+
+class Pipeline:
+    """Streams from sources to topics, under one name.
+
+    The name is the identity of the pipeline in a store: of its state, its offsets and its lock.
+
+    >>> from millstream.processor import Pipeline, agg, tumbling
+    >>> pipeline = Pipeline("revenue")
+    >>> orders = pipeline.source("orders", time="ts", disorder="10s")
+    >>> totals = orders.key_by("user").window(tumbling("1m")).agg(total=agg.sum("amount"))
+    >>> _ = totals.to("totals")
+    >>> pipeline.test({"orders": [{"user": "u1", "amount": 2, "ts": 5}]})["totals"]
+    [{'key': 'u1', 'window_start': 0, 'window_end': 60000, 'total': 2}]
+    """
+
+    def __init__(self, name: str) -> None:
+        self._builder = PlanBuilder(name)
+
+    def __repr__(self) -> str:
+        return f"Pipeline({self.name!r})"
+
+    @property
+    def name(self) -> str:
+        """The name given."""
+        return self._builder.name
+
+    @property
+    def plan(self) -> Plan:
+        """What has been declared so far, as nodes that can be walked."""
+        return self._builder.plan()
+
+    @overload
+    def source(
+        self,
+        topic: str,
+        *,
+        time: str | Callable[[Json], int | str | datetime] | None = None,
+        disorder: str | int | timedelta = 0,
+    ) -> SourceStream[dict[str, Json]]: ...
+    @overload
+    def source(
+        self,
+        topic: str,
+        *,
+        type: type[T],
+        time: str | Callable[[T], int | str | datetime] | None = None,
+        disorder: str | int | timedelta = 0,
+    ) -> SourceStream[T]: ...
+    def source(
+        self,
+        topic: str,
+        *,
+        type: type[Any] = dict,  # noqa: A002 - the word users expect here
+        time: Field = None,
+        disorder: str | int | timedelta = 0,
+    ) -> SourceStream[Any]:
+        """Read a topic from its earliest record on.
+
+        Args:
+            topic: Must exist when the pipeline runs.
+            type: What a value is: a msgspec Struct, dataclass, dict, ... as JSON; `bytes` as they
+                are; `str` as UTF-8.
+            time: Event time of a value: a field or function that gives int milliseconds, an aware
+                datetime or RFC 3339 text. None: the timestamp of the record.
+            disorder: How much older than the newest row so far a row may be and still be on time.
+                W, the time windows close by, stays that much behind.
+
+        Raises:
+            UsageError: The topic is read twice, the type cannot be decoded, or it lacks the field.
+        """
+        if topic in self.plan.input_topics():
+            raise UsageError(f"{self.name!r} reads {topic!r} already: use that stream again")
+        value_decoder(type)
+        if isinstance(time, str):
+            require_field(type, time, f"source {topic}")
+        disorder_ms = parse_duration_ms(disorder)
+        shown = "record timestamp" if time is None else describe(time)
+        node = SourceNode(
+            id=self._builder.next_id,
+            label=f"source {topic}: {type.__name__}, time {shown}, disorder {disorder_ms} ms",
+            topic=topic,
+            type=type,
+            time=time,
+            disorder_ms=disorder_ms,
+        )
+        return SourceStream(self._builder, self._builder.add(node))
+
+    def explain(self) -> str:
+        """The plan as an indented tree, with the names of its state."""
+        return self.plan.explain()
+
+    def run(self, store: Store, **options: Unpack[RunOptions]) -> Metrics:
+        """Run over a store, exactly once: go on where the last run stopped, however it did.
+
+        Outputs, state and input offsets become visible together, an epoch at a time. Only one
+        live process can run a pipeline of this name; another gets LockedError.
+
+        Args:
+            store: Has the source topics; missing output topics are created with one partition.
+            **options: All may be left out.
+
+                until: "end" returns when all that is visible has been read; None (the default)
+                runs until it is stopped.
+
+                batch_records: Most records per step; None (the default) reads about 1 MiB.
+
+                epoch_ms: Commit at most this often, 100 by default; sooner when much has gathered.
+
+                on_end: What `until="end"` does with open windows: "hold" (the default) keeps them
+                for the next run, "flush" closes them, and later rows for them are late.
+
+                stop: Setting this `threading.Event` ends the run after the step under way, with
+                its epoch committed. Without it Ctrl-C in the main thread does so.
+
+                on_progress: Called after each commit with the `Metrics` so far.
+
+        Returns:
+            The metrics at the end.
+
+        Raises:
+            LockedError: Another live process runs it; the message names its pid.
+            UnknownTopicError: A source topic is missing.
+            UsageError: State of a plan that differs, shown as a diff.
+            RecordError: A record cannot be processed; nothing of its epoch was made visible.
+            FencedError: A newer run took over while this process was stalled.
+
+        >>> import millstream
+        >>> from millstream.processor import Pipeline
+        >>> pipeline = Pipeline("shout")
+        >>> _ = pipeline.source("words", type=str).map(str.upper).to("shouts")
+        >>> with millstream.open(":memory:") as store:
+        ...     info = store.create_topic("words")
+        ...     metadata = store.append("words", b"hello")
+        ...     metrics = pipeline.run(store, until="end")
+        ...     [record.value for record in store.read("shouts")]
+        [b'"HELLO"']
+        """
+        return run_over_store(self.plan, store, options)
+
+    def test(
+        self,
+        inputs: Mapping[str, Iterable[object]],
+        *,
+        batch_records: int | None = None,
+        on_end: Literal["flush", "hold"] = "flush",
+    ) -> TestOutput:
+        """Run over lists, without a store.
+
+        Args:
+            inputs: For each source topic its records in order: a value, a `(value, timestamp_ms)`
+                pair, a `Row`, or a `Record` as read from a log. The topics follow each other.
+            batch_records: Rows per step. The result is the same for any number.
+            on_end: "flush" closes all windows at the end; "hold" leaves them open, as a run over a
+                store does.
+
+        Returns:
+            The values written to each topic; `.records(topic)` has keys and timestamps too.
+
+        Raises:
+            RecordError: A record cannot be processed.
+        """
+        return run_over_lists(self.plan, inputs, batch_records=batch_records, on_end=on_end)

@@ -1,0 +1,197 @@
+"""The run loop: read a micro-batch, process it, commit an epoch now and then.
+
+Nothing is read that an epoch cannot hold, and nothing is done per record here. Where a micro-batch
+or an epoch ends depends on speed and time; no result does.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Final, Literal, TypedDict
+
+from millstream import LogReader, Store, SystemClock, UsageError
+
+from .epoch import Epochs, checkpoint_name
+from .plan import Plan
+from .topology import Topology
+from .watermark import BEFORE_TIME
+
+INPUT_BYTES: Final = 1 << 20
+"""About what one step reads. Larger steps are hardly faster, and hold the rows as objects."""
+
+EPOCH_BYTES: Final = 8 << 20
+"""Outputs kept in memory before an epoch commits early."""
+
+_WAIT_S: Final = 0.1
+"""Longest wait without looking at the stop event, which cannot wake the reader."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """What a run has done so far, as of its last epoch."""
+
+    epochs: int
+    """Epochs committed by this run."""
+    records_in: int
+    records_out: int
+    late: int
+    """Rows refused because all of their windows were closed."""
+    dead_letters: int
+    lag: int
+    """Offsets between where the pipeline stands and the visible end of its input."""
+    watermark_ms: int | None
+    """The least W of the sources, UTC ms; None before the first row."""
+
+
+class RunOptions(TypedDict, total=False):
+    """How to run; see `Pipeline.run`."""
+
+    until: Literal["end"] | None
+    batch_records: int | None
+    epoch_ms: int
+    on_end: Literal["hold", "flush"]
+    stop: threading.Event | None
+    on_progress: Callable[[Metrics], None] | None
+
+
+def run_over_store(plan: Plan, store: Store, options: RunOptions) -> Metrics:
+    """Run a plan over a store; see `Pipeline.run`."""
+    _check(options)
+    with store.own(checkpoint_name(plan.name)) as ownership:
+        epochs = Epochs(store, plan, ownership)
+        topology = epochs.topology()
+        with (
+            store.reader(epochs.positions()) as reader,
+            _interruptible(options.get("stop")) as stop,
+        ):
+            return _Run(store, epochs, topology, reader, options).loop(stop)
+
+
+def _check(options: RunOptions) -> None:
+    unknown = set(options) - set(RunOptions.__annotations__)
+    if unknown:
+        raise UsageError(
+            f"unknown options {sorted(unknown)}; there are {sorted(RunOptions.__annotations__)}"
+        )
+    if options.get("until") not in {None, "end"}:
+        raise UsageError(f"until={options.get('until')!r}: use 'end', or None to run for ever")
+    if options.get("on_end", "hold") not in {"hold", "flush"}:
+        raise UsageError(f"on_end={options.get('on_end')!r}: use 'hold' or 'flush'")
+    batch_records = options.get("batch_records")
+    if batch_records is not None and batch_records < 1:
+        raise UsageError(f"batch_records must be at least 1, not {batch_records}")
+    if options.get("epoch_ms", 100) < 0:
+        raise UsageError("epoch_ms cannot be negative")
+
+
+class _Run:
+    """One run of a pipeline: the loop and what it counts."""
+
+    def __init__(
+        self,
+        store: Store,
+        epochs: Epochs,
+        topology: Topology,
+        reader: LogReader,
+        options: RunOptions,
+    ) -> None:
+        self._store = store
+        self._epochs = epochs
+        self._topology = topology
+        self._reader = reader
+        self._batch_records = options.get("batch_records")
+        self._epoch_s = options.get("epoch_ms", 100) / 1000
+        self._until_end = options.get("until") == "end"
+        self._flush = options.get("on_end", "hold") == "flush"
+        self._on_progress = options.get("on_progress")
+        self._clock = SystemClock()
+        self._first_epoch = epochs.checkpoint.epoch
+        self._records_out = 0
+        self._uncommitted = False
+        self._due = self._clock.monotonic() + self._epoch_s
+
+    def loop(self, stop: threading.Event) -> Metrics:
+        """Run until the end, or until `stop` is set; the last epoch is committed."""
+        while not stop.is_set():
+            batches = self._reader.poll(self._batch_records, INPUT_BYTES)
+            if batches:
+                self._topology.process(batches)
+                self._uncommitted = True
+                if self._clock.monotonic() >= self._due or self._full():
+                    self._commit()
+            elif self._until_end and self._reader.at_end():
+                if self._flush:
+                    self._topology.flush()
+                    self._uncommitted = True
+                break
+            else:
+                self._idle()
+        self._commit()
+        return self._metrics()
+
+    def _full(self) -> bool:
+        return self._topology.outputs.size_bytes >= EPOCH_BYTES
+
+    def _idle(self) -> None:
+        """The input is dry: commit, but not more often than epochs are due, and wait."""
+        rest = self._due - self._clock.monotonic()
+        if rest <= 0:
+            self._commit()
+            rest = _WAIT_S
+        self._reader.wait(min(rest, _WAIT_S))
+
+    def _commit(self) -> None:
+        if self._uncommitted:
+            count = self._topology.outputs.record_count
+            self._epochs.commit(self._topology, self._reader.positions)
+            self._records_out += count
+            self._uncommitted = False
+            if self._on_progress is not None:
+                self._on_progress(self._metrics())
+        self._due = self._clock.monotonic() + self._epoch_s
+
+    def _metrics(self) -> Metrics:
+        positions = self._reader.positions
+        ends = {topic: self._store.offsets(topic) for topic in {each.topic for each in positions}}
+        lag = sum(
+            ends[place.topic][place.partition].end - offset for place, offset in positions.items()
+        )
+        level = self._topology.level
+        return Metrics(
+            epochs=self._epochs.checkpoint.epoch - self._first_epoch,
+            records_in=self._topology.row_count,
+            records_out=self._records_out,
+            late=self._topology.late_count,
+            dead_letters=self._topology.dead_letter_count,
+            lag=lag,
+            watermark_ms=None if level == BEFORE_TIME else level,
+        )
+
+
+@contextmanager
+def _interruptible(stop: threading.Event | None) -> Iterator[threading.Event]:
+    """The event that ends the loop. Without one of the caller's, Ctrl-C sets it.
+
+    The step under way is finished and its epoch committed; a second Ctrl-C interrupts at once,
+    which is safe too: what has not been committed is done again by the next run.
+    """
+    if stop is not None or threading.current_thread() is not threading.main_thread():
+        yield stop or threading.Event()
+        return
+    event = threading.Event()
+    former = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, former)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, former)

@@ -1,0 +1,141 @@
+"""Values and keys as bytes: what a topic holds, what state holds, and how keys are ordered.
+
+Values in topics are JSON, but for sources of `bytes` and `str`. Keys of outputs are UTF-8 for a
+str, the bytes themselves for bytes, and JSON for anything else. State is msgpack, which keeps
+int, float, bytes and str apart. Nothing goes through pickle.
+
+A grouping key must come back from state as it was, so it is a str, bytes, bool, 64-bit int, float
+other than NaN, or a tuple of these. As in any Python dict 1, 1.0 and True are the same key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from millstream import UsageError
+
+Key: TypeAlias = str | bytes | bool | int | float | tuple[object, ...]
+"""What a stream may be grouped by."""
+
+Json: TypeAlias = Any
+"""A decoded JSON value. Its shape is the user's; a declared `type` gives checked types instead."""
+
+INT64_MIN: Final = -(2**63)
+INT64_MAX: Final = 2**63 - 1
+
+encode_json: Final = msgspec.json.Encoder().encode
+encode_state: Final = msgspec.msgpack.Encoder().encode
+decode_state: Final = msgspec.msgpack.Decoder().decode
+
+
+def value_decoder(value_type: object) -> Callable[[Any], object]:
+    """The function that turns the bytes of a record into a value of the source's type.
+
+    `bytes` are taken as they are, `str` is UTF-8 text, anything else is JSON that must match the
+    type (a msgspec Struct, dataclass, TypedDict, dict, list, ...).
+
+    Raises:
+        UsageError: msgspec cannot decode the type.
+    """
+    if value_type is bytes:
+        return bytes  # the same object, and a TypeError for a tombstone
+    if value_type is str:
+        return bytes.decode
+    try:
+        return msgspec.json.Decoder(value_type).decode
+    except TypeError as error:
+        raise UsageError(f"type={value_type!r} cannot be decoded from JSON: {error}") from error
+
+
+def encode_value(value: object) -> bytes | None:
+    """A value as a topic holds it: bytes as they are, None as a tombstone, else JSON.
+
+    >>> encode_value({"a": 1}), encode_value(b"raw"), encode_value(None)
+    (b'{"a":1}', b'raw', None)
+    """
+    if value is None:
+        return None
+    return value if isinstance(value, bytes) else encode_json(value)
+
+
+def encode_key(key: object) -> bytes:
+    """A grouping key as the key of a record.
+
+    >>> encode_key("u1"), encode_key(b"u1"), encode_key(7), encode_key(("a", 1))
+    (b'u1', b'u1', b'7', b'["a",1]')
+    """
+    if isinstance(key, str):
+        return key.encode()
+    return key if isinstance(key, bytes) else encode_json(key)
+
+
+def encode_keys(keys: Sequence[object]) -> list[bytes]:
+    """All keys, as `encode_key` does it."""
+    if set(map(type, keys)) == {str}:
+        return list(map(str.encode, keys))  # type: ignore[arg-type]  # all are str
+    return list(map(encode_key, keys))
+
+
+def ordered_keys(keys: Sequence[object]) -> list[object]:
+    """The keys in the order of their bytes.
+
+    Keys of different types may have the same bytes ("1" and 1); their type then decides.
+    """
+    if set(map(type, keys)) == {str}:
+        # The order of code points is the order of their UTF-8.
+        return sorted(keys)  # type: ignore[type-var]  # all are str
+    return sorted(keys, key=_order)
+
+
+def _order(key: object) -> tuple[bytes, str]:
+    return encode_key(key), type(key).__name__
+
+
+def key_problem(key: object) -> str | None:
+    """Why `key` cannot group rows, or None when it can."""
+    problem: str | None = None
+    if isinstance(key, str):
+        try:
+            key.encode()
+        except UnicodeEncodeError as error:
+            problem = f"the key {key!r} is not valid Unicode: {error.reason}"
+    elif isinstance(key, tuple):
+        problem = next(filter(None, map(key_problem, key)), None)
+    elif isinstance(key, float):
+        if key != key:  # noqa: PLR0124 - NaN equals nothing, so it would never group
+            problem = "the key is NaN"
+    elif isinstance(key, int):
+        if not INT64_MIN <= key <= INT64_MAX:
+            problem = f"the key {key} does not fit into 64 bits"
+    elif not isinstance(key, bytes):
+        problem = (
+            f"a key cannot be a {type(key).__name__}; use str, bytes, int, float, bool"
+            " or a tuple of them"
+        )
+    return problem
+
+
+def all_plain_keys(keys: Sequence[object]) -> bool:
+    """Whether all keys are surely good, found without looking at each in Python."""
+    return set(map(type, keys)) == {str} and "".join(keys).isascii()  # type: ignore[arg-type]  # all are str
+
+
+def restored_key(key: object) -> object:
+    """A key as it was before msgpack made its tuples into lists."""
+    return tuple(map(restored_key, key)) if isinstance(key, list) else key
+
+
+def same_plain(left: object, right: object) -> bool:
+    """Whether two values are equal in type and content; NaN equals NaN."""
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(same_plain, left, right))
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(
+            same_plain(value, right[name]) for name, value in left.items()
+        )
+    return left == right or (left != left and right != right)  # noqa: PLR0124 - NaN

@@ -1,0 +1,155 @@
+"""Run a pipeline over lists, without a store: for tests, and as the meaning of a run.
+
+The input goes through the same bytes, operators and outputs as in a run over a store; only the log
+and the commit are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+import msgspec
+
+from millstream import Headers, Record, UsageError
+
+from .columns import InputBatch
+from .outputs import Outputs
+from .plan import Plan
+from .serde import Json, encode_value
+from .topology import Topology
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One input record of a test, where a value and a timestamp are not enough.
+
+    >>> Row({"user": "u1"}, timestamp_ms=5, partition=1).partition
+    1
+    """
+
+    value: object
+    """Bytes are taken as they are, None is a tombstone, anything else becomes JSON."""
+    timestamp_ms: int = 0
+    key: bytes | None = None
+    partition: int = 0
+    headers: Headers = ()
+
+
+class TestOutput(dict[str, list[Json]]):
+    """The values written to each topic, in order: decoded JSON, or bytes where it is none."""
+
+    __test__ = False  # pytest takes a class of this name for tests
+
+    def __init__(self, outputs: Outputs, topics: Iterable[str]) -> None:
+        super().__init__()
+        self._records: dict[str, list[Record]] = {topic: [] for topic in topics}
+        for place, columns in outputs.records.items():
+            headers = columns.headers or [()] * len(columns.values)
+            rows = zip(columns.timestamps_ms, columns.keys, columns.values, headers, strict=True)
+            for offset, (time, key, value, extra) in enumerate(rows):
+                self._records[place.topic].append(
+                    Record(place.topic, place.partition, offset, time, key, value, extra)
+                )
+        for topic, records in self._records.items():
+            self[topic] = [_decoded(record.value) for record in records]
+
+    def records(self, topic: str) -> list[Record]:
+        """The records written to `topic`, with keys, timestamps and headers."""
+        return self._records[topic]
+
+
+def _decoded(value: bytes | None) -> Json:
+    if value is None:
+        return None
+    try:
+        return msgspec.json.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class _ListBatch:
+    """Rows of a test as a batch."""
+
+    topic: str
+    partition: int
+    offsets: Sequence[int]
+    timestamps_ms: Sequence[int]
+    keys: Sequence[bytes | None]
+    values: Sequence[bytes | None]
+    headers: Sequence[Headers]
+
+    @property
+    def record_count(self) -> int:
+        """Number of rows."""
+        return len(self.offsets)
+
+
+def _as_record(topic: str, item: object) -> Record:
+    """One item of a test's input as a record; its offset is given later."""
+    if isinstance(item, Record):
+        return item._replace(topic=topic)
+    if isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], int):
+        item = Row(item[0], item[1])
+    if not isinstance(item, Row):
+        item = Row(item)
+    return Record(
+        topic,
+        item.partition,
+        0,
+        item.timestamp_ms,
+        item.key,
+        encode_value(item.value),
+        item.headers,
+    )
+
+
+def as_batches(
+    inputs: Mapping[str, Iterable[object]], batch_records: int | None
+) -> Iterator[list[InputBatch]]:
+    """The input as micro-batches of at most `batch_records` rows (None: all at once).
+
+    The topics follow each other; rows of a topic stay in the order of the list, and each run of
+    rows of one partition is a batch.
+    """
+    records: list[Record] = []
+    for topic, items in inputs.items():
+        counts: dict[int, int] = {}
+        for item in items:
+            record = _as_record(topic, item)
+            offset = counts.get(record.partition, 0)
+            counts[record.partition] = offset + 1
+            records.append(record._replace(offset=offset))
+    size = batch_records or max(1, len(records))
+    for start in range(0, len(records), size):
+        step = records[start : start + size]
+        yield [
+            _ListBatch(*place, *map(list, zip(*(record[2:] for record in run), strict=True)))
+            for place, run in groupby(step, key=lambda record: record[:2])
+        ]
+
+
+def run_over_lists(
+    plan: Plan,
+    inputs: Mapping[str, Iterable[object]],
+    *,
+    batch_records: int | None = None,
+    on_end: Literal["flush", "hold"] = "flush",
+) -> TestOutput:
+    """Run a plan over lists; see `Pipeline.test`."""
+    unknown = set(inputs) - set(plan.input_topics())
+    if unknown:
+        raise UsageError(
+            f"{plan.name!r} does not read {sorted(unknown)}; it reads {plan.input_topics()}"
+        )
+    if batch_records is not None and batch_records < 1:
+        raise UsageError(f"batch_records must be at least 1, not {batch_records}")
+    topology = Topology(plan)
+    for batches in as_batches(inputs, batch_records):
+        topology.process(batches)
+    if on_end == "flush":
+        topology.flush()
+    return TestOutput(topology.outputs, plan.output_topics())
