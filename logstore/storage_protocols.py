@@ -252,4 +252,6 @@ def checked_path(path: str, *, root_allowed: bool = False) -> str:
 
 def byte_length(buffers: Sequence[Buffer]) -> int:
     """Sum of the buffers' lengths in bytes, whatever their item formats."""
-    return sum([memoryview(buffer).nbytes for buffer in buffers])
+    if memoryview in map(type, buffers):  # its len() counts items, which may be wider
+        return sum([memoryview(buffer).nbytes for buffer in buffers])
+    return sum(map(len, buffers))
