@@ -15,6 +15,7 @@ pipelines over the log are in `millstream.processor`, the command line in `mills
 from .append import partition_of
 from .clock import Clock, SystemClock
 from .config import Compression, Durability, Isolation, TopicConfig, TopicInfo
+from .consumer import Consumer
 from .errors import (
     BackpressureTimeoutError,
     CorruptBatchError,
@@ -62,6 +63,7 @@ __all__ = [
     "BackpressureTimeoutError",
     "Clock",
     "Compression",
+    "Consumer",
     "CorruptBatchError",
     "CorruptSegmentError",
     "DataError",

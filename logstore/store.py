@@ -19,6 +19,7 @@ from . import topics
 from .append import Appender
 from .clock import Clock, SystemClock
 from .config import Durability, Isolation, TopicConfig, TopicInfo
+from .consumer import Consumer
 from .engine import Engine
 from .errors import UsageError
 from .memory import MemoryStorage
@@ -325,6 +326,20 @@ class Store:
     ) -> LogReader:
         """A reader of these partitions from these offsets; see `LogReader`."""
         return LogReader(self._engine, positions, isolation=isolation)
+
+    def consumer(
+        self,
+        topics: str | Sequence[str],
+        *,
+        group: str | None = None,
+        start: int | str | datetime | Position = "earliest",
+        follow: bool = False,
+        isolation: Isolation = "committed",
+    ) -> Consumer:
+        """A consumer of these topics, alone or as a member of a group; see `Consumer`."""
+        return Consumer(
+            self._engine, topics, group=group, start=start, follow=follow, isolation=isolation
+        )
 
     def offsets(self, topic: str) -> dict[int, OffsetRange]:
         """First offset and visible end (exclusive) of each partition."""
