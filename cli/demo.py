@@ -108,8 +108,8 @@ def _produce(store: millstream.Store) -> None:
         )
         cancelled = sum(flight.departed is None for flight in flights)
         say(f"{len(lines):,} flights into the topic 'flights', in the order in which they left;")
-        say(f"{cancelled} of them never did. {_overtaken(flights):,} left after a flight that")
-        say("was scheduled later: this is the disorder event time has to cope with.")
+        say(f"{cancelled} of them never did. {_overtaken(flights):,} left after a flight that was")
+        say("scheduled later: this is the disorder event time has to cope with.")
 
 
 def _epoch_ms(moment: datetime) -> int:
@@ -135,9 +135,11 @@ def _process(store: millstream.Store) -> None:
             if record.value is not None
         ]
         late = sum(1 for _ in store.read("hourly.late"))
-        say(f"{len(results):,} hours of three airports into 'hourly': departures, mean and")
-        say(f"maximum delay by scheduled hour. {late} flights left so late that their hour was")
-        say("closed: they are in 'hourly.late'. The last hours stay open for flights to come.")
+        say(f"{len(results):,} hours of three airports into 'hourly': departures, mean and maximum")
+        say(
+            f"delay by scheduled hour. {late} flights left so late that their hour was closed: they"
+        )
+        say("are in 'hourly.late'. The last hours stay open for flights to come.")
         day = _worst_day(results)
         say("")
         say(f"{day:%A, %d %B %Y}, New York time; delays in minutes, bars show the mean:")
@@ -176,7 +178,8 @@ def _cell(result: HourlyDelays | None, longest: float, bar_width: int) -> str:
         return f"  {'':<15} {'':<{bar_width}}"
     length = max(0, round(bar_width * result.mean_delay / longest))
     numbers = f"{result.departures:<5}{result.mean_delay:>5.0f}{result.max_delay:>5}"
-    return f"  {numbers} {click.style('#' * length, fg='yellow')}{' ' * (bar_width - length)}"
+    bar = click.style("#" * length, fg="yellow") if length else ""
+    return f"  {numbers} {bar}{' ' * (bar_width - length)}"
 
 
 def _process_with_kills(directory: Path) -> str:
