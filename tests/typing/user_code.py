@@ -11,7 +11,7 @@ from typing import assert_type
 import msgspec
 
 import millstream
-from millstream.processor import KeyedStream, Pipeline, Stream, agg, tumbling
+from millstream.processor import KeyedStream, Pipeline, SourceStream, Stream, agg, tumbling
 
 
 class Order(msgspec.Struct):
@@ -50,11 +50,11 @@ def futures_and_offsets(store: millstream.Store) -> None:
 def types_flow_through_a_pipeline() -> None:
     pipeline = Pipeline("revenue")
     orders = pipeline.source("orders", type=Order, time="ts", disorder="10s")
-    assert_type(orders, Stream[Order])
+    assert_type(orders, SourceStream[Order])
     amounts = orders.map(lambda order: order.amount)
     assert_type(amounts, Stream[float])
     orders.map(lambda order: order.price)  # type: ignore[attr-defined]
-    assert_type(orders.filter(lambda order: order.amount > 0), Stream[Order])
+    assert_type(orders.filter(lambda order: order.amount > 0).map(str), Stream[str])
     assert_type(orders.flat_map(lambda order: [order.user]), Stream[str])
     keyed = orders.key_by(lambda order: order.user)
     assert_type(keyed, KeyedStream[str, Order])
