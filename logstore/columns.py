@@ -86,7 +86,8 @@ def _wrong_type(values: Sequence[object], what: str) -> UsageError:
         if value is None:
             continue
         try:
-            good = memoryview(value).nbytes == len(value)  # type: ignore[arg-type] # that is the question
+            view = memoryview(value)  # type: ignore[arg-type] # TypeError is an answer
+            good = view.c_contiguous and view.nbytes == len(view)
         except (TypeError, ValueError):
             good = False
         if not good:
