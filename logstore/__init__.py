@@ -36,6 +36,13 @@ from .errors import (
     UnknownTopicError,
     UsageError,
 )
+from .inspect import (
+    BatchDump,
+    SegmentDump,
+    VerifyFinding,
+    VerifyReport,
+    dump_segment,
+)
 from .positions import (
     Position,
     datetime_to_ms,
@@ -61,6 +68,7 @@ open = open_store  # noqa: A001 - `millstream.open(path)`, as with gzip.open and
 __all__ = [
     "AppendMetadata",
     "BackpressureTimeoutError",
+    "BatchDump",
     "Clock",
     "Compression",
     "Consumer",
@@ -86,6 +94,7 @@ __all__ = [
     "RecordError",
     "RecordMetadata",
     "Scan",
+    "SegmentDump",
     "SegmentInfo",
     "StorageError",
     "Store",
@@ -100,8 +109,11 @@ __all__ = [
     "UnknownGroupError",
     "UnknownTopicError",
     "UsageError",
+    "VerifyFinding",
+    "VerifyReport",
     "__version__",
     "datetime_to_ms",
+    "dump_segment",
     "open",
     "parse_duration_ms",
     "parse_position",

@@ -22,6 +22,7 @@ from .config import Durability, Isolation, TopicConfig, TopicInfo
 from .consumer import Consumer
 from .engine import Engine
 from .errors import UsageError
+from .inspect import VerifyReport, verify
 from .memory import MemoryStorage
 from .positions import Position
 from .producer import Producer
@@ -372,6 +373,15 @@ class Store:
     def apply_retention(self, *, dry_run: bool = False) -> list[tuple[TopicPartition, SegmentInfo]]:
         """Remove what the topics' configuration no longer keeps; also done in the background."""
         return topics.retain_all(self._engine, dry_run=dry_run)
+
+    def verify(self, topic: str | None = None) -> VerifyReport:
+        """Check every batch of one topic or of all; nothing is changed, see `VerifyReport`.
+
+        On a store open for writing a torn tail has been repaired before it can be seen; open it
+        read-only to look at it as it is.
+        """
+        self._engine.ensure_open()
+        return verify(self._engine, topic)
 
     # --- closing -------------------------------------------------------------------------------
 
