@@ -73,7 +73,11 @@ def open_store(
         raise UsageError(f"durability is {durability!r}; choose sync, interval or os")
     if storage is None:
         place = os.fspath(path)
-        storage = MemoryStorage() if place == MEMORY else PosixStorage(place, read_only=read_only)
+        storage = (
+            MemoryStorage(crashable=False)
+            if place == MEMORY
+            else PosixStorage(place, read_only=read_only)
+        )
     elif storage.read_only and not read_only:
         raise UsageError("the storage is read-only: open the store with read_only=True")
     engine = Engine(storage, clock or SystemClock(), durability=durability, read_only=read_only)
