@@ -96,12 +96,12 @@ class Membership:
         Raises:
             StoreClosedError, StorageError, LockedError: From the catalog.
         """
+        self._engine.ensure_open()
         now = self._engine.clock.monotonic()
         tail = self._engine.tail
         versions = (tail.get("groups_version"), tail.get("topics_version"))
         if versions == self._versions and now < self._check_at:
             return False
-        self._engine.ensure_open()
         self._check_at = now + LIVENESS_INTERVAL_SECONDS
         if self._versions is None or versions[1] != self._versions[1]:
             self._follow_topics()
