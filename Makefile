@@ -33,9 +33,10 @@ check: $(VENV)/.dev ## formatting, lint, types and layers
 	@$(BIN)/mypy tests/typing
 	@$(BIN)/lint-imports --no-logo
 
-format: $(VENV)/.dev ## format the code and apply the safe fixes
+format: $(VENV)/.dev ## format the code, apply safe fixes, write the map in the README
+	@$(BIN)/ruff check --quiet --fix || true
 	@$(BIN)/ruff format --quiet
-	@$(BIN)/ruff check --quiet --fix
+	@$(BIN)/python tools/write_readme_map.py
 
 bench: $(VENV)/.dev ## the benchmarks, as ratios to the limit measured beside them
 	@$(BIN)/python -m benchmarks $(ARGS)
