@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 
 from .config import Isolation
 from .engine import Engine
@@ -39,8 +40,7 @@ class Scan:
         self._isolation: Isolation = isolation
 
     def __iter__(self) -> Iterator[Record]:
-        for batch in self.batches():
-            yield from batch.records()
+        return chain.from_iterable(self.batches())
 
     def batches(
         self, max_records: int | None = None, max_bytes: int = 1 << 20
