@@ -442,7 +442,7 @@ def test_gap_covers_offsets_without_records(count: int) -> None:
     assert (batch.base_offset, batch.last_offset) == (1000, 999 + count)
     assert batch.header.running_max_timestamp_ms == NO_TIMESTAMP
     assert batch.records() == []
-    assert list(batch.offsets) == batch.keys == batch.values == batch.timestamps_ms == []
+    assert [*batch.offsets, *batch.keys, *batch.values, *batch.timestamps_ms] == []
     assert batch.slice(0).last_offset == 999 + count
 
 
