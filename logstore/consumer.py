@@ -144,7 +144,7 @@ class Consumer:
 
     def __iter__(self) -> Iterator[Record]:
         if self._stream is None:
-            # chain walks the chunks' list iterators in C: no Python code runs per record.
+            # chain walks the chunks' iterators in C: no Python code runs per record.
             self._stream = itertools.chain.from_iterable(self._pieces(self._next_chunk))
         return self._stream
 

@@ -1,16 +1,19 @@
 """What a consumer has fetched, and how much of it the user has seen. Pure.
 
 The user takes records by lists (`take`), by batches (`take_batch`) or one by one from the iterators
-of `chunk`. The latter cost nothing per record: how far the user has come is asked of the list
-iterator itself, when somebody wants to know.
+of `chunk`. These make each record when it is asked for and run no Python code for it: a ticker, one
+byte per record, is consumed in step, and how much of it is left is asked of it when somebody wants
+to know.
 """
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections import deque
 from collections.abc import Iterable, Iterator
 
+from .errors import DataError
 from .record import Record, TopicPartition
 from .record_batch import RecordBatch
 
@@ -18,17 +21,16 @@ from .record_batch import RecordBatch
 class Delivery:
     """Batches waiting for the user, in order. For one thread at a time.
 
-    Invariant: `_records[_next:]` are undelivered, and so is what is left in `_iterator`, which
-    goes over `_chunk`, the records just before `_next`.
+    Invariant: the records of `_batch` from index `_next` on are undelivered, and so are as many
+    before it as `_ticker` has left: those the iterator given out has not returned yet.
     """
 
     def __init__(self) -> None:
         self._queue: deque[RecordBatch] = deque()
         self._batch: RecordBatch | None = None
-        self._records: list[Record] = []
         self._next = 0
-        self._chunk: list[Record] = []
-        self._iterator: Iterator[Record] = iter(())
+        self._ticks = bytearray()
+        self._ticker = iter(self._ticks)
 
     def extend(self, batches: Iterable[RecordBatch]) -> None:
         """Add batches behind what waits."""
@@ -36,50 +38,60 @@ class Delivery:
 
     def __bool__(self) -> bool:
         """Whether a record waits."""
-        self._take_back()
-        return self._next < len(self._records) or bool(self._queue)
+        return self._load() is not None
 
     def take(self, records_max: int) -> list[Record]:
-        """The next records, delivered with this."""
-        self._take_back()
+        """The next records, delivered with this.
+
+        Raises:
+            DataError: The very next record cannot be decoded; it stays the next one.
+        """
         taken: list[Record] = []
-        while len(taken) < records_max and self._load():
-            part = self._records[self._next : self._next + records_max - len(taken)]
-            self._next += len(part)
-            taken += part
+        while len(taken) < records_max and (batch := self._load()) is not None:
+            stop = min(self._next + records_max - len(taken), batch.record_count)
+            try:
+                taken += batch.slice(self._next, stop)
+            except DataError:
+                if taken:
+                    break  # these first; the next call raises
+                raise
+            self._next = stop
         return taken
 
     def take_batch(self) -> RecordBatch | None:
         """The next batch, or what is left of it, delivered with this; None if nothing waits."""
-        self._take_back()
-        if self._batch is not None and self._next < len(self._records):
-            batch = self._batch.slice(self._next)
-            self._next = len(self._records)
-            return batch
-        return self._queue.popleft() if self._queue else None
+        batch = self._load()
+        if batch is None:
+            return None
+        rest = batch.slice(self._next) if self._next else batch
+        self._next = batch.record_count
+        return rest
 
     def chunk(self, records_max: int) -> Iterator[Record] | None:
-        """Iterator over the next records of one partition; None if nothing waits.
+        """Iterator over the next records of one batch; None if nothing waits.
 
         A record is delivered when the iterator returns it. Any other call ends the iterator.
         """
-        self._take_back()
-        if not self._load():
+        batch = self._load()
+        if batch is None:
             return None
-        self._chunk = self._records[self._next : self._next + records_max]
-        self._next += len(self._chunk)
-        self._iterator = iter(self._chunk)
-        return self._iterator
+        stop = min(self._next + records_max, batch.record_count)
+        part = batch.slice(self._next, stop)
+        self._ticks = bytearray(b"\x01") * part.record_count
+        self._ticker = iter(self._ticks)
+        self._next = stop
+        return itertools.compress(part, self._ticker)
 
     def undelivered(self) -> dict[TopicPartition, int]:
         """Offset of the first waiting record of each partition that has one."""
         waiting: dict[TopicPartition, int] = {}
         for batch in reversed(self._queue):
             waiting[TopicPartition(batch.topic, batch.partition)] = batch.base_offset
-        first = self._next - operator.length_hint(self._iterator)
-        if first < len(self._records):
-            record = self._records[first]
-            waiting[TopicPartition(record.topic, record.partition)] = record.offset
+        if (current := self._batch) is not None:
+            first = self._next - operator.length_hint(self._ticker)
+            if first < current.record_count:
+                place = TopicPartition(current.topic, current.partition)
+                waiting[place] = current.slice(first).base_offset
         return waiting
 
     def drop(self, partitions: Iterable[TopicPartition]) -> None:
@@ -93,20 +105,20 @@ class Delivery:
         )
         batch = self._batch
         if batch is not None and TopicPartition(batch.topic, batch.partition) in gone:
-            self._batch, self._records, self._next = None, [], 0
+            self._batch, self._next = None, 0
 
-    def _load(self) -> bool:
-        """Decode the next batch if the current one is used up; False if nothing waits."""
-        while self._next >= len(self._records):
+    def _load(self) -> RecordBatch | None:
+        """The batch with the next record; None if nothing waits."""
+        self._take_back()
+        while self._batch is None or self._next >= self._batch.record_count:
             if not self._queue:
-                return False
-            self._batch = self._queue.popleft()
-            self._records, self._next = self._batch.records(), 0
-        return True
+                return None
+            self._batch, self._next = self._queue.popleft(), 0
+        return self._batch
 
     def _take_back(self) -> None:
         """End the iterator given out; what it has not returned waits again."""
-        self._next -= operator.length_hint(self._iterator)
-        # The user may hold the iterator still: over an empty list it ends.
-        self._chunk.clear()
-        self._iterator = iter(())
+        self._next -= operator.length_hint(self._ticker)
+        # The user may hold the iterator still: without ticks it ends.
+        self._ticks.clear()
+        self._ticker = iter(self._ticks)

@@ -1,5 +1,10 @@
+from collections.abc import Iterator
+
+import pytest
+
 from millstream.batch import BatchPlacement, buffers, decode_batch, encode_batch, seal
 from millstream.delivery import Delivery
+from millstream.errors import CorruptBatchError
 from millstream.format import parse_header
 from millstream.record import Record, TopicPartition
 from millstream.record_batch import RecordBatch
@@ -91,6 +96,29 @@ def test_a_dropped_partition_is_not_seen_any_more() -> None:
     assert list(chunk) == []
     assert waiting.undelivered() == {B: 0}
     assert places(waiting.take(9)) == [(1, 0), (1, 1)]
+
+
+class Undecodable(RecordBatch):
+    def __iter__(self) -> Iterator[Record]:
+        raise CorruptBatchError("for the test")
+
+    def slice(self, start: int, stop: int | None = None) -> RecordBatch:
+        return self
+
+
+def test_records_before_one_that_cannot_be_decoded_are_given_out_first() -> None:
+    good = batch(B, 0, 1)
+    bad = Undecodable("t", 1, good._columns, 0, 1)
+    waiting = delivery(batch(A, 0, 2), bad)
+
+    assert places(waiting.take(9)) == [(0, 0), (0, 1)]
+
+    for _ in range(2):
+        with pytest.raises(CorruptBatchError):
+            waiting.take(9)
+        with pytest.raises(CorruptBatchError):
+            waiting.chunk(9)
+        assert waiting.undelivered() == {B: 0}
 
 
 def test_dropping_another_partition_keeps_the_place() -> None:
