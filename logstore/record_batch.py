@@ -238,9 +238,6 @@ class RecordBatch:
         column = self._columns.headers
         return column if self._whole else column[self._start : self._stop]
 
-    def __len__(self) -> int:
-        return self.record_count
-
     def __iter__(self) -> Iterator[Record]:
         """The records in offset order, each made when it is asked for.
 
@@ -253,7 +250,8 @@ class RecordBatch:
         flags = self.header.flags
         if self.record_count == 0:
             return iter(())
-        rows = zip(  # columns of one batch are equally long; repeat is endless
+        return map(  # columns of one batch are equally long; repeat is endless
+            Record,
             repeat(self.topic),
             repeat(self.partition),
             self.offsets,
@@ -263,10 +261,7 @@ class RecordBatch:
             self.keys if flags & HAS_KEYS else repeat(None),
             self.values,
             self.headers if flags & HAS_HEADERS else repeat(()),
-            strict=False,
         )
-        # A third of the cost of calling Record, whose __new__ is Python code.
-        return map(tuple.__new__, repeat(Record), rows)
 
     def records(self) -> list[Record]:
         """All records here, in offset order. Built anew at each call.

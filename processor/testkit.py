@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
+from operator import attrgetter
+from typing import Final, Literal
 
 import msgspec
 
@@ -20,6 +21,9 @@ from .outputs import Outputs
 from .plan import Plan
 from .serde import Json, encode_value
 from .topology import Topology
+
+_place: Final = attrgetter("topic", "partition")
+_columns: Final = attrgetter("offset", "timestamp_ms", "key", "value", "headers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,7 @@ class _ListBatch:
 def _as_record(topic: str, item: object) -> Record:
     """One item of a test's input as a record; its offset is given later."""
     if isinstance(item, Record):
-        return item._replace(topic=topic)
+        return msgspec.structs.replace(item, topic=topic)
     if isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], int):
         item = Row(item[0], item[1])
     if not isinstance(item, Row):
@@ -122,13 +126,13 @@ def as_batches(
             record = _as_record(topic, item)
             offset = counts.get(record.partition, 0)
             counts[record.partition] = offset + 1
-            records.append(record._replace(offset=offset))
+            records.append(msgspec.structs.replace(record, offset=offset))
     size = batch_records or max(1, len(records))
     for start in range(0, len(records), size):
         step = records[start : start + size]
         yield [
-            _ListBatch(*place, *map(list, zip(*(record[2:] for record in run), strict=True)))
-            for place, run in groupby(step, key=lambda record: record[:2])
+            _ListBatch(*place, *map(list, zip(*map(_columns, run), strict=True)))
+            for place, run in groupby(step, key=_place)
         ]
 
 
