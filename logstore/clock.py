@@ -7,6 +7,7 @@ A test injects `millstream.testing.ManualClock`.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -25,6 +26,10 @@ class Clock(Protocol):
         """Let `seconds` pass."""
         ...
 
+    def wait(self, wait: Callable[[float], object], seconds: float) -> None:
+        """Let `wait(seconds)` return: after `seconds`, or early if what it waits for happens."""
+        ...
+
 
 class SystemClock:
     """The operating system's clocks."""
@@ -40,3 +45,7 @@ class SystemClock:
     def sleep(self, seconds: float) -> None:
         """Block the calling thread."""
         time.sleep(seconds)
+
+    def wait(self, wait: Callable[[float], object], seconds: float) -> None:
+        """Block the calling thread in `wait`."""
+        wait(seconds)

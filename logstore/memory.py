@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import threading
 from collections.abc import Sequence
 from random import Random
 
@@ -204,6 +205,23 @@ class MemoryWords:
         """See `Words.close`."""
         self._open = False
         self.view = memoryview(b"").cast("q")
+
+
+class MemoryBell:
+    """A bell between threads. See `millstream.storage.Bell`."""
+
+    __slots__ = ("_event",)
+
+    def __init__(self, event: threading.Event) -> None:
+        self._event = event
+
+    def wait(self, seconds: float) -> None:
+        """See `Bell.wait`."""
+        if self._event.wait(seconds):
+            self._event.clear()
+
+    def close(self) -> None:
+        """See `Bell.close`."""
 
 
 class MemoryStorage:
@@ -490,6 +508,15 @@ class MemoryStorage:
         if inode is not None:
             return inode
         return self._find(path, action) if self.read_only else self._create(path)
+
+    def bell(self, path: str) -> MemoryBell:
+        """See `Storage.bell`."""
+        return MemoryBell(self.machine.bells.setdefault(path, threading.Event()))
+
+    def ring(self, path: str) -> None:
+        """See `Storage.ring`."""
+        if (event := self.machine.bells.get(path)) is not None:
+            event.set()
 
     def catalog_filename(self) -> str:
         """See `Storage.catalog_filename`: a URI of SQLite's memdb, shared within the process."""

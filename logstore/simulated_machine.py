@@ -34,6 +34,7 @@ class Machine:
         self.names = names
         self.crashable = crashable
         self.changed = threading.Condition(threading.RLock())
+        self.bells: dict[str, threading.Event] = {}
         self.trace: list[tuple[str, str]] = []
         self.operations = 0
         self._counts: Counter[str] = Counter()

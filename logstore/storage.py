@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Sequence
 
 from .errors import StorageError, StoreClosedError
+from .posix_bell import PosixBell, ring
 from .storage_protocols import (
     Buffer,
     File,
@@ -517,6 +518,19 @@ class PosixStorage:
             words.close()
             raise
         return words
+
+    def bell(self, path: str) -> PosixBell | None:
+        """See `Storage.bell`. A named pipe; None if read-only or if the file system has none."""
+        if self.read_only:
+            return None
+        try:
+            return PosixBell(self._full_path(path))
+        except OSError:
+            return None
+
+    def ring(self, path: str) -> None:
+        """See `Storage.ring`."""
+        ring(f"{self.root}/{path}")
 
     def catalog_filename(self) -> str:
         """See `Storage.catalog_filename`."""

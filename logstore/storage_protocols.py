@@ -120,6 +120,18 @@ class Words(Protocol):
         ...
 
 
+class Bell(Protocol):
+    """Wakes one waiting process at the call of another."""
+
+    def wait(self, seconds: float) -> None:
+        """Return when somebody rings, or after `seconds`; sometimes earlier."""
+        ...
+
+    def close(self) -> None:
+        """Stop listening; again is fine."""
+        ...
+
+
 class Storage(Protocol):
     """A directory tree that can be made durable. All methods are thread-safe."""
 
@@ -181,6 +193,14 @@ class Storage(Protocol):
 
     def words(self, path: str, count: int) -> Words:
         """Map, and create if need be, a file of at least `count` shared words."""
+        ...
+
+    def bell(self, path: str) -> Bell | None:
+        """Listen at `path`. None where there are no bells: then look at the words in turn."""
+        ...
+
+    def ring(self, path: str) -> None:
+        """Wake who listens at `path`; nobody there is fine."""
         ...
 
     def catalog_filename(self) -> str:

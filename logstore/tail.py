@@ -11,8 +11,6 @@ store-wide append lock; the one exception is the durable and visible end, which 
 
 from __future__ import annotations
 
-import itertools
-import os
 import threading
 
 import xxhash
@@ -20,18 +18,15 @@ import xxhash
 from .clock import Clock
 from .errors import StorageError
 from .storage import Storage, Words
+from .wakeup import WAKE_WORD, Wakeup
 
 MAGIC = 0x4D53_5441_494C_3031
 HEADER_WORDS = 64
 SLOT_WORDS = 32
 GROW_SLOTS = 256
-POLL_SECONDS = 0.002
-"""How long a follower sleeps between two looks at the word file; bounds latency and idle cost."""
-
 COUNTER_BITS = 40
 """A sequence is generation << 40 | counter: a new generation starts above all that went before."""
 
-_WAKE_WORD = 6
 _WORDS = {
     "magic": 0,
     "inode": 1,
@@ -39,7 +34,7 @@ _WORDS = {
     "sequence": 3,
     "in_progress": 4,
     "owner_pid": 5,
-    "wake_version": _WAKE_WORD,
+    "wake_version": WAKE_WORD,
     "topics_version": 7,
     "groups_version": 8,
     "transactions_version": 9,
@@ -127,20 +122,14 @@ class Slot:
 class Tail:
     """The word file of an open store. Thread-safe; shared between processes.
 
-    `wait` combines a condition (same process: immediate) with a look at the word every 2 ms
-    (other processes), so followers need no daemon and next to no processor time.
+    Followers wait by `wakeup.py`, without a daemon and with next to no processor time.
     """
 
     def __init__(self, storage: Storage, clock: Clock) -> None:
-        self._clock = clock
         self._words = _open_words(storage)
         self._slots = GROW_SLOTS
-        self._condition = threading.Condition()
-        self._waiters = 0
         self._grow_lock = threading.Lock()
-        # Version words hold stamps no other process writes, not counters: a lost increment
-        # between two processes could restore a value a follower has already seen.
-        self._stamps = itertools.count(int.from_bytes(os.urandom(8), "little") >> 2)
+        self._wakeup = Wakeup(storage, clock, self._words)
 
     def get(self, name: str) -> int:
         """The header word `name`."""
@@ -175,39 +164,24 @@ class Tail:
 
     def bump(self, name: str) -> None:
         """Change the version word `name` and wake every follower."""
-        self.set(name, next(self._stamps))
+        self.set(name, self.stamp())
         self.wake()
-
-    def wake(self) -> None:
-        """Tell followers, in this process and others, that something became visible."""
-        self._words.view[_WAKE_WORD] = next(self._stamps)
-        if self._waiters:
-            with self._condition:
-                self._condition.notify_all()
 
     def stamp(self) -> int:
         """A value no version word has held before."""
-        return next(self._stamps)
+        return self._wakeup.stamp()
+
+    def wake(self) -> None:
+        """Tell followers, in this process and others, that something became visible."""
+        self._wakeup.wake()
 
     def wait(self, seen: int, timeout: float | None) -> int:
         """Block until `wake_version` differs from `seen` or `timeout` seconds passed; return it."""
-        deadline = None if timeout is None else self._clock.monotonic() + timeout
-        with self._condition:
-            self._waiters += 1
-            try:
-                while (now := self.get("wake_version")) == seen:
-                    pause = POLL_SECONDS
-                    if deadline is not None:
-                        pause = min(pause, deadline - self._clock.monotonic())
-                        if pause <= 0:
-                            break
-                    self._condition.wait(pause)
-            finally:
-                self._waiters -= 1
-        return now
+        return self._wakeup.wait(seen, timeout)
 
     def close(self) -> None:
-        """Unmap the file."""
+        """Stop listening and unmap the file."""
+        self._wakeup.close()
         self._words.close()
 
 

@@ -67,6 +67,11 @@ class ManualClock:
         """Advance by `seconds`, without waiting."""
         self.advance(round(seconds * 1000))
 
+    def wait(self, wait: Callable[[float], object], seconds: float) -> None:
+        """Look at what `wait` waits for, without waiting; then advance by `seconds`."""
+        wait(0)
+        self.sleep(seconds)
+
     def advance(self, ms: int) -> None:
         """Let `ms` milliseconds pass on both clocks.
 
