@@ -15,13 +15,14 @@ from datetime import datetime
 from types import TracebackType
 from typing import Self, get_args
 
-from . import topics
+from . import groups, topics
 from .append import Appender
 from .clock import Clock, SystemClock
 from .config import Durability, Isolation, TopicConfig, TopicInfo
 from .consumer import Consumer
 from .engine import Engine
 from .errors import UsageError
+from .groups import GroupInfo, PartitionLag, Place, ResetPlan
 from .inspect import VerifyReport, verify
 from .memory import MemoryStorage
 from .positions import Position
@@ -386,6 +387,46 @@ class Store:
         """
         self._engine.ensure_open()
         return verify(self._engine, topic)
+
+    # --- groups --------------------------------------------------------------------------------
+
+    def groups(self) -> list[str]:
+        """Names of all consumer groups; pipelines are groups of their name."""
+        return groups.names(self._engine)
+
+    def group(self, name: str) -> GroupInfo:
+        """Members and partitions of a group; UnknownGroupError if there is none."""
+        return groups.describe(self._engine, name)
+
+    def group_lag(self, name: str) -> list[PartitionLag]:
+        """How far a group is behind, per partition, in records and in time."""
+        return groups.lag(self._engine, name)
+
+    def plan_reset(
+        self,
+        group: str,
+        to: Place | Mapping[TopicPartition, Place] | None = None,
+        *,
+        topics: Sequence[str] = (),
+        shift_by: int | None = None,
+    ) -> ResetPlan:
+        """What `reset_group` would change: every committed offset before and after.
+
+        Args:
+            group: Its name; it need not exist if `topics` are given.
+            to: A position for all partitions, or one for each.
+            topics: These topics only.
+            shift_by: Instead of `to`: so many records on, or back if negative.
+        """
+        return groups.plan_reset(self._engine, group, to, topics=topics, shift_by=shift_by)
+
+    def reset_group(self, plan: ResetPlan) -> None:
+        """Carry out a plan; LockedError while the group has live members."""
+        groups.reset(self._engine, plan)
+
+    def delete_group(self, name: str) -> None:
+        """Forget a group and its offsets; LockedError while it has live members."""
+        groups.delete(self._engine, name)
 
     # --- closing -------------------------------------------------------------------------------
 
