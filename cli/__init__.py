@@ -1,0 +1,1 @@
+"""Millstream: an embedded stream store and processor."""

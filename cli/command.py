@@ -1,0 +1,125 @@
+"""How commands are declared: the options they share, and groups that load them when needed."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+
+import click
+
+from .settings import OUTPUT_MODES, Settings
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: object) -> None:
+    if value not in {None, False}:
+        context.ensure_object(Settings).take(str(parameter.name), value)
+
+
+def _set_no_color(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    del context, parameter
+    if value:
+        # One switch for click, rich and our own tables.
+        os.environ["NO_COLOR"] = "1"
+
+
+SHARED_OPTIONS: Final[Sequence[click.Option]] = (
+    click.Option(
+        ["--dir"],
+        metavar="DIR",
+        type=click.Path(file_okay=False),
+        expose_value=False,
+        callback=_remember,
+        help="Directory of the store. [env: MILLSTREAM_DIR; default: ./millstream-data]",
+    ),
+    click.Option(
+        ["--output"],
+        type=click.Choice(OUTPUT_MODES),
+        expose_value=False,
+        callback=_remember,
+        help="How to print lists. [default: table on a terminal, tsv in a pipe]",
+    ),
+    click.Option(
+        ["-q", "--quiet"],
+        is_flag=True,
+        expose_value=False,
+        callback=_remember,
+        help="Print nothing but data and errors.",
+    ),
+    click.Option(
+        ["-v", "--verbose"],
+        is_flag=True,
+        expose_value=False,
+        callback=_remember,
+        help="Say more on stderr, tracebacks included.",
+    ),
+    click.Option(
+        ["--no-color"],
+        is_flag=True,
+        expose_value=False,
+        callback=_set_no_color,
+        help="No colours. [env: NO_COLOR]",
+    ),
+)
+"""Taken by every command, before or after its name; the later one wins."""
+
+
+class Command(click.Command):
+    """A command that also takes the shared options."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Own parameters, then the shared ones."""
+        return [*super().get_params(ctx), *SHARED_OPTIONS]
+
+
+class Group(click.Group):
+    """A group of commands, some of which are imported only when they are named.
+
+    Attributes:
+        lazy: Command name to "module:attribute", the module relative to this package.
+    """
+
+    command_class: type[click.Command] | None = Command
+    lazy: Mapping[str, str] = MappingProxyType({})
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Own parameters, then the shared ones."""
+        return [*super().get_params(ctx), *SHARED_OPTIONS]
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names in the order of declaration."""
+        del ctx
+        return [*self.lazy, *self.commands]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command if it is a lazy one, and return it."""
+        if cmd_name in self.lazy:
+            module, attribute = self.lazy[cmd_name].split(":")
+            command = getattr(importlib.import_module(f".{module}", __package__), attribute)
+            assert isinstance(command, click.Command)
+            return command
+        return super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; when the reader of our output went away, end silently."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # What is still buffered has nowhere to go; the interpreter would complain at exit.
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1)
+            os.close(null)
+            raise click.exceptions.Exit(0) from None
+
+
+def examples(*lines: str) -> str:
+    r"""An epilog of examples that click does not re-wrap.
+
+    >>> print(examples("millstream topics ls"))
+    \b
+    Examples:
+      millstream topics ls
+    """
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])

@@ -1,0 +1,187 @@
+"""`millstream dump` and `millstream verify`: look at what is on disk. Changes nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+
+import click
+import msgspec
+
+from millstream import BatchDump, Record, SegmentDump, VerifyReport, dump_segment
+
+from .command import Command, examples
+from .complete import complete_topic
+from .envelope import to_text
+from .format_string import rfc3339
+from .output import Cell, print_document, print_rows
+from .settings import settings
+
+EXIT_CORRUPT = 4
+
+_CODECS = {0: "none", 1: "lz4", 2: "zstd"}
+_FINDING_COLUMNS = ("topic", "partition", "path", "position", "offset", "problem")
+
+
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "millstream dump millstream-data/topics/orders/0/*.segment",
+        "millstream dump --print 00000000000000000000.segment",
+    ),
+)
+@click.argument("segments", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
+@click.option("--deep", is_flag=True, help="Also list the records.")
+@click.option("--print", "with_data", is_flag=True, help="Also print keys and values.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per segment.")
+def dump(segments: Sequence[str], deep: bool, with_data: bool, as_json: bool) -> int:
+    """Show the batches of SEGMENT files, each with its checks. They need not be in a store.
+
+    Exit code 4 if bytes are found that are no whole batch. In the active segment of a store these
+    can be a write that was under way; opening the store repairs it.
+    """
+    as_json = as_json or settings().output in {"json", "jsonl"}
+    problems = 0
+    for path in segments:
+        segment = dump_segment(path, records=deep or with_data)
+        problems += segment.problem is not None
+        if as_json:
+            document = _segment_document(path, segment, with_data=with_data)
+            print_document(document, "jsonl")
+            batches = document["batches"]
+            assert isinstance(batches, list)
+            problems += sum(batch["problem"] is not None for batch in batches)
+            continue
+        click.echo(_segment_line(path, segment))
+        for batch in segment.batches:
+            problems += batch.problem is not None
+            for line in _batch_lines(batch, with_data=with_data):
+                click.echo(line)
+    sys.stdout.flush()
+    if problems:
+        click.echo(f"millstream: problems found: {problems}", err=True)
+    return EXIT_CORRUPT if problems else 0
+
+
+def _segment_line(path: str, segment: SegmentDump) -> str:
+    header = segment.header
+    if header is None:
+        return f"{path}: {segment.file_bytes} bytes, INVALID: {segment.problem}"
+    return (
+        f"{path}: {segment.file_bytes} bytes, base offset {header.base_offset}, "
+        f"created {rfc3339(header.created_ms)}, segment uid {header.segment_uid:016x}"
+    )
+
+
+def _batch_lines(batch: BatchDump, *, with_data: bool) -> Iterator[str]:
+    header = batch.header
+    if header is None:
+        yield f"position {batch.position}: {batch.size_bytes} INVALID bytes: {batch.problem}"
+        return
+    valid = "valid" if batch.problem is None else f"INVALID: {batch.problem}"
+    transaction = f" transaction {header.transaction_id}" if header.transaction_id else ""
+    yield (
+        f"position {batch.position}: offsets {header.base_offset} to {header.last_offset} "
+        f"count {header.record_count} bytes {batch.size_bytes} "
+        f"codec {_CODECS.get(header.codec, header.codec)} "
+        f"time {rfc3339(header.min_timestamp_ms)} to {rfc3339(header.max_timestamp_ms)} "
+        f"sequence {header.sequence}{transaction} {valid}"
+    )
+    for record in batch.records:
+        line = (
+            f"| offset {record.offset} time {rfc3339(record.timestamp_ms)} "
+            f"key {_length(record.key)} value {_length(record.value)} "
+            f"headers {len(record.headers)}"
+        )
+        yield f"{line} {record.key!r}: {record.value!r}" if with_data else line
+
+
+def _length(data: bytes | None) -> str:
+    return "null" if data is None else str(len(data))
+
+
+def _segment_document(path: str, segment: SegmentDump, *, with_data: bool) -> dict[str, object]:
+    header = segment.header
+    return {
+        "path": path,
+        "size_bytes": segment.file_bytes,
+        "base_offset": header and header.base_offset,
+        "created": header and header.created_ms,
+        "segment_uid": header and f"{header.segment_uid:016x}",
+        "problem": segment.problem,
+        "batches": [_batch_document(batch, with_data=with_data) for batch in segment.batches],
+    }
+
+
+def _batch_document(batch: BatchDump, *, with_data: bool) -> dict[str, object]:
+    document: dict[str, object] = {
+        "position": batch.position,
+        "size_bytes": batch.size_bytes,
+        "problem": batch.problem,
+    }
+    header = batch.header
+    if header is not None:
+        document |= {
+            "base_offset": header.base_offset,
+            "last_offset": header.last_offset,
+            "record_count": header.record_count,
+            "codec": _CODECS.get(header.codec, str(header.codec)),
+            "flags": header.flags,
+            "min_timestamp": header.min_timestamp_ms,
+            "max_timestamp": header.max_timestamp_ms,
+            "append_timestamp": header.append_timestamp_ms,
+            "sequence": header.sequence,
+            "transaction_id": header.transaction_id,
+        }
+    if batch.records:
+        document["records"] = [_record_document(record, with_data) for record in batch.records]
+    return document
+
+
+def _record_document(record: Record, with_data: bool) -> dict[str, object]:
+    document: dict[str, object] = {
+        "offset": record.offset,
+        "timestamp": record.timestamp_ms,
+        "key_bytes": None if record.key is None else len(record.key),
+        "value_bytes": None if record.value is None else len(record.value),
+        "headers": len(record.headers),
+    }
+    if with_data:
+        document["key"] = msgspec.to_builtins(to_text(record.key))
+        document["value"] = msgspec.to_builtins(to_text(record.value))
+    return document
+
+
+@click.command(cls=Command, epilog=examples("millstream verify", "millstream verify orders --json"))
+@click.argument("topic", required=False, shell_complete=complete_topic)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def verify(topic: str | None, as_json: bool) -> int:
+    """Check every byte of TOPIC, or of the whole store: hashes, links, offsets and columns.
+
+    Findings go to stdout with topic, partition, file, position and offset; none means that every
+    record can be read. Nothing is repaired. Exit code 4 if something was found.
+    """
+    current = settings()
+    with current.open(read_only=True) as store:
+        report = store.verify(topic)
+    mode = "json" if as_json and current.mode != "jsonl" else current.mode
+    findings: list[dict[str, Cell]] = [finding._asdict() for finding in report.findings]
+    if mode == "json":
+        print_document({"ok": report.ok, **_counts(report), "findings": findings}, mode)
+    elif findings or mode != "table":
+        print_rows("findings", findings, _FINDING_COLUMNS, mode)
+    counts = ", ".join(
+        f"{value} {name.replace('_', ' ')}" for name, value in _counts(report).items()
+    )
+    current.say(f"{counts}: {len(findings) or 'no'} problem{'s' * (len(findings) != 1)} found")
+    return 0 if report.ok else EXIT_CORRUPT
+
+
+def _counts(report: VerifyReport) -> dict[str, int]:
+    return {
+        "partitions": report.partitions,
+        "segments": report.segments,
+        "batches": report.batches,
+        "records": report.records,
+        "data_bytes": report.data_bytes,
+    }

@@ -1,0 +1,139 @@
+"""`millstream`: the root command, and the one place where errors become exit codes.
+
+0    done; also: the end was reached, SIGTERM was drained, the reader of our output went away
+1    error while running
+2    wrong usage
+3    locked or busy: try again
+4    corrupt data
+5    not found: store, topic, group or offset
+124  timeout without the wished result
+130  SIGINT            143  second SIGTERM
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from types import MappingProxyType
+from typing import Final, NoReturn
+
+import click
+
+from millstream import (
+    BackpressureTimeoutError,
+    CorruptBatchError,
+    CorruptSegmentError,
+    LockedError,
+    MillstreamError,
+    OffsetOutOfRangeError,
+    TopicExistsError,
+    UnknownGroupError,
+    UnknownTopicError,
+    UsageError,
+)
+
+from .command import Group
+from .settings import Settings
+from .signals import EXIT_SIGINT
+
+EXIT_OK: Final = 0
+EXIT_ERROR: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_BUSY: Final = 3
+EXIT_CORRUPT: Final = 4
+EXIT_NOT_FOUND: Final = 5
+
+# The first class that matches decides, so the special ones stand before their bases.
+_EXIT_CODES: Final[Sequence[tuple[type[BaseException], int]]] = (
+    (UnknownTopicError, EXIT_NOT_FOUND),
+    (UnknownGroupError, EXIT_NOT_FOUND),
+    (OffsetOutOfRangeError, EXIT_NOT_FOUND),
+    (TopicExistsError, EXIT_ERROR),
+    (UsageError, EXIT_USAGE),
+    (LockedError, EXIT_BUSY),
+    (BackpressureTimeoutError, EXIT_BUSY),
+    (CorruptBatchError, EXIT_CORRUPT),
+    (CorruptSegmentError, EXIT_CORRUPT),
+)
+
+_HELP: Final = r"""Streams without a server: an embedded log and stream processor.
+
+\b
+Examples:
+  printf 'a\nb\nc\n' | millstream produce letters
+  millstream consume letters -e                      print all, then exit
+  millstream tail letters                            the last ten, then follow
+  millstream consume letters -J -e | millstream produce copy -J
+  millstream process app:pipeline --until end
+  millstream groups lag billing
+  millstream demo                                    real data, and a kill -9
+
+Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 error, 2 usage, 3 locked,
+4 corrupt data, 5 not found, 124 timeout, 130 interrupted.
+"""
+
+
+@click.group(cls=Group, help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="millstream", message="%(prog)s %(version)s")
+def cli() -> None:
+    """See _HELP."""
+
+
+cli.lazy = MappingProxyType(
+    {
+        "produce": "produce:produce",
+        "consume": "consume:consume",
+        "tail": "consume:tail",
+        "topics": "topics:topics",
+        "groups": "groups:groups",
+        "process": "process:process",
+        "dump": "inspect:dump",
+        "verify": "inspect:verify",
+        "config": "about:config",
+        "demo": "demo:demo",
+        "version": "about:version",
+    }
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code. Prints errors to stderr; raises nothing."""
+    settings = Settings()
+    try:
+        result = cli.main(
+            list(arguments), prog_name="millstream", standalone_mode=False, obj=settings
+        )
+        sys.stdout.flush()
+    except click.Abort:
+        return EXIT_SIGINT
+    except click.UsageError as error:
+        error.show()
+        return EXIT_USAGE
+    except click.ClickException as error:
+        click.echo(f"millstream: {error.format_message()}", err=True)
+        return error.exit_code
+    except BrokenPipeError:
+        return EXIT_OK
+    except Exception as error:
+        return _report(error, verbose=settings.verbose)
+    return result if isinstance(result, int) else EXIT_OK
+
+
+def _report(error: Exception, *, verbose: bool) -> int:
+    expected = isinstance(error, MillstreamError | OSError)
+    if verbose or not expected:
+        traceback.print_exception(error)
+    else:
+        click.echo(f"millstream: {error}", err=True)
+        for note in getattr(error, "__notes__", ()):
+            click.echo(f"millstream: {note}", err=True)
+    for kind, code in _EXIT_CODES:
+        if isinstance(error, kind):
+            return code
+    return EXIT_ERROR
+
+
+def run() -> NoReturn:
+    """Entry point of the console script."""
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,338 @@
+"""`millstream produce`: lines, whole files or JSON records into a topic. Parses, then appends."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple, TypeVar
+
+import click
+
+from millstream import Headers, MillstreamError, Store, UnknownTopicError
+
+from .command import Command, examples
+from .complete import complete_topic
+from .envelope import LineError, parse_lines
+from .format_string import unescape
+from .input import DelimitedInput
+from .output import RecordOutput
+from .progress import Progress
+from .settings import Settings, settings
+from .signals import StopSignals
+
+_STDIN: Final = "-"
+
+T = TypeVar("T")
+
+
+class Chunk(NamedTuple):
+    """Columns of records on their way into the topic."""
+
+    values: Sequence[bytes | None]
+    keys: Sequence[bytes | None] | None = None
+    timestamps_ms: Sequence[int] | None = None
+    partitions: Sequence[int | None] | None = None
+    headers: Sequence[Headers] | None = None
+    error: LineError | None = None
+    """The line after the last record that could not be read."""
+
+
+Parse = Callable[[list[bytes], int], Chunk]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProduceOptions:
+    """What the command line asked for."""
+
+    topic: str
+    files: Sequence[str]
+    key: str | None
+    key_delimiter: str | None
+    headers: Sequence[str]
+    delimiter: str
+    lines: bool
+    as_json: bool
+    null_empty: bool
+    partition: int | None
+    num: int | None
+    tee: bool
+    compression: str | None
+    durability: Literal["sync", "interval", "os"]
+    progress: bool | None
+
+    def __post_init__(self) -> None:
+        excluded = (self.key, self.key_delimiter, *self.headers, self.null_empty or None)
+        if self.as_json and any(option is not None for option in excluded):
+            raise click.UsageError("-J reads keys and headers from the JSON: no -k, -K, -H, -Z")
+        if self.key is not None and self.key_delimiter is not None:
+            raise click.UsageError(
+                "-k gives every record a key, -K reads it from the line: not both"
+            )
+        if self.key_delimiter == "" or not self.delimiter:
+            raise click.UsageError("-D and -K: the delimiter is empty")
+
+
+@click.command(
+    cls=Command,
+    epilog=examples(
+        r"printf 'a\nb\n' | millstream produce letters",
+        "millstream produce pages -K: < pages.txt          key:value lines",
+        "millstream produce docs *.pdf                     one record per file",
+        "millstream consume a -J -e | millstream produce b -J",
+    ),
+)
+@click.argument("topic", shell_complete=complete_topic)
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option("-K", "key_delimiter", metavar="DELIM", help="Split each line at DELIM: key, value.")
+@click.option("-k", "--key", metavar="KEY", help="Give every record this key.")
+@click.option(
+    "-H", "--header", "headers", metavar="NAME=VALUE", multiple=True, help="Add a header."
+)
+@click.option(
+    "-D", "delimiter", metavar="DELIM", default="\\n", help=r"Ends a record; \n, \t, \xNN."
+)
+@click.option(
+    "-l", "lines", is_flag=True, help="Each line of the files is a record, not each file."
+)
+@click.option("-J", "as_json", is_flag=True, help="Lines are JSON as `consume -J` writes them.")
+@click.option("-Z", "null_empty", is_flag=True, help="Empty values and keys are null.")
+@click.option("-p", "--partition", type=click.IntRange(min=0), help="Into this partition.")
+@click.option("-n", "--num", "-c", type=click.IntRange(min=0), help="Stop after so many records.")
+@click.option("-T", "--tee", is_flag=True, help="Repeat the records on stdout.")
+@click.option(
+    "-z",
+    "compression",
+    type=click.Choice(["none", "lz4", "zstd"]),
+    help="Compression, if the topic is created.",
+)
+@click.option(
+    "--durability",
+    type=click.Choice(["sync", "interval", "os"]),
+    default="sync",
+    show_default=True,
+    help="When a record is acknowledged. All are on disk when the command ends.",
+)
+@click.option("--progress/--no-progress", default=None, help="Counts on stderr.")
+def produce(**options: object) -> int:
+    r"""Append lines of stdin, or FILES, to TOPIC, which is created if it is missing.
+
+    Without -l each FILE becomes one record; "-" is stdin, read by line. Input is appended in
+    blocks, each durable before the next is read, and a line typed by hand at once. Ctrl-C stops
+    after the last whole line.
+
+    With -J the partition of a record is kept if TOPIC has it, and chosen by key otherwise; -p
+    overrules it. A record without timestamp gets the time at which it was read. A bad line stops
+    the command with exit code 1; all lines before it are in the topic.
+    """
+    return run(settings(), ProduceOptions(**options))  # type: ignore[arg-type]  # click's checks
+
+
+def run(current: Settings, options: ProduceOptions) -> int:
+    """Produce as `options` say and return the exit code."""
+    parse = _parser(options)
+    with (
+        StopSignals() as stop,
+        current.open(create=True, durability=options.durability) as store,
+    ):
+        _ensure_topic(current, store, options)
+        interactive = sys.stdin.isatty() and not options.files
+        progress = Progress(False if interactive or current.quiet else options.progress)
+        sink = _Sink(store, options, progress)
+        with sink.noting_progress():
+            for chunk in _chunks(options, parse, stop, current):
+                sink.append(chunk)
+                if sink.is_full:
+                    break
+            store.sync()
+        progress.end()
+        if sink.error is not None:
+            before = f"{_records(sink.record_count)} before it"
+            verb = "is" if sink.record_count == 1 else "are"
+            raise click.ClickException(f"{sink.error}; the {before} {verb} in {options.topic!r}")
+        return stop.exit_code
+
+
+def _records(count: int) -> str:
+    return "1 record" if count == 1 else f"{count} records"
+
+
+def _ensure_topic(current: Settings, store: Store, options: ProduceOptions) -> None:
+    try:
+        found = store.topic(options.topic)
+    except UnknownTopicError:
+        compression = options.compression or "none"
+        store.create_topic(options.topic, exist_ok=True, compression=compression)
+        current.say(f"created topic {options.topic!r} with 1 partition in {current.directory}")
+        return
+    if options.compression not in {None, found.config.compression}:
+        raise click.UsageError(
+            f"{options.topic!r} exists with compression {found.config.compression}; "
+            f"`millstream topics set {options.topic} compression={options.compression}` changes it"
+        )
+
+
+def _chunks(
+    options: ProduceOptions, parse: Parse, stop: StopSignals, current: Settings
+) -> Iterator[Chunk]:
+    for path in options.files or [_STDIN]:
+        if path == _STDIN:
+            yield from _delimited(sys.stdin.fileno(), options, parse, stop, current)
+        elif options.lines or options.as_json:
+            with open(path, "rb") as file:
+                for chunk in _delimited(file.fileno(), options, parse, stop, current):
+                    error = chunk.error and chunk.error._replace(path=path)
+                    yield chunk._replace(error=error)
+        elif not stop.is_set():
+            with open(path, "rb") as file:
+                yield parse([file.read()], 1)
+
+
+def _delimited(
+    descriptor: int, options: ProduceOptions, parse: Parse, stop: StopSignals, current: Settings
+) -> Iterator[Chunk]:
+    delimiter = b"\n" if options.as_json else unescape(options.delimiter)
+    source = DelimitedInput(descriptor, delimiter, stop)
+    line = 1
+    for block in source.blocks():
+        yield parse(block, line)
+        line += len(block)
+    if source.bytes_discarded:
+        current.say(f"the last {source.bytes_discarded} bytes were no whole record: left out")
+
+
+def _parser(options: ProduceOptions) -> Parse:
+    if options.as_json:
+        return _parse_json
+    headers = [_parse_header(text) for text in options.headers]
+    fixed_key = None if options.key is None else os.fsencode(options.key)
+    key_delimiter = unescape(options.key_delimiter) if options.key_delimiter is not None else None
+    null_empty = options.null_empty
+
+    def parse(block: list[bytes], first_line: int) -> Chunk:
+        del first_line
+        values: list[bytes | None] = [*block]
+        keys: list[bytes | None] | None = None
+        if key_delimiter is not None:
+            keys, values = _split_keys(block, key_delimiter)
+        elif fixed_key is not None:
+            keys = [fixed_key] * len(block)
+        if null_empty:
+            values = [value or None for value in values]
+            keys = None if keys is None else [key or None for key in keys]
+        return Chunk(values, keys, headers=[headers] * len(values) if headers else None)
+
+    return parse
+
+
+def _split_keys(
+    block: list[bytes], delimiter: bytes
+) -> tuple[list[bytes | None], list[bytes | None]]:
+    """Key and value of each line; a line without delimiter is a value without key."""
+    parts = [line.partition(delimiter) for line in block]
+    keys = [key if found else None for key, found, _ in parts]
+    return keys, [value if found else line for line, found, value in parts]
+
+
+def _parse_header(text: str) -> tuple[str, bytes | None]:
+    name, equals, value = text.partition("=")
+    return name, os.fsencode(value) if equals else None
+
+
+def _parse_json(block: list[bytes], first_line: int) -> Chunk:
+    parsed = parse_lines(block, first_line)
+    now_ms = time.time_ns() // 1_000_000
+    timestamps_ms = [now_ms if ts is None else ts for ts in parsed.timestamps_ms]
+    partitions, headers = parsed.partitions, parsed.headers
+    return Chunk(
+        parsed.values,
+        parsed.keys,
+        timestamps_ms,
+        partitions if partitions.count(None) < len(partitions) else None,
+        headers if any(headers) else None,
+        parsed.error,
+    )
+
+
+class _Sink:
+    """Appends chunks to the topic and counts."""
+
+    def __init__(self, store: Store, options: ProduceOptions, progress: Progress) -> None:
+        self._store = store
+        self._topic = options.topic
+        self._partition = options.partition
+        self._partition_count = store.topic(options.topic).partitions
+        self._limit = options.num
+        self._progress = progress
+        self._tee = RecordOutput() if options.tee else None
+        self._delimiter = unescape(options.delimiter)
+        self.record_count = 0
+        self.error: LineError | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more can come: a bad line, or as many records as wanted."""
+        return self.error is not None or (
+            self._limit is not None and self.record_count >= self._limit
+        )
+
+    def append(self, chunk: Chunk) -> None:
+        """Append what may still be appended of `chunk`."""
+        count = len(chunk.values)
+        room = count if self._limit is None else self._limit - self.record_count
+        if room < count:
+            chunk = _take(chunk, range(room))._replace(error=None)
+        for partition, part in self._by_partition(chunk):
+            self._store.append_many(
+                self._topic,
+                part.values,
+                part.keys,
+                part.timestamps_ms,
+                partition,
+                headers=part.headers,
+            )
+            self.record_count += len(part.values)
+            self._progress.add(len(part.values), sum(map(len, filter(None, part.values))))
+        self.error = chunk.error
+        if self._tee is not None:
+            self._tee.write((value or b"") + self._delimiter for value in chunk.values)
+
+    def _by_partition(self, chunk: Chunk) -> Iterator[tuple[int | None, Chunk]]:
+        if not chunk.values:
+            return
+        if self._partition is not None or chunk.partitions is None:
+            yield self._partition, chunk
+            return
+        indexes: dict[int | None, list[int]] = {}
+        for index, wanted in enumerate(chunk.partitions):
+            has_it = wanted is not None and 0 <= wanted < self._partition_count
+            indexes.setdefault(wanted if has_it else None, []).append(index)
+        for partition, chosen in indexes.items():
+            yield partition, chunk if len(indexes) == 1 else _take(chunk, chosen)
+
+    @contextmanager
+    def noting_progress(self) -> Iterator[None]:
+        """Say in an error how much was appended before it."""
+        try:
+            yield
+        except MillstreamError as error:
+            error.add_note(f"{_records(self.record_count)} before this are in {self._topic!r}")
+            raise
+
+
+def _take(chunk: Chunk, indexes: Sequence[int]) -> Chunk:
+    return Chunk(
+        [chunk.values[index] for index in indexes],
+        _pick(chunk.keys, indexes),
+        _pick(chunk.timestamps_ms, indexes),
+        _pick(chunk.partitions, indexes),
+        _pick(chunk.headers, indexes),
+        chunk.error,
+    )
+
+
+def _pick(column: Sequence[T] | None, indexes: Sequence[int]) -> list[T] | None:
+    return None if column is None else [column[index] for index in indexes]

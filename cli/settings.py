@@ -1,0 +1,111 @@
+"""What every command knows: the store's directory, how to print, how loud. And how to open it.
+
+Order of precedence: option after the command, option before it, environment, default.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Final, Literal
+
+import click
+
+import millstream
+from millstream import Store
+
+from .output import Mode, choose_mode
+
+DIRECTORY_DEFAULT: Final = "./millstream-data"
+OUTPUT_MODES: Final = ("auto", "table", "json", "jsonl", "csv", "tsv")
+
+
+class StoreNotFoundError(click.ClickException):
+    """No store in the directory; the message says what to do."""
+
+    exit_code = 5
+
+
+class Settings:
+    """Global options, and where each value came from.
+
+    >>> Settings().origin("output")
+    'default'
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, object] = {}
+
+    def take(self, name: str, value: object) -> None:
+        """Remember an option given on the command line; the later one wins."""
+        self._values[name] = value
+
+    def origin(self, name: str) -> str:
+        """Where the value of `name` comes from: option, environment or default."""
+        if name in self._values:
+            return "option"
+        return "environment" if self._environment(name) else "default"
+
+    @property
+    def directory(self) -> str:
+        """Directory of the store."""
+        given = self._values.get("dir") or self._environment("dir")
+        return str(given or DIRECTORY_DEFAULT)
+
+    @property
+    def output(self) -> str:
+        """Requested output mode, "auto" included."""
+        return str(self._values.get("output") or "auto")
+
+    @property
+    def mode(self) -> Mode:
+        """Output mode for lists on this stdout."""
+        return choose_mode(self.output, sys.stdout)
+
+    @property
+    def quiet(self) -> bool:
+        """Print nothing but data and errors."""
+        return bool(self._values.get("quiet"))
+
+    @property
+    def verbose(self) -> bool:
+        """Print more on stderr, tracebacks included."""
+        return bool(self._values.get("verbose"))
+
+    def _environment(self, name: str) -> str | None:
+        return os.environ.get("MILLSTREAM_DIR") if name == "dir" else None
+
+    def say(self, text: str) -> None:
+        """Tell the human something on stderr, unless --quiet."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    def open(
+        self,
+        *,
+        read_only: bool = False,
+        create: bool = False,
+        durability: Literal["sync", "interval", "os"] = "sync",
+    ) -> Store:
+        """Open the store of the command.
+
+        Args:
+            read_only: Change nothing, not even locks; works beside live writers.
+            create: Make the directory if it is not there.
+            durability: When appends are acknowledged.
+
+        Raises:
+            StoreNotFoundError: There is none and `create` is False.
+        """
+        directory = self.directory
+        if not create and not os.path.exists(os.path.join(directory, "catalog.db")):
+            raise StoreNotFoundError(
+                f"no store in {directory}; name one with --dir or $MILLSTREAM_DIR, "
+                "or create one by `millstream produce TOPIC`"
+            )
+        return millstream.open(directory, read_only=read_only, durability=durability)
+
+
+def settings() -> Settings:
+    """The settings of the running command."""
+    return click.get_current_context().ensure_object(Settings)
