@@ -123,7 +123,7 @@ class PartitionCursor:
         assert self._segment is not None
         at = self._position - self._chunk_start
         if not self._chunk or at < 0 or at + BATCH_HEADER_BYTES > len(self._chunk):
-            self._chunk = self._file.read(CHUNK_BYTES, self._position)
+            self._chunk = self._read(CHUNK_BYTES, self._position)
             self._chunk_start, at = self._position, 0
         if not any(self._chunk[at : at + BATCH_HEADER_BYTES]):
             return None
@@ -132,15 +132,28 @@ class PartitionCursor:
         except DataError as error:
             raise self._at(error) from None
 
+    def _read(self, length: int, position: int) -> bytes:
+        """Bytes of the segment; of the active one only what has been written as a whole.
+
+        What lies behind may be zeros or half a batch now and whole batches at the next look.
+        """
+        assert self._file is not None
+        assert self._segment is not None
+        slot = self.log.slot
+        # The end first: if the segment is active after that, it is this segment's end.
+        end = slot[Slot.END_POSITION]
+        if slot[Slot.ACTIVE_BASE] == self._segment.base_offset:
+            length = max(0, min(length, end - position))
+        return self._file.read(length, position)
+
     def _take(self, header: BatchHeader) -> int:
         """Verify and queue the batch at the current position; its size in bytes."""
-        assert self._file is not None
         start = self._position + BATCH_HEADER_BYTES
         at = start - self._chunk_start
         if at + header.body_bytes <= len(self._chunk):
             body: bytes | memoryview = memoryview(self._chunk)[at : at + header.body_bytes]
         else:
-            self._chunk = self._file.read(max(header.body_bytes, CHUNK_BYTES), start)
+            self._chunk = self._read(max(header.body_bytes, CHUNK_BYTES), start)
             self._chunk_start = start
             body = memoryview(self._chunk)[: header.body_bytes]
         log = self.log

@@ -1,0 +1,59 @@
+"""Stores on a simulated machine: opened without threads of their own, ended by a crash or a kill.
+
+A crash (`MemoryStorage.crash`) ends the machine and takes what was not synced; `abandon` then lets
+the dead handles go. `kill` ends one process of several: its locks are free, everything it wrote is
+there, and nobody has said goodbye.
+"""
+
+from __future__ import annotations
+
+import millstream
+from millstream import Store
+from millstream.config import Durability
+from millstream.log import Log
+from millstream.testing import ManualClock, MemoryStorage
+
+START_MS = 1_700_000_000_000
+
+
+def open_quietly(
+    storage: MemoryStorage,
+    clock: ManualClock | None = None,
+    *,
+    durability: Durability = "sync",
+    read_only: bool = False,
+) -> Store:
+    """Open a store that starts no background thread, so that every run does the same."""
+    store = millstream.open(
+        storage=storage,
+        clock=clock or ManualClock(START_MS),
+        durability=durability,
+        read_only=read_only,
+    )
+    store._engine.background.close()
+    return store
+
+
+def log_of(store: Store, topic: str = "t", partition: int = 0) -> Log:
+    return store._engine.log(topic, partition)
+
+
+def abandon(store: Store) -> None:
+    """Let go of the handles of a machine that lost power."""
+    engine = store._engine
+    engine.background.close()
+    engine.catalog.close()
+    engine.closed = True
+
+
+def kill(store: Store) -> None:
+    """End the process of this store, as `kill -9` would."""
+    engine = store._engine
+    abandon(store)
+    engine.append_lock._lock.release()
+    engine._open_lock.release()
+    if engine.liveness._lock is not None:
+        engine.liveness._lock.release()
+    for owner in store._owners:
+        if owner._lock is not None:
+            owner._lock.release()
