@@ -15,7 +15,7 @@ They take a field name, a function of the value, or nothing for the value itself
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar, overload
 
 from .fields import Field, describe
@@ -25,9 +25,6 @@ T = TypeVar("T")
 A = TypeVar("A")
 R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
-
-Accumulators = Sequence[list[Any]]
-"""One list per row: the accumulators of its key and window, one per aggregate."""
 
 
 class Aggregate(ABC, Generic[T_contra, A, R_co]):
@@ -61,14 +58,21 @@ class Aggregate(ABC, Generic[T_contra, A, R_co]):
     def result(self, accumulator: A) -> R_co:
         """What the window says when it closes."""
 
-    def add_column(self, accumulators: Accumulators, slot: int, values: Iterable[Any]) -> None:
-        """Add each of `values` to the accumulator at `slot` of its row, in order.
+    def add_column(
+        self, accumulators: list[Any], slots: Iterable[int], values: Iterable[Any]
+    ) -> None:
+        """Add many values, in order.
 
         Built-in aggregates replace this loop by one without calls.
+
+        Args:
+            accumulators: Of all keys of a window.
+            slots: For each value the index of its key's accumulator.
+            values: What to add.
         """
         add = self.add
-        for row, value in zip(accumulators, values, strict=True):
-            row[slot] = add(row[slot], value)
+        for slot, value in zip(slots, values, strict=True):
+            accumulators[slot] = add(accumulators[slot], value)
 
     def result_column(self, accumulators: list[Any]) -> list[Any]:
         """The result of each accumulator. Where the accumulator is the result, a plain return."""
@@ -108,15 +112,17 @@ class Count(_Own[int]):
         """One more."""
         return accumulator if self.field and value is None else accumulator + 1
 
-    def add_column(self, accumulators: Accumulators, slot: int, values: Iterable[Any]) -> None:
+    def add_column(
+        self, accumulators: list[Any], slots: Iterable[int], values: Iterable[Any]
+    ) -> None:
         """Count all rows, or those that have a value."""
         if self.field is None:
-            for row in accumulators:
-                row[slot] += 1
+            for slot in slots:
+                accumulators[slot] += 1
         else:
-            for row, value in zip(accumulators, values, strict=True):
+            for slot, value in zip(slots, values, strict=True):
                 if value is not None:
-                    row[slot] += 1
+                    accumulators[slot] += 1
 
 
 class Sum(_Own[float]):
@@ -130,14 +136,16 @@ class Sum(_Own[float]):
         """The plain sum of two numbers."""
         return accumulator if value is None else accumulator + value
 
-    def add_column(self, accumulators: Accumulators, slot: int, values: Iterable[Any]) -> None:
+    def add_column(
+        self, accumulators: list[Any], slots: Iterable[int], values: Iterable[Any]
+    ) -> None:
         """A plain left fold per key: never a compensated sum, which would depend on the cuts."""
-        pairs = zip(accumulators, values, strict=True)
+        pairs = zip(slots, values, strict=True)
         value: object = None
         while True:
             try:
-                for row, value in pairs:
-                    row[slot] += value
+                for slot, value in pairs:
+                    accumulators[slot] += value
             except TypeError:
                 # Nothing was added; the loop goes on behind the None.
                 if value is not None:
@@ -168,11 +176,13 @@ class Mean(Aggregate[Any, "list[float]", "float | None"]):
         count, total = accumulator
         return total / count if count else None
 
-    def add_column(self, accumulators: Accumulators, slot: int, values: Iterable[Any]) -> None:
+    def add_column(
+        self, accumulators: list[Any], slots: Iterable[int], values: Iterable[Any]
+    ) -> None:
         """A left fold, as for the sum."""
-        for row, value in zip(accumulators, values, strict=True):
+        for slot, value in zip(slots, values, strict=True):
             if value is not None:
-                pair = row[slot]
+                pair = accumulators[slot]
                 pair[1] += value
                 pair[0] += 1
 
@@ -189,13 +199,15 @@ class Min(_Own[Any]):
             return accumulator
         return value
 
-    def add_column(self, accumulators: Accumulators, slot: int, values: Iterable[Any]) -> None:
+    def add_column(
+        self, accumulators: list[Any], slots: Iterable[int], values: Iterable[Any]
+    ) -> None:
         """Replace what is greater."""
-        for row, value in zip(accumulators, values, strict=True):
+        for slot, value in zip(slots, values, strict=True):
             if value is not None:
-                least = row[slot]
+                least = accumulators[slot]
                 if least is None or value < least:
-                    row[slot] = value
+                    accumulators[slot] = value
 
 
 class Max(_Own[Any]):
@@ -210,13 +222,15 @@ class Max(_Own[Any]):
             return accumulator
         return value
 
-    def add_column(self, accumulators: Accumulators, slot: int, values: Iterable[Any]) -> None:
+    def add_column(
+        self, accumulators: list[Any], slots: Iterable[int], values: Iterable[Any]
+    ) -> None:
         """Replace what is less."""
-        for row, value in zip(accumulators, values, strict=True):
+        for slot, value in zip(slots, values, strict=True):
             if value is not None:
-                greatest = row[slot]
+                greatest = accumulators[slot]
                 if greatest is None or value > greatest:
-                    row[slot] = value
+                    accumulators[slot] = value
 
 
 @overload

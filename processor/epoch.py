@@ -205,7 +205,7 @@ def _decoded(batch: RecordBatch) -> Iterator[StateEntry]:
 
 def _cuts(values: Sequence[bytes | None]) -> Iterator[tuple[int, int]]:
     """Ranges of at most BATCH_BYTES_MAX and BATCH_RECORDS_MAX; one record may be larger."""
-    sizes = list(accumulate(len(value) if value else 0 for value in values))
+    sizes = list(accumulate(map(len, [value or b"" for value in values])))
     start = 0
     while start < len(values):
         before = sizes[start - 1] if start else 0

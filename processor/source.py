@@ -137,7 +137,8 @@ class SourceStage:
                 error = RuntimeError("the function raised StopIteration")
             value = column[len(results)]
             if value is not _REJECTED:
-                cause = "the record has no value (a tombstone)" if value is None else reason(error)
+                tombstone = value is None and function is self._decode
+                cause = "the record has no value (a tombstone)" if tombstone else reason(error)
                 message = f"source {self.node.topic}: {problem}: {cause}"
                 self.faults.reject(message, batch, rows[len(results)], error)
             results.append(_REJECTED)

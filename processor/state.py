@@ -2,7 +2,7 @@
 
 A state topic holds, for each operator, records of
 
-    key    msgpack [window_end, key]        one accumulator list
+    key    msgpack [window_end, key]        the accumulators of one key
            msgpack [window_end]             the whole window
     value  version byte, msgpack            what the key holds from here on
            null                             gone
@@ -50,7 +50,7 @@ class StateEntry(NamedTuple):
 
 
 def encode_entries(
-    name: str, window_end: int, keys: Sequence[object], accumulators: Sequence[list[Any]]
+    name: str, window_end: int, keys: Sequence[object], accumulators: Sequence[tuple[Any, ...]]
 ) -> StateRecords:
     """Records that say what each key of a window holds.
 
@@ -64,8 +64,8 @@ def encode_entries(
             f"the state of {name!r} cannot be kept: {error}; accumulators must be made of None,"
             " bool, int (64 bits), float, str, bytes, list, and dict with str keys"
         ) from error
-    restored = list(map(decode_state, values))
-    if restored != list(accumulators):
+    restored = list(map(tuple, map(decode_state, values)))
+    if restored != accumulators:
         _refuse_changed(name, keys, accumulators, restored)
     return StateRecords(
         [encode_state((window_end, key)) for key in keys],
@@ -76,12 +76,12 @@ def encode_entries(
 def _refuse_changed(
     name: str,
     keys: Sequence[object],
-    accumulators: Sequence[list[Any]],
-    restored: Sequence[list[Any]],
+    accumulators: Sequence[tuple[Any, ...]],
+    restored: Sequence[tuple[Any, ...]],
 ) -> None:
     """Say which accumulator is not the same after a round trip; NaN alone is no change."""
     for key, before, after in zip(keys, accumulators, restored, strict=True):
-        if not same_plain(before, after):
+        if not all(map(same_plain, before, after)):
             raise UsageError(
                 f"the state of {name!r} cannot be kept: for key {key!r} {before!r} would come"
                 f" back as {after!r}; accumulators must be made of None, bool, int, float, str,"

@@ -1,8 +1,8 @@
 """The window operator: rows in, one row per closed window and key out.
 
-Open windows are dictionaries by window end, so a close takes a whole window away and no step ever
-looks at all live keys. A chunk is cut where W passes the next window end (found by bisection in the
-few steps W makes); between two cuts no window closes, hence rows are added in bulk.
+Open windows are held by window end, so a close takes a whole window away and no step ever looks at
+all live keys. A chunk is cut where W passes the next window end (found by bisection in the few
+steps W makes); between two cuts no window closes, hence rows are added in bulk.
 
 What happens at one input row, in this order: the row is judged against W as it was before the row,
 late or added; then the row moves W; then the windows W has passed close, in the order of (end,
@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, repeat
-from operator import itemgetter
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, count, repeat
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -31,41 +31,54 @@ from .state import StateEntry, StateRecords, encode_closed, encode_entries
 from .watermark import Progress
 from .windows import Windowed
 
-Accumulators = list[Any]
+_PLAIN_CONSTANTS: Final = (int, float, str, bytes, bool, type(None))
 
-_PLAIN_CONSTANTS = (int, float, str, bytes, bool, type(None))
+Aggregates: TypeAlias = Sequence[tuple[str, Aggregate[Any, Any, Any]]]
 
 
-class _Window(dict[Any, Accumulators]):
-    """The accumulators of one window by key; a key that is new gets fresh ones."""
+class Window:
+    """The accumulators of one window: one column per aggregate, one slot per key.
 
-    __slots__ = ("fresh", "persisted", "touched")
+    A list per key would cost more than the sums in it, and make work for the garbage collector.
+    """
 
-    def __init__(self, fresh: Callable[[], Accumulators]) -> None:
-        self.fresh = fresh
+    __slots__ = ("_aggregates", "columns", "persisted", "slots", "touched")
+
+    def __init__(self, aggregates: Aggregates) -> None:
+        self._aggregates = aggregates
+        self.slots: dict[object, int] = defaultdict(count().__next__)
+        """Slot of each key. A new key takes the next one by being looked up."""
+        self.columns: list[list[Any]] = [[] for _ in aggregates]
         self.persisted = False
         """Whether the state topic has entries of it. Until then every key is a change."""
         self.touched: list[Sequence[object]] = []
         """Keys of rows added since the state was written, when persisted."""
 
-    def __missing__(self, key: object) -> Accumulators:
-        accumulators = self[key] = self.fresh()
-        return accumulators
+    def slots_of(self, keys: Sequence[object]) -> list[int]:
+        """The slots of `keys`, with fresh accumulators for new ones."""
+        slots = list(map(self.slots.__getitem__, keys))
+        new_count = len(self.slots) - len(self.columns[0])
+        if new_count:
+            for column, (_, aggregate) in zip(self.columns, self._aggregates, strict=True):
+                first = aggregate.init()
+                if type(first) in _PLAIN_CONSTANTS:
+                    column.extend([first] * new_count)
+                else:
+                    column.extend([aggregate.init() for _ in range(new_count)])
+        return slots
 
+    def accumulators(self, keys: Sequence[object]) -> list[tuple[Any, ...]]:
+        """What state keeps for each of `keys`."""
+        slots = list(map(self.slots.__getitem__, keys))
+        columns = [map(column.__getitem__, slots) for column in self.columns]
+        return list(zip(*columns, strict=True))
 
-class _OpenWindows(dict[int, _Window]):
-    """Windows by end. `ends` is a heap of the same ends."""
-
-    __slots__ = ("ends", "fresh")
-
-    def __init__(self, fresh: Callable[[], Accumulators]) -> None:
-        self.fresh = fresh
-        self.ends: list[int] = []
-
-    def __missing__(self, end: int) -> _Window:
-        window = self[end] = _Window(self.fresh)
-        heapq.heappush(self.ends, end)
-        return window
+    def restore(self, content: Mapping[object, Sequence[Any]]) -> None:
+        """Take over what state kept."""
+        self.slots_of(list(content))
+        for number, column in enumerate(self.columns):
+            column[:] = [accumulators[number] for accumulators in content.values()]
+        self.persisted = True
 
 
 class WindowOperator:
@@ -85,21 +98,24 @@ class WindowOperator:
         """Rows that lie in no window, because windows leave gaps."""
         self._windows = node.windows
         self._hold_ms = node.grace_ms + delay_ms
-        aggregates = [aggregate for _, aggregate in node.aggregates]
-        self._aggregates: list[Aggregate[Any, Any, Any]] = aggregates
-        self._open = _OpenWindows(fresh_maker(aggregates))
+        self._aggregates: Aggregates = node.aggregates
+        self._open: dict[int, Window] = {}
+        self._ends: list[int] = []
+        """A heap of the ends of the open windows."""
         self._closed_persisted: list[int] = []
         self._make = result_type(node)
 
     @property
     def live_count(self) -> int:
         """Number of keys of open windows."""
-        return sum(map(len, self._open.values()))
+        return sum(len(window.slots) for window in self._open.values())
 
     @property
     def required_level(self) -> int | None:
         """The W that closes every open window; None when none is open."""
         return max(self._open) + self._hold_ms if self._open else None
+
+    # --- rows ----------------------------------------------------------------------------------
 
     def process(self, chunk: Chunk, progress: Progress, batch: MicroBatch) -> tuple[Chunk, Chunk]:
         """Add rows and close windows.
@@ -117,16 +133,14 @@ class WindowOperator:
             closing_end = self._windows.next_end(level - self._hold_ms)
             step = bisect_left(progress.levels, closing_end + self._hold_ms, step)
             at_end = step == len(progress.levels)
-            count = (
-                len(chunk.rows)
-                if at_end
-                # Up to and with the row that moves W: it is judged against W before it.
-                else bisect_right(chunk.rows, progress.rows[step], done)
-            )
-            if count > done:
+            # Up to and with the row that moves W: it is judged against W before it.
+            stop = len(chunk.rows)
+            if not at_end:
+                stop = bisect_right(chunk.rows, progress.rows[step], done)
+            if stop > done:
                 closed_end = closing_end - self._windows.slide_ms
-                self._take(chunk.cut(done, count), closed_end, batch, late)
-                done = count
+                self._take(chunk.cut(done, stop), closed_end, batch, late)
+                done = stop
             if at_end:
                 break
             level = progress.levels[step]
@@ -136,113 +150,112 @@ class WindowOperator:
     def _take(self, rows: Chunk, closed_end: int, batch: MicroBatch, late: list[Chunk]) -> None:
         """Add rows among which no window closes. Windows up to `closed_end` are closed."""
         if self._windows.overlapping:
-            self._take_overlapping(rows, closed_end, batch, late)
-            return
-        next_end = self._windows.next_end
-        first = next_end(min(rows.times))
-        if first == next_end(max(rows.times)) and first > closed_end:
-            self._add_one_window(rows, first, batch)
-            return
-        slide, anchor = self._windows.slide_ms, self._windows.offset_ms
-        ends = [time - (time - anchor) % slide + slide for time in rows.times]
-        if first <= closed_end:
-            is_late = [end <= closed_end for end in ends]
-            late.append(_pick(rows, [index for index, bad in enumerate(is_late) if bad]))
-            good = [index for index, bad in enumerate(is_late) if not bad]
-            rows = _pick(rows, good)
-            ends = [ends[index] for index in good]
-            self.late_count += len(is_late) - len(good)
-        if ends:
-            self._add(rows, ends, batch)
-
-    def _take_overlapping(
-        self, rows: Chunk, closed_end: int, batch: MicroBatch, late: list[Chunk]
-    ) -> None:
-        """The same where a row may be in several windows or in none."""
-        expanded: list[int] = []
-        ends: list[int] = []
-        late_indexes: list[int] = []
-        for index, time in enumerate(rows.times):
-            all_ends = self._windows.ends(time)
-            open_ends = [end for end in all_ends if end > closed_end]
-            if open_ends:
-                expanded += [index] * len(open_ends)
-                ends += open_ends
-            elif all_ends:
-                late_indexes.append(index)
-            else:
-                self.gap_count += 1
+            groups, late_indexes = self._group_overlapping(rows.times, closed_end)
+        else:
+            next_end = self._windows.next_end
+            first = next_end(min(rows.times))
+            if first > closed_end and first == next_end(max(rows.times)):
+                self._add(first, rows, None, batch)
+                return
+            groups, late_indexes = self._group(rows.times, closed_end)
         if late_indexes:
-            late.append(_pick(rows, late_indexes))
             self.late_count += len(late_indexes)
-        if ends:
-            self._add(_pick(rows, expanded), ends, batch)
+            late.append(pick(rows, late_indexes))
+        for end, indexes in groups.items():
+            self._add(end, rows, indexes, batch)
 
-    def _add_one_window(self, rows: Chunk, end: int, batch: MicroBatch) -> None:
-        assert rows.keys is not None
-        window = self._open[end]
-        if window.persisted:
-            window.touched.append(rows.keys)
-        self._fold(list(map(window.__getitem__, rows.keys)), rows, batch)
+    def _group(
+        self, times: Sequence[int], closed_end: int
+    ) -> tuple[dict[int, list[int]], list[int]]:
+        """Indexes of rows by the end of their window, and of late rows."""
+        slide, anchor = self._windows.slide_ms, self._windows.offset_ms
+        groups: defaultdict[int, list[int]] = defaultdict(list)
+        for index, time in enumerate(times):
+            groups[time - (time - anchor) % slide + slide].append(index)
+        late = [groups.pop(end) for end in sorted(groups) if end <= closed_end]
+        return groups, sorted(chain.from_iterable(late))
 
-    def _add(self, rows: Chunk, ends: Sequence[int], batch: MicroBatch) -> None:
-        """Add rows of several windows, each to the window that ends at its place in `ends`."""
-        keys = rows.keys
+    def _group_overlapping(
+        self, times: Sequence[int], closed_end: int
+    ) -> tuple[dict[int, list[int]], list[int]]:
+        """The same where a row may be in several windows or in none.
+
+        A row is late only when all of its windows are closed; otherwise the open ones get it.
+        """
+        groups: defaultdict[int, list[int]] = defaultdict(list)
+        late: list[int] = []
+        for index, time in enumerate(times):
+            ends = self._windows.ends(time)
+            if not ends:
+                self.gap_count += 1
+            elif ends[-1] <= closed_end:
+                late.append(index)
+            for end in ends:
+                if end > closed_end:
+                    groups[end].append(index)
+        return groups, late
+
+    def _add(self, end: int, rows: Chunk, indexes: Sequence[int] | None, batch: MicroBatch) -> None:
+        """Add the rows at `indexes` (None: all) to the window that ends at `end`."""
+        keys, values = rows.keys, rows.values
         assert keys is not None
-        windows = self._open
-        accumulators = [windows[end][key] for end, key in zip(ends, keys, strict=True)]
-        for end in set(ends):
-            window = windows[end]
-            if window.persisted:
-                window.touched.append(
-                    [key for one, key in zip(ends, keys, strict=True) if one == end]
-                )
-        self._fold(accumulators, rows, batch)
-
-    def _fold(self, accumulators: list[Accumulators], rows: Chunk, batch: MicroBatch) -> None:
-        """Add each row to its accumulators, one aggregate after the other."""
-        for slot, aggregate in enumerate(self._aggregates):
-            remaining = iter(rows.values)
+        if indexes is not None:
+            keys = [keys[index] for index in indexes]
+            values = [values[index] for index in indexes]
+        window = self._window(end)
+        if window.persisted:
+            window.touched.append(keys)
+        slots = window.slots_of(keys)
+        for column, (name, aggregate) in zip(window.columns, self._aggregates, strict=True):
+            remaining: Iterator[object] = iter(values)
             try:
                 getter = field_getter(aggregate.field, rows.values)
-                column = remaining if getter is None else list(map(getter, remaining))
                 if getter is not None:
-                    remaining = iter(column)
-                aggregate.add_column(accumulators, slot, remaining)
+                    remaining = iter(list(map(getter, remaining)))
+                aggregate.add_column(column, slots, remaining)
             except Exception as error:
-                name = self.node.aggregates[slot][0]
-                row = rows.rows[failed_index(rows.values, remaining)]
+                index = failed_index(values, remaining)
+                row = rows.rows[index if indexes is None else indexes[index]]
                 fail(f"window {self.node.name}, agg {name}", error, batch, row)
+
+    def _window(self, end: int) -> Window:
+        window = self._open.get(end)
+        if window is None:
+            window = self._open[end] = Window(self._aggregates)
+            heapq.heappush(self._ends, end)
+        return window
+
+    # --- closing -------------------------------------------------------------------------------
 
     def _close(self, reached: int, row: int, results: list[Chunk], batch: MicroBatch) -> None:
         """Close the windows that end at or before `reached`, as results caused by input `row`."""
-        windows = self._open
-        while windows.ends and windows.ends[0] <= reached:
-            end = heapq.heappop(windows.ends)
-            window = windows.pop(end)
+        while self._ends and self._ends[0] <= reached:
+            end = heapq.heappop(self._ends)
+            window = self._open.pop(end)
             if window.persisted:
                 self._closed_persisted.append(end)
-            keys = ordered_keys(list(window))
-            columns = self._result_columns(list(map(window.__getitem__, keys)), batch, row)
-            values = list(
-                map(self._make, keys, repeat(end - self._windows.size_ms), repeat(end), *columns)
-            )
-            count = len(keys)
+            keys = ordered_keys(list(window.slots))
+            columns = self._results(window, keys, batch, row)
+            start = end - self._windows.size_ms
+            values = list(map(self._make, keys, repeat(start), repeat(end), *columns))
             # The last window of time ends beyond int64, its rows must not.
             time = min(end - 1, INT64_MAX)
-            results.append(Chunk([row] * count, [time] * count, values, keys))
+            results.append(Chunk([row] * len(keys), [time] * len(keys), values, keys))
 
-    def _result_columns(
-        self, accumulators: list[Accumulators], batch: MicroBatch, row: int
+    def _results(
+        self, window: Window, keys: Sequence[object], batch: MicroBatch, row: int
     ) -> list[list[object]]:
-        columns = []
-        for slot, aggregate in enumerate(self._aggregates):
+        """The result columns of a window, in the order of `keys`."""
+        slots = list(map(window.slots.__getitem__, keys))
+        results = []
+        for column, (name, aggregate) in zip(window.columns, self._aggregates, strict=True):
             try:
-                columns.append(aggregate.result_column(list(map(itemgetter(slot), accumulators))))
+                results.append(aggregate.result_column(list(map(column.__getitem__, slots))))
             except Exception as error:
-                name = self.node.aggregates[slot][0]
                 fail(f"window {self.node.name}, result of {name}", error, batch, row)
-        return columns
+        return results
+
+    # --- state ---------------------------------------------------------------------------------
 
     def changes(self) -> StateRecords:
         """What changed since the last call of this or of `snapshot`, and take it for written.
@@ -255,7 +268,7 @@ class WindowOperator:
         records = encode_closed(self._closed_persisted)
         self._closed_persisted = []
         for end, window in sorted(self._open.items()):
-            keys: Iterable[object] = window
+            keys: Iterable[object] = window.slots
             if window.persisted:
                 keys = dict.fromkeys(chain.from_iterable(window.touched))
             self._write(records, end, window, list(keys))
@@ -270,18 +283,18 @@ class WindowOperator:
         records = StateRecords([], [])
         self._closed_persisted = []
         for end, window in sorted(self._open.items()):
-            self._write(records, end, window, list(window))
+            self._write(records, end, window, list(window.slots))
         return records
 
-    def _write(self, records: StateRecords, end: int, window: _Window, keys: list[object]) -> None:
+    def _write(self, records: StateRecords, end: int, window: Window, keys: list[object]) -> None:
         window.persisted = True
         window.touched = []
-        accumulators = list(map(window.__getitem__, keys))
+        accumulators = window.accumulators(keys)
         records.extend(encode_entries(self.node.name, end, keys, accumulators))
 
     def restore(self, entries: Iterable[StateEntry]) -> None:
         """Take state from records in the order they were written."""
-        windows: dict[int, dict[object, Accumulators]] = {}
+        windows: dict[int, dict[object, list[Any]]] = {}
         for end, key, accumulators in entries:
             if key is None:
                 windows.pop(end, None)
@@ -290,13 +303,12 @@ class WindowOperator:
             else:
                 windows.setdefault(end, {})[key] = accumulators
         for end, content in windows.items():
-            window = self._open[end]
-            window.update(content)
-            window.persisted = True
+            if content:
+                self._window(end).restore(content)
 
 
-def _pick(chunk: Chunk, indexes: Sequence[int]) -> Chunk:
-    """The rows of `chunk` at `indexes`."""
+def pick(chunk: Chunk, indexes: Sequence[int]) -> Chunk:
+    """The rows of a keyed chunk at `indexes`."""
     assert chunk.keys is not None
     return Chunk(
         [chunk.rows[index] for index in indexes],
@@ -304,15 +316,6 @@ def _pick(chunk: Chunk, indexes: Sequence[int]) -> Chunk:
         [chunk.values[index] for index in indexes],
         [chunk.keys[index] for index in indexes],
     )
-
-
-def fresh_maker(aggregates: Sequence[Aggregate[Any, Any, Any]]) -> Callable[[], Accumulators]:
-    """A function that makes the accumulators of a new key."""
-    template = [aggregate.init() for aggregate in aggregates]
-    if all(type(part) in _PLAIN_CONSTANTS for part in template):
-        return template.copy
-    makers = [aggregate.init for aggregate in aggregates]
-    return lambda: [make() for make in makers]
 
 
 def result_type(node: WindowNode) -> type[Windowed[object, object]]:

@@ -1,0 +1,107 @@
+"""Aggregates: results, nulls, exactness, and one meaning for the row and the column form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from millstream.processor import Aggregate, agg
+
+BUILT_IN = [agg.count(), agg.count("x"), agg.sum(), agg.mean(), agg.min(), agg.max()]
+
+
+def result_of(aggregate: Aggregate[Any, Any, Any], values: Sequence[object]) -> object:
+    column = [aggregate.init()]
+    aggregate.add_column(column, [0] * len(values), iter(values))
+    return aggregate.result_column(column)[0]
+
+
+numbers = st.one_of(st.none(), st.integers(-1000, 1000), st.floats(allow_nan=False, width=32))
+
+
+@given(
+    st.sampled_from(BUILT_IN),
+    st.lists(st.tuples(st.integers(0, 3), numbers), max_size=30),
+)
+def test_adding_a_column_is_adding_one_by_one(
+    aggregate: Aggregate[Any, Any, Any], rows: list[tuple[int, float | None]]
+) -> None:
+    one_by_one = [aggregate.init() for _ in range(4)]
+    for slot, value in rows:
+        one_by_one[slot] = aggregate.add(one_by_one[slot], value)
+
+    column = [aggregate.init() for _ in range(4)]
+    aggregate.add_column(column, [slot for slot, _ in rows], iter([value for _, value in rows]))
+
+    assert column == one_by_one
+    assert aggregate.result_column(column) == [aggregate.result(one) for one in one_by_one]
+
+
+def test_results_of_built_in_aggregates() -> None:
+    values = [3, None, 1, 5]
+    assert result_of(agg.count(), values) == 4
+    assert result_of(agg.count("x"), values) == 3
+    assert result_of(agg.sum(), values) == 9
+    assert result_of(agg.mean(), values) == 3.0
+    assert result_of(agg.min(), values) == 1
+    assert result_of(agg.max(), values) == 5
+
+
+def test_of_nothing_but_none_there_is_no_mean_minimum_or_maximum() -> None:
+    values = [None, None]
+    assert result_of(agg.sum(), values) == 0
+    assert result_of(agg.mean(), values) is None
+    assert result_of(agg.min(), values) is None
+    assert result_of(agg.max(), values) is None
+
+
+def test_a_sum_of_floats_is_a_plain_left_fold_e36() -> None:
+    values = [0.1] * 10 + [1e16, 1.0, -1e16]
+    expected = 0.0
+    for value in values:
+        expected += value
+    assert result_of(agg.sum(), values) == expected
+    assert expected != math.fsum(values), "the case must tell a compensated sum apart"
+
+
+def test_the_mean_of_ints_is_exact_e37() -> None:
+    values = [2**60 + 1, 2**60 + 3, 7]
+    assert result_of(agg.mean(), values) == float(Fraction(sum(values), 3))
+    assert result_of(agg.sum(), values) == sum(values)
+
+
+def test_a_value_that_is_no_number_is_an_error_and_not_skipped() -> None:
+    with pytest.raises(TypeError):
+        result_of(agg.sum(), [1, "2"])
+
+
+def test_minimum_and_maximum_take_anything_that_has_an_order() -> None:
+    assert result_of(agg.min(), ["b", "a"]) == "a"
+    assert result_of(agg.max(), ["b", "a"]) == "b"
+
+
+class Longest(Aggregate[str, str, int]):
+    def init(self) -> str:
+        return ""
+
+    def add(self, accumulator: str, value: str) -> str:
+        return value if len(value) > len(accumulator) else accumulator
+
+    def result(self, accumulator: str) -> int:
+        return len(accumulator)
+
+
+def test_an_aggregate_of_ones_own_needs_three_methods() -> None:
+    assert result_of(Longest(), ["a", "ccc", "bb"]) == 3
+    assert Longest().describe() == "Longest()"
+
+
+def test_descriptions_name_function_and_field() -> None:
+    assert agg.sum("amount").describe() == "sum('amount')"
+    assert agg.count().describe() == "count()"
+    assert agg.max(lambda order: order.amount).describe() == "max(lambda(amount))"
