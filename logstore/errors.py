@@ -66,7 +66,7 @@ class MillstreamError(Exception):
         path: str | None = None,
         position: int | None = None,
     ) -> Self:
-        """Fill in the places this error does not know yet and return it, for `raise error.at(...)`."""
+        """Fill in the places this error does not know yet; `raise error.at(...)`."""
         self.topic = topic if self.topic is None else self.topic
         self.partition = partition if self.partition is None else self.partition
         self.offset = offset if self.offset is None else self.offset
