@@ -201,7 +201,7 @@ class Log:
         slot[Slot.VISIBLE_SEQUENCE] = end.sequence
         slot[Slot.VISIBLE_OFFSET] = end.next_offset
         slot[Slot.GENERATION] = self._c.tail.get("generation")
-        self.dirty = True
+        self.dirty = end != facts.checkpoint
 
     def _publish_end(self, end: LogCheckpoint) -> None:
         slot = self.slot
