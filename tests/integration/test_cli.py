@@ -1,11 +1,11 @@
-"""The command line as users run it: real processes, pipes, files and exit codes."""
+"""The command line with real files, descriptors and exit codes; most of it in this process."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -28,23 +28,39 @@ Cli = Callable[..., Done]
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    """Run `millstream` on a store in a temporary directory."""
-    environment = {**os.environ, "MILLSTREAM_DIR": str(tmp_path / "store"), "NO_COLOR": "1"}
+def cli(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> Cli:
+    """Run `millstream` in this process, on a store in a temporary directory."""
+    monkeypatch.setenv("MILLSTREAM_DIR", str(tmp_path / "store"))
+    monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str, stdin: bytes = b"") -> Done:
-        done = subprocess.run(
-            [sys.executable, "-m", "millstream", *arguments],
-            input=stdin,
-            capture_output=True,
-            env=environment,
-            cwd=tmp_path,
-            timeout=60,
-            check=False,
-        )
-        return Done(done.returncode, done.stdout, done.stderr.decode())
+        with tempfile.TemporaryFile() as file, monkeypatch.context() as patch:
+            file.write(stdin)
+            file.seek(0)
+            patch.setattr(sys, "stdin", file)
+            code = main(arguments)
+        printed = capfdbinary.readouterr()
+        return Done(code, printed.out, printed.err.decode())
 
     return run
+
+
+def test_the_first_lines_of_the_manual_work_in_a_shell(tmp_path: Path) -> None:
+    script = f"""
+        set -e
+        millstream() {{ "{sys.executable}" -m millstream "$@"; }}
+        printf 'a\\nb\\nc\\n' | millstream produce t && millstream consume t -o beginning -e
+        millstream consume t -J -e | millstream produce t2 -J
+        millstream consume t2 -e
+        millstream consume nope || echo $?
+    """
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=tmp_path, capture_output=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, b"a\nb\nc\n" * 2 + b"5\n"), done.stderr.decode()
+    assert (tmp_path / "millstream-data").is_dir()
 
 
 def test_lines_come_out_as_they_went_in(cli: Cli) -> None:
