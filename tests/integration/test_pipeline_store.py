@@ -1,0 +1,354 @@
+"""Pipelines over a store: exactly once, whatever happens between two epochs.
+
+The expected records always come from the same pipeline run over lists in one step.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+import millstream
+from millstream import (
+    LockedError,
+    Record,
+    RecordError,
+    Store,
+    TopicPartition,
+    UnknownTopicError,
+    UsageError,
+    partition_of,
+)
+from millstream.processor import FixedWindows, Metrics, Pipeline, agg, tumbling
+
+Written = dict[int, list[tuple[int, bytes | None, bytes | None]]]
+"""(timestamp, key, value) of the records of each partition."""
+
+
+def totals(name: str = "totals", windows: FixedWindows | None = None) -> Pipeline:
+    pipeline = Pipeline(name)
+    orders = pipeline.source("orders", time="t", disorder=40)
+    orders.dead_letters.to("orders.dead")
+    results = (
+        orders.filter(lambda order: order["x"] > -9)
+        .key_by("k")
+        .window(windows or tumbling(100), grace=20)
+        .agg(n=agg.count(), total=agg.sum("x"), mean=agg.mean("x"))
+    )
+    results.to("out")
+    results.late.to("out")
+    daily = results.key_by(lambda _: "all").window(tumbling(300)).agg(n=agg.sum("n"))
+    daily.to("out")
+    return pipeline
+
+
+def orders(count: int, seed: int = 1) -> list[bytes]:
+    """Events that advance, out of order, some late and some no JSON."""
+    chance = random.Random(seed)
+    lines = []
+    for number in range(count):
+        time = number * 5 - chance.choice([0, 0, 10, 40, 60, 200])
+        line = f'{{"k":"k{chance.randrange(4)}","t":{time},"x":{chance.uniform(-10, 10):.3f}}}'
+        lines.append(line.encode() if chance.random() > 0.03 else b"{broken")
+    return lines
+
+
+def fill(store: Store, lines: Sequence[bytes], partitions: int = 1) -> None:
+    store.create_topic("orders", partitions=partitions, exist_ok=True)
+    for start in range(0, len(lines), 25):
+        part = lines[start : start + 25]
+        store.append_many(
+            "orders", part, [b"input key"] * len(part), partition=start // 25 % partitions
+        )
+
+
+def written(records: Sequence[Record]) -> Written:
+    partitions: Written = {}
+    for record in records:
+        entry = (record.timestamp_ms, record.key, record.value)
+        partitions.setdefault(record.partition, []).append(entry)
+    return partitions
+
+
+def outputs(store: Store, topic: str = "out") -> Written:
+    return written(list(store.read(topic)))
+
+
+def expected(store: Store, topic: str = "out", on_end: str = "hold") -> Written:
+    rows = list(store.read("orders"))
+    result = totals().test({"orders": rows}, on_end=on_end)  # type: ignore[arg-type]  # a literal
+    return written(result.records(topic))
+
+
+def state_topics(store: Store) -> list[str]:
+    return [topic.name for topic in store.topics(internal=True) if topic.name.startswith("@")]
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    with millstream.open(":memory:") as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+@pytest.mark.parametrize("batch_records", [1, 7, 1000, 100_000, None])
+def test_outputs_do_not_depend_on_the_micro_batch(
+    store: Store, batch_records: int | None, partitions: int
+) -> None:
+    fill(store, orders(400), partitions)
+    totals().run(store, until="end", batch_records=batch_records, epoch_ms=3)
+    assert outputs(store) == expected(store)
+    assert outputs(store, "orders.dead") == expected(store, "orders.dead")
+    assert len(outputs(store)[0]) > 50
+
+
+@pytest.mark.parametrize("step", [1, 10, 60])
+def test_runs_go_on_where_the_last_one_stopped(store: Store, step: int) -> None:
+    lines = orders(240)
+    fill(store, lines[:step], 2)
+    for start in range(step, len(lines), step):
+        metrics = totals().run(store, until="end", epoch_ms=0)
+        assert metrics.records_in == step
+        fill(store, lines[start : start + step], 2)
+    totals().run(store, until="end")
+    assert outputs(store) == expected(store)
+
+
+def test_a_run_without_input_commits_nothing(store: Store) -> None:
+    fill(store, orders(50))
+    totals().run(store, until="end")
+    before = store.checkpoint("pipeline/totals")
+    metrics = totals().run(store, until="end")
+    assert metrics.epochs == 0
+    assert metrics.records_in == 0
+    assert metrics.lag == 0
+    assert store.checkpoint("pipeline/totals") == before
+
+
+def test_e18_flushed_windows_are_not_emitted_again(store: Store) -> None:
+    lines = orders(100)
+    fill(store, lines)
+    totals().run(store, until="end", on_end="flush")
+    flushed = outputs(store)
+    assert flushed == expected(store, on_end="flush")
+    fill(store, [lines[-1], b'{"k":"k0","t":2000,"x":1}', b'{"k":"k0","t":9000,"x":1}'])
+    totals().run(store, until="end", on_end="flush")
+    after = outputs(store)[0]
+    assert after[: len(flushed[0])] == flushed[0]
+    new = [value for _, _, value in after[len(flushed[0]) :]]
+    assert new[0] == lines[-1], "a row of a flushed window is late"
+    assert [value for value in new if b'"window_start":2000' in (value or b"")] != []
+
+
+def test_only_one_process_runs_a_pipeline(store: Store) -> None:
+    fill(store, orders(10))
+    with (
+        store.own("pipeline/totals"),
+        pytest.raises(LockedError, match="'pipeline/totals' is run by process"),
+    ):
+        totals().run(store, until="end")
+    totals().run(store, until="end")
+
+
+def test_e63_a_changed_plan_with_live_state_is_refused_and_shown(store: Store) -> None:
+    fill(store, orders(50))
+    totals().run(store, until="end")
+    with pytest.raises(UsageError) as caught:
+        totals(windows=tumbling(200)).run(store, until="end")
+    message = str(caught.value)
+    assert "pipeline 'totals' has state of another plan" in message
+    assert "- source orders; key_by 'k'; window tumbling 100 ms, grace 20 ms; agg " in message
+    assert "+ source orders; key_by 'k'; window tumbling 200 ms, grace 20 ms; agg " in message
+    totals("other", tumbling(200)).run(store, until="end")
+
+
+def test_a_plan_may_change_when_no_state_is_alive(store: Store) -> None:
+    fill(store, orders(50))
+    totals().run(store, until="end", on_end="flush")
+    fill(store, [b'{"k":"k0","t":9000,"x":1}', b'{"k":"k0","t":9900,"x":1}'])
+    totals(windows=tumbling(200)).run(store, until="end")
+    values = [value or b"" for _, _, value in outputs(store)[0]]
+    assert any(b'"window_start":9000,"window_end":9200' in value for value in values)
+
+
+def test_operators_without_state_may_change_at_any_time(store: Store) -> None:
+    lines = orders(200)
+    fill(store, lines[:100])
+    totals().run(store, until="end")
+    changed = Pipeline("totals")
+    source = changed.source("orders", time="t", disorder=40)
+    source.dead_letters.to("orders.dead")
+    kept = source.filter(lambda order: order["x"] > -9).map(lambda order: order)
+    results = (
+        kept.key_by("k")
+        .window(tumbling(100), grace=20)
+        .agg(n=agg.count(), total=agg.sum("x"), mean=agg.mean("x"))
+    )
+    results.to("out")
+    results.late.to("out")
+    daily = results.key_by(lambda _: "all").window(tumbling(300)).agg(n=agg.sum("n"))
+    daily.to("out")
+    fill(store, lines[100:])
+    changed.run(store, until="end")
+    assert outputs(store) == expected(store)
+
+
+def test_an_error_makes_nothing_of_its_epoch_visible(store: Store) -> None:
+    pipeline = Pipeline("p")
+    source = pipeline.source("orders", time="t")
+    source.map(lambda order: 1 / order["x"]).to("out")
+    fill(store, [b'{"t":1,"x":1}', b'{"t":2,"x":2}'])
+    pipeline.run(store, until="end")
+    fill(store, [b'{"t":3,"x":4}', b'{"t":4,"x":0}'])
+    for _ in range(2):
+        with pytest.raises(RecordError, match="ZeroDivisionError") as caught:
+            pipeline.run(store, until="end")
+        assert caught.value.offset == 3
+        assert [value for _, _, value in outputs(store)[0]] == [b"1.0", b"0.5"]
+
+
+def test_offsets_are_committed_under_the_name_of_the_pipeline(store: Store) -> None:
+    fill(store, orders(75), 2)
+    totals().run(store, until="end")
+    with store.consumer("orders", group="totals") as consumer:
+        assert consumer.committed() == {
+            TopicPartition("orders", 0): 50,
+            TopicPartition("orders", 1): 25,
+        }
+
+
+def test_output_partitions_follow_the_keys(store: Store) -> None:
+    store.create_topic("out", partitions=3)
+    fill(store, orders(400), 2)
+    totals().run(store, until="end", batch_records=11, epoch_ms=0)
+    one_partition = expected(store)[0]
+    by_key: Written = {}
+    for entry in one_partition:
+        by_key.setdefault(partition_of(entry[1] or b"", 3), []).append(entry)
+    assert outputs(store) == by_key
+    assert len(by_key) > 1
+
+
+def test_unkeyed_outputs_keep_the_partition_of_their_input(store: Store) -> None:
+    pipeline = Pipeline("p")
+    pipeline.source("orders", type=bytes).to("copy")
+    store.create_topic("copy", partitions=2)
+    store.create_topic("orders", partitions=4)
+    for number in range(12):
+        store.append("orders", b"%d" % number, partition=number % 4)
+    pipeline.run(store, until="end", batch_records=5, epoch_ms=0)
+    assert {
+        partition: [int(value or b"") for _, _, value in entries]
+        for partition, entries in outputs(store, "copy").items()
+    } == {0: [0, 2, 4, 6, 8, 10], 1: [1, 3, 5, 7, 9, 11]}
+
+
+def test_a_missing_source_topic_is_an_error(store: Store) -> None:
+    with pytest.raises(UnknownTopicError, match="orders"):
+        totals().run(store, until="end")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"until": "now"}, "use 'end'"),
+        ({"on_end": "drop"}, "use 'hold' or 'flush'"),
+        ({"batch_records": 0}, "at least 1"),
+        ({"epoch_ms": -1}, "negative"),
+        ({"util": "end"}, r"unknown options \['util'\]"),
+    ],
+)
+def test_wrong_options_are_refused(store: Store, options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        totals().run(store, **options)  # type: ignore[typeddict-item]  # the point
+
+
+def test_state_is_compacted_into_snapshots_and_restored(store: Store) -> None:
+    pipeline = Pipeline("many")
+    keyed = pipeline.source("orders", time="t").key_by("k")
+    results = keyed.window(tumbling(1_000_000)).agg(n=agg.count())
+    results.to("out")
+    store.create_topic("orders")
+    keys, rounds = 2_500, 8
+    for _ in range(rounds):
+        lines = [b'{"k":%d,"t":1}' % key for key in range(keys)]
+        store.append_many("orders", lines)
+    pipeline.run(store, until="end", batch_records=keys, epoch_ms=0)
+    assert state_topics(store) == ["@state/many/orders.window"]
+    (state,) = state_topics(store)
+    start, end = store.offsets(state)[0]
+    assert start > 0, "what came before the snapshot is gone"
+    assert end - start <= 10_000 + keys
+    assert len(store.segments(state, 0)) <= 2
+
+    store.append("orders", b'{"k":0,"t":2000000}')
+    pipeline.run(store, until="end")
+    counts = [value for _, _, value in outputs(store)[0]]
+    assert len(counts) == keys
+    assert all(value is not None and value.endswith(b'"n":%d}' % rounds) for value in counts)
+
+
+def test_windows_that_open_and_close_within_an_epoch_never_touch_the_state(store: Store) -> None:
+    fill(store, orders(400))
+    totals().run(store, until="end", epoch_ms=60_000)
+    open_keys = 12
+    for state in state_topics(store):
+        assert store.offsets(state)[0].end <= open_keys
+
+
+def test_a_run_follows_its_input_until_it_is_stopped(store: Store) -> None:
+    lines = orders(100)
+    fill(store, lines[:1])
+    stop = threading.Event()
+    progress: list[Metrics] = []
+    reached = threading.Event()
+
+    def watch(metrics: Metrics) -> None:
+        progress.append(metrics)
+        if metrics.records_in == len(lines):
+            reached.set()
+
+    def work() -> None:
+        totals().run(store, stop=stop, on_progress=watch, epoch_ms=5)
+
+    runner = threading.Thread(target=work)
+    runner.start()
+    for line in lines[1:]:
+        store.append("orders", line, key=b"input key")
+    assert reached.wait(10)
+    stop.set()
+    runner.join(10)
+    assert not runner.is_alive()
+    assert outputs(store) == expected(store)
+    last = progress[-1]
+    assert last.records_in == 100
+    assert last.lag == 0
+    assert last.records_out == len(outputs(store)[0]) + len(outputs(store, "orders.dead")[0])
+    assert last.late > 0
+    assert last.dead_letters == len(outputs(store, "orders.dead")[0])
+    assert last.watermark_ms is not None
+    assert [metrics.epochs for metrics in progress] == list(range(1, len(progress) + 1))
+
+
+def test_a_stop_before_the_start_reads_nothing(store: Store) -> None:
+    fill(store, orders(10))
+    stop = threading.Event()
+    stop.set()
+    assert totals().run(store, stop=stop).records_in == 0
+
+
+def test_a_pipeline_reads_what_another_writes(tmp_path: Path) -> None:
+    with millstream.open(tmp_path / "store") as store:
+        fill(store, orders(300), 2)
+        totals().run(store, until="end", epoch_ms=0, batch_records=50)
+        second = Pipeline("second")
+        results = second.source("out").filter(lambda row: "total" in row)
+        results.key_by("key").window(tumbling(500)).agg(n=agg.sum("n")).to("final")
+        second.run(store, until="end", on_end="flush")
+        again = second.test({"out": list(store.read("out"))})
+        assert outputs(store, "final") == written(again.records("final"))
+        assert list(outputs(store, "final")) == [0]
