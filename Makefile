@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 MODULES := $(sort $(wildcard logstore/*.py processor/*.py cli/*.py cli/data/*))
 # A link tree instead of a path entry: type checkers and tests see the folders under their real
 # import names. It knows a module only after an install, hence the list in $(VENV)/.modules.
-INSTALL := $(BIN)/python -m pip install --quiet --editable '.[cli]' --config-settings editable_mode=strict
+INSTALL := $(BIN)/python -m pip install -qq --editable '.[cli]' --config-settings editable_mode=strict
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .NOTPARALLEL:
@@ -60,7 +60,7 @@ $(VENV)/.installed: pyproject.toml $(VENV)/.modules
 # The development tools come with it in one go; dependency groups need a recent pip.
 $(VENV)/.dev: pyproject.toml $(VENV)/.modules
 	@echo "Installing Millstream and its development tools into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet 'pip>=25.1'
+	@$(BIN)/python -m pip install -qq 'pip>=25.1'
 	@$(INSTALL) --group dev
 	@touch $(VENV)/.installed $@
 
