@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -136,4 +137,20 @@ def _report(error: Exception, *, verbose: bool) -> int:
 
 def run() -> NoReturn:
     """Entry point of the console script."""
+    _occupy_standard_descriptors()
     sys.exit(main(sys.argv[1:]))
+
+
+def _occupy_standard_descriptors() -> None:
+    """Open /dev/null where the caller closed stdin, stdout or stderr.
+
+    Else the next file opened would take the number, and output would be written into the store.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)

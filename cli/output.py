@@ -16,6 +16,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, Final, Literal, TypeAlias
 
+import click
+
 Mode: TypeAlias = Literal["table", "json", "jsonl", "csv", "tsv"]
 Cell: TypeAlias = str | int | float | bool | None
 Row: TypeAlias = Mapping[str, Cell]
@@ -38,6 +40,7 @@ class RecordOutput:
 
         Raises:
             BrokenPipeError: The reader is gone.
+            click.ClickException: The output cannot be written, for example to a full disk.
         """
         rest = memoryview(b"".join(pieces))
         self.bytes_written += len(rest)
@@ -47,6 +50,10 @@ class RecordOutput:
             except BlockingIOError:
                 # Somebody made the shared terminal or pipe non-blocking; wait until it drains.
                 select.select([], [self._descriptor], [])
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise click.ClickException(f"cannot write the output: {error.strerror}") from None
 
     def check_reader(self) -> None:
         """Raise BrokenPipeError if the pipe's reader has gone away while we had nothing to say."""

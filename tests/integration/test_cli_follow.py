@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -220,3 +221,90 @@ def test_a_range_that_lies_ahead_is_waited_for(start: Start, store_path: Path) -
         for value in (b"a", b"b", b"c", b"d"):
             store.append("t", value)
         assert end(consumer) == (0, b"a\nb\nc\n", "")
+
+
+def test_closed_descriptors_are_never_taken_for_the_store(tmp_path: Path, store_path: Path) -> None:
+    """With stdout closed, the first file opened would get its number, and the records."""
+    with millstream.open(store_path) as store:
+        store.create_topic("t")
+        store.append_many("t", [b"x" * 100] * 1000)
+    script = f"""
+        export MILLSTREAM_DIR="{store_path}"
+        millstream() {{ "{sys.executable}" -m millstream "$@"; }}
+        millstream consume t -e -g g >&- 2>&- <&- || exit 1
+        millstream topics ls >&- || exit 2
+        millstream produce t <&- || exit 3
+        millstream verify -q || exit 4
+        millstream consume t -e > /dev/full && exit 5
+        exit 0
+    """
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=tmp_path, capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == 0
+    assert done.stderr == b"millstream: cannot write the output: No space left on device\n"
+
+
+def test_a_full_disk_stops_produce_and_says_what_is_in(tmp_path: Path, store_path: Path) -> None:
+    """The limit on the size of files stands in for the disk."""
+    script = f"""
+        export MILLSTREAM_DIR="{store_path}"
+        millstream() {{ "{sys.executable}" -m millstream "$@"; }}
+        echo kept | millstream produce t || exit 9
+        ulimit -f 2000
+        head -c 4000000 /dev/zero | tr '\\0' '\\n' | millstream produce t
+    """
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=tmp_path, capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    message = done.stderr.decode().splitlines()
+    assert "file topics/t/0/" in message[-2]
+    assert "before this are in 't'" in message[-1]
+    with millstream.open(store_path, read_only=True) as store:
+        assert store.verify().ok
+        assert next(iter(store.read("t"))).value == b"kept"
+
+
+def test_members_hand_over_without_loss_or_repeats(start: Start, store_path: Path) -> None:
+    """A second member joins and leaves while records come; each record is printed once."""
+    deadline = time.monotonic() + TIMEOUT
+    with millstream.open(store_path) as store:
+        store.create_topic("t", partitions=4)
+        appended = 0
+
+        def produce() -> None:
+            nonlocal appended
+            for _ in range(50):
+                for partition in range(4):
+                    store.append("t", b"%d" % appended, partition=partition, durability="os")
+                    appended += 1
+
+        def wait_until(condition: Callable[[], bool]) -> None:
+            while not condition():
+                assert time.monotonic() < deadline
+                produce()
+
+        def members_reading() -> int:
+            return len({each.member_id for each in store.group_lag("g")} - {None})
+
+        store.append("t", b"first", partition=0)
+        one = start("consume", "t", "-g", "g")
+        assert read_line(one) == b"first\n"
+        with ThreadPoolExecutor() as pool:
+            lines_of_one = pool.submit(one.communicate)
+            two = start("consume", "t", "-g", "g")
+            lines_of_two = pool.submit(two.communicate)
+            wait_until(lambda: members_reading() == 2)
+            produce()
+            two.send_signal(signal.SIGTERM)
+            two_out, two_err = lines_of_two.result(TIMEOUT)
+            wait_until(lambda: members_reading() == 1)
+            while sum(each.lag or 0 for each in store.group_lag("g")):
+                assert time.monotonic() < deadline
+            one.send_signal(signal.SIGTERM)
+            one_out, one_err = lines_of_one.result(TIMEOUT)
+    assert (one.returncode, two.returncode, one_err, two_err) == (0, 0, b"", b"")
+    assert two_out
+    printed = sorted(map(int, (one_out + two_out).split()))
+    assert printed == list(range(appended))
