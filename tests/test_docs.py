@@ -153,9 +153,9 @@ def test_the_map_in_the_readme_is_up_to_date() -> None:
 
 
 def test_every_test_named_in_the_documents_exists() -> None:
-    """`path::name` or `path::prefix*`, relative to `tests/`."""
+    """Written as `path`::name or `path`::prefix*, relative to `tests/`."""
     missing = []
-    for path, test in re.findall(r"`([\w/]+\.py)::(\w+\*?)`", EVERYTHING):
+    for path, test in re.findall(r"`([\w/]+\.py)`::(\w+\*?)", EVERYTHING):
         file = ROOT / "tests" / path
         source = file.read_text(encoding="utf-8") if file.exists() else ""
         pattern = re.escape(test[:-1]) if test.endswith("*") else rf"{test}\("
