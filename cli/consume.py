@@ -76,6 +76,7 @@ class ConsumeOptions:
 
 @click.command(
     cls=Command,
+    short_help="Print the records of topics, and follow.",
     epilog=examples(
         "millstream consume orders -e                   all records, then exit",
         "millstream consume orders -o -10               the last ten, then follow",
@@ -120,7 +121,7 @@ class ConsumeOptions:
 )
 @click.option("--progress/--no-progress", default=None, help="Counts on stderr.")
 def consume(**options: object) -> int:
-    r"""Print the records of TOPICS in the order they were appended, and follow.
+    """Print the records of TOPICS in the order they were appended, and follow.
 
     Values are printed as they are, one per line. Several topics and partitions come merged in
     append order. Without -g reading starts at -o and changes nothing; with -g it starts where the
@@ -130,7 +131,7 @@ def consume(**options: object) -> int:
     FORMAT:
       %s %v value    %k key    %S %K their lengths   %h headers   %H how many
       %t topic       %p partition     %o offset      %T timestamp, UTC ms
-      %s{hex} %k{base64} %S{big32} %d{strftime[%F %T]} %h{%k=%v }   \n \t \xNN %%
+      %s{hex} %k{base64} %S{big32} %d{strftime[%F %T]} %h{%k=%v }   \\n \\t \\xNN %%
 
     Exit code 124 after --timeout if fewer records than -n came, or none. 130 after Ctrl-C; what
     was printed is committed.
@@ -276,6 +277,7 @@ class _Pump:
 
 @click.command(
     cls=Command,
+    short_help="Show the last records of a topic, and follow.",
     epilog=examples("millstream tail orders", "millstream tail orders -n 100 --no-follow"),
 )
 @click.argument("topic", shell_complete=complete_topic)
@@ -285,7 +287,9 @@ class _Pump:
 @click.option("-f", "--follow/--no-follow", default=True, show_default=True, help="Go on.")
 @click.option("-J", "as_json", is_flag=True, help="Print JSON lines instead.")
 def tail(topic: str, num: int, follow: bool, as_json: bool) -> int:
-    """Show the last records of TOPIC with time, partition and offset, and follow it.
+    """Show the last records of TOPIC with their places, and follow it.
+
+    Each line has time, partition:offset, key and value; what is not text is escaped.
 
     Several partitions are merged in append order, so these are the last records of the topic and
     not of each partition. For raw values use `consume -o -10`.

@@ -25,6 +25,7 @@ _FINDING_COLUMNS = ("topic", "partition", "path", "position", "offset", "problem
 
 @click.command(
     cls=Command,
+    short_help="Show the batches of segment files.",
     epilog=examples(
         "millstream dump millstream-data/topics/orders/0/*.segment",
         "millstream dump --print 00000000000000000000.segment",
@@ -152,7 +153,11 @@ def _record_document(record: Record, with_data: bool) -> dict[str, object]:
     return document
 
 
-@click.command(cls=Command, epilog=examples("millstream verify", "millstream verify orders --json"))
+@click.command(
+    cls=Command,
+    short_help="Check every byte of the store, or of a topic.",
+    epilog=examples("millstream verify", "millstream verify orders --json"),
+)
 @click.argument("topic", required=False, shell_complete=complete_topic)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(topic: str | None, as_json: bool) -> int:

@@ -58,11 +58,11 @@ _EXIT_CODES: Final[Sequence[tuple[type[BaseException], int]]] = (
     (CorruptSegmentError, EXIT_CORRUPT),
 )
 
-_HELP: Final = r"""Streams without a server: an embedded log and stream processor.
+_HELP: Final = """Streams without a server: an embedded log and stream processor.
 
 \b
 Examples:
-  printf 'a\nb\nc\n' | millstream produce letters
+  printf 'a\\nb\\nc\\n' | millstream produce letters
   millstream consume letters -e                      print all, then exit
   millstream tail letters                            the last ten, then follow
   millstream consume letters -J -e | millstream produce copy -J

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import select
-import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, Final, Literal, TypeAlias
@@ -146,15 +145,16 @@ def _text(cell: Cell) -> str:
 
 
 def _print_table(rows: Sequence[Row], columns: Sequence[str]) -> None:
-    """Align columns: numbers to the right, names in bold on a terminal."""
+    """Align columns: numbers to the right, titles in bold on a terminal.
+
+    Lines are never folded to the width of the terminal: a folded cell cannot be copied.
+    """
     titles = [column.upper().replace("_", "-") for column in columns]
     cells = [[_table_text(row.get(column)) for column in columns] for row in rows]
     right = [
         bool(rows) and all(isinstance(row.get(column), int | float | None) for row in rows)
         for column in columns
     ]
-    if _print_rich(titles, cells, right):
-        return
     widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
     bold = sys.stdout.isatty() and wants_color()
     for index, line in enumerate([titles, *cells]):
@@ -164,26 +164,6 @@ def _print_table(rows: Sequence[Row], columns: Sequence[str]) -> None:
         ]
         text = "  ".join(padded).rstrip()
         sys.stdout.write(f"\x1b[1m{text}\x1b[0m\n" if bold and index == 0 else text + "\n")
-
-
-def _print_rich(titles: Sequence[str], cells: Sequence[Sequence[str]], right: list[bool]) -> bool:
-    """Print through rich where it is installed and stdout is a terminal; else say False."""
-    if not sys.stdout.isatty():
-        return False
-    try:
-        # Optional, and 60 ms to import: only for a human who waits for a table.
-        from rich.console import Console  # noqa: PLC0415
-        from rich.table import Table  # noqa: PLC0415
-    except ImportError:
-        return False
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title, to_right in zip(titles, right, strict=True):
-        table.add_column(title, justify="right" if to_right else "left", overflow="fold")
-    for line in cells:
-        # Names and values are data: "[red]" in a topic's lag must not become a colour.
-        table.add_row(*(text.replace("[", "\\[") for text in line))
-    Console(no_color=not wants_color(), width=shutil.get_terminal_size().columns).print(table)
-    return True
 
 
 def _table_text(cell: Cell) -> str:

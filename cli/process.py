@@ -21,6 +21,7 @@ from .signals import StopSignals
 
 @click.command(
     cls=Command,
+    short_help="Run a pipeline, exactly once.",
     epilog=examples(
         "millstream process app:pipeline                 run until stopped",
         "millstream process app:pipeline --until end     stop when caught up",

@@ -78,6 +78,7 @@ class ProduceOptions:
 
 @click.command(
     cls=Command,
+    short_help="Append lines, files or JSON records to a topic.",
     epilog=examples(
         r"printf 'a\nb\n' | millstream produce letters",
         "millstream produce pages -K: < pages.txt          key:value lines",
@@ -118,7 +119,7 @@ class ProduceOptions:
 )
 @click.option("--progress/--no-progress", default=None, help="Counts on stderr.")
 def produce(**options: object) -> int:
-    r"""Append lines of stdin, or FILES, to TOPIC, which is created if it is missing.
+    """Append lines of stdin, or FILES, to TOPIC, which is created if it is missing.
 
     Without -l each FILE becomes one record; "-" is stdin, read by line. Input is appended in
     blocks, each durable before the next is read, and a line typed by hand at once. Ctrl-C stops

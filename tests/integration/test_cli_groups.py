@@ -370,6 +370,7 @@ def test_every_command_has_help_with_an_example(cli: Cli, path: tuple[str, ...])
     assert "Examples:" in out
     assert f"millstream {' '.join(path)}".strip() in out
     assert "--dir DIR" in out
+    assert "\\b" not in out
 
 
 def test_completion_offers_topics_and_groups(
