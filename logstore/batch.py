@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, chain
-from struct import error as StructError, pack  # noqa: N812 - it is a class
+from struct import Struct, error as StructError, pack  # noqa: N812 - it is a class
 from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest
@@ -58,6 +58,7 @@ __all__ = [
     "decode_batch",
     "encode_batch",
     "encode_gap",
+    "encode_one",
     "encode_retained",
     "parse_header",
     "seal",
@@ -68,6 +69,9 @@ BATCH_RAW_BYTES_MAX: Final = min(BATCH_BODY_BYTES_MAX, SECTION_RAW_BYTES_MAX)
 """What one batch may take before compression: buffers of all its columns together."""
 
 _PADDING: Final = tuple(bytes(length) for length in range(ALIGNMENT_BYTES))
+_ONE_ENTRY: Final = Struct("<ii")
+"""The offsets of a column with one entry."""
+_COLUMN_PAD: Final = tuple(bytes(-length % 8) for length in range(8))
 
 
 class EncodedBatch:
@@ -187,6 +191,53 @@ def encode_batch(
             flags = UNIFORM_TIMESTAMP
     more, sections = _encode_sections(lead, keys, values, headers)
     return EncodedBatch((count, count - 1), flags | more, extremes, sections, codec)
+
+
+def encode_one(
+    value: bytes | None,
+    key: bytes | None = None,
+    timestamp_ms: int | None = None,
+    headers: Headers = (),
+    *,
+    codec: int = CODEC_NONE,
+) -> EncodedBatch:
+    """The batch of one record, byte for byte as `encode_batch` makes it, in a third of the time.
+
+    Raises:
+        UsageError: As `encode_batch`; the index is 0.
+
+    >>> encode_one(b"a", b"k").sections == encode_batch([b"a"], [b"k"]).sections
+    True
+    """
+    if (
+        type(value) is not bytes
+        or len(value) > BATCH_RAW_BYTES_MAX
+        or (key is not None and (type(key) is not bytes or len(key) > BATCH_RAW_BYTES_MAX))
+        or (timestamp_ms is not None and type(timestamp_ms) is not int)
+        or headers
+    ):
+        return encode_batch(
+            (value,),
+            None if key is None else (key,),
+            None if timestamp_ms is None else (timestamp_ms,),
+            (headers,) if headers else None,
+            codec=codec,
+        )
+    flags = UNIFORM_TIMESTAMP | APPEND_TIME
+    extremes = (0, 0)
+    if timestamp_ms is not None:
+        if not NO_TIMESTAMP < timestamp_ms <= INT64_MAX:
+            raise _wrong_timestamp((timestamp_ms,))
+        flags = UNIFORM_TIMESTAMP
+        extremes = (timestamp_ms, timestamp_ms)
+    section_a = b""
+    if key is not None:
+        flags |= HAS_KEYS
+        length = len(key)
+        section_a = b"".join((_ONE_ENTRY.pack(0, length), key, _COLUMN_PAD[length & 7]))
+    length = len(value)
+    section_b = b"".join((_ONE_ENTRY.pack(0, length), value, _COLUMN_PAD[length & 7]))
+    return EncodedBatch((1, 0), flags, extremes, (section_a, section_b, b""), codec)
 
 
 def encode_gap(count: int) -> EncodedBatch:
