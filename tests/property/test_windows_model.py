@@ -148,7 +148,7 @@ def several_streams() -> Pipeline:
         rows.filter(lambda row: row["x"] >= 0)
         .flat_map(lambda row: [row] * (row["t"] % 3))
         .key_by(lambda row: row["k"] if row["t"] % 7 else None)
-        .window(FixedWindows(12, 5, 1), grace=3)
+        .window(FixedWindows(12, 5, 1), grace=8)
         .agg(n=agg.count(), total=agg.sum("x"))
     )
     first.to("out")
@@ -156,7 +156,7 @@ def several_streams() -> Pipeline:
     second = (
         first.filter(lambda result: result["n"] < 9)
         .key_by(lambda result: result["n"])
-        .window(FixedWindows(30, 30, -3), grace=2)
+        .window(FixedWindows(30, 30, -2), grace=2)
         .agg(n=agg.count(), total=agg.sum(lambda result: result["total"]))
     )
     second.to("out")

@@ -491,10 +491,10 @@ def chained(name: str = "p") -> Pipeline:
 
 
 def test_results_of_windows_are_never_late_for_the_windows_behind_them() -> None:
-    output = run(chained(), [*at(1, 12, 25, 27), *at(26, key="b"), *at(48, 99)])
+    output = run(chained(), [*at(1, 12, 25, 27), *at(26, key="b"), *at(34, 48, 99)])
     assert [row for row in output["out"] if isinstance(row, dict) and row.get("key") == "all"] == [
         {"key": "all", "window_start": 0, "window_end": 30, "n": 5},
-        {"key": "all", "window_start": 30, "window_end": 60, "n": 1},
+        {"key": "all", "window_start": 30, "window_end": 60, "n": 2},
         {"key": "all", "window_start": 90, "window_end": 120, "n": 1},
     ]
 
