@@ -70,8 +70,8 @@ class Producer:
             raise UsageError(f"buffer_bytes ({buffer_bytes}) is below batch_bytes ({batch_bytes})")
         if not _has_global_lock():
             raise UsageError("producers need CPython's global lock; start Python with -X gil=1")
-        limits = SendLimits(linger_ms, batch_bytes, buffer_bytes, timeout)
-        self._sender = Sender(engine, limits, durability)
+        limits = SendLimits(linger_ms, batch_bytes, buffer_bytes)
+        self._sender = Sender(engine, limits, durability=durability, timeout=timeout)
         self._lanes = self._sender.lanes
         # An interpreter that exits kills the thread; what was sent is written before.
         self._at_exit = weakref.finalize(self, Sender.close, self._sender)
@@ -154,6 +154,19 @@ class Producer:
                 failed; their futures carry it too. The producer stays usable.
         """
         self._sender.flush(timeout)
+
+    def hurry(self) -> None:
+        """End the linger of what was sent so far, and do not wait: it is written at once."""
+        self._sender.hurry()
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds `send` waits for room; may be changed at any time."""
+        return self._sender.timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float | None) -> None:
+        self._sender.timeout = seconds
 
     def wait_for_room(self, timeout: float | None = None) -> bool:
         """Wait until a `send` would find room under `buffer_bytes`; False after `timeout` s."""

@@ -54,7 +54,6 @@ class SendLimits(NamedTuple):
     linger_ms: float
     batch_bytes: int
     buffer_bytes: int
-    timeout: float | None
 
 
 class Sender:
@@ -63,10 +62,18 @@ class Sender:
     Methods marked "lock held" are called with `lock` held, the others without.
     """
 
-    def __init__(self, engine: Engine, limits: SendLimits, durability: Durability | None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        limits: SendLimits,
+        *,
+        durability: Durability | None,
+        timeout: float | None,
+    ) -> None:
         self.engine = engine
         self.limits = limits
         self.durability = durability
+        self.timeout = timeout
         self.lanes: dict[str, Lane] = {}
         self.queued_bytes = 0
         self.closing = False
@@ -146,8 +153,7 @@ class Sender:
         limit = min(self.limits.buffer_bytes, RECORD_BYTES_MAX)
         if size > limit:
             raise UsageError(f"a record of {size} bytes exceeds the limit of {limit}")
-        timeout = self.limits.timeout
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if self.timeout is None else time.monotonic() + self.timeout
         full: Batch | None = None
         while True:
             self._ensure_open()
@@ -258,6 +264,12 @@ class Sender:
             if not batch.sealed:
                 self._hurry()
             self._wait_until(lambda: batch.done, timeout)
+
+    def hurry(self) -> None:
+        """Have what is collected written now, without waiting for it."""
+        with self.lock:
+            if self._open:
+                self._hurry()
 
     def wait_for_room(self, timeout: float | None) -> bool:
         """Until a `send` of usual size would find room; False after `timeout` seconds."""

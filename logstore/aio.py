@@ -1,0 +1,438 @@
+"""Producers and consumers for asyncio: the same handles, awaited. The only user of asyncio here.
+
+    import millstream
+    from millstream import aio
+
+    async with aio.producer(store) as producer:
+        metadata = await producer.send("orders", b"...", key=b"u1")
+    async with aio.consumer(store, "orders", group="billing") as consumer:
+        async for record in consumer:
+            ...
+        await consumer.commit()
+
+Whatever may block runs in one worker thread per handle; sending does not leave the event loop,
+because it only adds to a batch in memory. A handle belongs to the event loop that uses it first.
+Semantics are those of `Producer` and `Consumer`; what cancellation does is said at each method.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from functools import partial
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+from .config import Durability, Isolation
+from .consumer import Consumer
+from .errors import BackpressureTimeoutError, StoreClosedError
+from .outgoing import Batch, SendFuture
+from .positions import Position
+from .producer import Producer
+from .record import Headers, Record, RecordMetadata, TopicPartition
+from .store import Store
+
+SLICE_SECONDS: Final = 0.1
+"""The worker never blocks longer for data or room: so long may a cancelled call occupy it."""
+
+CHUNK_RECORDS: Final = 500
+
+T = TypeVar("T")
+
+
+def producer(
+    store: Store,
+    *,
+    linger_ms: float = 5,
+    batch_bytes: int = 1 << 20,
+    buffer_bytes: int = 64 << 20,
+    durability: Durability | None = None,
+) -> AsyncProducer:
+    """A producer to await; arguments as of `Store.producer`."""
+    return AsyncProducer(
+        store.producer(
+            linger_ms=linger_ms,
+            batch_bytes=batch_bytes,
+            buffer_bytes=buffer_bytes,
+            durability=durability,
+        )
+    )
+
+
+def consumer(
+    store: Store,
+    topics: str | Sequence[str],
+    *,
+    group: str | None = None,
+    start: int | str | datetime | Position = "earliest",
+    follow: bool = False,
+    isolation: Isolation = "committed",
+) -> AsyncConsumer:
+    """A consumer to await; arguments as of `Store.consumer`, errors at its first use."""
+    make = partial(
+        store.consumer, topics, group=group, start=start, follow=follow, isolation=isolation
+    )
+    return AsyncConsumer(make, follow=follow)
+
+
+class AsyncProducer:
+    """A `Producer` for one event loop. Use it with `async with`; leaving flushes and closes."""
+
+    def __init__(self, inner: Producer) -> None:
+        self._producer = inner
+        self._timeout = inner.timeout
+        # In the event loop nothing may block: a full buffer raises at once, and we wait aside.
+        inner.timeout = 0
+        self._worker = _worker("producer")
+        self._waiting: dict[Batch, list[tuple[asyncio.Future[RecordMetadata], SendFuture]]] = {}
+        self._turn = asyncio.Lock()
+        self._hurrying = False
+
+    def send_nowait(
+        self,
+        topic: str,
+        value: bytes | None = None,
+        *,
+        key: bytes | None = None,
+        timestamp_ms: int | None = None,
+        headers: Headers = (),
+        partition: int | None = None,
+    ) -> asyncio.Future[RecordMetadata]:
+        """Queue a record; the future completes when it is acknowledged.
+
+        Cancelling the future does not take the record back.
+
+        Raises:
+            BackpressureTimeoutError: The buffer is full just now; `send` would wait.
+            UnknownTopicError, UsageError, StoreClosedError: As `Producer.send`.
+        """
+        future = self._producer.send(
+            topic,
+            value,
+            key=key,
+            timestamp_ms=timestamp_ms,
+            headers=headers,
+            partition=partition,
+        )
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[RecordMetadata] = loop.create_future()
+        waiting = self._waiting.get(future.batch)
+        if waiting is None:
+            # One call into the loop per batch, not one per record.
+            self._waiting[future.batch] = waiting = []
+            future.add_done_callback(partial(self._batch_done, loop))
+        waiting.append((waiter, future))
+        return waiter
+
+    async def send(
+        self,
+        topic: str,
+        value: bytes | None = None,
+        *,
+        key: bytes | None = None,
+        timestamp_ms: int | None = None,
+        headers: Headers = (),
+        partition: int | None = None,
+    ) -> RecordMetadata:
+        """Send one record and wait until it is acknowledged; waits for room first if need be.
+
+        Like `SendFuture.result`, awaiting ends the linger: records sent by other tasks meanwhile
+        still share the batch. Cancelled while it waits for room, nothing was sent; later, the
+        record may be written.
+
+        Raises:
+            BackpressureTimeoutError: No room within the producer's timeout.
+            MillstreamError: As `Producer.send` and `SendFuture.result`.
+        """
+        record = partial(
+            self.send_nowait,
+            topic,
+            value,
+            key=key,
+            timestamp_ms=timestamp_ms,
+            headers=headers,
+            partition=partition,
+        )
+        # Tasks that wait for room get it in the order in which they came.
+        async with self._turn:
+            try:
+                waiter = record()
+            except BackpressureTimeoutError:
+                waiter = await self._send_with_room(record)
+        if not self._hurrying:
+            self._hurrying = True
+            asyncio.get_running_loop().call_soon(self._hurry)
+        return await waiter
+
+    async def flush(self) -> None:
+        """Wait until everything sent is acknowledged; raises what failed since the last flush.
+
+        Cancelling does not take records back.
+        """
+        await _run(self._worker, self._producer.flush)
+
+    async def close(self) -> None:
+        """Flush and stop; raises as `flush`, closed all the same."""
+        try:
+            await _run(self._worker, self._producer.close)
+        finally:
+            self._worker.shutdown(wait=False)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            # The sync handle knows what to do with an error on top of the caller's.
+            leave = partial(self._producer.__exit__, kind, error, traceback)
+            await _run(self._worker, leave)
+        finally:
+            self._worker.shutdown(wait=False)
+
+    async def _send_with_room(
+        self, record: Callable[[], asyncio.Future[RecordMetadata]]
+    ) -> asyncio.Future[RecordMetadata]:
+        loop = asyncio.get_running_loop()
+        deadline = None if self._timeout is None else loop.time() + self._timeout
+        while True:
+            await _run(self._worker, partial(self._producer.wait_for_room, SLICE_SECONDS))
+            try:
+                return record()
+            except BackpressureTimeoutError:
+                if deadline is not None and loop.time() >= deadline:
+                    raise
+
+    def _hurry(self) -> None:
+        self._hurrying = False
+        self._producer.hurry()
+
+    def _batch_done(self, loop: asyncio.AbstractEventLoop, future: SendFuture) -> None:
+        """In the producer's thread. A loop that is closed has nobody waiting any more."""
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(self._complete, future.batch)
+
+    def _complete(self, batch: Batch) -> None:
+        for waiter, future in self._waiting.pop(batch):
+            if waiter.done():
+                continue
+            if batch.error is None:
+                waiter.set_result(future.result())
+            else:
+                waiter.set_exception(batch.error)
+
+
+class AsyncConsumer:
+    """A `Consumer` for one event loop: `async for record in consumer`, or `poll`.
+
+    Use it with `async with`. Tasks that share one take turns. A cancelled call loses no record:
+    what was being fetched is delivered by the next call, and is not part of a commit before.
+
+    With `follow`, iteration hands partitions over to new members whenever it fetches (every
+    500 records), so commit about as often.
+    """
+
+    def __init__(self, make: Callable[[], Consumer], *, follow: bool) -> None:
+        self._make = make
+        self._follow = follow
+        self._inner: Consumer | None = None
+        self._worker = _worker("consumer")
+        self._turn = asyncio.Lock()
+        self._fetching: asyncio.Future[list[Record] | None] | None = None
+        self._pending: deque[Record] = deque()
+        """Fetched and not delivered; the inner consumer counts them as delivered."""
+        self._closed = False
+
+    async def poll(
+        self, timeout: float | None = 0.0, max_records: int = CHUNK_RECORDS
+    ) -> list[Record]:
+        """The next records; [] if none came within `timeout` seconds (None: no limit).
+
+        Raises:
+            DataError, OffsetOutOfRangeError, UsageError: As `Consumer.poll`.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout is None else loop.time() + timeout
+        async with self._turn:
+            while True:
+                if not self._pending:
+                    remaining = SLICE_SECONDS if deadline is None else deadline - loop.time()
+                    await self._fetch(
+                        partial(self._poll, min(max(remaining, 0.0), SLICE_SECONDS), max_records)
+                    )
+                if self._pending or (deadline is not None and loop.time() >= deadline):
+                    count = min(max_records, len(self._pending))
+                    return [self._pending.popleft() for _ in range(count)]
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Record:
+        """The next record; ends at the log end unless the consumer follows."""
+        async with self._turn:
+            while not self._pending:
+                more = self._follow_on if self._follow else self._read_on
+                if not await self._fetch(more):
+                    raise StopAsyncIteration
+            return self._pending.popleft()
+
+    async def commit(self, offsets: Mapping[TopicPartition, int] | None = None) -> None:
+        """Commit, durably, the next offset of each partition: all delivered, or as given.
+
+        Raises:
+            FencedError, OffsetOutOfRangeError, UsageError: As `Consumer.commit`.
+        """
+        async with self._turn:
+            await self._settle()
+            await self._call(partial(self._commit, offsets))
+
+    async def position(self) -> dict[TopicPartition, int]:
+        """Next offset of each assigned partition: all before was delivered."""
+        async with self._turn:
+            await self._settle()
+            return await self._call(self._position)
+
+    async def seek(
+        self,
+        partition: TopicPartition | tuple[str, int],
+        position: int | str | datetime | Position,
+    ) -> None:
+        """Continue an assigned partition somewhere else; as `Consumer.seek`."""
+        async with self._turn:
+            await self._settle()
+            await self._call(lambda: self._consumer().seek(partition, position))
+            place = TopicPartition(*partition)
+            self._pending = deque(
+                record for record in self._pending if (record.topic, record.partition) != place
+            )
+
+    async def lag(self) -> dict[TopicPartition, int]:
+        """How many offsets each assigned partition is behind its visible end."""
+        async with self._turn:
+            await self._settle()
+            return await self._call(self._lag)
+
+    async def assignment(self) -> tuple[TopicPartition, ...]:
+        """The partitions this consumer reads, as of its last fetch."""
+        async with self._turn:
+            return await self._call(lambda: self._consumer().assignment)
+
+    async def close(self) -> None:
+        """Leave the group, without a commit, and close. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            await _run(self._worker, self._close)
+        finally:
+            self._worker.shutdown(wait=False)
+
+    async def __aenter__(self) -> Self:
+        await self._call(self._consumer)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+
+    # --- in the event loop ---------------------------------------------------------------
+
+    async def _call(self, function: Callable[[], T]) -> T:
+        if self._closed:
+            raise StoreClosedError("the consumer is closed")
+        return await _run(self._worker, function)
+
+    async def _fetch(self, function: Callable[[], list[Record] | None]) -> bool:
+        """Add what `function` gives to the pending records; False if it gave None.
+
+        Cancelled, it leaves the call running, and the next fetch takes its result.
+        """
+        if self._closed:
+            raise StoreClosedError("the consumer is closed")
+        if self._fetching is None:
+            loop = asyncio.get_running_loop()
+            self._fetching = loop.run_in_executor(self._worker, function)
+        try:
+            records = await asyncio.shield(self._fetching)
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            self._fetching = None
+            raise
+        self._fetching = None
+        self._pending.extend(records or ())
+        return records is not None
+
+    async def _settle(self) -> None:
+        """Take the result of a fetch that was cancelled, so that the positions are known."""
+        if self._fetching is not None:
+            await self._fetch(list)
+
+    # --- in the worker thread ------------------------------------------------------------
+
+    def _consumer(self) -> Consumer:
+        if self._inner is None:
+            self._inner = self._make()
+        return self._inner
+
+    def _poll(self, timeout: float, max_records: int) -> list[Record]:
+        return self._consumer().poll(timeout, max_records)
+
+    def _follow_on(self) -> list[Record]:
+        return self._consumer().poll(SLICE_SECONDS, CHUNK_RECORDS)
+
+    def _read_on(self) -> list[Record] | None:
+        batch = next(self._consumer().batches(), None)
+        return None if batch is None else batch.records()
+
+    def _undelivered(self) -> dict[TopicPartition, int]:
+        """First undelivered offset of each partition that has records pending."""
+        return {
+            TopicPartition(record.topic, record.partition): record.offset
+            for record in reversed(self._pending)
+        }
+
+    def _position(self) -> dict[TopicPartition, int]:
+        return self._consumer().position() | self._undelivered()
+
+    def _commit(self, offsets: Mapping[TopicPartition, int] | None) -> None:
+        if offsets is None and self._pending:
+            offsets = self._position()
+        self._consumer().commit(offsets)
+
+    def _lag(self) -> dict[TopicPartition, int]:
+        inner = self._consumer()
+        ahead = inner.position()
+        behind = self._undelivered()
+        return {
+            place: lag + ahead[place] - behind.get(place, ahead[place])
+            for place, lag in inner.lag().items()
+        }
+
+    def _close(self) -> None:
+        if self._inner is not None:
+            self._inner.close()
+
+
+def _worker(name: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"millstream-async-{name}")
+
+
+async def _run(worker: ThreadPoolExecutor, function: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(worker, function)
