@@ -115,11 +115,9 @@ class Group(click.Group):
 
 
 def examples(*lines: str) -> str:
-    r"""An epilog of examples that click does not re-wrap.
+    """An epilog of examples that click does not re-wrap.
 
-    >>> print(examples("millstream topics ls"))
-    \b
-    Examples:
-      millstream topics ls
+    >>> examples("millstream topics ls").splitlines()[1:]
+    ['Examples:', '  millstream topics ls']
     """
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
