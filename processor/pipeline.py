@@ -14,6 +14,7 @@ from .runtime import Metrics, RunOptions, run_over_store
 from .serde import Json, value_decoder
 from .stream import SourceStream
 from .testkit import TestOutput, run_over_lists
+from .windows import duration_text
 
 T = TypeVar("T")
 
@@ -94,9 +95,10 @@ class Pipeline:
             require_field(type, time, f"source {topic}")
         disorder_ms = parse_duration_ms(disorder)
         shown = "record timestamp" if time is None else describe(time)
+        kind, disorder_text = getattr(type, "__name__", repr(type)), duration_text(disorder_ms)
         node = SourceNode(
             id=self._builder.next_id,
-            label=f"source {topic}: {type.__name__}, time {shown}, disorder {disorder_ms} ms",
+            label=f"source {topic}: {kind}, time {shown}, disorder {disorder_text}",
             topic=topic,
             type=type,
             time=time,
@@ -121,7 +123,7 @@ class Pipeline:
                 until: "end" returns when all that is visible has been read; None (the default)
                 runs until it is stopped.
 
-                batch_records: Most records per step; None (the default) reads about 1 MiB.
+                batch_records: Most records per step; None (the default) reads about 512 KiB.
 
                 epoch_ms: Commit at most this often, 100 by default; sooner when much has gathered.
 

@@ -16,7 +16,7 @@ from millstream import UsageError
 
 from .agg import Aggregate
 from .fields import Field, describe
-from .windows import FixedWindows
+from .windows import FixedWindows, duration_text
 
 _STATE_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _NOT_STATE_NAME: Final = re.compile(r"[^A-Za-z0-9._-]")
@@ -90,7 +90,8 @@ class WindowNode(ChildNode):
     def identity(self, key: str) -> str:
         """What must not change while there is live state."""
         parts = ", ".join(f"{name}={one.describe()}" for name, one in self.aggregates)
-        return f"key_by {key}; window {self.windows}, grace {self.grace_ms} ms; agg {parts}"
+        grace = duration_text(self.grace_ms)
+        return f"key_by {key}; window {self.windows}, grace {grace}; agg {parts}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

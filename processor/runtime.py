@@ -21,8 +21,12 @@ from .plan import Plan
 from .topology import Topology
 from .watermark import BEFORE_TIME
 
-INPUT_BYTES: Final = 1 << 20
-"""About what one step reads. Larger steps are hardly faster, and hold the rows as objects."""
+INPUT_BYTES: Final = 1 << 19
+"""About what one step reads. Larger steps fall out of the processor's cache: four times as much
+took 4 % longer on a windowed sum over a million rows."""
+
+INPUT_RECORDS: Final = 1 << 16
+"""Most records of one step: a batch of tiny records may hold millions, each becomes an object."""
 
 EPOCH_BYTES: Final = 8 << 20
 """Outputs kept in memory before an epoch commits early."""
@@ -104,7 +108,7 @@ class _Run:
         self._epochs = epochs
         self._topology = topology
         self._reader = reader
-        self._batch_records = options.get("batch_records")
+        self._batch_records = options.get("batch_records") or INPUT_RECORDS
         self._epoch_s = options.get("epoch_ms", 100) / 1000
         self._until_end = options.get("until") == "end"
         self._flush = options.get("on_end", "hold") == "flush"
@@ -140,10 +144,9 @@ class _Run:
     def _idle(self) -> None:
         """The input is dry: commit, but not more often than epochs are due, and wait."""
         rest = self._due - self._clock.monotonic()
-        if rest <= 0:
+        if self._uncommitted and rest <= 0:
             self._commit()
-            rest = _WAIT_S
-        self._reader.wait(min(rest, _WAIT_S))
+        self._reader.wait(min(rest, _WAIT_S) if self._uncommitted else _WAIT_S)
 
     def _commit(self) -> None:
         if self._uncommitted:
@@ -151,9 +154,11 @@ class _Run:
             self._epochs.commit(self._topology, self._reader.positions)
             self._records_out += count
             self._uncommitted = False
+            # Counted from a commit that wrote something: the first row after a pause, however
+            # short, is committed at once.
+            self._due = self._clock.monotonic() + self._epoch_s
             if self._on_progress is not None:
                 self._on_progress(self._metrics())
-        self._due = self._clock.monotonic() + self._epoch_s
 
     def _metrics(self) -> Metrics:
         positions = self._reader.positions

@@ -34,7 +34,7 @@ from .plan import (
     WindowNode,
 )
 from .serde import Key
-from .windows import FixedWindows, Windowed
+from .windows import FixedWindows, Windowed, duration_text
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -253,7 +253,7 @@ class WindowedStream(Generic[K, T]):
         node = WindowNode(
             id=self._builder.next_id,
             parent=self._node,
-            label=f"window {windows}, grace {grace_ms} ms, agg {parts}",
+            label=f"window {windows}, grace {duration_text(grace_ms)}, agg {parts}",
             name=self._builder.state_name(self._node, name),
             windows=windows,
             grace_ms=grace_ms,

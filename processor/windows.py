@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import msgspec
 
@@ -23,6 +23,8 @@ R = TypeVar("R")
 
 WINDOWS_PER_ROW_MAX = 10_000
 """Each row is kept in size / slide windows at once; beyond this it is surely a mistake of units."""
+
+_UNITS: Final = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000))
 
 
 class Windowed(msgspec.Struct, Generic[K, R], frozen=True, gc=False):
@@ -95,10 +97,11 @@ class FixedWindows:
         return self.next_end(progress_ms) - self.slide_ms
 
     def __str__(self) -> str:
-        text = f"tumbling {self.size_ms} ms"
+        text = f"tumbling {duration_text(self.size_ms)}"
         if self.overlapping:
-            text = f"hopping {self.size_ms} ms every {self.slide_ms} ms"
-        return f"{text} offset {self.offset_ms} ms" if self.offset_ms else text
+            size, slide = duration_text(self.size_ms), duration_text(self.slide_ms)
+            text = f"hopping {size} every {slide}"
+        return f"{text} offset {duration_text(self.offset_ms)}" if self.offset_ms else text
 
 
 def tumbling(size: str | int | timedelta, *, offset: str | int | timedelta = 0) -> FixedWindows:
@@ -140,3 +143,15 @@ def duration_ms(value: str | int | timedelta) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     return parse_duration_ms(value)
+
+
+def duration_text(value_ms: int) -> str:
+    """A duration in the largest unit that divides it.
+
+    >>> duration_text(90_000), duration_text(86_400_000), duration_text(0)
+    ('90s', '1d', '0s')
+    """
+    for unit, scale in _UNITS:
+        if value_ms and value_ms % scale == 0:
+            return f"{value_ms // scale}{unit}"
+    return f"{value_ms}ms" if value_ms else "0s"

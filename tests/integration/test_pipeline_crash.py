@@ -18,8 +18,9 @@ import pytest
 from simulated_stores import abandon, open_quietly
 
 import millstream
-from millstream import Record, Store
+from millstream import FencedError, Record, Store
 from millstream.processor import Pipeline, Row, agg, tumbling
+from millstream.processor.epoch import Epochs, checkpoint_name
 from millstream.testing import MemoryStorage, crash_cases
 
 SEED = int(os.environ.get("MILLSTREAM_SEED", "0"))
@@ -90,6 +91,27 @@ def test_a_power_failure_at_any_operation_changes_nothing() -> None:
         store.close()
         cases += 1
     assert cases > 100
+
+
+def test_a_run_that_was_taken_over_is_fenced() -> None:
+    """A process that stalls, loses its lock and comes back must not write a second truth."""
+    storage = MemoryStorage()
+    with open_quietly(storage) as stalled, open_quietly(storage) as other:
+        stalled.create_topic("in")
+        stalled.append_many("in", lines(40))
+        ownership = stalled.own(checkpoint_name("counts"))
+        epochs = Epochs(stalled, counts().plan, ownership)
+        topology = epochs.topology()
+        with stalled.reader(epochs.positions()) as reader:
+            topology.process(reader.poll())
+            ownership.close()
+            counts().run(other, until="end")
+            written = read(other)
+            with pytest.raises(FencedError):
+                epochs.commit(topology, reader.positions)
+        counts().run(other, until="end")
+        assert read(other) == written
+        assert written[0]
 
 
 CHILD = textwrap.dedent(

@@ -161,8 +161,8 @@ def test_e63_a_changed_plan_with_live_state_is_refused_and_shown(store: Store) -
         totals(windows=tumbling(200)).run(store, until="end")
     message = str(caught.value)
     assert "pipeline 'totals' has state of another plan" in message
-    assert "- source orders; key_by 'k'; window tumbling 100 ms, grace 20 ms; agg " in message
-    assert "+ source orders; key_by 'k'; window tumbling 200 ms, grace 20 ms; agg " in message
+    assert "- source orders; key_by 'k'; window tumbling 100ms, grace 20ms; agg " in message
+    assert "+ source orders; key_by 'k'; window tumbling 200ms, grace 20ms; agg " in message
     totals("other", tumbling(200)).run(store, until="end")
 
 

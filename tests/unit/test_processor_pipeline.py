@@ -546,14 +546,14 @@ def test_explain_tells_the_plan_as_a_tree() -> None:
     here, line = "test_processor_pipeline.py", chained.__code__.co_firstlineno
     assert pipeline.explain().splitlines() == [
         "pipeline shop",
-        "  source in: dict, time 't', disorder 3 ms",
+        "  source in: dict, time 't', disorder 3ms",
         "    key_by 'k'",
-        "      window tumbling 10 ms, grace 2 ms, agg n=count()  [state in.window]",
+        "      window tumbling 10ms, grace 2ms, agg n=count()  [state in.window]",
         "        to out",
         "        late rows",
         "          to out",
         f"        key_by lambda() at {here}:{line + 7}",
-        "          window tumbling 30 ms, grace 1 ms, agg n=sum('n')  [state in.window-2]",
+        "          window tumbling 30ms, grace 1ms, agg n=sum('n')  [state in.window-2]",
         "            to out",
         f"    map lambda() at {here}:{line + 9}",
         "      to out",
