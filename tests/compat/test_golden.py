@@ -1,0 +1,89 @@
+"""Stores written by every released format version open and read the same, for ever."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import millstream
+
+GOLDEN = Path(__file__).parent / "golden"
+VERSIONS = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
+
+
+def text(data: bytes | None) -> str | None:
+    return None if data is None else base64.b64encode(data).decode()
+
+
+def content(store: millstream.Store) -> dict[str, object]:
+    """Everything a user can see, as JSON would keep it."""
+    return {
+        "topics": {
+            info.name: {
+                "partitions": info.partitions,
+                "offsets": {str(n): list(each) for n, each in store.offsets(info.name).items()},
+                "records": [
+                    [
+                        record.partition,
+                        record.offset,
+                        record.timestamp_ms,
+                        text(record.key),
+                        text(record.value),
+                        [[name, text(value)] for name, value in record.headers],
+                    ]
+                    for record in store.read(info.name)
+                ],
+            }
+            for info in store.topics()
+        },
+        "checkpoint": text(store.checkpoint("golden")),
+        "lag": [
+            [lag.topic, lag.partition, lag.committed, lag.log_end]
+            for lag in store.group_lag("readers")
+        ],
+    }
+
+
+@pytest.fixture(params=VERSIONS)
+def golden(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[str, object]]:
+    """A copy of a golden store, and what it must say."""
+    source = GOLDEN / request.param
+    shutil.copytree(source, tmp_path / "store")
+    return tmp_path / "store", json.loads((GOLDEN / f"{request.param}.json").read_text())
+
+
+def test_there_is_a_golden_store_of_this_version() -> None:
+    assert "v1" in VERSIONS
+
+
+def test_golden_store_reads_the_same(golden: tuple[Path, dict[str, object]]) -> None:
+    path, expected = golden
+    with millstream.open(path) as store:
+        assert content(store) == expected
+        assert store.verify().ok
+
+
+def test_golden_store_reads_the_same_without_writing(
+    golden: tuple[Path, dict[str, object]],
+) -> None:
+    path, expected = golden
+    before = {file: file.read_bytes() for file in path.rglob("*.segment")}
+    with millstream.open(path, read_only=True) as store:
+        assert content(store) == expected
+    assert {file: file.read_bytes() for file in path.rglob("*.segment")} == before
+
+
+def test_golden_store_takes_appends(golden: tuple[Path, dict[str, object]]) -> None:
+    path, _ = golden
+    with millstream.open(path) as store:
+        ends = {info.name: store.offsets(info.name)[0].end for info in store.topics()}
+        assert {name: store.append(name, b"new", partition=0).offset for name in ends} == ends
+    with millstream.open(path) as store:
+        assert [next(iter(store.read(name, "-1", partition=0))).value for name in ends] == [
+            b"new"
+        ] * len(ends)
+        assert store.verify().ok

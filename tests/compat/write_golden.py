@@ -1,0 +1,66 @@
+"""Write the golden store of the format version this code writes.
+
+    python tests/compat/write_golden.py tests/compat/golden/v1
+
+Run once per format version, never again: what a released version wrote is what the tests read for
+ever. Derived files (tail words, locks, bells) are left out.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import millstream
+from millstream.testing import ManualClock
+
+DERIVED = ("tail", "append.lock", "open.lock", "locks", "wake")
+
+
+def write_golden(directory: Path) -> None:
+    clock = ManualClock(1_357_000_000_000)
+    with millstream.open(directory, clock=clock) as store:
+        for compression in ("none", "lz4", "zstd"):
+            store.create_topic(compression, compression=compression, segment_bytes="4KiB")
+            for batch in range(6):
+                clock.advance(1000)
+                numbers = range(batch * 20, batch * 20 + 20)
+                store.append_many(
+                    compression,
+                    [
+                        None if n % 7 == 0 else b'{"n": %d, "pad": "%s"}' % (n, b"x" * 40)
+                        for n in numbers
+                    ],
+                    [None if n % 5 == 0 else b"key-%d" % (n % 3) for n in numbers],
+                    [1_356_000_000_000 + n * 10 - n % 4 for n in numbers] if batch % 2 else None,
+                    headers=[[("n", b"%d" % n), ("none", None)] if n % 2 else () for n in numbers]
+                    if batch == 3
+                    else None,
+                )
+            store.append(compression, b"", key=b"")
+            store.append(compression, None)
+        store.create_topic("partitioned", partitions=3)
+        store.append_many(
+            "partitioned", [b"%d" % n for n in range(30)], [b"k%d" % n for n in range(30)]
+        )
+        store.create_topic("transactions")
+        with store.transaction() as transaction:
+            transaction.append("transactions", b"committed")
+            transaction.put_checkpoint("golden", b"checkpoint")
+            transaction.commit_offsets("readers", {millstream.TopicPartition("none", 0): 17})
+        with store.transaction() as transaction:
+            transaction.append("transactions", b"aborted")
+            transaction.abort()
+        store.append("transactions", b"after")
+        store.create_topic("trimmed", segment_bytes="4KiB")
+        for n in range(20):
+            store.append("trimmed", b"%d" % n * 200)
+        store.trim("trimmed", {0: 12})
+    for name in DERIVED:
+        path = directory / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    write_golden(Path(sys.argv[1]))
