@@ -13,6 +13,9 @@ from .errors import StorageError
 from .storage import Lock, Storage
 
 LOCKS_DIRECTORY = "locks"
+_SUFFIX = ".lock"
+_NAME_LENGTH = 16 + len(_SUFFIX)
+"""Of a process. Locks with other names in this directory belong to names that are owned."""
 
 
 class Liveness:
@@ -30,26 +33,35 @@ class Liveness:
         with self._guard:
             if self._lock is None:
                 self._storage.make_directory(LOCKS_DIRECTORY)
-                path = f"{LOCKS_DIRECTORY}/{os.urandom(8).hex()}.lock"
-                lock = self._storage.lock(path)
-                if not lock.try_acquire():
-                    lock.close()
-                    raise AssertionError(f"fresh lock {path} is taken")
-                self._lock, self._path = lock, path
+                self._bury_all()
+                self._lock, self._path = self._take()
             return self._path
+
+    def _take(self) -> tuple[Lock, str]:
+        while True:
+            path = f"{LOCKS_DIRECTORY}/{os.urandom(8).hex()}{_SUFFIX}"
+            lock = self._storage.lock(path)
+            # Between these two lines it looks dead, and another process may bury it.
+            if lock.try_acquire() and self._storage.exists(path):
+                return lock, path
+            lock.close()
+
+    def _bury_all(self) -> None:
+        """Remove what nobody else asks for: the locks of dead processes that left no open work.
+
+        Done by everyone who adds a file, so there are never more than have been alive at once.
+        """
+        for name in self._storage.list(LOCKS_DIRECTORY):
+            if len(name) == _NAME_LENGTH and name.endswith(_SUFFIX):
+                self.bury(f"{LOCKS_DIRECTORY}/{name}")
 
     def is_alive(self, path: str) -> bool:
         """Whether the holder of the lock file `path` lives."""
         if path == self._path:
             return True
-        if not self._storage.exists(path):
+        lock = self._existing(path)
+        if lock is None:
             return False
-        try:
-            lock = self._storage.lock(path)
-        except StorageError:
-            if self._storage.exists(path):
-                raise
-            return False  # removed by its owner just now
         try:
             return not lock.try_acquire()
         finally:
@@ -57,8 +69,25 @@ class Liveness:
 
     def bury(self, path: str) -> None:
         """Remove the lock file of a dead process."""
-        if not self.is_alive(path):
-            self._storage.remove(path)
+        lock = self._existing(path)
+        if lock is None:
+            return
+        try:
+            # While holding it, so that nobody can take it for his own in between.
+            if lock.try_acquire():
+                self._storage.remove(path)
+        finally:
+            lock.close()
+
+    def _existing(self, path: str) -> Lock | None:
+        if not self._storage.exists(path):
+            return None
+        try:
+            return self._storage.lock(path)
+        except StorageError:
+            if self._storage.exists(path):
+                raise
+            return None  # removed by its owner just now
 
     def close(self) -> None:
         """Give the lock up and remove its file."""
