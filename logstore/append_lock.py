@@ -25,6 +25,29 @@ _SPINS: Final = 20
 _PAUSE_SECONDS: Final = 0.0001
 
 
+class NoLocks:
+    """Locks for a handle that never writes: always free, never shared with anybody."""
+
+    path = ""
+
+    def lock(self, path: str) -> NoLocks:
+        """Stands in for `Storage.lock`."""
+        return self
+
+    def try_acquire(self, *, shared: bool = False) -> bool:
+        """Always taken."""
+        return True
+
+    def acquire(self) -> None:
+        """Always taken."""
+
+    def release(self) -> None:
+        """Nothing to let go."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 class AppendLock:
     """Context manager. Reentrant within a thread, because retention rolls and rolls append.
 
@@ -68,7 +91,7 @@ class AppendLock:
             self._wait()
         tail = self._tail
         tail.set("owner_pid", self._pid)
-        if interrupted := tail.get("in_progress"):
+        if (interrupted := tail.get("in_progress")) and tail.usable:
             self._depth += 1  # recovery takes the lock again
             try:
                 self.on_interrupted(interrupted - 1)

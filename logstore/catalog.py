@@ -285,6 +285,15 @@ class Catalog:
                 (offset, topic_id, partition),
             )
 
+    def committed_end(self, topic_id: int, partition: int) -> int:
+        """The highest offset any group has committed: all records below it have been seen."""
+        rows = self.database.query(
+            "SELECT coalesce(max(committed_offset), 0) FROM group_partitions"
+            " WHERE topic_id = ? AND partition = ?",
+            (topic_id, partition),
+        )
+        return as_int(rows[0][0])
+
     # Transactions and their owners
 
     def acquire_owner(

@@ -7,19 +7,21 @@ lock and writes them; `acknowledge` makes them durable as asked and visible. Eve
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
-from .append_lock import AppendLock
+from .append_lock import AppendLock, NoLocks
 from .background import Background
 from .batch import EncodedBatch
 from .catalog import Catalog
 from .clock import Clock
 from .config import Durability, TopicInfo
-from .errors import StoreClosedError, UnknownTopicError, UsageError
+from .errors import MillstreamError, StoreClosedError, UnknownTopicError, UsageError
 from .liveness import Liveness
 from .log import Components, Log
 from .retention import SegmentInfo, expired
@@ -31,6 +33,8 @@ INTERVAL_SECONDS: Final = 0.1
 """Durability `interval`: a machine that dies loses at most about this much."""
 RETENTION_INTERVAL_SECONDS: Final = 5.0
 _OPEN_LOCK = "open.lock"
+
+_logger = logging.getLogger("millstream")
 
 
 class Engine:
@@ -61,14 +65,16 @@ class Engine:
         )
         self.tail = Tail(storage, clock)
         self.liveness = Liveness(storage)
-        self.append_lock = AppendLock(storage.lock("append.lock"), self.tail, clock)
+        # A reader takes no lock, and its store may be a copy without the lock files.
+        locks = NoLocks() if read_only else storage
+        self.append_lock = AppendLock(locks.lock("append.lock"), self.tail, clock)
         self.append_lock.on_interrupted = self._recover_slot
         self.background = Background(clock)
         self.transactions = TransactionStates(self.catalog, self.tail, self.liveness, clock)
         self.components = Components(
             storage, clock, self.catalog, self.tail, self.append_lock, self.catalog.store_uid
         )
-        self._open_lock = storage.lock(_OPEN_LOCK)
+        self._open_lock = locks.lock(_OPEN_LOCK)
         if not read_only:
             self._join()
 
@@ -76,6 +82,9 @@ class Engine:
         """Start a new generation if no other process has the store open."""
         lock = self._open_lock
         if lock.try_acquire():
+            # Every partition will be recovered at its first use; what somebody was doing when
+            # the last generation ended matters no more, and may be what a crash left of it.
+            self.tail.set("in_progress", 0)
             with self.append_lock:
                 self.tail.reset(self.catalog.next_generation())
             lock.release()
@@ -187,7 +196,30 @@ class Engine:
             if log is None or log.deleted:
                 log = Log(self.components, info, partition)
                 self._logs[info.name, partition] = log
-        log.recover_locked()
+        try:
+            log.recover_locked()
+        except MillstreamError as error:
+            # Whoever uses the partition next gets the error; the rest of the store goes on.
+            _logger.warning("recovery is put off: %s", error)
+            log.put_off_recovery_locked()
+            self.tail.set("sequence", self.tail.get("sequence") + 1)
+
+    @contextmanager
+    def changing_locked(self, log: Log) -> Iterator[None]:
+        """Mark the partition this process is changing, with the append lock held.
+
+        If it dies inside, the next holder of the lock recovers the partition. An Exception means
+        that the change has been undone; a KeyboardInterrupt may have come anywhere and leaves the
+        mark.
+        """
+        tail = self.tail
+        tail.set("in_progress", log.slot_number + 1)
+        try:
+            yield
+        except Exception:
+            tail.set("in_progress", 0)
+            raise
+        tail.set("in_progress", 0)
 
     # --- append --------------------------------------------------------------------------------
 
@@ -224,9 +256,7 @@ class Engine:
                     raise UnknownTopicError("the topic was deleted", topic=log.topic)
                 log.prepare_locked()
                 sequence += 1
-                # If this process dies before the word is cleared, the next holder of the lock
-                # recovers the slot. An Exception has undone its write; a KeyboardInterrupt or
-                # thread kill may have come anywhere and leaves the word set.
+                # As `changing_locked`, without its cost.
                 tail.set("in_progress", log.slot_number + 1)
                 try:
                     base_offset = log.append_locked(
@@ -305,7 +335,8 @@ class Engine:
             if idle and active.end_offset > active.base_offset:
                 # Retention works on sealed segments; a quiet topic must not keep its last one.
                 if not dry_run:
-                    log.roll_locked()
+                    with self.changing_locked(log):
+                        log.roll_locked()
                 segments[-1] = active._replace(sealed=True)
             count = expired(
                 segments,
@@ -314,7 +345,8 @@ class Engine:
                 retention_bytes=config.retention_bytes,
             )
             if count and not dry_run:
-                log.trim_locked(segments[count - 1].end_offset)
+                with self.changing_locked(log):
+                    log.trim_locked(segments[count - 1].end_offset)
         return segments[:count]
 
     # --- closing -------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ dropped the dirty pages, so trying again would report a success that means nothi
 
 from __future__ import annotations
 
+import errno
 import threading
 from bisect import bisect_right
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from .errors import PoisonedError, StorageError
 from .segment import segment_path
 from .storage import File, Storage
-from .tail import Slot
+from .tail import POISONED_BY_SYNC, Slot
 
 
 class GroupCommit:
@@ -50,18 +51,20 @@ class GroupCommit:
         self._leading = False
         # Descriptors of their own, because a roll closes the one used for writing.
         self._files: dict[int, File] = {}
+        self._stale = False
 
     def wait(self, end: int) -> None:
         """Return when every record below `end` is synced.
 
         Raises:
             PoisonedError: A sync failed; nothing that was not synced before counts as durable.
+            StorageError: A segment cannot be opened; nothing was synced, a later call may be.
         """
         slot = self._slot
         while True:
             with self._condition:
                 while slot[Slot.DURABLE_OFFSET] < end:
-                    if slot[Slot.POISONED]:
+                    if slot[Slot.POISONED] == POISONED_BY_SYNC:
                         raise self._poisoned()
                     if not self._leading:
                         self._leading = True
@@ -79,28 +82,46 @@ class GroupCommit:
     def _lead(self) -> None:
         """Sync everything written so far and publish it; one thread at a time."""
         slot = self._slot
+        if self._stale:
+            self._stale = False
+            self.close()
         # The sequence first: it may belong to an earlier batch than the end, never to a later.
         sequence = slot[Slot.SEQUENCE]
         target = slot[Slot.LOG_END]
         bases = self._bases()
         first = max(0, bisect_right(bases, slot[Slot.DURABLE_OFFSET]) - 1)
         unsynced = [base for base in bases[first:] if base <= target]
+        files = [self._file(base) for base in unsynced]
         try:
-            for base in unsynced:
-                self._file(base).sync()
+            for file in files:
+                if file is not None:
+                    file.sync()
         except StorageError as error:
-            slot[Slot.POISONED] = 1
+            slot[Slot.POISONED] = POISONED_BY_SYNC
             raise self._poisoned() from error
         for base in [base for base in self._files if base < unsynced[-1]]:
             self._files.pop(base).close()
         self._publish(target, sequence)
 
-    def _file(self, base: int) -> File:
+    def _file(self, base: int) -> File | None:
+        """The segment, opened once; None if retention removed it since it was listed."""
         file = self._files.get(base)
         if file is None:
-            file = self._storage.open(segment_path(self._directory, base), "rw")
+            try:
+                file = self._storage.open(segment_path(self._directory, base), "rw")
+            except StorageError as error:
+                if error.errno == errno.ENOENT and base < self._slot[Slot.START_OFFSET]:
+                    return None
+                raise
             self._files[base] = file
         return file
+
+    def reopen(self) -> None:
+        """From the next sync on use new descriptors: a recovery may have replaced the files.
+
+        May be called while another thread syncs.
+        """
+        self._stale = True
 
     def close(self) -> None:
         """Close the files. Nobody may be waiting."""

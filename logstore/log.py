@@ -11,22 +11,23 @@ Methods named `*_locked` are called with the append lock held.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
-from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from .append_lock import AppendLock
-from .batch import BatchPlacement, EncodedBatch, buffers, seal
+from .batch import BatchPlacement, EncodedBatch, buffers, encode_gap, seal
 from .catalog import Catalog, LogCheckpoint
 from .clock import Clock
 from .config import TopicInfo
 from .errors import PoisonedError, StorageError
 from .format import APPEND_TIME, SEGMENT_HEADER_BYTES, SegmentHeader
 from .group_commit import GroupCommit
-from .recovery import Examination, PartitionFacts, examine, repair
+from .recovery import PartitionFacts, examine, repair, rewrite_unsynced
 from .segment import (
+    TEMPORARY_SUFFIX,
     create_segment,
     index_path,
     read_segment_header,
@@ -34,7 +35,18 @@ from .segment import (
 )
 from .segment_list import SegmentList
 from .storage import File, Storage
-from .tail import Slot, Tail, durable_check, private_slot, to_signed, to_unsigned
+from .tail import (
+    POISONED_BY_SYNC,
+    POISONED_BY_WRITE,
+    Slot,
+    Tail,
+    durable_check,
+    private_slot,
+    to_signed,
+    to_unsigned,
+)
+
+_logger = logging.getLogger("millstream")
 
 ZERO_FILL_BYTES_MIN: Final = 256 * 1024
 ZERO_FILL_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -97,6 +109,10 @@ class Log:
 
     # --- recovery ------------------------------------------------------------------------------
 
+    def put_off_recovery_locked(self) -> None:
+        """Recover at the next use; nobody can append before that."""
+        self.slot[Slot.GENERATION] = -self._c.tail.get("generation")
+
     def prepare_locked(self) -> None:
         """Recover unless somebody has done it since the store was opened by a first process."""
         if self.slot[Slot.GENERATION] != self._c.tail.get("generation"):
@@ -112,10 +128,11 @@ class Log:
             return
         self._live_slot, self.slot = self.slot, private_slot()
         found = examine(self._c.storage, self.facts())
+        start = self.facts().start_offset
         self._publish_end(found.end)
-        self.slot[Slot.START_OFFSET] = self.facts().start_offset
+        self.slot[Slot.START_OFFSET] = start
+        self.slot[Slot.VISIBLE_OFFSET] = max(start, found.end.next_offset)
         self.slot[Slot.VISIBLE_SEQUENCE] = found.end.sequence
-        self.slot[Slot.VISIBLE_OFFSET] = found.end.next_offset
         self.slot[Slot.SEGMENTS_VERSION] = self._c.tail.stamp()
 
     def refresh_read_only(self) -> None:
@@ -157,13 +174,21 @@ class Log:
         """Find the end of the log, repair a torn tail, make what is kept durable, publish it.
 
         Raises:
-            DataError: damage below the durable watermark; nothing was changed.
+            DataError: damage below the durable watermark, or the catalog is older than the log;
+                nothing was changed.
         """
+        slot, generation = self.slot, self._c.tail.get("generation")
+        if slot[Slot.POISONED] == POISONED_BY_SYNC and slot[Slot.GENERATION] == generation:
+            return  # decided by the next generation, from what is on the disk
         storage, facts = self._c.storage, self.facts()
+        if slot[Slot.GENERATION] not in {generation, -generation}:
+            facts = replace(facts, generation=generation)
         storage.make_directory(self.directory)
         found = examine(storage, facts)
         repair(storage, facts, found)
-        self._close_files()
+        self._close_active()
+        self._group_commit.reopen()
+        self.files.indexes.clear()
         if not found.segments:
             end = self._create_locked(found.end, None, 0)
             file_bytes = SEGMENT_HEADER_BYTES
@@ -171,14 +196,39 @@ class Log:
             end, file_bytes = found.end, found.file_bytes
             if found.tear is not None:
                 file_bytes = end.position
-            if end.next_offset > facts.durable_offset or found.tear is not None:
-                self._sync_segments(self._bases_from(found, facts))
+            rewrite_unsynced(storage, facts, found)
+            if facts.checkpoint is None or facts.checkpoint.segment_base != end.segment_base:
+                # Its creator may have died before the name was durable.
+                storage.sync_directory(self.directory)
         self._publish_recovered(end, file_bytes, facts)
+        self._skip_lost_locked(facts.start_offset)
+        slot[Slot.GENERATION] = generation
 
-    def _bases_from(self, found: Examination, facts: PartitionFacts) -> list[int]:
-        """Segments that may hold records which were never synced."""
-        bases = [base for base, _ in found.segments]
-        return bases[max(0, bisect_right(bases, facts.durable_offset) - 1) :]
+    def _skip_lost_locked(self, start_offset: int) -> None:
+        """Cover offsets that were seen but are lost, so that no other record ever gets them.
+
+        A trim or a group may have passed records which a machine that died in mode `os` or
+        `interval` lost. One gap covers 2**32 offsets; more were never lost at once.
+        """
+        slot, tail = self.slot, self._c.tail
+        seen = max(start_offset, self._c.catalog.committed_end(self.topic_id, self.partition))
+        lost = seen - slot[Slot.LOG_END]
+        if lost <= 0:
+            return
+        _logger.warning(
+            "%s/%d: offsets %d to %d are lost; the log continues at %d",
+            *(self.topic, self.partition, slot[Slot.LOG_END], seen - 1, seen),
+        )
+        sequence = tail.get("sequence") + 1
+        self.append_locked(
+            encode_gap(min(lost, 1 << 32)),
+            sequence=sequence,
+            transaction_id=0,
+            now_ms=self._c.clock.now_ms(),
+        )
+        tail.set("sequence", sequence)
+        self._sync_segments([slot[Slot.ACTIVE_BASE]])
+        self._set_durable(slot[Slot.LOG_END], sequence)
 
     def _sync_segments(self, bases: Iterable[int]) -> None:
         for base in bases:
@@ -198,9 +248,11 @@ class Log:
         slot[Slot.START_OFFSET] = facts.start_offset
         slot[Slot.SEGMENTS_VERSION] = self._c.tail.stamp()
         self._set_durable(end.next_offset, end.sequence)
-        slot[Slot.VISIBLE_SEQUENCE] = end.sequence
         slot[Slot.VISIBLE_OFFSET] = end.next_offset
-        slot[Slot.GENERATION] = self._c.tail.get("generation")
+        slot[Slot.VISIBLE_SEQUENCE] = end.sequence
+        # A batch whose writer died before it could say so has been adopted with its sequence.
+        tail = self._c.tail
+        tail.set("sequence", max(tail.get("sequence"), end.sequence))
         self.dirty = end != facts.checkpoint
 
     def _publish_end(self, end: LogCheckpoint) -> None:
@@ -238,9 +290,9 @@ class Log:
             StorageError: nothing was appended; the partial write was cut off again.
         """
         slot = self.slot
-        if slot[Slot.POISONED]:
-            raise self._poisoned()
         file, segment = self._open_active()
+        if slot[Slot.POISONED]:
+            self._clean_or_refuse_locked(file)
         position = slot[Slot.END_POSITION]
         size = encoded.total_bytes
         if position > SEGMENT_HEADER_BYTES and (
@@ -287,22 +339,29 @@ class Log:
         slot[Slot.PREVIOUS_HASH] = to_signed(header_hash)
         slot[Slot.END_POSITION] = end_position
         slot[Slot.ZERO_FILLED] = max(slot[Slot.ZERO_FILLED], end_position)
-        slot[Slot.SEQUENCE] = sequence
-        # Last: followers and group commit take this word for "written up to here".
+        # Followers and group commit take this word for "written up to here". The sequence comes
+        # after it, so that whoever reads it first never sees one from beyond the end.
         slot[Slot.LOG_END] = base_offset + encoded.last_offset_delta + 1
+        slot[Slot.SEQUENCE] = sequence
         self.files.indexes.appended(
             slot[Slot.ACTIVE_BASE], base_offset, position, end_position, slot[Slot.MAX_TIMESTAMP]
         )
         self.dirty = True
 
     def _undo_locked(self, file: File, position: int) -> None:
-        """Cut a partial write off. If even that fails, nobody may append here any more."""
+        """Cut a partial write off. If even that fails, the next append tries again."""
         try:
             file.truncate(position)
         except StorageError:
-            self.slot[Slot.POISONED] = 1
+            self.slot[Slot.POISONED] = POISONED_BY_WRITE
             raise
         self.slot[Slot.ZERO_FILLED] = position
+
+    def _clean_or_refuse_locked(self, file: File) -> None:
+        if self.slot[Slot.POISONED] != POISONED_BY_WRITE:
+            raise self._poisoned()
+        self._undo_locked(file, self.slot[Slot.END_POSITION])
+        self.slot[Slot.POISONED] = 0
 
     def _open_active(self) -> tuple[File, SegmentHeader]:
         base, uid = self.slot[Slot.ACTIVE_BASE], to_unsigned(self.slot[Slot.ACTIVE_UID])
@@ -325,13 +384,32 @@ class Log:
             return
         if slot[Slot.ZERO_FILLED] > position:
             file.truncate(position)
+            slot[Slot.ZERO_FILLED] = position
         self.files.indexes.sealed(segment, position)
-        end = self._create_locked(self.end_locked(), segment, position)
+        try:
+            end = self._create_locked(self.end_locked(), segment, position)
+        except StorageError:
+            self._undo_roll_locked()
+            raise
         self._publish_end(end)
         slot[Slot.ZERO_FILLED] = SEGMENT_HEADER_BYTES
         slot[Slot.SEGMENTS_VERSION] = self._c.tail.stamp()
         self._sealed_checkpoint = end
         self._close_active()
+
+    def _undo_roll_locked(self) -> None:
+        """Remove what may be there of a segment that could not be created durably.
+
+        The active segment goes on past its base offset, so it must not come back, ever.
+        """
+        storage, path = self._c.storage, segment_path(self.directory, self.slot[Slot.LOG_END])
+        try:
+            storage.remove(path + TEMPORARY_SUFFIX)
+            if storage.exists(path):
+                storage.remove(path)
+                storage.sync_directory(self.directory)
+        except StorageError:
+            self.slot[Slot.POISONED] = POISONED_BY_SYNC
 
     def _create_locked(
         self, end: LogCheckpoint, previous: SegmentHeader | None, previous_bytes: int
@@ -379,14 +457,15 @@ class Log:
         slot[Slot.DURABLE_CHECK] = durable_check(self.partition_uid, offset)
         slot[Slot.DURABLE_OFFSET] = offset
         if offset > slot[Slot.VISIBLE_OFFSET]:
-            slot[Slot.VISIBLE_SEQUENCE] = sequence
+            # In this order: a reader takes the sequence first, and then finds all up to it.
             slot[Slot.VISIBLE_OFFSET] = offset
+            slot[Slot.VISIBLE_SEQUENCE] = sequence
 
     def show_locked(self) -> None:
         """Make everything written visible, as the modes `os` and `interval` acknowledge it."""
         slot = self.slot
-        slot[Slot.VISIBLE_SEQUENCE] = slot[Slot.SEQUENCE]
         slot[Slot.VISIBLE_OFFSET] = slot[Slot.LOG_END]
+        slot[Slot.VISIBLE_SEQUENCE] = slot[Slot.SEQUENCE]
 
     def _poisoned(self) -> PoisonedError:
         return PoisonedError(
@@ -450,7 +529,11 @@ class Log:
                     self._undo_locked(file, start)
                     return
                 slot[Slot.ZERO_FILLED] = start + length
-        self._sync_segments([base])
+        try:
+            self._sync_segments([base])
+        except StorageError:
+            self.slot[Slot.POISONED] = POISONED_BY_SYNC
+            raise
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -485,27 +568,26 @@ class Log:
         slot[Slot.START_OFFSET] = before
         bases = self.files.bases()
         gone = [base for base, following in itertools.pairwise(bases) if following <= before]
-        for base in gone:
-            self._c.storage.remove(index_path(self.directory, base))
-            self._c.storage.remove(segment_path(self.directory, base))
-            self.files.indexes.forget(base)
+        try:
+            for base in gone:
+                self._c.storage.remove(index_path(self.directory, base))
+                self._c.storage.remove(segment_path(self.directory, base))
+                self.files.indexes.forget(base)
+        finally:
+            slot[Slot.SEGMENTS_VERSION] = self._c.tail.stamp()
         if gone:
             self._c.storage.sync_directory(self.directory)
-            slot[Slot.SEGMENTS_VERSION] = self._c.tail.stamp()
         return gone
 
     # --- closing -------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Close the files of this handle. Does not sync; see `checkpoint`."""
-        self._close_files()
+        self._close_active()
+        self._group_commit.close()
+        self.files.indexes.clear()
 
     def _close_active(self) -> None:
         if self._active is not None:
             self._active.close()
         self._active = self._active_header = None
-
-    def _close_files(self) -> None:
-        self._close_active()
-        self._group_commit.close()
-        self.files.indexes.clear()

@@ -49,6 +49,7 @@ from .segment import (
     segment_path,
 )
 from .storage import File, Storage
+from .tail import COUNTER_BITS
 
 PROBE_BYTES = 1 << 20
 
@@ -66,6 +67,8 @@ class PartitionFacts:
     durable_offset: int
     """Highest durable watermark known from outside the log: catalog and tail words."""
     checkpoint: LogCheckpoint | None
+    generation: int | None = None
+    """The store's generation if nothing was written to the partition in it yet, else None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,8 @@ class Examination:
     file_bytes: int
     """Size of the active segment file; beyond the end it is zero."""
     scanned_bytes: int = 0
+    unsynced: list[tuple[int, int]] = field(default_factory=list)
+    """(segment base, position) from where a segment holds batches not known to be synced."""
     tear: Tear | None = None
     later_segments: list[int] = field(default_factory=list)
     obsolete_segments: list[int] = field(default_factory=list)
@@ -102,11 +107,28 @@ def examine(storage: Storage, facts: PartitionFacts) -> Examination:
     Raises:
         CorruptBatchError, CorruptSegmentError: damage below the durable watermark.
         FormatVersionError: written by a newer version of the format.
+        DataError: the catalog is older than the log.
     """
     try:
-        return _examine(storage, facts)
+        found = _examine(storage, facts)
+        if facts.generation is not None:
+            _check_generation(facts, found.end, facts.generation)
     except DataError as error:
         raise error.at(topic=facts.topic, partition=facts.partition) from None
+    return found
+
+
+def _check_generation(facts: PartitionFacts, end: LogCheckpoint, generation: int) -> None:
+    """Sequences carry the generation they were given in, and the catalog has counted them all."""
+    written = end.sequence >> COUNTER_BITS
+    if written >= generation:
+        raise DataError(
+            f"the log was written in generation {written} of the store, the catalog knows only"
+            f" those before {generation}: catalog.db is older than the log. Restore both from the"
+            " same backup",
+            path=facts.directory,
+            offset=end.next_offset,
+        )
 
 
 def _examine(storage: Storage, facts: PartitionFacts) -> Examination:
@@ -237,6 +259,7 @@ def _scan(
     """Walk from the checkpoint (or the last segment that may be unsynced) to the end."""
     index, state = _scan_start(storage, facts, segments)
     scanned = 0
+    unsynced: list[tuple[int, int]] = []
     while True:
         base, header = segments[index]
         path = segment_path(facts.directory, base)
@@ -244,8 +267,10 @@ def _scan(
         try:
             size = file.size()
             began = state.position
-            state, damage = _walk(file, size, facts, header, state)
+            state, damage, doubtful = _walk(file, size, facts, header, state)
             scanned += state.position - began
+            if doubtful is not None:
+                unsynced.append((base, doubtful))
             last = index + 1 == len(segments)
             if damage is None and not last:
                 damage = _misfit(state, segments[index + 1], path)
@@ -253,6 +278,7 @@ def _scan(
                 found = _judge(storage, facts, segments[index:], state, damage)
                 found.segments = segments[: index + 1]
                 found.scanned_bytes = scanned
+                found.unsynced = unsynced
                 return found
             if last:
                 break
@@ -268,7 +294,7 @@ def _scan(
             position=state.position,
             offset=state.next_offset,
         )
-    return Examination(segments, state, size, scanned)
+    return Examination(segments, state, size, scanned, unsynced)
 
 
 def _scan_start(
@@ -304,16 +330,21 @@ def _scan_start(
 
 def _walk(
     file: File, size: int, facts: PartitionFacts, header: SegmentHeader, state: LogCheckpoint
-) -> tuple[LogCheckpoint, DataError | None]:
-    """Follow the chain from `state` to the end of the valid batches of one segment."""
+) -> tuple[LogCheckpoint, DataError | None, int | None]:
+    """Follow the chain from `state` to the end of the valid batches of one segment.
+
+    Returns where that is, what is wrong there, and the position of the first batch that is not
+    known to be synced.
+    """
     scan = scan_headers(file, state.position, size, header.segment_uid)
+    doubtful: int | None = None
     while True:
         try:
             position, batch = next(scan)
         except StopIteration:
-            return state, _leftover(file, size, state)
+            return state, _leftover(file, size, state), doubtful
         except CorruptBatchError as error:
-            return state, error
+            return state, error, doubtful
         reason = _chain_break(batch, facts, state)
         end = position + BATCH_HEADER_BYTES + batch.body_bytes
         if reason is None and end > size:
@@ -324,7 +355,9 @@ def _walk(
             except CorruptBatchError as error:
                 reason = error.message
         if reason is not None:
-            return state, CorruptBatchError(reason, path=file.path, position=position)
+            return state, CorruptBatchError(reason, path=file.path, position=position), doubtful
+        if doubtful is None and batch.last_offset >= facts.durable_offset:
+            doubtful = position
         state = LogCheckpoint(
             state.segment_base,
             state.segment_uid,
@@ -457,6 +490,25 @@ def repair(storage: Storage, facts: PartitionFacts, found: Examination) -> None:
             _move_to_quarantine(storage, directory, base)
         _cut(storage, directory, found.tear)
         storage.sync_directory(directory)
+
+
+def rewrite_unsynced(storage: Storage, facts: PartitionFacts, found: Examination) -> None:
+    """Make durable what is kept of the log above the durable watermark: write it again, and sync.
+
+    A sync alone would not do. After one that failed, the kernel may hold pages which can be read
+    and are on no disk, and count them as clean; only writing them again brings them there.
+    """
+    for base, start in found.unsynced:
+        position = start
+        file = storage.open(segment_path(facts.directory, base), "rw")
+        try:
+            stop = found.end.position if base == found.end.segment_base else file.size()
+            while chunk := file.read(min(PROBE_BYTES, stop - position), position):
+                file.write([chunk], position)
+                position += len(chunk)
+            file.sync()
+        finally:
+            file.close()
 
 
 def _cut(storage: Storage, directory: str, tear: Tear) -> None:

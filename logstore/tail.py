@@ -24,6 +24,11 @@ MAGIC = 0x4D53_5441_494C_3031
 HEADER_WORDS = 64
 SLOT_WORDS = 32
 GROW_SLOTS = 256
+POISONED_BY_SYNC = 1
+"""A sync failed: no append is accepted before the store is opened anew."""
+POISONED_BY_WRITE = 2
+"""What a failed write left could not be cut off: the next append tries that again first."""
+
 COUNTER_BITS = 40
 """A sequence is generation << 40 | counter: a new generation starts above all that went before."""
 

@@ -176,7 +176,7 @@ def trim(engine: Engine, topic: str, before: Mapping[int, int]) -> None:
     engine.ensure_writable()
     for number, offset in before.items():
         log = engine.log(topic, number)
-        with engine.append_lock:
+        with engine.append_lock, engine.changing_locked(log):
             log.trim_locked(offset)
 
 
@@ -186,7 +186,8 @@ def roll(engine: Engine, topic: str, partition: int) -> None:
     log = engine.log(topic, partition)
     with engine.append_lock:
         log.prepare_locked()
-        log.roll_locked()
+        with engine.changing_locked(log):
+            log.roll_locked()
 
 
 def retain_all(engine: Engine, *, dry_run: bool) -> list[tuple[TopicPartition, SegmentInfo]]:

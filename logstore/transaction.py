@@ -16,7 +16,7 @@ from .append import Appender
 from .batch import EncodedBatch
 from .catalog import GroupOffset, OwnerRow
 from .engine import Engine
-from .errors import LockedError, UsageError
+from .errors import LockedError, OffsetOutOfRangeError, UsageError
 from .log import Log
 from .record import AppendMetadata, Headers, RecordMetadata, TopicPartition
 from .storage import Lock
@@ -163,13 +163,22 @@ class Transaction:
         return written, now_ms
 
     def commit_offsets(self, group: str, offsets: Mapping[TopicPartition, int]) -> None:
-        """Commit these next offsets of a group together with the transaction."""
+        """Commit these next offsets of a group together with the transaction.
+
+        Raises:
+            UnknownTopicError: No such topic or partition.
+            OffsetOutOfRangeError: An offset is past the log end.
+        """
         self._ensure_open()
         for (topic, partition), offset in offsets.items():
             info = self._engine.topic(topic)
-            if not 0 <= partition < info.partitions or offset < 0:
-                raise UsageError(
-                    "no such partition or offset", topic=topic, partition=partition, offset=offset
+            end = self._engine.log(topic, partition).visible_offset
+            if not 0 <= offset <= end:
+                raise OffsetOutOfRangeError(
+                    f"cannot commit offset {offset}: the log ends at {end}",
+                    topic=topic,
+                    partition=partition,
+                    offset=offset,
                 )
             self._offsets[group, info.id, partition] = GroupOffset(
                 group, info.id, partition, offset

@@ -11,13 +11,15 @@ import millstream
 from millstream import Store
 from millstream.config import Durability
 from millstream.log import Log
-from millstream.testing import ManualClock, MemoryStorage
+from millstream.storage_protocols import Storage
+from millstream.tail import Slot
+from millstream.testing import ManualClock
 
 START_MS = 1_700_000_000_000
 
 
 def open_quietly(
-    storage: MemoryStorage,
+    storage: Storage,
     clock: ManualClock | None = None,
     *,
     durability: Durability = "sync",
@@ -57,3 +59,11 @@ def kill(store: Store) -> None:
     for owner in store._owners:
         if owner._lock is not None:
             owner._lock.release()
+
+
+def make_visible(store: Store, topic: str, partition: int) -> None:
+    """Sync what a process wrote that died before it could: then it is acknowledged by others."""
+    log = log_of(store, topic, partition)
+    with store._engine.append_lock:
+        pass  # whoever takes the lock recovers what was interrupted
+    log.wait_durable(log.slot[Slot.LOG_END])

@@ -1,0 +1,44 @@
+"""The machine loses power, or one process is killed, at every operation of a store's life.
+
+What must hold is in `support/log_model.py`, the life in `support/workload.py`. `make crash` runs
+more of the same with other seeds (`crash/campaign.py`).
+"""
+
+from __future__ import annotations
+
+import pytest
+from restarts import crash_everywhere, kill_everywhere
+from workload import Workload
+
+MANY_SEGMENTS = 4096
+ONE_SEGMENT = 1 << 26
+
+
+@pytest.mark.slow
+@pytest.mark.crash
+@pytest.mark.parametrize(
+    ("seed", "compression", "segment_bytes"),
+    [
+        (1, "none", MANY_SEGMENTS),
+        (2, "none", ONE_SEGMENT),
+        (3, "lz4", MANY_SEGMENTS),
+        (4, "lz4", ONE_SEGMENT),
+        (5, "zstd", MANY_SEGMENTS),
+        (6, "zstd", ONE_SEGMENT),
+    ],
+)
+def test_nothing_acknowledged_is_lost_whenever_the_power_goes(
+    seed: int, compression: str, segment_bytes: int
+) -> None:
+    workload = Workload(seed=seed, compression=compression, segment_bytes=segment_bytes)
+
+    assert crash_everywhere(workload, seeds=(seed, seed + 100)) > 200
+
+
+@pytest.mark.slow
+@pytest.mark.crash
+@pytest.mark.parametrize("seed", [3, 4, 7])
+def test_a_killed_process_leaves_others_everything_it_acknowledged(seed: int) -> None:
+    segment_bytes = MANY_SEGMENTS if seed % 2 else ONE_SEGMENT
+
+    assert kill_everywhere(Workload(seed=seed, segment_bytes=segment_bytes)) > 50
