@@ -49,6 +49,8 @@ class Checkpoint(msgspec.Struct, frozen=True):
     """By topic."""
     operators: dict[str, OperatorState]
     """By state name."""
+    topics: dict[str, int]
+    """Ids of the input and state topics, by name: one that was made anew has another."""
 
     def next_offsets(self) -> dict[TopicPartition, int]:
         """The input positions as the store takes them."""
@@ -66,7 +68,7 @@ class Checkpoint(msgspec.Struct, frozen=True):
         }
 
 
-EMPTY: Final = Checkpoint(0, [], {}, {})
+EMPTY: Final = Checkpoint(0, [], {}, {}, {})
 """Where a pipeline stands that has never run."""
 
 _DECODER: Final = msgspec.msgpack.Decoder(Checkpoint)

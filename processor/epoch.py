@@ -18,12 +18,16 @@ from typing import Final
 
 from millstream import (
     DataError,
+    OffsetOutOfRangeError,
+    OffsetRange,
     Ownership,
     RecordBatch,
     Store,
     TopicExistsError,
+    TopicInfo,
     TopicPartition,
     Transaction,
+    UsageError,
 )
 
 from .checkpoint import (
@@ -44,6 +48,8 @@ SNAPSHOT_RECORDS_MIN: Final = 10_000
 BATCH_BYTES_MAX: Final = 1 << 20
 BATCH_RECORDS_MAX: Final = 1 << 16
 """Outputs are appended in batches of at most this much: a reader decodes a batch as a whole."""
+
+_START_ANEW: Final = "Run the pipeline under another name to start with what is there"
 
 
 def checkpoint_name(pipeline: str) -> str:
@@ -72,44 +78,93 @@ class Epochs:
         self._identities = plan.identities()
         self.checkpoint = decode_checkpoint(store.checkpoint(checkpoint_name(plan.name)))
         """The last committed one."""
+        self._topics: dict[str, int] = {}
+        """Ids of the input and state topics of this run."""
         refuse_changed_plan(plan.name, self.checkpoint, self._identities)
 
     # --- starting ------------------------------------------------------------------------------
 
+    def positions(self) -> dict[TopicPartition, int]:
+        """Where to go on reading: the checkpoint's offsets, the log start for what is new.
+
+        Raises:
+            UnknownTopicError: A source topic is missing.
+            UsageError: One was deleted and created again since it was read.
+            OffsetOutOfRangeError: The log does not hold the next record to be read.
+        """
+        committed = self.checkpoint.next_offsets()
+        positions = {}
+        for topic in self._plan.input_topics():
+            if not self._is_known(self._store.topic(topic)):
+                raise UsageError(
+                    f"the topic was deleted and created again since pipeline {self._plan.name!r}"
+                    f" read it. {_START_ANEW}",
+                    topic=topic,
+                )
+            for partition, offsets in self._store.offsets(topic).items():
+                place = TopicPartition(topic, partition)
+                positions[place] = committed.get(place, offsets.start)
+                self._check_position(place, positions[place], offsets)
+        return positions
+
     def topology(self) -> Topology:
-        """The pipeline's operators with their state as of the last checkpoint."""
-        partitions = {topic: self._ensure_topic(topic) for topic in self._plan.output_topics()}
+        """The pipeline's operators with their state as of the last checkpoint.
+
+        Output topics and state topics that are missing are created.
+
+        Raises:
+            DataError: The state is damaged or gone.
+        """
+        outputs = self._plan.output_topics()
+        partitions = {topic: self._ensure_topic(topic).partitions for topic in outputs}
         topology = Topology(self._plan, self.checkpoint.watermarks(), partitions)
         for window in topology.windows.values():
             name = window.node.name
-            self._ensure_topic(state_topic(self._plan.name, name))
+            topic = state_topic(self._plan.name, name)
+            if not self._is_known(self._ensure_topic(topic)):
+                raise DataError(
+                    f"the state of {name!r} in pipeline {self._plan.name!r} was deleted with its"
+                    f" topic: restore the store from a backup. {_START_ANEW}",
+                    topic=topic,
+                )
             known = self.checkpoint.operators.get(name)
             # State of another identity is dead, or the plan would have been refused.
             if known is not None and known.identity == self._identities[name]:
                 window.restore(self._entries(name, known.snapshot_offset))
         return topology
 
-    def _ensure_topic(self, topic: str) -> int:
-        """Create a topic if it is missing; its number of partitions."""
+    def _ensure_topic(self, topic: str) -> TopicInfo:
         try:
-            return self._store.create_topic(topic, exist_ok=True).partitions
+            return self._store.create_topic(topic, exist_ok=True)
         except TopicExistsError:
-            return self._store.topic(topic).partitions
+            return self._store.topic(topic)  # with more than one partition
+
+    def _is_known(self, topic: TopicInfo) -> bool:
+        """Note the topic; False if the checkpoint is about another one of its name."""
+        self._topics[topic.name] = topic.id
+        return self.checkpoint.topics.get(topic.name, topic.id) == topic.id
+
+    def _check_position(self, place: TopicPartition, offset: int, held: OffsetRange) -> None:
+        if offset < held.start:
+            reason = f"retention or a trim removed the records up to {held.start}"
+        elif offset > held.end:
+            reason = (
+                f"the log ends at {held.end}: records were lost with a machine that died in a"
+                " weaker durability mode, or by restoring an older copy"
+            )
+        else:
+            return
+        raise OffsetOutOfRangeError(
+            f"pipeline {self._plan.name!r} goes on at offset {offset}, but {reason}. {_START_ANEW}",
+            topic=place.topic,
+            partition=place.partition,
+            offset=offset,
+        )
 
     def _entries(self, operator: str, snapshot_offset: int) -> Iterator[StateEntry]:
         topic = state_topic(self._plan.name, operator)
         for batch in self._store.read(topic, snapshot_offset).batches():
             yield from _decoded(batch)
-
-    def positions(self) -> dict[TopicPartition, int]:
-        """Where to go on reading: the checkpoint's offsets, the log start for what is new."""
-        committed = self.checkpoint.next_offsets()
-        positions = {}
-        for topic in self._plan.input_topics():
-            for partition, offsets in self._store.offsets(topic).items():
-                place = TopicPartition(topic, partition)
-                positions[place] = committed.get(place, offsets.start)
-        return positions
 
     # --- committing ----------------------------------------------------------------------------
 
@@ -142,6 +197,7 @@ class Epochs:
                     for source in topology.sources.values()
                 },
                 operators,
+                self._topics,
             )
             transaction.commit_offsets(name, positions)
             transaction.put_checkpoint(checkpoint_name(name), encode_checkpoint(checkpoint))

@@ -68,9 +68,11 @@ def run_over_store(plan: Plan, store: Store, options: RunOptions) -> Metrics:
     _check(options)
     with store.own(checkpoint_name(plan.name)) as ownership:
         epochs = Epochs(store, plan, ownership)
+        # The input first: with a source missing no output topic is created.
+        positions = epochs.positions()
         topology = epochs.topology()
         with (
-            store.reader(epochs.positions()) as reader,
+            store.reader(positions) as reader,
             _interruptible(options.get("stop")) as stop,
         ):
             return _Run(store, epochs, topology, reader, options).loop(stop)

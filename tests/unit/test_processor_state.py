@@ -133,6 +133,7 @@ CHECKPOINT = Checkpoint(
     [("orders", 0, 12)],
     {"orders": SourceState([(0, 99)], 89)},
     {"orders.window": OperatorState("key_by 'user'; tumbling", 4, 3, 2)},
+    {"orders": 3, "@state/revenue/orders.window": 4},
 )
 
 
