@@ -10,11 +10,11 @@ from itertools import compress
 from typing import Any, Protocol
 
 from .columns import Chunk, MicroBatch
-from .errors import apply, fail, record_error
+from .errors import apply, reason, record_error
 from .fields import field_getter
 from .plan import FilterNode, FlatMapNode, KeyByNode, MapNode
 from .serde import all_plain_keys, key_problem
-from .source import Faults
+from .source import REJECTED, Faults, convert
 
 
 class Operator(Protocol):
@@ -91,7 +91,7 @@ class FlatMapOperator:
 
 
 class KeyByOperator:
-    """Groups rows. Rows without a key are rejected."""
+    """Groups rows. Rows without a key that can group are rejected."""
 
     def __init__(self, node: KeyByNode, faults: Faults | None) -> None:
         self._node = node
@@ -100,18 +100,21 @@ class KeyByOperator:
 
     def process(self, chunk: Chunk, batch: MicroBatch) -> Chunk:
         """The rows with their keys."""
-        node = self._node
-        getter = field_getter(node.key, chunk.values)
+        getter = field_getter(self._node.key, chunk.values)
         assert getter is not None
-        keys = apply(getter, chunk.values, node.label, batch, chunk)
+
+        def reject(index: int, error: Exception) -> None:
+            self._reject(reason(error), batch, chunk.rows[index], error)
+
+        keys = convert(chunk.values, getter, reject)
         if all_plain_keys(keys):
             return Chunk(chunk.rows, chunk.times, chunk.values, keys)
-        keep = [key is not None for key in keys]
         for index, key in enumerate(keys):
-            if key is None:
-                self._reject(batch, chunk.rows[index])
-            elif problem := key_problem(key):
-                fail(node.label, TypeError(problem), batch, chunk.rows[index])
+            problem = "the key is None" if key is None else key_problem(key)
+            if key is not REJECTED and problem:
+                self._reject(problem, batch, chunk.rows[index])
+                keys[index] = REJECTED
+        keep = [key is not REJECTED for key in keys]
         return Chunk(
             list(compress(chunk.rows, keep)),
             list(compress(chunk.times, keep)),
@@ -119,8 +122,10 @@ class KeyByOperator:
             list(compress(keys, keep)),
         )
 
-    def _reject(self, batch: MicroBatch, row: int) -> None:
-        message = f"{self._node.label}: the key is None"
+    def _reject(
+        self, problem: str, batch: MicroBatch, row: int, cause: Exception | None = None
+    ) -> None:
+        message = f"{self._node.label}: {problem}"
         if self._faults is None:
-            raise record_error(message, batch, row)
-        self._faults.reject(message, batch, row)
+            raise record_error(message, batch, row) from cause
+        self._faults.reject(message, batch, row, cause)

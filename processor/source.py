@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import compress
+from typing import Final
 
 from .columns import Chunk, MicroBatch
 from .errors import reason, record_error
@@ -19,10 +20,36 @@ from .watermark import Progress, Watermark
 
 
 class _Rejected:
-    """Stands for the value or time of a row that was rejected."""
+    """Stands for the value, time or key of a row that was rejected."""
 
 
-_REJECTED = _Rejected()
+REJECTED: Final = _Rejected()
+
+
+def convert(
+    column: Sequence[object],
+    function: Callable[[object], object],
+    reject: Callable[[int, Exception], None],
+) -> list[object]:
+    """`function` of every value, in one C-level pass as long as nothing is wrong.
+
+    Where it raises, `reject` is called with index and error, and `REJECTED` stands for the result.
+    """
+    remaining = iter(column)
+    results: list[object] = []
+    while True:
+        error: Exception
+        try:
+            results += map(function, remaining)
+        except Exception as raised:
+            error = raised
+        else:
+            if len(results) == len(column):
+                return results
+            # map() takes a StopIteration of the function for the end of its input.
+            error = RuntimeError("the function raised StopIteration")
+        reject(len(results), error)
+        results.append(REJECTED)
 
 
 class Faults:
@@ -104,7 +131,7 @@ class SourceStage:
         if self.faults.count == rejected_before:
             return rows, times, values  # type: ignore[return-value]  # all_ms or to_ms made sure
         good = [
-            time is not _REJECTED and value is not _REJECTED
+            time is not REJECTED and value is not REJECTED
             for time, value in zip(times, values, strict=True)
         ]
         return (
@@ -121,24 +148,14 @@ class SourceStage:
         batch: MicroBatch,
         rows: range,
     ) -> list[object]:
-        """`function` of every value; `_REJECTED` stands for each it raises on."""
-        remaining = iter(column)
-        results: list[object] = []
-        while True:
-            error: Exception
-            try:
-                results += map(function, remaining)
-            except Exception as raised:
-                error = raised
-            else:
-                if len(results) == len(column):
-                    return results
-                # map() takes a StopIteration of the function for the end of its input.
-                error = RuntimeError("the function raised StopIteration")
-            value = column[len(results)]
-            if value is not _REJECTED:
+        """`function` of every value; rows it raises on are rejected, if they are not already."""
+
+        def reject(index: int, error: Exception) -> None:
+            value = column[index]
+            if value is not REJECTED:
                 tombstone = value is None and function is self._decode
                 cause = "the record has no value (a tombstone)" if tombstone else reason(error)
                 message = f"source {self.node.topic}: {problem}: {cause}"
-                self.faults.reject(message, batch, rows[len(results)], error)
-            results.append(_REJECTED)
+                self.faults.reject(message, batch, rows[index], error)
+
+        return convert(column, function, reject)

@@ -98,8 +98,9 @@ class Stream(Generic[T]):
     def key_by(self, key: Field, *, name: str | None = None) -> KeyedStream[Any, T]:
         """Group the rows by a field or a function of the value.
 
-        A key is str, bytes, bool, int, float or a tuple of these. A row whose key is None goes to
-        the source's dead letters, or stops the pipeline when those go nowhere.
+        A key is str, bytes, bool, int, float or a tuple of these. A row whose key is missing,
+        None or of another type goes to the source's dead letters, or stops the pipeline when
+        those go nowhere.
         """
         if isinstance(key, str):
             require_field(self._declared_type(), key, "key_by")

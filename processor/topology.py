@@ -82,7 +82,7 @@ class Topology:
         elif isinstance(node, FlatMapNode):
             self._operators[node.id] = FlatMapOperator(node)
         elif isinstance(node, KeyByNode):
-            derived = any(isinstance(above, WindowNode) for above in self.plan.ancestors(node))
+            derived = bool(self._emitting_windows(node))
             faults = None if derived else self.sources[self._source_of[node.id]].faults
             self._operators[node.id] = KeyByOperator(node, faults)
         elif isinstance(node, WindowNode):

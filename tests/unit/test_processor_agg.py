@@ -38,8 +38,10 @@ def test_adding_a_column_is_adding_one_by_one(
     column = [aggregate.init() for _ in range(4)]
     aggregate.add_column(column, [slot for slot, _ in rows], iter([value for _, value in rows]))
 
-    assert column == one_by_one
-    assert aggregate.result_column(column) == [aggregate.result(one) for one in one_by_one]
+    # As text: infinities add up to NaN, which equals nothing.
+    assert repr(column) == repr(one_by_one)
+    results = [aggregate.result(one) for one in one_by_one]
+    assert repr(aggregate.result_column(column)) == repr(results)
 
 
 def test_results_of_built_in_aggregates() -> None:

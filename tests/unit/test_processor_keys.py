@@ -1,0 +1,97 @@
+"""Rows that cannot be grouped: dead letters when somebody takes them, else an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from millstream import RecordError
+from millstream.processor import Pipeline, Row, Stream, TestOutput, agg, tumbling
+
+Json = dict[str, object]
+
+
+def grouped(key: str | Callable[[Json], object], *, dead: bool = True) -> Pipeline:
+    pipeline = Pipeline("p")
+    source = pipeline.source("in", time="t")
+    if dead:
+        source.dead_letters.to("dead")
+    source.key_by(key).window(tumbling(10)).agg(n=agg.count()).to("out")
+    return pipeline
+
+
+def reasons(output: TestOutput) -> list[bytes | None]:
+    return [record.headers[-1][1] for record in output.records("dead")]
+
+
+UNGROUPABLE = [
+    ({"t": 1}, "key_by 'k': KeyError: 'k'"),
+    ({"t": 1, "k": None}, "key_by 'k': the key is None"),
+    ({"t": 1, "k": [1]}, "key_by 'k': a key cannot be a list"),
+    ({"t": 1, "k": {"a": 1}}, "key_by 'k': a key cannot be a dict"),
+    ({"t": 1, "k": 2**63}, "key_by 'k': the key 9223372036854775808 does not fit into 64 bits"),
+]
+
+
+@pytest.mark.parametrize(("row", "why"), UNGROUPABLE)
+def test_e27_a_row_that_cannot_be_grouped_is_a_dead_letter(row: Json, why: str) -> None:
+    good = [{"t": 1, "k": "a"}, {"t": 2, "k": "b"}, {"t": 3, "k": "a"}]
+    output = grouped("k").test({"in": [good[0], row, good[1], Row(row, key=b"2nd"), good[2]]})
+    assert [(each["key"], each["n"]) for each in output["out"]] == [("a", 2), ("b", 1)]
+    assert output["dead"] == [row, row]
+    assert [record.key for record in output.records("dead")] == [None, b"2nd"]
+    assert all((reason or b"").startswith(why.encode()) for reason in reasons(output))
+
+
+@pytest.mark.parametrize(("row", "why"), UNGROUPABLE)
+def test_without_a_taker_the_same_row_is_an_error(row: Json, why: str) -> None:
+    with pytest.raises(RecordError) as caught:
+        grouped("k", dead=False).test({"in": [{"t": 1, "k": "a"}, row]})
+    assert str(caught.value).startswith(why)
+    assert caught.value.offset == 1
+
+
+def test_a_key_function_that_raises_rejects_its_row_alone() -> None:
+    rows = [{"t": time, "k": "a", "x": time - 3} for time in range(1, 6)]
+    output = grouped(lambda row: 12 // row["x"]).test({"in": rows})  # type: ignore[operator]  # an int
+    assert output["dead"] == [rows[2]]
+    assert [each["n"] for each in output["out"]] == [1, 1, 1, 1]
+    (reason,) = reasons(output)
+    assert b"ZeroDivisionError" in (reason or b"")
+
+
+def test_a_row_that_several_operators_reject_is_one_dead_letter() -> None:
+    pipeline = Pipeline("p")
+    source = pipeline.source("in", time="t")
+    source.dead_letters.to("dead")
+    both: Stream[Json] = source.flat_map(lambda row: [row, row])
+    both.key_by("k").to("keys")
+    source.key_by("l").to("others")
+    output = pipeline.test({"in": [{"t": 1}, {"t": 2, "l": 5}, {"t": 3, "k": 1, "l": 1}]})
+    assert [row["t"] for row in output["dead"]] == [1, 2]
+    assert [row["t"] for row in output["keys"]] == [3, 3]
+    assert [row["t"] for row in output["others"]] == [2, 3]
+
+
+def test_late_rows_that_cannot_be_grouped_are_dead_letters_too() -> None:
+    pipeline = Pipeline("p")
+    source = pipeline.source("in", time="t")
+    source.dead_letters.to("dead")
+    results = source.key_by("k").window(tumbling(10)).agg(n=agg.count())
+    results.to("out")
+    results.late.key_by("l").to("late")
+    rows = [{"t": 25, "k": 1}, {"t": 1, "k": 1}, {"t": 2, "k": 1, "l": 1}]
+    output = pipeline.test({"in": rows})
+    assert output["dead"] == [rows[1]]
+    assert output["late"] == [rows[2]]
+
+
+def test_below_a_window_a_bad_key_is_an_error_of_the_pipeline() -> None:
+    pipeline = Pipeline("p")
+    source = pipeline.source("in", time="t")
+    source.dead_letters.to("dead")
+    results = source.key_by("k").window(tumbling(10)).agg(n=agg.count())
+    results.key_by(lambda result: None).to("out")
+    with pytest.raises(RecordError, match=r"key_by lambda\(\).*: the key is None"):
+        pipeline.test({"in": [{"t": 1, "k": 1}]})
