@@ -12,7 +12,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Final
 
 from .append_lock import AppendLock, NoLocks
@@ -169,21 +169,25 @@ class Engine:
                     topic=topic,
                     partition=partition,
                 )
-            with self._guard:
-                log = self._logs.get((topic, partition))
-                if log is None:
-                    log = self._open_log(info, partition)
-                    self._logs[topic, partition] = log
+            log = self._logs.get((topic, partition)) or self._open_log(info, partition)
         return log
 
     def _open_log(self, info: TopicInfo, partition: int) -> Log:
-        log = Log(self.components, info, partition)
-        if self.read_only:
-            log.examine_read_only()
-        else:
-            with self.append_lock:
-                log.prepare_locked()
-        return log
+        """Open and remember a log. The append lock comes before the guard.
+
+        That is the order of an append that has to refresh the topics; in the other order each of
+        two threads could hold what the other one waits for.
+        """
+        with nullcontext() if self.read_only else self.append_lock, self._guard:
+            log = self._logs.get((info.name, partition))
+            if log is None:
+                log = Log(self.components, info, partition)
+                if self.read_only:
+                    log.examine_read_only()
+                else:
+                    log.prepare_locked()
+                self._logs[info.name, partition] = log
+            return log
 
     def _recover_slot(self, slot_number: int) -> None:
         """The process that held the append lock died while it wrote to this slot's partition."""
