@@ -129,12 +129,12 @@ class Producer:
         else:
             number = xxh3_64_intdigest(key) % lane.partitions  # as append.partition_of
         batch = lane.open[number]
-        if batch is None or batch.room < size:
+        if batch is None or (room := batch.room - size) < 0:
             return self._sender.add(lane, number, size, value, slot)
         # From here on as sender.py says: no lock, and in this order.
         if slot is not key:
             batch.has_extras = True
-        batch.room -= size
+        batch.room = room
         entries = batch.entries
         entries += (value, slot)
         future = SendFuture(batch, len(entries))

@@ -1,0 +1,18 @@
+"""The named workloads, in the order of the report."""
+
+from __future__ import annotations
+
+from benchmarks.harness import Workload
+from benchmarks.workloads import bulk, durable, following, opening, pipeline, reading, single
+
+WORKLOADS: tuple[Workload, ...] = (
+    single.WORKLOAD,
+    bulk.WORKLOAD,
+    reading.WORKLOAD,
+    durable.SINGLES,
+    durable.GROUPS,
+    durable.THREADS,
+    opening.WORKLOAD,
+    following.WORKLOAD,
+    pipeline.WORKLOAD,
+)
