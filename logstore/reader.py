@@ -41,6 +41,9 @@ from .tail import Slot
 CHUNK_BYTES: Final = 1 << 20
 """Bytes read at once. Larger batches are read whole."""
 
+HELD_BACK_SECONDS: Final = 0.2
+"""A sync takes milliseconds; one that takes longer may be that of a process that died."""
+
 
 class PartitionCursor:
     """Walks the batches of one partition. Used by one thread."""
@@ -239,6 +242,8 @@ class LogReader:
         self._engine = engine
         self._isolation: Isolation = isolation
         self._cursors: dict[TopicPartition, PartitionCursor] = {}
+        self._held_since: float | None = None
+        """Since when nothing was handed out although some partition has unacknowledged records."""
         self._seen = engine.tail.get("wake_version")
         for partition, offset in positions.items():
             self.add(partition, offset)
@@ -283,12 +288,18 @@ class LogReader:
     def at_end(self) -> bool:
         """Whether everything visible now has been read.
 
-        An open transaction is an end too: nobody knows when it will be decided.
+        An open transaction is an end too: nobody knows when it will be decided. So are, to a
+        store open read-only, records that a dead process left unacknowledged in one partition:
+        whether those of others come before them will be known when a writer opens the store.
         """
         cursors = self._cursors.values()
-        return any(cursor.blocked_by and not cursor.queue for cursor in cursors) or all(
-            not cursor.queue and cursor.next_offset >= cursor.log.visible_offset
-            for cursor in cursors
+        return (
+            any(cursor.blocked_by and not cursor.queue for cursor in cursors)
+            or all(
+                not cursor.queue and cursor.next_offset >= cursor.log.visible_offset
+                for cursor in cursors
+            )
+            or (self._engine.read_only and self._held_too_long())
         )
 
     # --- reading -------------------------------------------------------------------------------
@@ -316,7 +327,12 @@ class LogReader:
                 cursor.log.refresh_read_only()
         if len(self._cursors) == 1:
             return self._poll_one(limit, max_bytes)
-        return self._poll_merged(limit, max_bytes)
+        batches = self._poll_merged(limit, max_bytes)
+        if batches:
+            self._held_since = None
+        else:
+            self._settle()
+        return batches
 
     def _poll_one(self, limit: int, max_bytes: int) -> list[RecordBatch]:
         (cursor,) = self._cursors.values()
@@ -370,6 +386,25 @@ class LogReader:
             return queued
         return max(store_sequence if complete else visible_sequence, queued)
 
+    def _settle(self) -> None:
+        """Acknowledge what a process left that died before it could, or the merge never goes on."""
+        held = [
+            (cursor.log, cursor.log.slot[Slot.LOG_END])
+            for cursor in self._cursors.values()
+            if cursor.log.visible_offset < cursor.log.slot[Slot.LOG_END]
+        ]
+        if not held:
+            self._held_since = None
+        elif self._held_since is None:
+            self._held_since = self._engine.clock.monotonic()
+        elif self._held_too_long() and not self._engine.read_only:
+            self._held_since = None
+            self._engine.acknowledge(held, "sync")
+
+    def _held_too_long(self) -> bool:
+        since = self._held_since
+        return since is not None and self._engine.clock.monotonic() - since >= HELD_BACK_SECONDS
+
     def _unblock(self, cursor: PartitionCursor) -> None:
         if cursor.blocked_by and not cursor.queue:
             self._engine.transactions.abort_if_dead(cursor.blocked_by)
@@ -380,8 +415,10 @@ class LogReader:
         Args:
             timeout: Seconds; None waits for ever.
         """
-        blocked = any(cursor.blocked_by for cursor in self._cursors.values())
-        pause = 0.2 if blocked else timeout
+        blocked = self._held_since is not None or any(
+            cursor.blocked_by for cursor in self._cursors.values()
+        )
+        pause = HELD_BACK_SECONDS if blocked else timeout
         if timeout is not None and pause is not None:
             pause = min(pause, timeout)
         now = self._engine.wait(self._seen, pause)

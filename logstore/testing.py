@@ -53,7 +53,7 @@ class ManualClock:
     def __init__(self, now_ms: int = 0) -> None:
         self._lock = threading.Lock()
         self._now_ms = now_ms
-        self._elapsed = 0.0
+        self._elapsed_ms = 0
 
     def now_ms(self) -> int:
         """Wall clock in UTC milliseconds."""
@@ -61,11 +61,12 @@ class ManualClock:
 
     def monotonic(self) -> float:
         """Seconds this clock was advanced or slept."""
-        return self._elapsed
+        return self._elapsed_ms / 1000
 
     def sleep(self, seconds: float) -> None:
-        """Advance by `seconds`, without waiting."""
-        self.advance(round(seconds * 1000))
+        """Advance by `seconds`, without waiting; by a millisecond at least if that is not 0."""
+        # At least, or a loop that sleeps until a deadline would never get there.
+        self.advance(max(round(seconds * 1000), 1 if seconds > 0 else 0))
 
     def wait(self, wait: Callable[[float], object], seconds: float) -> None:
         """Look at what `wait` waits for, without waiting; then advance by `seconds`."""
@@ -82,7 +83,7 @@ class ManualClock:
             raise UsageError("time does not go back: use jump() to set the wall clock")
         with self._lock:
             self._now_ms += ms
-            self._elapsed += ms / 1000
+            self._elapsed_ms += ms
 
     def jump(self, ms: int) -> None:
         """Set the wall clock forward or, if negative, back. No time passes."""

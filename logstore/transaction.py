@@ -210,6 +210,8 @@ class Transaction:
         self._state = "unknown"
         if self._ends:
             self._decide(committed=False)
+            # Readers of several partitions wait for records which are neither seen nor passed.
+            self._engine.acknowledge(list(self._ends.items()), "os")
         self._state = "aborted"
 
     def _decide(self, *, committed: bool) -> None:

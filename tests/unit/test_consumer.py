@@ -347,10 +347,18 @@ def test_while_iterating_without_commits_a_partition_is_handed_over_in_time(
         assert second.position()[T1] > 0
 
 
-def test_a_draining_member_waits_for_what_it_shall_get(store: Store, other: Store) -> None:
-    fill(store, 0, 5)
-    fill(store, 1, 5)
-    with consumer(store, group="g") as first, consumer(other, group="g") as second:
+def test_a_draining_member_waits_for_what_it_shall_get(storage: MemoryStorage) -> None:
+    # On the system's clock: a manual one would let its patience run out in no time.
+    with (
+        open_store(storage=storage) as store,
+        open_store(storage=storage) as other,
+        contextlib.ExitStack() as members,
+    ):
+        store.create_topic("t", partitions=2)
+        fill(store, 0, 5)
+        fill(store, 1, 5)
+        first = members.enter_context(consumer(store, group="g"))
+        second = members.enter_context(consumer(other, group="g"))
         done = threading.Event()
         drained: list[Record] = []
 
