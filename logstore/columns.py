@@ -52,16 +52,15 @@ def encode_binary(
     """
     validity = b""
     present = values
-    layout = f"<{len(values) + 1}i"
     try:
         try:
-            offsets = pack(layout, *accumulate(map(len, values), initial=0))  # type: ignore[arg-type] # None: TypeError
+            offsets = _offsets(list(map(len, values)))  # type: ignore[arg-type] # None: TypeError
             if bitmap:
                 validity = encode_bitmap(b"\x01" * len(values))
         except TypeError:
             validity = encode_bitmap(bytes(map(is_not, values, repeat(None))))
             present = [b"" if value is None else value for value in values]
-            offsets = pack(layout, *accumulate(map(len, present), initial=0))  # type: ignore[arg-type] # no None left
+            offsets = _offsets(list(map(len, present)))  # type: ignore[arg-type] # no None left
         total = int.from_bytes(offsets[-4:], "little")
         if total > SECTION_RAW_BYTES_MAX:
             # Refused before the bytes are copied; what does not fit an int32 is a StructError.
@@ -78,6 +77,17 @@ def encode_binary(
     if len(section) != expected:
         raise _wrong_type(values, what)
     return section, bool(validity)
+
+
+def _offsets(lengths: list[int]) -> bytes:
+    """The offsets column of entries of these lengths; StructError if they exceed an int32."""
+    count = len(lengths)
+    if _EVEN_COUNT_MIN <= count <= _EVEN_COUNT_MAX:
+        width = lengths[0]
+        if lengths.count(width) == count and width * count <= SECTION_RAW_BYTES_MAX:
+            # See `_is_even`: half the cost of the general way.
+            return (_steps(count) * width).to_bytes(4 * (count + 1), "little")
+    return pack(f"<{count + 1}i", *accumulate(lengths, initial=0))
 
 
 def _wrong_type(values: Sequence[object], what: str) -> UsageError:
@@ -177,8 +187,12 @@ def _is_even(offsets: Buffer, count: int, width: int) -> bool:
     The column 0, 1, 2, ... read as one number and multiplied by the width is that column: no entry
     carries into the next, because the last fits an int32. A tenth of the cost of a loop in C.
     """
-    steps = int.from_bytes(_ramp()[: 4 * (count + 1)], "little")
-    return int.from_bytes(offsets, "little") == steps * width
+    return int.from_bytes(offsets, "little") == _steps(count) * width
+
+
+def _steps(count: int) -> int:
+    """The offsets 0, 1, ... count of entries of one byte, read as one number."""
+    return int.from_bytes(_ramp()[: 4 * (count + 1)], "little")
 
 
 def encode_bitmap(valid: bytes) -> bytes:
