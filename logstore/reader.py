@@ -72,6 +72,10 @@ class PartitionCursor:
             self._fill(visible, max_bytes)
         except OffsetOutOfRangeError as error:
             raise error.at(topic=self.log.topic, partition=self.log.partition) from None
+        except DataError:
+            if not self.queue:
+                raise
+            # First what was read before the damage; the next call meets it again.
 
     def _fill(self, visible: int, max_bytes: int) -> None:
         self.blocked_by = 0
