@@ -21,7 +21,13 @@ from .batch import EncodedBatch
 from .catalog import Catalog
 from .clock import Clock
 from .config import Durability, TopicInfo
-from .errors import MillstreamError, StoreClosedError, UnknownTopicError, UsageError
+from .errors import (
+    DataError,
+    MillstreamError,
+    StoreClosedError,
+    UnknownTopicError,
+    UsageError,
+)
 from .liveness import Liveness
 from .log import Components, Log
 from .retention import SegmentInfo, expired
@@ -63,6 +69,8 @@ class Engine:
             read_only=read_only,
             on_commit=lambda: storage.sync_point("catalog.commit"),
         )
+        if not read_only:
+            self._refuse_topics_without_catalog()
         self.tail = Tail(storage, clock)
         self.liveness = Liveness(storage)
         # A reader takes no lock, and its store may be a copy without the lock files.
@@ -77,6 +85,16 @@ class Engine:
         self._open_lock = locks.lock(_OPEN_LOCK)
         if not read_only:
             self._join()
+
+    def _refuse_topics_without_catalog(self) -> None:
+        # In this order: another process may be starting the store and creating the first topic.
+        if self.storage.list("topics") and self.catalog.generation == 0:
+            self.catalog.close()
+            raise DataError(
+                "there are topics, but catalog.db was missing: restore it, with its files -wal and"
+                " -shm removed",
+                path=self.storage.root,
+            )
 
     def _join(self) -> None:
         """Start a new generation if no other process has the store open."""

@@ -15,12 +15,13 @@ from .config import (
     is_internal,
 )
 from .engine import Engine
-from .errors import TopicExistsError, UsageError
+from .errors import CorruptSegmentError, TopicExistsError, UsageError
 from .log import Log, partition_directory
 from .positions import Position, parse_position
 from .reader import LogReader
 from .record import TopicPartition
 from .retention import SegmentInfo
+from .segment import base_offset_of, read_segment_header, segment_path
 
 
 class OffsetRange(NamedTuple):
@@ -38,7 +39,7 @@ def create(
     check_internal_name(name) if is_internal(name) else check_topic_name(name)
     check_partition_count(partitions)
     try:
-        info = engine.catalog.create_topic(name, partitions, config, engine.clock.now_ms())
+        info = _create(engine, name, partitions, config)
     except TopicExistsError:
         info = engine.topic(name)
         if not exist_ok:
@@ -52,8 +53,49 @@ def create(
     return info
 
 
+def _create(engine: Engine, name: str, partitions: int, config: TopicConfig) -> TopicInfo:
+    # With the append lock, as `delete` has it: files found here are nobody's.
+    with engine.append_lock:
+        if all(info.name != name for info in engine.topics()):
+            _remove_deleted(engine, name)
+        return engine.catalog.create_topic(name, partitions, config, engine.clock.now_ms())
+
+
+def _remove_deleted(engine: Engine, name: str) -> None:
+    """Remove what a `delete` that was cut off has left of an earlier topic of this name.
+
+    Raises:
+        DataError: Files of another store, or of this one from before its catalog was lost.
+    """
+    storage = engine.storage
+    parent = _topic_directory(name)
+    directories = [f"{parent}/{each}" for each in storage.list(parent) if each.isdigit()]
+    for directory in directories:
+        for file in storage.list(directory):
+            base = base_offset_of(file)
+            if base is None:
+                continue
+            header = read_segment_header(storage, directory, base)
+            if header.store_uid != engine.catalog.store_uid:
+                raise CorruptSegmentError(
+                    "there is a segment of another store where the topic would be created, or"
+                    " catalog.db was lost: restore it, or move the directory away",
+                    topic=name,
+                    path=segment_path(directory, base),
+                )
+    for directory in directories:
+        _remove_tree(engine, directory)
+
+
+def _topic_directory(name: str) -> str:
+    return partition_directory(name, 0).rsplit("/", 1)[0]
+
+
 def delete(engine: Engine, name: str) -> None:
-    """Delete a topic: first from the catalog, then its files. A crash in between leaves files."""
+    """Delete a topic: first from the catalog, then its files.
+
+    What a crash in between leaves is removed when a topic of that name is created again.
+    """
     engine.ensure_writable()
     info = engine.topic(name)
     logs = [engine.log(name, number) for number in range(info.partitions)]
@@ -65,7 +107,7 @@ def delete(engine: Engine, name: str) -> None:
             log.close()
             _remove_tree(engine, log.directory)
         storage = engine.storage
-        parent = partition_directory(name, 0).rsplit("/", 1)[0]
+        parent = _topic_directory(name)
         if not storage.list(parent):
             storage.remove_directory(parent)
 
@@ -76,6 +118,9 @@ def _remove_tree(engine: Engine, directory: str) -> None:
         for name in storage.list(folder):
             if f"{folder}/{name}" != f"{directory}/quarantine":
                 storage.remove(f"{folder}/{name}")
+        if storage.exists(folder):
+            # Or they could come back among the files of a new topic of this name.
+            storage.sync_directory(folder)
         storage.remove_directory(folder)
 
 
