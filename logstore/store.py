@@ -264,12 +264,14 @@ class Store:
         """
         ownership = owner or self._take_owner()
         transaction = Transaction(self._engine, ownership)
-        with transaction:
-            yield transaction
-        if owner is None:
-            # After a failed commit the owner's state is unknown, and it is not used again.
-            with self._owners_guard:
-                self._owners.append(ownership)
+        try:
+            with transaction:
+                yield transaction
+        finally:
+            # An owner whose last transaction is in an unknown state is not used again.
+            if owner is None and transaction.state in {"committed", "aborted"}:
+                with self._owners_guard:
+                    self._owners.append(ownership)
 
     def _take_owner(self) -> Ownership:
         self._engine.ensure_writable()

@@ -8,19 +8,27 @@ before it leaves an open transaction, which whoever notices aborts (`transaction
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from .append import Appender
 from .batch import EncodedBatch
 from .catalog import GroupOffset, OwnerRow
+from .clock import Clock
 from .engine import Engine
-from .errors import LockedError, OffsetOutOfRangeError, UsageError
+from .errors import LockedError, MillstreamError, OffsetOutOfRangeError, UsageError
 from .log import Log
 from .record import AppendMetadata, Headers, RecordMetadata, TopicPartition
 from .storage import Lock
 from .transaction_states import transaction_id
+
+ABORTING: Final = (Exception, KeyboardInterrupt, SystemExit, GeneratorExit)
+"""All there is, except what stands for the death of a process or machine in a test."""
+
+PROBE_SECONDS: Final = 0.1
+"""Who asks for the lock of another to see whether it lives holds it for some 20 us."""
 
 
 class Ownership:
@@ -65,7 +73,7 @@ def own(engine: Engine, name: str) -> Ownership:
         raise UsageError(f"the name {name!r} is too long to own: use at most 100 characters")
     lock = engine.storage.lock(path)
     try:
-        taken = not lock.try_acquire()
+        taken = not _acquire(lock, engine.clock)
         former = engine.catalog.owner_named(name) if taken else None
         row = None if taken else engine.catalog.acquire_owner(name, path, pid=engine.pid)
     except BaseException:
@@ -81,6 +89,16 @@ def own(engine: Engine, name: str) -> Ownership:
     # Readers that wait for a transaction the former owner left open can go on.
     engine.tail.bump("transactions_version")
     return Ownership(name, row, lock)
+
+
+def _acquire(lock: Lock, clock: Clock) -> bool:
+    """Take the lock of a name, though somebody may be asking right now whether its owner lives."""
+    deadline = clock.monotonic() + PROBE_SECONDS
+    while not lock.try_acquire():
+        if clock.monotonic() >= deadline:
+            return False
+        clock.sleep(0.001)
+    return True
 
 
 def own_anonymously(engine: Engine, number: int) -> Ownership:
@@ -106,6 +124,10 @@ class Transaction:
         self._offsets: dict[tuple[str, int, int], GroupOffset] = {}
         self._checkpoints: dict[str, bytes] = {}
         self._state: Literal["open", "committed", "aborted", "unknown"] = "open"
+        self._written = False
+        """Whether the log may hold a batch of it."""
+        self._failed = False
+        """Whether an append failed, which may have written some of its batches."""
 
     @property
     def state(self) -> str:
@@ -155,7 +177,12 @@ class Transaction:
         self, batches: Sequence[tuple[Log, EncodedBatch]]
     ) -> tuple[list[tuple[Log, int, EncodedBatch]], int]:
         mark = transaction_id(self._ownership.owner_id, self._number)
-        offsets, now_ms = self._engine.append_at(batches, transaction_id=mark)
+        self._written = True
+        try:
+            offsets, now_ms = self._engine.append_at(batches, transaction_id=mark)
+        except BaseException:
+            self._failed = True
+            raise
         written: list[tuple[Log, int, EncodedBatch]] = []
         for (log, encoded), offset in zip(batches, offsets, strict=True):
             self._ends[log] = offset + encoded.last_offset_delta + 1
@@ -192,27 +219,48 @@ class Transaction:
     def commit(self) -> None:
         """Make everything durable, then visible, in one step.
 
+        A commit that fails aborts, so that no reader waits for it. Only where that fails too is
+        the `state` unknown, until the owner is acquired again or its process ends.
+
         Raises:
             FencedError: Somebody newer owns the name; nothing of it will ever be visible.
-            StorageError, PoisonedError: Not committed, or, after an I/O error of the catalog,
-                unknown until the owner is acquired again.
+            UnknownTopicError: An offset is of a topic that was deleted.
+            UsageError: An append of the transaction failed.
+            StorageError, PoisonedError: See `state`.
         """
         self._ensure_open()
+        if self._failed:
+            self.abort()
+            raise UsageError("an append of the transaction failed, so it is aborted: start anew")
         self._state = "unknown"
-        # Outputs have to be durable before the decision is, whatever mode the store is in.
-        self._engine.acknowledge(list(self._ends.items()), "sync")
-        self._decide(committed=True)
+        try:
+            # Outputs have to be durable before the decision is, whatever mode the store is in.
+            self._engine.acknowledge(list(self._ends.items()), "sync")
+            self._decide(committed=True)
+        except ABORTING:
+            self._written = True  # the decision may have been taken: let the catalog tell
+            with contextlib.suppress(MillstreamError):
+                self._abort()
+            raise
         self._state = "committed"
 
     def abort(self) -> None:
         """Make sure nothing of it is ever seen."""
         self._ensure_open()
         self._state = "unknown"
-        if self._ends:
-            self._decide(committed=False)
-            # Readers of several partitions wait for records which are neither seen nor passed.
-            self._engine.acknowledge(list(self._ends.items()), "os")
+        self._abort()
+
+    def _abort(self) -> None:
+        if self._written:
+            try:
+                self._decide(committed=False)
+            finally:
+                # Also if it has been decided before, by a commit that was interrupted then.
+                self._engine.tail.bump("transactions_version")
         self._state = "aborted"
+        # Readers of several partitions wait for records which are neither seen nor passed.
+        with contextlib.suppress(MillstreamError):
+            self._engine.acknowledge(list(self._ends.items()), "os")
 
     def _decide(self, *, committed: bool) -> None:
         ownership = self._ownership
@@ -245,5 +293,5 @@ class Transaction:
             return
         if kind is None:
             self.commit()
-        elif issubclass(kind, Exception) or kind is KeyboardInterrupt:
+        elif issubclass(kind, ABORTING):
             self.abort()

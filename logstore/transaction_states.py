@@ -70,14 +70,21 @@ class TransactionStates:
         return "aborted" if number in cached[1].aborted else "committed"
 
     def abort_if_dead(self, transaction: int) -> bool:
-        """Abort an open transaction whose owner died; asks at most every 200 ms. True if it did."""
+        """Abort an open transaction whose owner died; asks at most every 200 ms.
+
+        True if the transaction is decided now, by this call or by an owner that died, or will,
+        between deciding and saying so. A read-only store only looks.
+        """
         owner_id, number = transaction >> NUMBER_BITS, transaction & 0xFFFF_FFFF
         now = self._clock.monotonic()
-        if self._read_only or now < self._checked.get(owner_id, 0.0):
+        if now < self._checked.get(owner_id, 0.0):
             return False
         self._checked[owner_id] = now + LIVENESS_INTERVAL_SECONDS
         owner = self._catalog.owner(owner_id)
-        if owner is None or owner.decided >= number or self._liveness.is_alive(owner.lock_path):
+        if owner is not None and owner.decided >= number:
+            self._owners.pop(owner_id, None)
+            return True
+        if owner is None or self._read_only or self._liveness.is_alive(owner.lock_path):
             return False
         self._catalog.abort_dead_owner(owner_id, number)
         self._liveness.bury(owner.lock_path)

@@ -10,6 +10,7 @@ from simulated_stores import kill, log_of, open_quietly
 from millstream import LogReader, Store, TopicPartition
 from millstream.batch import encode_batch
 from millstream.testing import ManualClock, MemoryStorage
+from millstream.transaction import Transaction
 
 P0, P1 = TopicPartition("t", 0), TopicPartition("t", 1)
 
@@ -74,8 +75,7 @@ def test_a_transaction_whose_owner_died_before_its_sync_is_aborted(
     store: Store, storage: MemoryStorage, clock: ManualClock
 ) -> None:
     other = open_quietly(storage, clock)
-    transaction = other.transaction().__enter__()
-    transaction.append("t", b"lost", partition=0)
+    Transaction(other._engine, other._take_owner()).append("t", b"lost", partition=0)
     kill(other)
     store.append("t", b"after", partition=1)
 
