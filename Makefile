@@ -33,10 +33,11 @@ check: $(VENV)/.dev ## formatting, lint, types and layers
 	@$(BIN)/mypy tests/typing
 	@$(BIN)/lint-imports --no-logo
 
-format: $(VENV)/.dev ## format the code, apply safe fixes, write the map in the README
+format: $(VENV)/.dev ## format the code, apply safe fixes, bring lists in the documents up to date
 	@$(BIN)/ruff check --quiet --fix || true
 	@$(BIN)/ruff format --quiet
 	@$(BIN)/python tools/write_readme_map.py
+	@$(BIN)/python tools/write_robustness_tests.py
 
 bench: $(VENV)/.dev ## the benchmarks, as ratios to the limit measured beside them
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -152,6 +152,14 @@ def test_the_map_in_the_readme_is_up_to_date() -> None:
     assert set() == {module for module in modules if f"| `{module}` |" not in readme}
 
 
+def test_the_cases_of_robustness_name_the_tests_that_cover_them() -> None:
+    """If not: `python tools/write_robustness_tests.py`."""
+    tool = runpy.run_path(str(ROOT / "tools" / "write_robustness_tests.py"))
+    page = DOCS[ROOT / "docs" / "robustness.md"]
+
+    assert tool["with_tests"](page) == page
+
+
 def test_every_test_named_in_the_documents_exists() -> None:
     """Written as `path`::name or `path`::prefix*, relative to `tests/`."""
     missing = []
