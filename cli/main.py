@@ -23,11 +23,12 @@ import click
 
 from millstream import (
     BackpressureTimeoutError,
-    CorruptBatchError,
-    CorruptSegmentError,
+    DataError,
+    FormatVersionError,
     LockedError,
     MillstreamError,
     OffsetOutOfRangeError,
+    RecordError,
     TopicExistsError,
     UnknownGroupError,
     UnknownTopicError,
@@ -54,8 +55,9 @@ _EXIT_CODES: Final[Sequence[tuple[type[BaseException], int]]] = (
     (UsageError, EXIT_USAGE),
     (LockedError, EXIT_BUSY),
     (BackpressureTimeoutError, EXIT_BUSY),
-    (CorruptBatchError, EXIT_CORRUPT),
-    (CorruptSegmentError, EXIT_CORRUPT),
+    (RecordError, EXIT_ERROR),
+    (FormatVersionError, EXIT_ERROR),
+    (DataError, EXIT_CORRUPT),
 )
 
 _HELP: Final = """Streams without a server: an embedded log and stream processor.

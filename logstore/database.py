@@ -158,12 +158,13 @@ def _open(filename: str, *, read_only: bool) -> apsw.Connection:
     connection = apsw.Connection(filename, flags=_READ_ONLY)
     try:
         connection.execute("SELECT 1 FROM sqlite_schema").fetchall()
-    except (apsw.ReadOnlyError, apsw.CantOpenError):
+    except (apsw.ReadOnlyError, apsw.CantOpenError, apsw.IOError) as error:
+        full = connection.system_errno == errno.ENOSPC
         connection.close()
-        # Reading beside writers needs the files -wal and -shm. If this process cannot make them
-        # and nobody else has, nobody writes; with a -wal left by a crash, what it holds would be
-        # missing.
-        if _exists(filename + "-wal"):
+        # Reading beside writers needs the files -wal and -shm. If this process cannot make them,
+        # for want of rights or of space, and nobody else has, nobody writes; with a -wal left by
+        # a crash, what it holds would be missing.
+        if (isinstance(error, apsw.IOError) and not full) or _size(filename + "-wal"):
             raise
         return _snapshot(filename)
     except apsw.BusyError:
@@ -193,6 +194,16 @@ def _snapshot(filename: str) -> apsw.Connection:
 
 def _exists(filename: str) -> bool:
     return apsw.VFS("millstream", base="").xAccess(filename, apsw.SQLITE_ACCESS_EXISTS)
+
+
+def _size(filename: str) -> int:
+    if not _exists(filename):
+        return 0
+    file = apsw.VFSFile("", filename, [apsw.SQLITE_OPEN_MAIN_DB | apsw.SQLITE_OPEN_READONLY, 0])
+    try:
+        return file.xFileSize()
+    finally:
+        file.xClose()
 
 
 def _use_wal(connection: apsw.Connection, clock: Clock) -> None:
@@ -235,6 +246,8 @@ def _typed_error(error: apsw.Error, filename: str, system_errno: int) -> Millstr
         # The system's number may be left over from an earlier call; only these two errors set it.
         if system_errno and isinstance(error, (apsw.IOError, apsw.CantOpenError)):
             number = system_errno
+            if number == errno.ENOSPC:
+                message = "the disk is full"
         return StorageError(f"{message}: {error}", errno=number, path=filename)
     return DataError(f"the catalog is damaged: {error}", path=filename)
 

@@ -69,8 +69,7 @@ class Engine:
             read_only=read_only,
             on_commit=lambda: storage.sync_point("catalog.commit"),
         )
-        if not read_only:
-            self._refuse_topics_without_catalog()
+        self._refuse_topics_without_catalog()
         self.tail = Tail(storage, clock)
         self.liveness = Liveness(storage)
         # A reader takes no lock, and its store may be a copy without the lock files.
