@@ -87,6 +87,7 @@ class PartitionCursor:
             if header is None:
                 self._next_segment()
                 continue
+            self._check_place(header)
             if header.transaction_id and self._isolation == "committed":
                 state = self._engine.transactions.state(header.transaction_id)
                 if state == "open":
@@ -153,6 +154,16 @@ class PartitionCursor:
             length = max(0, min(length, end - position))
         return self._file.read(length, position)
 
+    def _check_place(self, header: BatchHeader) -> None:
+        """A whole batch may still be a foreign one, a copy, or the one behind a lost one."""
+        follows = header.base_offset <= self._scan_offset < header.next_offset
+        if not follows or header.partition_uid != self.log.partition_uid:
+            raise self._at(
+                CorruptBatchError(
+                    f"found offset {header.base_offset} where {self._scan_offset} was expected"
+                )
+            )
+
     def _take(self, header: BatchHeader) -> int:
         """Verify and queue the batch at the current position; its size in bytes."""
         start = self._position + BATCH_HEADER_BYTES
@@ -165,10 +176,6 @@ class PartitionCursor:
             body = memoryview(self._chunk)[: header.body_bytes]
         log = self.log
         try:
-            if header.partition_uid != log.partition_uid or header.base_offset > self._scan_offset:
-                raise CorruptBatchError(
-                    f"found offset {header.base_offset} where {self._scan_offset} was expected"
-                )
             batch = decode_batch(log.topic, log.partition, header, body)
         except DataError as error:
             raise self._at(error) from None
