@@ -37,10 +37,12 @@ format: $(VENV)/.dev ## format the code, apply safe fixes, bring lists in the do
 	@$(BIN)/ruff check --quiet --fix || true
 	@$(BIN)/ruff format --quiet
 	@$(BIN)/python tools/write_readme_map.py
+	@$(BIN)/python tools/write_readme_benchmarks.py
 	@$(BIN)/python tools/write_robustness_tests.py
 
 bench: $(VENV)/.dev ## the benchmarks, as ratios to the limit measured beside them
 	@$(BIN)/python -m benchmarks $(ARGS)
+	@$(BIN)/python tools/write_readme_benchmarks.py
 
 crash: $(VENV)/.flights ## crash tests with other random choices: make crash SEED=7
 	@MILLSTREAM_SEED=$(SEED) $(BIN)/pytest -q -m crash $(ARGS)

@@ -152,6 +152,14 @@ def test_the_map_in_the_readme_is_up_to_date() -> None:
     assert set() == {module for module in modules if f"| `{module}` |" not in readme}
 
 
+def test_the_benchmarks_in_the_readme_are_those_measured() -> None:
+    """If not: `python tools/write_readme_benchmarks.py`."""
+    tool = runpy.run_path(str(ROOT / "tools" / "write_readme_benchmarks.py"))
+    readme = DOCS[ROOT / "README.md"]
+
+    assert tool["with_tables"](readme) == readme
+
+
 def test_the_cases_of_robustness_name_the_tests_that_cover_them() -> None:
     """If not: `python tools/write_robustness_tests.py`."""
     tool = runpy.run_path(str(ROOT / "tools" / "write_robustness_tests.py"))
