@@ -75,12 +75,20 @@ def process(target: str, explain: bool, progress: bool | None, **options: str | 
                 on_progress=show,
             )
         except RecordError as error:
-            if error.__cause__ is not None:
+            if error.__cause__ is not None and _is_of_the_user(error.__cause__):
                 # The message says which record; the author of the function needs the line, too.
                 traceback.print_exception(error.__cause__)
             raise
         current.say(f"{pipeline.name}: {_summary(metrics)}")
         return stop.exit_code
+
+
+def _is_of_the_user(error: BaseException) -> bool:
+    """Whether it came out of a function of the pipeline, and not out of a bad record."""
+    return any(
+        frame.f_globals.get("__name__", "").partition(".")[0] != "millstream"
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
 
 
 def _int_or_none(value: str | int | None) -> int | None:
