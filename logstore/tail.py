@@ -151,8 +151,13 @@ class Tail:
         return self.get("magic") == MAGIC and self.get("inode") == self._words.inode
 
     def reset(self, generation: int) -> None:
-        """Start over under a new generation: every slot of an older one counts as unknown."""
+        """Start over under a new generation: every slot counts as unknown, whatever it says.
+
+        It may hold the number of this very generation, if the catalog was restored from a backup.
+        """
         self.set("magic", 0)
+        generations = self._words.view[HEADER_WORDS + Slot.GENERATION :: SLOT_WORDS]
+        generations[:] = memoryview(bytes(8 * len(generations))).cast("q")
         self.set("generation", generation)
         self.set("sequence", generation << COUNTER_BITS)
         self.set("in_progress", 0)
