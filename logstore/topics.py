@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from .config import (
     TopicConfig,
@@ -15,13 +16,16 @@ from .config import (
     is_internal,
 )
 from .engine import Engine
-from .errors import CorruptSegmentError, TopicExistsError, UsageError
+from .errors import CorruptSegmentError, DataError, TopicExistsError, UsageError
 from .log import Log, partition_directory
 from .positions import Position, parse_position
 from .reader import LogReader
 from .record import TopicPartition
 from .retention import SegmentInfo
-from .segment import base_offset_of, read_segment_header, segment_path
+from .segment import base_offset_of
+
+_DELETED: Final = "deleted"
+"""A file with this name beside the partitions says that they are being deleted."""
 
 
 class OffsetRange(NamedTuple):
@@ -62,29 +66,26 @@ def _create(engine: Engine, name: str, partitions: int, config: TopicConfig) -> 
 
 
 def _remove_deleted(engine: Engine, name: str) -> None:
-    """Remove what a `delete` that was cut off has left of an earlier topic of this name.
+    """Finish a `delete` that was cut off, of an earlier topic of this name.
 
     Raises:
-        DataError: Files of another store, or of this one from before its catalog was lost.
+        CorruptSegmentError: There are segments, and nobody has deleted them.
     """
     storage = engine.storage
     parent = _topic_directory(name)
     directories = [f"{parent}/{each}" for each in storage.list(parent) if each.isdigit()]
+    if storage.exists(f"{parent}/{_DELETED}"):
+        _remove_files(engine, parent, directories)
+        return
     for directory in directories:
         for file in storage.list(directory):
-            base = base_offset_of(file)
-            if base is None:
-                continue
-            header = read_segment_header(storage, directory, base)
-            if header.store_uid != engine.catalog.store_uid:
+            if base_offset_of(file) is not None:
                 raise CorruptSegmentError(
-                    "there is a segment of another store where the topic would be created, or"
-                    " catalog.db was lost: restore it, or move the directory away",
+                    "here are records of a topic which the catalog does not know: catalog.db is"
+                    " older than the log. Restore both from the same backup, or move them away",
                     topic=name,
-                    path=segment_path(directory, base),
+                    path=f"{directory}/{file}",
                 )
-    for directory in directories:
-        _remove_tree(engine, directory)
 
 
 def _topic_directory(name: str) -> str:
@@ -94,22 +95,45 @@ def _topic_directory(name: str) -> str:
 def delete(engine: Engine, name: str) -> None:
     """Delete a topic: first from the catalog, then its files.
 
-    What a crash in between leaves is removed when a topic of that name is created again.
+    If a crash comes in between, creating a topic of that name again removes the rest.
     """
     engine.ensure_writable()
     info = engine.topic(name)
-    logs = [engine.log(name, number) for number in range(info.partitions)]
+    storage, parent = engine.storage, _topic_directory(name)
+    logs = _intact_logs(engine, info)
     with engine.append_lock:
+        # Proof for `create` that the files are to go, and not what the catalog has lost.
+        storage.make_directory(parent)
+        if not storage.exists(f"{parent}/{_DELETED}"):
+            storage.open(f"{parent}/{_DELETED}", "x").close()
+        storage.sync_directory(parent)
         engine.catalog.delete_topic(name)
         engine.tail.bump("topics_version")
         engine.topics()  # drops the logs, so that nobody appends to them
         for log in logs:
             log.close()
-            _remove_tree(engine, log.directory)
-        storage = engine.storage
-        parent = _topic_directory(name)
-        if not storage.list(parent):
-            storage.remove_directory(parent)
+        numbers = range(info.partitions)
+        _remove_files(engine, parent, [partition_directory(name, number) for number in numbers])
+
+
+def _intact_logs(engine: Engine, info: TopicInfo) -> list[Log]:
+    logs = []
+    for number in range(info.partitions):
+        # A damaged partition cannot be opened, but it can be deleted.
+        with contextlib.suppress(DataError):
+            logs.append(engine.log(info.name, number))
+    return logs
+
+
+def _remove_files(engine: Engine, parent: str, directories: Sequence[str]) -> None:
+    storage = engine.storage
+    for directory in directories:
+        _remove_tree(engine, directory)
+    # Only when the others are gone for good: without it they would be taken for lost records.
+    storage.sync_directory(parent)
+    storage.remove(f"{parent}/{_DELETED}")
+    if not storage.list(parent):
+        storage.remove_directory(parent)
 
 
 def _remove_tree(engine: Engine, directory: str) -> None:
@@ -118,9 +142,6 @@ def _remove_tree(engine: Engine, directory: str) -> None:
         for name in storage.list(folder):
             if f"{folder}/{name}" != f"{directory}/quarantine":
                 storage.remove(f"{folder}/{name}")
-        if storage.exists(folder):
-            # Or they could come back among the files of a new topic of this name.
-            storage.sync_directory(folder)
         storage.remove_directory(folder)
 
 

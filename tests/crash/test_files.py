@@ -6,6 +6,7 @@ On real directories where the operating system has a say. docs/robustness.md has
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -405,17 +406,21 @@ def test_scenario_34_the_catalog_is_older_than_the_log(store_path: Path, lost_wo
 
 
 def test_scenario_34_the_catalog_knows_nothing_of_a_topic_on_disk(store_path: Path) -> None:
-    """It is from before the topic. Creating it again does not mix with what is there."""
+    """It is from before the topic. What is there is not written over."""
     older = back_up(store_path)
     with millstream.open(store_path) as store:
         store.create_topic("u")
         store.append("u", b"old")
     restore(store_path, older)
+    (records,) = (store_path / "topics/u").rglob("*.segment")
+    before = records.read_bytes()
 
     with millstream.open(store_path) as store:
-        store.create_topic("u")
-        store.append("u", b"new")
-        assert [b"new"] == [record.value for record in store.read("u")]
+        with pytest.raises(DataError, match=r"catalog\.db is older"):
+            store.create_topic("u")
+        assert ["t"] == [topic.name for topic in store.topics()]
+
+    assert before == records.read_bytes()
 
 
 def test_scenario_34_a_crash_while_a_topic_is_deleted() -> None:
@@ -424,7 +429,10 @@ def test_scenario_34_a_crash_while_a_topic_is_deleted() -> None:
     store = open_quietly(storage)
     store.create_topic("t")
     store.append("t", b"old")
-    store._engine.catalog.delete_topic("t")
+    storage.faults.fail_next("remove", errno.EIO)
+    with pytest.raises(StorageError):
+        store.delete_topic("t")
+    assert storage.list("topics/t/0")
     store.close()
 
     with open_quietly(storage) as store:

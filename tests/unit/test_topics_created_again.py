@@ -68,7 +68,8 @@ def test_topics_without_their_catalog_are_refused_and_kept(tmp_path: Path) -> No
         assert [b"a"] == values(store)
 
 
-def test_a_topic_is_not_created_over_segments_of_another_store(tmp_path: Path) -> None:
+def test_a_topic_is_not_created_over_records_the_catalog_does_not_know(tmp_path: Path) -> None:
+    """Of another store, or of this one and the catalog is from before them."""
     for name in ("one", "two"):
         with millstream.open(tmp_path / name) as store:
             store.create_topic("t" if name == "one" else "u")
@@ -77,7 +78,24 @@ def test_a_topic_is_not_created_over_segments_of_another_store(tmp_path: Path) -
     kept = files(tmp_path / "two/topics")
 
     with millstream.open(tmp_path / "two") as store:
-        with pytest.raises(DataError, match="another store"):
+        with pytest.raises(DataError, match="does not know"):
             store.create_topic("t")
         assert ["u"] == [topic.name for topic in store.topics()]
     assert kept == files(tmp_path / "two/topics")
+
+
+def test_a_damaged_topic_can_be_deleted(tmp_path: Path) -> None:
+    with millstream.open(tmp_path) as store:
+        store.create_topic("t", partitions=2)
+        store.append("t", b"a", partition=1)
+    (segment,) = (tmp_path / "topics/t/1").glob("*.segment")
+    segment.write_bytes(b"x" + segment.read_bytes()[1:])
+
+    with millstream.open(tmp_path) as store:
+        with pytest.raises(DataError):
+            store.offsets("t")
+        store.delete_topic("t")
+        assert not (tmp_path / "topics/t").exists()
+        store.create_topic("t")
+        store.append("t", b"b")
+        assert [b"b"] == values(store)
