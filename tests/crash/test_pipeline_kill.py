@@ -179,7 +179,7 @@ def run_small(store: millstream.Store) -> tuple[list[Written], list[Written]]:
     return content(store, "out"), content(store, "late")
 
 
-def test_a_pipeline_that_loses_power_at_any_operation_gives_the_same_results(
+def test_power_failures_around_snapshots_of_the_state_change_no_result(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Snapshots of the state as often as they can come, so that power fails in the midst of them.
