@@ -127,12 +127,13 @@ class Batch:
     def take(self) -> None:
         """Count the entries: what is added from now on is not part of the batch. Lock held."""
         if self.count < 0:
-            self.taken = self.entries
+            taken = self.entries
+            taken_id, count = id(taken), len(taken) // ENTRY_FIELDS
+            # Without a call in between: an interrupt leaves all of it done, or nothing.
+            self.taken, self.taken_id, self.count = taken, taken_id, count
             # Who came late added to the old list (then it is still alive, and its id its own) or
             # to the new one.
-            self.taken_id = id(self.taken)
             self.entries = []
-            self.count = len(self.taken) // ENTRY_FIELDS
 
     def includes(self, entries: list[object], end: int) -> bool:
         """Whether what a sender added to `entries`, making them `end` long, is in. Lock held."""

@@ -16,19 +16,23 @@ CPython's global lock makes `list += tuple` one step, and because of this protoc
   calls and jumps only, of which there is none between the two.
 
 Nobody waits in that protocol, so a sender interrupted anywhere (Ctrl-C, a signal handler or a
-finalizer that sends too) leaves nothing locked and nothing half done.
+finalizer that sends too) leaves nothing locked and nothing half done. Interrupts also come at calls
+and jumps only. So under the lock what belongs together is written without a call in between, and
+what a sender may have left out after it (closing the lane, waking the thread) is made up for by
+whoever comes next.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from .batch import EncodedBatch
+from .clock import SystemClock
 from .config import MIB, Durability
 from .engine import Engine
 from .errors import BackpressureTimeoutError, StoreClosedError, UsageError
@@ -46,6 +50,9 @@ ROUND_BYTES: Final = 16 * MIB
 """At most this much is appended in one go: the store-wide append lock is held meanwhile."""
 
 _logger = logging.getLogger("millstream")
+
+_clock: Final = SystemClock()
+"""For how long `send` waits at the bound: threads wait in real time, whatever the store's clock."""
 
 
 class SendLimits(NamedTuple):
@@ -139,6 +146,7 @@ class Sender:
                 self._encode(full)
         except BaseException:
             if full is not None:
+                full.claimed = False
                 self._unclaim(full)
             raise
         return future
@@ -153,11 +161,14 @@ class Sender:
         limit = min(self.limits.buffer_bytes, RECORD_BYTES_MAX)
         if size > limit:
             raise UsageError(f"a record of {size} bytes exceeds the limit of {limit}")
-        deadline = None if self.timeout is None else time.monotonic() + self.timeout
+        deadline = None if self.timeout is None else _clock.monotonic() + self.timeout
         full: Batch | None = None
         while True:
             self._ensure_open()
             batch = lane.open[number]
+            if batch is not None and batch.sealed:
+                lane.sealed(batch)  # as whoever sealed it was interrupted before doing
+                continue
             used = 0 if batch is None else batch.granted - batch.room
             if batch is not None and used and used + size > self.limits.batch_bytes:
                 self._seal(batch)
@@ -182,7 +193,7 @@ class Sender:
     def _encode(self, batch: Batch) -> None:
         """Encode a sealed batch; the lock is held only to fetch its entries."""
         try:
-            codec = CODEC_BY_NAME[self.engine.topic(batch.lane.topic).config.compression]
+            codec = self._codec(batch.lane)
             with self.lock:
                 batch.take()
             if not batch.count:
@@ -193,9 +204,22 @@ class Sender:
         finally:
             self._unclaim(batch)
 
+    def _codec(self, lane: Lane) -> int:
+        """The codec of the topic as it is now."""
+        info = self.engine.topic(lane.topic)
+        if info.partitions != lane.partitions:
+            # Deleted and created again meanwhile: the keys belong to other partitions now.
+            raise UsageError(
+                f"the topic has {info.partitions} partitions now, not {lane.partitions}:"
+                " send again",
+                topic=lane.topic,
+            )
+        return CODEC_BY_NAME[info.config.compression]
+
     def _unclaim(self, batch: Batch) -> None:
+        # Before waiting for the lock, where an interrupt is most likely.
+        batch.claimed = False
         with self.lock:
-            batch.claimed = False
             if self._idle:
                 self._work.notify()
 
@@ -204,7 +228,7 @@ class Sender:
         batch = Batch(self, lane, number, deadline)
         lane.opened(batch)
         self._open.append(batch)
-        if self._idle and len(self._open) == 1:
+        if self._idle and (self._sealed or len(self._open) == 1):
             self._work.notify()
         return batch
 
@@ -224,7 +248,7 @@ class Sender:
             raise BackpressureTimeoutError("the buffer is full, and a callback cannot wait for it")
         # All space may be held by batches that still wait for company: end their linger.
         self._hurry()
-        remaining = None if deadline is None else deadline - time.monotonic()
+        remaining = None if deadline is None else deadline - _clock.monotonic()
         if remaining is not None and remaining <= 0:
             raise BackpressureTimeoutError(
                 f"{self.queued_bytes} bytes wait to be written and the buffer is full;"
@@ -240,21 +264,25 @@ class Sender:
 
     def _seal(self, batch: Batch) -> None:
         """Close `batch` for further records and queue it. Lock held."""
-        batch.sealed = True
-        batch.lane.sealed(batch)
         room, batch.room = batch.room, 0
         batch.granted -= room
         self.queued_bytes -= room
-        self._sealed.append(batch)
         self._sealed_count += 1
+        batch.sealed = True
+        self._sealed.append(batch)
+        batch.lane.sealed(batch)
         if self._idle:
             self._work.notify()
 
+    def _seal_until(self, deadline: float) -> None:
+        """Seal the batches whose linger ends by then. Lock held."""
+        while self._open and (self._open[0].sealed or self._open[0].deadline <= deadline):
+            if not self._open[0].sealed:
+                self._seal(self._open[0])
+            self._open.popleft()
+
     def _seal_all(self) -> None:
-        while self._open:
-            batch = self._open.popleft()
-            if not batch.sealed:
-                self._seal(batch)
+        self._seal_until(math.inf)
 
     # --- waiting -------------------------------------------------------------------------
 
@@ -263,6 +291,7 @@ class Sender:
         with self.lock:
             if not batch.sealed:
                 self._hurry()
+            self._work.notify()
             self._wait_until(lambda: batch.done, timeout)
 
     def hurry(self) -> None:
@@ -287,6 +316,7 @@ class Sender:
         """Until all that was sent before is done; raise what failed since the last flush."""
         with self.lock:
             self._seal_all()
+            self._work.notify()
             target = self._sealed_count
             self._wait_until(lambda: self._done_count >= target, timeout)
             error, self._error = self._error, None
@@ -384,11 +414,7 @@ class Sender:
             self._urgent = False
             self._seal_all()
             return
-        now = self.engine.clock.monotonic()
-        while self._open and (self._open[0].sealed or self._open[0].deadline <= now):
-            batch = self._open.popleft()
-            if not batch.sealed:
-                self._seal(batch)
+        self._seal_until(self.engine.clock.monotonic())
 
     def _deliver(self, batches: list[Batch]) -> None:
         """Encode, append and acknowledge; note in each batch what became of it."""

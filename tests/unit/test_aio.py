@@ -86,12 +86,19 @@ def test_a_full_buffer_makes_tasks_wait_and_not_the_loop(store: Store) -> None:
     async def main() -> None:
         small = aio.producer(store, linger_ms=FOR_EVER_MS, batch_bytes=200, buffer_bytes=400)
         async with small as producer:
-            opened = threading.Event()
-            stopped = producer._producer.send("t", b"first")
-            stopped.add_done_callback(lambda _: opened.wait(SOON_SECONDS))
-            with pytest.raises(BackpressureTimeoutError):  # noqa: PT012 - which one is refused depends
-                for _ in range(100):
-                    producer.send_nowait("t", b"x" * 50)
+            stuck, opened = threading.Event(), threading.Event()
+
+            def block(_: SendFuture) -> None:
+                stuck.set()
+                opened.wait(SOON_SECONDS)
+
+            producer._producer.send("t", b"first").add_done_callback(block)
+            producer._producer.hurry()
+            assert stuck.wait(SOON_SECONDS)
+            for _ in range(4):
+                producer.send_nowait("t", b"x" * 50)
+            with pytest.raises(BackpressureTimeoutError):
+                producer.send_nowait("t", b"x" * 50)
             waiting = asyncio.ensure_future(producer.send("t", b"waited"))
             given_up = asyncio.ensure_future(producer.send("t", b"never"))
             await asyncio.sleep(0)

@@ -1,0 +1,114 @@
+"""Producers whose sender is interrupted: by Ctrl-C, at any instruction of `send`."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import millstream
+from millstream import Store
+from millstream.outgoing import SendFuture
+from millstream.testing import MemoryStorage
+
+FOR_EVER_MS = 1e9
+SOON_SECONDS = 20.0
+
+
+def open_store() -> Store:
+    store = millstream.open(storage=MemoryStorage(crashable=False), durability="os")
+    store.create_topic("t")
+    return store
+
+
+def check(store: Store, accepted: dict[bytes, SendFuture]) -> None:
+    """Every accepted record is where its future says, and none is there twice."""
+    found = [record.value for record in store.read("t")]
+    assert len(found) == len(set(found))
+    assert all(found[future.result(0).offset] == value for value, future in accepted.items())
+
+
+def test_an_interrupted_sender_leaves_nothing_locked_or_lost() -> None:
+    """Ctrl-C thousands of times, wherever it happens to hit."""
+    accepted: dict[bytes, SendFuture] = {}
+    interrupted, armed = 0, False
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        if armed:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
+    with open_store() as store:
+        try:
+            with store.producer(linger_ms=0, batch_bytes=2_000) as producer:
+                # The thread is running before: CPython's Thread.start is not safe to interrupt.
+                accepted[b"first"] = producer.send("t", b"first")
+                for number in range(20_000):
+                    value = b"%d" % number
+                    try:
+                        armed = True
+                        accepted[value] = producer.send("t", value, key=value)
+                        armed = False
+                    except KeyboardInterrupt:
+                        armed = False
+                        interrupted += 1
+                producer.flush(SOON_SECONDS)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        check(store, accepted)
+    assert interrupted > 0
+
+
+class InterruptAt:
+    """Raises once, at the given one of the calls made outside this file.
+
+    CPython looks for signals at calls and at jumps back, so these are the places that matter.
+    """
+
+    def __init__(self, call: int) -> None:
+        self.remaining = call
+
+    def profile(self, frame: FrameType, event: str, _argument: object) -> None:
+        if event in {"call", "c_return"} and frame.f_code.co_filename != __file__:
+            self.remaining -= 1
+            if not self.remaining:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    def run(self, function: Callable[[], object]) -> None:
+        """Call `function`, and interrupt it if it is its turn."""
+        try:
+            sys.setprofile(self.profile if self.remaining > 0 else None)
+            function()
+        except KeyboardInterrupt:
+            return
+        finally:
+            sys.setprofile(None)
+
+
+def test_a_sender_interrupted_at_any_call_leaves_nothing_half_done() -> None:
+    """Batches fill, are sealed, encoded and written: an interrupt at each call, one at a time."""
+    for call in itertools.count(1):
+        interrupt = InterruptAt(call)
+        accepted: dict[bytes, SendFuture] = {}
+
+        with open_store() as store:
+            with store.producer(linger_ms=FOR_EVER_MS, batch_bytes=150) as producer:
+                producer.send("t", b"first").result()
+                for number in range(6):
+                    value = b"%d" % number * 40
+
+                    def send(value: bytes = value) -> None:
+                        accepted[value] = producer.send("t", value)  # noqa: B023 - called at once
+
+                    interrupt.run(send)
+                producer.flush(SOON_SECONDS)
+            check(store, accepted)
+        if interrupt.remaining > 0:
+            break
+        assert len(accepted) >= 5
+    assert call > 100
