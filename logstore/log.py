@@ -235,6 +235,9 @@ class Log:
             file = self._c.storage.open(segment_path(self.directory, base), "rw")
             try:
                 file.sync()
+            except StorageError:
+                self.slot[Slot.POISONED] = POISONED_BY_SYNC
+                raise
             finally:
                 file.close()
 
@@ -349,19 +352,21 @@ class Log:
         self.dirty = True
 
     def _undo_locked(self, file: File, position: int) -> None:
-        """Cut a partial write off. If even that fails, the next append tries again."""
+        """Cut a partial write off, durably. If that fails, the next append tries again."""
+        failed = POISONED_BY_WRITE
         try:
             file.truncate(position)
+            self.slot[Slot.ZERO_FILLED], failed = position, POISONED_BY_SYNC
+            file.sync()
         except StorageError:
-            self.slot[Slot.POISONED] = POISONED_BY_WRITE
+            self.slot[Slot.POISONED] = failed
             raise
-        self.slot[Slot.ZERO_FILLED] = position
 
     def _clean_or_refuse_locked(self, file: File) -> None:
         if self.slot[Slot.POISONED] != POISONED_BY_WRITE:
             raise self._poisoned()
-        self._undo_locked(file, self.slot[Slot.END_POSITION])
         self.slot[Slot.POISONED] = 0
+        self._undo_locked(file, self.slot[Slot.END_POSITION])
 
     def _open_active(self) -> tuple[File, SegmentHeader]:
         base, uid = self.slot[Slot.ACTIVE_BASE], to_unsigned(self.slot[Slot.ACTIVE_UID])
@@ -379,6 +384,8 @@ class Log:
         """Seal the active segment and start a new one. Does nothing to an empty segment."""
         slot = self.slot
         file, segment = self._open_active()
+        if slot[Slot.POISONED]:
+            self._clean_or_refuse_locked(file)
         position = slot[Slot.END_POSITION]
         if position <= SEGMENT_HEADER_BYTES:
             return
@@ -529,11 +536,7 @@ class Log:
                     self._undo_locked(file, start)
                     return
                 slot[Slot.ZERO_FILLED] = start + length
-        try:
-            self._sync_segments([base])
-        except StorageError:
-            self.slot[Slot.POISONED] = POISONED_BY_SYNC
-            raise
+        self._sync_segments([base])
 
     # --- reading -------------------------------------------------------------------------------
 

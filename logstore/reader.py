@@ -138,6 +138,8 @@ class PartitionCursor:
         try:
             return parse_header(self._chunk, at, self._segment.segment_uid)
         except DataError as error:
+            if self.log.files.base_of(self._scan_offset) != self._segment.base_offset:
+                return None  # behind the end of a sealed segment: what a crash left, no record
             raise self._at(error) from None
 
     def _read(self, length: int, position: int) -> bytes:
@@ -348,8 +350,7 @@ class LogReader:
     def _poll_one(self, limit: int, max_bytes: int) -> list[RecordBatch]:
         (cursor,) = self._cursors.values()
         if not cursor.queue:
-            cursor.fill(cursor.log.visible_offset, max_bytes)
-            self._unblock(cursor)
+            self._fill(cursor, cursor.log.visible_offset, max_bytes)
         batches: list[RecordBatch] = []
         while cursor.queue and limit > 0:
             batches.append(cursor.hand_out(limit))
@@ -388,8 +389,7 @@ class LogReader:
         visible = slot[Slot.VISIBLE_OFFSET]
         complete = visible == slot[Slot.LOG_END]
         if not cursor.queue:
-            cursor.fill(visible, max_bytes)
-            self._unblock(cursor)
+            self._fill(cursor, visible, max_bytes)
         queued = cursor.queue[-1].sequence if cursor.queue else 0
         if cursor.blocked_by:
             return max(cursor.blocked_sequence - 1, queued)
@@ -416,9 +416,12 @@ class LogReader:
         since = self._held_since
         return since is not None and self._engine.clock.monotonic() - since >= HELD_BACK_SECONDS
 
-    def _unblock(self, cursor: PartitionCursor) -> None:
-        if cursor.blocked_by and not cursor.queue:
-            self._engine.transactions.abort_if_dead(cursor.blocked_by)
+    def _fill(self, cursor: PartitionCursor, visible: int, max_bytes: int) -> None:
+        """Fill an empty queue, past the open transactions of owners that are dead."""
+        cursor.fill(visible, max_bytes)
+        states = self._engine.transactions
+        while cursor.blocked_by and not cursor.queue and states.abort_if_dead(cursor.blocked_by):
+            cursor.fill(visible, max_bytes)
 
     def wait(self, timeout: float | None) -> bool:
         """Block until something may have become visible since the last poll; False on timeout.

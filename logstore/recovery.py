@@ -267,11 +267,13 @@ def _scan(
         try:
             size = file.size()
             began = state.position
-            state, damage, doubtful = _walk(file, size, facts, header, state)
+            last = index + 1 == len(segments)
+            # Behind the end of a sealed segment there may be what a crash left of the zeros.
+            stop = size if last else min(size, segments[index + 1][1].previous_bytes)
+            state, damage, doubtful = _walk(file, stop, facts, header, state)
             scanned += state.position - began
             if doubtful is not None:
                 unsynced.append((base, doubtful))
-            last = index + 1 == len(segments)
             if damage is None and not last:
                 damage = _misfit(state, segments[index + 1], path)
             if damage is not None:

@@ -119,13 +119,14 @@ class IndexCache:
         if not self._storage.exists(path):
             return None
         header = read_segment_header(self._storage, self._directory, base)
-        file = self._storage.open(path, "r")
         try:
-            index = SparseIndex.decode(file.read(file.size(), 0), header.segment_uid)
-        except CorruptBatchError:
+            file = self._storage.open(path, "r")
+            try:
+                index = SparseIndex.decode(file.read(file.size(), 0), header.segment_uid)
+            finally:
+                file.close()
+        except (CorruptBatchError, StorageError):
             return None  # rebuilt: an index is derived data
-        finally:
-            file.close()
         size = self._storage.size(segment_path(self._directory, base))
         return index if index.end_position <= size else None
 

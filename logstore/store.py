@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -33,7 +32,7 @@ from .retention import SegmentInfo
 from .scan import Scan
 from .storage import PosixStorage, Storage
 from .topics import OffsetRange
-from .transaction import Ownership, Transaction, own, own_anonymously
+from .transaction import AnonymousOwners, Ownership, Transaction, own
 
 MEMORY = ":memory:"
 
@@ -94,9 +93,7 @@ class Store:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._appender = Appender(engine)
-        self._owners: list[Ownership] = []
-        self._owners_made = 0
-        self._owners_guard = threading.Lock()
+        self._owners = AnonymousOwners(engine)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else self._engine.durability
@@ -262,25 +259,14 @@ class Store:
         ...     [record.value for record in store.read("t")]
         [b'a']
         """
-        ownership = owner or self._take_owner()
+        ownership = owner or self._owners.take()
         transaction = Transaction(self._engine, ownership)
         try:
             with transaction:
                 yield transaction
         finally:
-            # An owner whose last transaction is in an unknown state is not used again.
-            if owner is None and transaction.state in {"committed", "aborted"}:
-                with self._owners_guard:
-                    self._owners.append(ownership)
-
-    def _take_owner(self) -> Ownership:
-        self._engine.ensure_writable()
-        with self._owners_guard:
-            if self._owners:
-                return self._owners.pop()
-            self._owners_made += 1
-            number = self._owners_made
-        return own_anonymously(self._engine, number)
+            if owner is None:
+                self._owners.give_back(ownership, transaction.state)
 
     def own(self, name: str) -> Ownership:
         """Acquire the exclusive right to `name`; see `Ownership`.

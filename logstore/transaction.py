@@ -9,6 +9,7 @@ before it leaves an open transaction, which whoever notices aborts (`transaction
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Final, Literal, Self
@@ -29,6 +30,10 @@ ABORTING: Final = (Exception, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 PROBE_SECONDS: Final = 0.1
 """Who asks for the lock of another to see whether it lives holds it for some 20 us."""
+
+
+SETTLE_SECONDS: Final = 1.0
+"""Between two attempts to abort what could not be aborted."""
 
 
 class Ownership:
@@ -101,11 +106,72 @@ def _acquire(lock: Lock, clock: Clock) -> bool:
     return True
 
 
-def own_anonymously(engine: Engine, number: int) -> Ownership:
-    """The owner of this store handle's `number`-th concurrent transaction of a user."""
-    path = engine.liveness.path
-    name = f"transaction {number} of {path}"
-    return Ownership(name, engine.catalog.acquire_owner(name, path, pid=engine.pid), None)
+class AnonymousOwners:
+    """Owners of a store's transactions that have no name: one for each that is open at a time.
+
+    Thread-safe. An owner whose last transaction is in an unknown state is acquired again, which
+    aborts what is open; in the background, again and again, for readers wait for that.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._guard = threading.Lock()
+        self._free: list[Ownership] = []
+        self._doubtful: list[str] = []
+        self._made = 0
+
+    def take(self) -> Ownership:
+        """An owner nobody else uses."""
+        self._engine.ensure_writable()
+        with self._guard:
+            if self._free:
+                return self._free.pop()
+            if self._doubtful:
+                name = self._doubtful.pop()
+            else:
+                self._made += 1
+                name = f"transaction {self._made} of {self._engine.liveness.path}"
+        return self._acquire(name)
+
+    def give_back(self, owner: Ownership, state: str) -> None:
+        """Done with; `state` is that of its last transaction."""
+        known = state in {"committed", "aborted"}
+        with self._guard:
+            if known:
+                self._free.append(owner)
+            else:
+                self._doubtful.append(owner.name)
+        if not known:
+            self._settle_later()
+
+    def settle(self) -> None:
+        """Acquire again the owners in doubt; try again later what fails, on a full disk say."""
+        while True:
+            with self._guard:
+                if not self._doubtful:
+                    return
+                name = self._doubtful.pop()
+            try:
+                owner = self._acquire(name)
+            except MillstreamError:
+                self._settle_later()
+                return
+            with self._guard:
+                self._free.append(owner)
+
+    def _acquire(self, name: str) -> Ownership:
+        engine = self._engine
+        try:
+            row = engine.catalog.acquire_owner(name, engine.liveness.path, pid=engine.pid)
+        except BaseException:
+            with self._guard:
+                self._doubtful.append(name)
+            raise
+        engine.tail.bump("transactions_version")
+        return Ownership(name, row, None)
+
+    def _settle_later(self) -> None:
+        self._engine.background.submit((self, "settle"), self.settle, delay_seconds=SETTLE_SECONDS)
 
 
 class Transaction:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 from collections.abc import Iterator
 from random import Random
 
 from interrupted_process import Killed, ProcessStorage
 from log_model import Model, Reach, Row
 from simulated_stores import START_MS, abandon, log_of, make_visible, open_quietly
-from workload import Workload, fresh_model
+from workload import Driver, Workload, fresh_model
 
-from millstream import Store
+from millstream import StorageError, Store
 from millstream.testing import (
     FaultPlan,
     Keep,
@@ -86,6 +87,54 @@ def _kill(workload: Workload, index: int, *, after: bool) -> bool:
     return process.operations <= index
 
 
+def fill_the_disk_everywhere(workload: Workload) -> int:
+    """Let the disk fill up at each operation that needs space, then free some; how often."""
+    storage, model = MemoryStorage(), fresh_model()
+    workload.run(storage, model)
+    needy = ("create", "make_directory", "write", "catalog.commit")
+    places = [index for index, (kind, _) in enumerate(storage.trace) if kind in needy]
+    for index in places:
+        for partial in (False, True):
+            with explained(f"{workload}: full disk at operation {index}, {partial=}"):
+                _fill_the_disk(workload, index, partial=partial)
+    return 2 * len(places)
+
+
+def _fill_the_disk(workload: Workload, index: int, *, partial: bool) -> None:
+    faults = FaultPlan(fail={index: errno.ENOSPC}, partial_writes=partial, seed=index)
+    storage, model = MemoryStorage(faults), fresh_model()
+    clock = ManualClock(START_MS)
+    try:
+        store = open_quietly(storage, clock)
+    except StorageError:
+        faults.clear()
+        store = open_quietly(storage, clock)
+    try:
+        workload.create_topics(store)
+    except StorageError:
+        faults.clear()
+        workload.create_topics(store)
+    driver = Driver(store, model, clock, workload)
+    for _ in range(workload.steps):
+        try:
+            driver.step()
+        except StorageError as error:
+            assert error.errno == errno.ENOSPC  # noqa: PT017 - any step may fail, or none
+            faults.clear()
+            store._owners.settle()  # as the background thread would
+            for partition in model.partitions:
+                make_visible(store, *partition)
+            model.check(store, "acknowledged")
+    assert not faults.is_full
+    faults.clear()
+    write_everywhere(store, model, clock.now_ms())
+    model.check(store, "acknowledged")
+    abandon(store)
+    with reopened(storage.crash(keep="none"), workload) as store:
+        model.check(store, "durable")
+        write_everywhere(store, model)
+
+
 def restart_twice(
     storage: MemoryStorage, workload: Workload, model: Model, keep: Keep, seed: int = 0
 ) -> None:
@@ -118,9 +167,9 @@ def crash_during_recovery(
     return storage.crash(seed, choice.choice(("none", "random", "all")))
 
 
-def write_everywhere(store: Store, model: Model) -> None:
+def write_everywhere(store: Store, model: Model, now_ms: int = LATER_MS) -> None:
     """One durable record to every partition, one transaction over all of them."""
-    row = Row(LATER_MS, b"after", b"the crash", ())
+    row = Row(now_ms, b"after", b"the crash", ())
     for partition in model.partitions:
         batch = model.writing(partition, [row])
         where = store.append(partition.topic, row.value, key=row.key, partition=partition.partition)

@@ -56,9 +56,6 @@ def kill(store: Store) -> None:
     engine._open_lock.release()
     if engine.liveness._lock is not None:
         engine.liveness._lock.release()
-    for owner in store._owners:
-        if owner._lock is not None:
-            owner._lock.release()
 
 
 def make_visible(store: Store, topic: str, partition: int) -> None:

@@ -75,7 +75,7 @@ def test_a_transaction_whose_owner_died_before_its_sync_is_aborted(
     store: Store, storage: MemoryStorage, clock: ManualClock
 ) -> None:
     other = open_quietly(storage, clock)
-    Transaction(other._engine, other._take_owner()).append("t", b"lost", partition=0)
+    Transaction(other._engine, other._owners.take()).append("t", b"lost", partition=0)
     kill(other)
     store.append("t", b"after", partition=1)
 

@@ -38,7 +38,7 @@ def store(storage: MemoryStorage, clock: ManualClock) -> Iterator[Store]:
 
 
 def begin(store: Store, owner: Ownership | None = None) -> Transaction:
-    return Transaction(store._engine, owner or store._take_owner())
+    return Transaction(store._engine, owner or store._owners.take())
 
 
 def values(store: Store) -> list[bytes | None]:
@@ -112,7 +112,7 @@ def test_one_owner_serves_a_store_whose_transactions_come_one_after_another(stor
             transaction.append("t", b"%d" % number, partition=0)
             _ = 1 / (number - 2)
 
-    assert 1 == store._owners_made
+    assert 1 == store._owners._made
     assert [b"0", b"1"] == values(store)
 
 
