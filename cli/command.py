@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 from collections.abc import Mapping, Sequence
@@ -102,6 +103,17 @@ class Group(click.Group):
             return command
         return super().get_command(ctx, cmd_name)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; of an unknown one say what it may be a misspelling of."""
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            close = difflib.get_close_matches(name, self.list_commands(ctx))
+            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+            ctx.fail(f"No such command {name!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; when the reader of our output went away, end silently."""
         try:
@@ -112,6 +124,13 @@ class Group(click.Group):
             os.dup2(null, 1)
             os.close(null)
             raise click.exceptions.Exit(0) from None
+
+
+def users_topic(context: click.Context, parameter: click.Parameter, name: str) -> str:
+    """Refuse to write into a topic that Millstream keeps for itself."""
+    if name.startswith("@"):
+        raise click.BadParameter(f"{name!r} is Millstream's own", context, parameter)
+    return name
 
 
 def examples(*lines: str) -> str:

@@ -20,7 +20,6 @@ from millstream import (
     Record,
     Store,
     TopicPartition,
-    UsageError,
     parse_duration_ms,
     parse_range,
 )
@@ -30,7 +29,7 @@ from .complete import complete_group, complete_topic
 from .envelope import encode_records
 from .format_string import Formatter, compile_format, rfc3339, unescape
 from .output import RecordOutput, wants_color
-from .partitions import parse_partitions
+from .partitions import parse_partitions, require_partitions
 from .progress import Progress
 from .settings import Settings, settings
 from .signals import StopSignals
@@ -189,9 +188,7 @@ def _ends(store: Store, options: ConsumeOptions) -> dict[TopicPartition, int]:
     ends: dict[TopicPartition, int] = {}
     for topic in dict.fromkeys(options.topics):
         ranges = store.offsets(topic)
-        missing = sorted((wanted or set()) - set(ranges))
-        if missing:
-            raise UsageError(f"topic {topic!r} has partitions 0 to {max(ranges)}, not {missing}")
+        require_partitions(topic, len(ranges), wanted or ())
         ends |= {
             TopicPartition(topic, partition): each.end
             for partition, each in ranges.items()

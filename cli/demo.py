@@ -49,7 +49,9 @@ class HourlyDelays(msgspec.Struct):
 
 
 @click.command(
-    cls=Command, epilog=examples("millstream demo", "millstream demo --dir flights-demo")
+    cls=Command,
+    short_help="Process real flights, with a kill -9 on the way.",
+    epilog=examples("millstream demo", "millstream demo --dir flights-demo"),
 )
 def demo() -> None:
     """Run real flights through a log and a pipeline, and kill the pipeline on the way.

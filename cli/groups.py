@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 import click
 
-from millstream import PartitionLag, ResetPlan, Store, UsageError
+from millstream import PartitionLag, ResetPlan, Store
 
 from .command import Group, examples
 from .complete import complete_group
 from .output import Cell, print_rows
+from .partitions import require_partitions
 from .reset import Target, Topics, parse_target, parse_topics
 from .settings import settings
 
@@ -43,7 +44,10 @@ def groups() -> None:
     """List and describe consumer groups, and move their offsets."""
 
 
-@groups.command(epilog=examples("millstream groups ls", "millstream groups ls --output json"))
+@groups.command(
+    short_help="List the groups with members and total lag.",
+    epilog=examples("millstream groups ls", "millstream groups ls --output json"),
+)
 def ls() -> None:
     """List the groups with their members, committed partitions and total lag."""
     current = settings()
@@ -62,7 +66,10 @@ def _list_row(store: Store, name: str) -> dict[str, Cell]:
     }
 
 
-@groups.command(epilog=examples("millstream groups describe billing"))
+@groups.command(
+    short_help="Show offsets, lag and members of a group.",
+    epilog=examples("millstream groups describe billing"),
+)
 @click.argument("group", shell_complete=complete_group)
 def describe(group: str) -> None:
     """Show offsets, lag and the member that reads, for each partition of GROUP.
@@ -103,13 +110,14 @@ def _lag_row(group: str, each: PartitionLag) -> dict[str, Cell]:
 
 
 @groups.command(
+    short_help="Move the offsets of a group; shows the plan first.",
     epilog=examples(
         "millstream groups reset billing --to-earliest                shows the plan",
         "millstream groups reset billing --to-earliest --execute      does it",
         "millstream groups reset billing --shift-by -100 --topic orders:0,2 --execute",
         "millstream groups reset billing --by-duration PT1H --export > plan.csv",
         "millstream groups reset billing --from-file plan.csv --execute",
-    )
+    ),
 )
 @click.argument("group", shell_complete=complete_group)
 @click.option("--to-earliest", is_flag=True, help="To the first record kept.")
@@ -172,9 +180,7 @@ def _plan(store: Store, group: str, target: Target, topics: Topics) -> ResetPlan
         return store.plan_reset(group, target.offsets)
     plan = store.plan_reset(group, target.position, topics=list(topics), shift_by=target.shift_by)
     for topic, wanted in topics.items():
-        count = store.topic(topic).partitions
-        if wanted is not None and (missing := [number for number in wanted if number >= count]):
-            raise UsageError(f"topic {topic!r} has partitions 0 to {count - 1}, not {missing}")
+        require_partitions(topic, store.topic(topic).partitions, wanted or ())
     chosen = [
         each
         for each in plan.changes

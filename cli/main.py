@@ -128,13 +128,23 @@ def _report(error: Exception, *, verbose: bool) -> int:
     if verbose or not expected:
         traceback.print_exception(error)
     else:
-        click.echo(f"millstream: {error}", err=True)
+        click.echo(f"millstream: {_message(error)}", err=True)
         for note in getattr(error, "__notes__", ()):
             click.echo(f"millstream: {note}", err=True)
     for kind, code in _EXIT_CODES:
         if isinstance(error, kind):
             return code
     return EXIT_ERROR
+
+
+def _message(error: Exception) -> str:
+    """What the error says; where that is a call in Python, the command that does the same."""
+    if isinstance(error, UnknownTopicError) and error.topic and error.partition is None:
+        return (
+            f"there is no topic {error.topic!r}: `millstream topics ls` lists them,"
+            f" `millstream topics create {error.topic}` makes one"
+        )
+    return str(error)
 
 
 def run() -> NoReturn:

@@ -1,6 +1,8 @@
-"""Lists of partitions as they are typed. Pure."""
+"""Partitions as they are typed: lists of them, and whether there are such. Pure."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from millstream import UsageError
 
@@ -23,3 +25,17 @@ def parse_partitions(text: str) -> list[int]:
             raise UsageError(f"{text!r} is not a list of partitions such as 0,2 or 0-3")
         numbers.update(range(int(first), int(ends[-1]) + 1))
     return sorted(numbers)
+
+
+def require_partitions(topic: str, count: int, wanted: Iterable[int]) -> None:
+    """Refuse numbers that a topic of `count` partitions does not have.
+
+    Raises:
+        UsageError: It names them.
+
+    >>> require_partitions("t", 2, [0, 1])
+    """
+    if missing := sorted(number for number in wanted if number >= count):
+        has = "1 partition, number 0" if count == 1 else f"{count} partitions, 0 to {count - 1}"
+        listed = ", ".join(map(str, missing))
+        raise UsageError(f"topic {topic!r} has {has}; there is no {listed}")

@@ -6,10 +6,13 @@ import importlib
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
-from millstream import RecordError, parse_duration_ms
+import millstream
+from millstream import MillstreamError, RecordError, parse_duration_ms
 from millstream.processor import Metrics, Pipeline
 
 from .command import Command, examples
@@ -75,20 +78,12 @@ def process(target: str, explain: bool, progress: bool | None, **options: str | 
                 on_progress=show,
             )
         except RecordError as error:
-            if error.__cause__ is not None and _is_of_the_user(error.__cause__):
+            if error.__cause__ is not None:
                 # The message says which record; the author of the function needs the line, too.
-                traceback.print_exception(error.__cause__)
+                _print_user_frames(error.__cause__)
             raise
         current.say(f"{pipeline.name}: {_summary(metrics)}")
         return stop.exit_code
-
-
-def _is_of_the_user(error: BaseException) -> bool:
-    """Whether it came out of a function of the pipeline, and not out of a bad record."""
-    return any(
-        frame.f_globals.get("__name__", "").partition(".")[0] != "millstream"
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-    )
 
 
 def _int_or_none(value: str | int | None) -> int | None:
@@ -106,29 +101,63 @@ def _summary(metrics: Metrics) -> str:
 
 
 def load_pipeline(target: str) -> Pipeline:
-    """Import "module:attribute".
+    """Import "module:attribute". Where the module's code fails, print where.
 
     Raises:
         click.UsageError: There is no such module or attribute, or it is no pipeline.
+        click.ClickException: The code of the module raised.
     """
     module_name, colon, attribute = target.partition(":")
     if not (module_name and colon and attribute):
         raise click.UsageError(f"{target!r} is not MODULE:PIPELINE, such as app:pipeline")
+    if module_name.endswith(".py") or "/" in module_name:
+        name = module_name.removesuffix(".py").strip("./").replace("/", ".")
+        raise click.UsageError(f"name the module, not its file: {name}:{attribute}")
     directory = os.getcwd()
     if directory not in sys.path:
         sys.path.insert(0, directory)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        # Only the module asked for: one that is missing inside it is a fault of its code.
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
-        raise click.UsageError(f"there is no module {module_name!r} in {directory}") from None
-    found = getattr(module, attribute, None)
-    if callable(found) and not isinstance(found, Pipeline):
-        found = found()
+    with _showing_faults(target):
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            # Only the module asked for: one that is missing inside it is a fault of its code.
+            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+                raise
+            raise click.UsageError(f"there is no module {module_name!r} in {directory}") from None
+        found = getattr(module, attribute, None)
+        if callable(found) and not isinstance(found, Pipeline):
+            found = found()
     if not isinstance(found, Pipeline):
         names = [name for name, value in vars(module).items() if isinstance(value, Pipeline)]
         hint = f"it has {', '.join(names)}" if names else "it has none"
         raise click.UsageError(f"{attribute!r} in {module_name!r} is no Pipeline; {hint}")
     return found
+
+
+@contextmanager
+def _showing_faults(target: str) -> Iterator[None]:
+    """Show what the user's code raises by its own lines."""
+    try:
+        yield
+    except click.ClickException:
+        raise
+    except Exception as error:
+        _print_user_frames(error)
+        if isinstance(error, MillstreamError):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        raise click.ClickException(f"cannot load {target}: {reason}") from None
+
+
+def _print_user_frames(error: BaseException) -> None:
+    """Print a traceback of the user's lines alone; nothing if there are none."""
+    shown = traceback.TracebackException.from_exception(error)
+    not_theirs = (
+        os.path.dirname(millstream.__file__),
+        os.path.dirname(importlib.__file__),
+        "<frozen",
+    )
+    frames = [frame for frame in shown.stack if not frame.filename.startswith(not_theirs)]
+    shown.stack = traceback.StackSummary.from_list(frames)
+    if frames or isinstance(error, SyntaxError):
+        click.echo("".join(shown.format(chain=False)), err=True, nl=False)

@@ -14,12 +14,13 @@ import click
 
 from millstream import Headers, MillstreamError, Store, UnknownTopicError
 
-from .command import Command, examples
+from .command import Command, examples, users_topic
 from .complete import complete_topic
 from .envelope import LineError, parse_lines
 from .format_string import unescape
 from .input import DelimitedInput
 from .output import RecordOutput
+from .partitions import require_partitions
 from .progress import Progress
 from .settings import Settings, settings
 from .signals import StopSignals
@@ -86,7 +87,7 @@ class ProduceOptions:
         "millstream consume a -J -e | millstream produce b -J",
     ),
 )
-@click.argument("topic", shell_complete=complete_topic)
+@click.argument("topic", callback=users_topic, shell_complete=complete_topic)
 @click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("-K", "key_delimiter", metavar="DELIM", help="Split each line at DELIM: key, value.")
 @click.option("-k", "--key", metavar="KEY", help="Give every record this key.")
@@ -165,10 +166,16 @@ def _ensure_topic(current: Settings, store: Store, options: ProduceOptions) -> N
     try:
         found = store.topic(options.topic)
     except UnknownTopicError:
+        if options.partition:
+            raise click.UsageError(
+                f"there is no topic {options.topic!r}, and -p needs more partitions than the one it"
+                f" would get: `millstream topics create {options.topic} -p N` first"
+            ) from None
         compression = options.compression or "none"
         store.create_topic(options.topic, exist_ok=True, compression=compression)
         current.say(f"created topic {options.topic!r} with 1 partition in {current.directory}")
         return
+    require_partitions(options.topic, found.partitions, {options.partition or 0})
     if options.compression not in {None, found.config.compression}:
         raise click.UsageError(
             f"{options.topic!r} exists with compression {found.config.compression}; "

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import click
 
-from millstream import OffsetOutOfRangeError, OffsetRange, Store, TopicConfig, TopicInfo, UsageError
+from millstream import OffsetOutOfRangeError, OffsetRange, Store, TopicConfig, TopicInfo
 
-from .command import Group, examples
+from .command import Group, examples, users_topic
 from .complete import complete_topic
 from .format_string import rfc3339
 from .output import Cell, Row, print_document, print_object, print_rows
-from .partitions import parse_partitions
+from .partitions import parse_partitions, require_partitions
 from .settings import settings
 
 _LIST_COLUMNS = (
@@ -92,7 +92,7 @@ def _partition_rows(store: Store, topic: TopicInfo) -> list[Row]:
         "millstream topics create small segment_bytes=1MiB",
     )
 )
-@click.argument("name")
+@click.argument("name", callback=users_topic)
 @click.argument("config", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("-p", "--partitions", type=int, default=1, show_default=True, help="How many.")
 @click.option("--retention", metavar="DURATION", help="Remove what is older: 12h, 7d.")
@@ -163,6 +163,7 @@ def info(name: str) -> None:
 
 @topics.command(
     "set",
+    short_help="Change the configuration of a topic.",
     epilog=examples(
         "millstream topics set orders retention=7d compression=zstd",
         "millstream topics set orders retention=none",
@@ -179,7 +180,10 @@ def set_config(name: str, config: Sequence[str]) -> None:
     current.say(f"topic {name!r}: {', '.join(config)}")
 
 
-@topics.command(epilog=examples("millstream topics rm orders --force"))
+@topics.command(
+    short_help="Delete a topic with its records and group offsets.",
+    epilog=examples("millstream topics rm orders --force"),
+)
 @click.argument("name", shell_complete=complete_topic)
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")
 def rm(name: str, force: bool) -> None:
@@ -199,10 +203,11 @@ def rm(name: str, force: bool) -> None:
 
 
 @topics.command(
+    short_help="Delete records before a position; shows the plan first.",
     epilog=examples(
         "millstream topics trim orders --before @-30d          shows what would go",
         "millstream topics trim orders --before 1000 -p 0 --force",
-    )
+    ),
 )
 @click.argument("name", shell_complete=complete_topic)
 @click.option(
@@ -253,12 +258,14 @@ def _chosen(store: Store, name: str, partition_list: str | None) -> dict[int, Of
     if partition_list is None:
         return ranges
     wanted = parse_partitions(partition_list)
-    if missing := sorted(set(wanted) - set(ranges)):
-        raise UsageError(f"topic {name!r} has partitions 0 to {max(ranges)}, not {missing}")
+    require_partitions(name, len(ranges), wanted)
     return {partition: ranges[partition] for partition in wanted}
 
 
-@topics.command(epilog=examples("millstream topics roll orders"))
+@topics.command(
+    short_help="Start a new segment in each partition.",
+    epilog=examples("millstream topics roll orders"),
+)
 @click.argument("name", shell_complete=complete_topic)
 @click.option("-p", "--partition", "partition_list", metavar="LIST", help="Only these: 0,2 or 0-3.")
 def roll(name: str, partition_list: str | None) -> None:

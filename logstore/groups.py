@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from .catalog import GroupOffset
 from .engine import Engine
@@ -20,6 +20,10 @@ from .record import TopicPartition
 from .topics import resolve
 
 Place: TypeAlias = int | str | datetime | Position
+
+PIPELINE_CHECKPOINTS: Final = "pipeline/"
+"""The processor commits the offsets of a pipeline together with a checkpoint of this name and the
+pipeline's, and goes on by the checkpoint."""
 
 
 class GroupMember(NamedTuple):
@@ -185,9 +189,15 @@ def plan_reset(
 
     Raises:
         UnknownGroupError, UnknownTopicError: No such group or topic.
-        UsageError: Neither or both of `to` and `shift_by`; a bad position; nothing to reset.
+        UsageError: Neither or both of `to` and `shift_by`; a bad position; nothing to reset; the
+            group is a pipeline.
     """
     engine.ensure_open()
+    if engine.catalog.checkpoint(PIPELINE_CHECKPOINTS + name) is not None:
+        raise UsageError(
+            f"{name!r} is a pipeline: its offsets belong to its state and are not moved alone. Run"
+            " it under another name to start from the beginning"
+        )
     if (to is None) == (shift_by is None):
         raise UsageError("give either a position or shift_by")
     groups = GroupCatalog(engine.catalog)

@@ -401,7 +401,7 @@ class Store:
         """What `reset_group` would change: every committed offset before and after.
 
         Args:
-            group: Its name; it need not exist if `topics` are given.
+            group: Its name. A pipeline cannot be reset: its offsets belong to its state.
             to: A position for all partitions, or one for each.
             topics: These topics only.
             shift_by: Instead of `to`: so many records on, or back if negative.

@@ -227,7 +227,6 @@ def test_what_is_not_there_is_5(cli: Cli) -> None:
         ("topics", "info", "nope"),
         ("topics", "rm", "nope", "-f"),
         ("consume", "t", "-o", "99", "-e"),
-        ("produce", "t", "-p", "9"),
         ("--dir", "elsewhere", "topics", "ls"),
     ):
         done = cli(*arguments, stdin=b"a\n")
@@ -250,6 +249,10 @@ def test_what_is_not_there_is_5(cli: Cli) -> None:
         ("consume",),
         ("consume", "t", "--nope"),
         ("produce", "bad name"),
+        ("produce", "t", "-p", "9"),
+        ("produce", "new", "-p", "1"),
+        ("produce", "@state/p/w"),
+        ("topics", "create", "@state/p/w"),
         ("produce", "t", "-J", "-K:"),
         ("produce", "t", "-k", "a", "-K:"),
         ("produce", "t", "-D", ""),
