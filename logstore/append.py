@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from xxhash import xxh3_64_intdigest
@@ -31,12 +32,19 @@ def partition_of(key: bytes, partitions: int) -> int:
     return xxh3_64_intdigest(key) % partitions
 
 
+class _Route(NamedTuple):
+    topic: str
+    version: int
+    groups: list[GroupAppend | None]
+
+
 class Appender:
     """Encodes records for an engine. Thread-safe."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._turn = itertools.count()
+        self._routes: dict[str, _Route] = {}
         self._groups: WeakKeyDictionary[Log, GroupAppend] = WeakKeyDictionary()
 
     def encode_one(
@@ -62,22 +70,42 @@ class Appender:
 
     def append_durably(self, topic: str, row: Row, partition: int | None) -> RecordMetadata:
         """Append one record, sharing batch and sync with other threads that do so now."""
-        info = self._engine.topic(topic)
-        log = self._log_of(info, row[1], partition)
+        route = self._routes.get(topic)
+        if route is None or route.version != self._engine.tail.get("topics_version"):
+            route = self._route(topic)
+        if partition is None:
+            partition = self._partition(len(route.groups), row[1])
+        group = route.groups[partition] if 0 <= partition < len(route.groups) else None
+        if group is None:
+            group = self._group(route, partition)
+        offset, timestamp_ms = group.append(row)
+        return RecordMetadata(topic, partition, offset, timestamp_ms)
+
+    def _route(self, topic: str) -> _Route:
+        engine = self._engine
+        version = engine.tail.get("topics_version")
+        info = engine.topic(topic)
+        route = self._routes[topic] = _Route(topic, version, [None] * info.partitions)
+        return route
+
+    def _group(self, route: _Route, partition: int) -> GroupAppend:
+        log = self._engine.log(route.topic, partition)
         group = self._groups.get(log)
         if group is None:
             group = self._groups.setdefault(log, GroupAppend(self._engine, log))
-        offset, timestamp_ms = group.append(row)
-        return RecordMetadata(topic, log.partition, offset, timestamp_ms)
+        route.groups[partition] = group
+        return group
+
+    def _partition(self, partitions: int, key: bytes | None) -> int:
+        if partitions == 1:
+            return 0
+        if key is None:
+            return next(self._turn) % partitions
+        return partition_of(key, partitions)
 
     def _log_of(self, info: TopicInfo, key: bytes | None, partition: int | None) -> Log:
         if partition is None:
-            if info.partitions == 1:
-                partition = 0
-            elif key is None:
-                partition = next(self._turn) % info.partitions
-            else:
-                partition = partition_of(key, info.partitions)
+            partition = self._partition(info.partitions, key)
         return self._engine.log(info.name, partition)
 
     def encode_many(
