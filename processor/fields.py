@@ -7,7 +7,8 @@ column, from the values that are really there: a `map` may have turned one into 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter, itemgetter
 from types import CodeType, FunctionType
 from typing import Any, TypeAlias
@@ -65,20 +66,41 @@ def require_field(value_type: object, name: str, what: str) -> None:
 def describe(field: Field) -> str:
     """A field in words that stay the same when unrelated code moves; part of the plan's identity.
 
-    A lambda has no name, so the names it uses stand for it. Two lambdas that differ in constants
-    alone look the same.
+    A lambda has no name, so the names and the text it uses stand for it: fields are read by
+    either. Two lambdas that differ in numbers or operators alone look the same, and so do two
+    functions of one name.
     """
     if field is None or isinstance(field, str):
         return repr(field) if field else "value"
     name = getattr(field, "__qualname__", None) or type(field).__qualname__
     name = name.rsplit("<locals>.", 1)[-1]
     if isinstance(field, FunctionType) and field.__name__ == "<lambda>":
-        return f"lambda({', '.join(_names(field.__code__))})"
+        return f"lambda({', '.join(sorted(_words(field.__code__) | _held(field)))})"
     return name
 
 
-def _names(code: CodeType) -> tuple[str, ...]:
-    return (*code.co_names, *code.co_freevars)
+def _words(code: CodeType) -> set[str]:
+    """Names and text in the code, comprehensions included: they are code of their own or not."""
+    words = {*code.co_names, *code.co_freevars} | _texts(code.co_consts)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            words |= _words(constant)
+    return words
+
+
+def _texts(constants: Iterable[object]) -> set[str]:
+    texts = set()
+    for constant in constants:
+        if isinstance(constant, str):
+            texts.add(repr(constant))
+        elif isinstance(constant, tuple | frozenset):
+            texts |= _texts(constant)
+    return texts
+
+
+def _held(function: FunctionType) -> set[str]:
+    """Text in the variables of enclosing functions that a function uses."""
+    return _texts(inspect.getclosurevars(function).nonlocals.values())
 
 
 def label(kind: str, field: Field) -> str:

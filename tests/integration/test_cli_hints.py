@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -156,7 +157,8 @@ def test_every_topic_option_of_the_reference_is_taken() -> None:
     with millstream.open(":memory:") as store:
         for number, option in enumerate(options):
             name, _, value = option.partition("=")
-            store.create_topic(f"t{number}", **{name: value.strip('"')})
+            config: dict[str, Any] = {name: value.strip('"')}
+            store.create_topic(f"t{number}", **config)
 
 
 def test_the_module_is_the_command() -> None:

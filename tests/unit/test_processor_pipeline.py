@@ -552,10 +552,10 @@ def test_explain_tells_the_plan_as_a_tree() -> None:
         "        to out",
         "        late rows",
         "          to out",
-        f"        key_by lambda() at {here}:{line + 7}",
+        f"        key_by lambda('all') at {here}:{line + 7}",
         "          window tumbling 30ms, grace 1ms, agg n=sum('n')  [state in.window-2]",
         "            to out",
-        f"    map lambda() at {here}:{line + 9}",
+        f"    map lambda('t') at {here}:{line + 9}",
         "      to out",
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle  # noqa: TID251 - that a plan can be shipped is what is tested
+from collections.abc import Callable
 
 import pytest
 
@@ -80,6 +81,16 @@ def test_a_lambda_is_known_by_the_names_it_uses() -> None:
     assert "key_by lambda(user)" in identity_of(lambda order: order.user)
     assert identity_of(lambda a: a.user) == identity_of(lambda b: b.user)
     assert identity_of(lambda a: a.user) != identity_of(lambda a: a.country)
+    assert identity_of(lambda a: a["user"]) != identity_of(lambda a: a["country"])
+    assert identity_of(lambda a: [a[k] for k in ("u", "v")]) != identity_of(
+        lambda a: [a[k] for k in ("u", "w")]
+    )
+
+    def reads(field: str) -> Callable[[dict[str, str]], str]:
+        return lambda row: row[field]
+
+    assert identity_of(reads("user")) == identity_of(reads("user"))
+    assert identity_of(reads("user")) != identity_of(reads("country"))
 
 
 def test_state_may_be_named() -> None:
