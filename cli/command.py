@@ -22,7 +22,7 @@ def _remember(context: click.Context, parameter: click.Parameter, value: object)
 def _set_no_color(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     del context, parameter
     if value:
-        # One switch for click, rich and our own tables.
+        # One switch for click and our own tables.
         os.environ["NO_COLOR"] = "1"
 
 

@@ -87,6 +87,8 @@ class GroupOffset(NamedTuple):
     """Commit only if this member owns the partition; None: whoever owns it."""
     generation: int = 0
     """The generation in which it owns it; with `member_id` only."""
+    lock_path: str | None = None
+    """Without `member_id`: commit only if no member that lives by another lock owns it."""
 
 
 class Catalog:
@@ -404,6 +406,13 @@ class Catalog:
         rows = self.database.query("SELECT data FROM checkpoints WHERE name = ?", (name,))
         return as_bytes(rows[0][0]) if rows else None
 
+    def is_pipeline(self, group: str) -> bool:
+        """Whether the offsets of a group are those of a pipeline that has run.
+
+        The processor commits them together with a checkpoint, and goes on by the checkpoint.
+        """
+        return self.checkpoint(f"pipeline/{group}") is not None
+
     def delete_checkpoint(self, name: str) -> None:
         """Forget a checkpoint; a missing one is fine."""
         with self.database.transaction(f"delete checkpoint {name}"):
@@ -443,6 +452,8 @@ class Catalog:
                 topic=topic,
                 partition=offset.partition,
             )
+        if offset.lock_path is not None:
+            self._check_no_other_owner(offset, topic)
         if offset.member_id is None:
             return
         rows = self.database.query(
@@ -456,6 +467,22 @@ class Catalog:
             raise FencedError(
                 f"member {offset.member_id} of group {offset.group!r} lost the partition; {now}."
                 " Nothing was committed",
+                topic=topic,
+                partition=offset.partition,
+            )
+
+    def _check_no_other_owner(self, offset: GroupOffset, topic: str) -> None:
+        rows = self.database.query(
+            "SELECT member_id, pid FROM group_partitions JOIN group_members"
+            " ON group_members.group_name = group_partitions.group_name AND member_id = owner"
+            " WHERE group_partitions.group_name = ? AND topic_id = ? AND partition = ?"
+            " AND lock_path <> ?",
+            (offset.group, offset.topic_id, offset.partition, offset.lock_path),
+        )
+        if rows:
+            raise FencedError(
+                f"member {as_text(rows[0][0])} of group {offset.group!r}, in process"
+                f" {as_int(rows[0][1])}, owns the partition now. Nothing was committed",
                 topic=topic,
                 partition=offset.partition,
             )

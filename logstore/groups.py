@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Final, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from .catalog import GroupOffset
 from .engine import Engine
@@ -20,10 +20,6 @@ from .record import TopicPartition
 from .topics import resolve
 
 Place: TypeAlias = int | str | datetime | Position
-
-PIPELINE_CHECKPOINTS: Final = "pipeline/"
-"""The processor commits the offsets of a pipeline together with a checkpoint of this name and the
-pipeline's, and goes on by the checkpoint."""
 
 
 class GroupMember(NamedTuple):
@@ -193,7 +189,7 @@ def plan_reset(
             group is a pipeline.
     """
     engine.ensure_open()
-    if engine.catalog.checkpoint(PIPELINE_CHECKPOINTS + name) is not None:
+    if engine.catalog.is_pipeline(name):
         raise UsageError(
             f"{name!r} is a pipeline: its offsets belong to its state and are not moved alone. Run"
             " it under another name to start from the beginning"

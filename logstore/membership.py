@@ -24,7 +24,7 @@ from typing import Final
 from .catalog import GroupOffset
 from .config import check_group_name
 from .engine import Engine
-from .errors import FencedError
+from .errors import FencedError, UsageError
 from .group_catalog import GroupCatalog, GroupPartition, MemberRow
 from .record import TopicPartition
 
@@ -48,7 +48,7 @@ class Membership:
         lease_ms: See LEASE_MS.
 
     Raises:
-        UsageError: The store is open read-only.
+        UsageError: The store is open read-only, or the group is a pipeline.
     """
 
     def __init__(
@@ -63,6 +63,10 @@ class Membership:
         engine.ensure_writable()
         client = client or os.path.basename(sys.argv[0]) or "python"
         self.group = check_group_name(group)
+        if engine.catalog.is_pipeline(group):
+            raise UsageError(
+                f"{group!r} is a pipeline, whose offsets are its own: choose another group"
+            )
         self.member_id = f"{client}-{secrets.token_hex(6)}"
         self.owned: dict[TopicPartition, GroupPartition] = {}
         """The partitions this member may read and commit, as of the last `poll`."""

@@ -21,6 +21,7 @@ from .clock import Clock
 from .engine import Engine
 from .errors import LockedError, MillstreamError, OffsetOutOfRangeError, UsageError
 from .log import Log
+from .membership import remove_dead_members
 from .record import AppendMetadata, Headers, RecordMetadata, TopicPartition
 from .storage import Lock
 from .transaction_states import transaction_id
@@ -258,11 +259,15 @@ class Transaction:
     def commit_offsets(self, group: str, offsets: Mapping[TopicPartition, int]) -> None:
         """Commit these next offsets of a group together with the transaction.
 
+        If meanwhile a member of another process has got one of the partitions, `commit` raises
+        FencedError, and nothing of the transaction is ever visible.
+
         Raises:
             UnknownTopicError: No such topic or partition.
             OffsetOutOfRangeError: An offset is past the log end.
         """
         self._ensure_open()
+        remove_dead_members(self._engine, group)
         for (topic, partition), offset in offsets.items():
             info = self._engine.topic(topic)
             end = self._engine.log(topic, partition).visible_offset
@@ -274,7 +279,7 @@ class Transaction:
                     offset=offset,
                 )
             self._offsets[group, info.id, partition] = GroupOffset(
-                group, info.id, partition, offset
+                group, info.id, partition, offset, lock_path=self._engine.liveness.path
             )
 
     def put_checkpoint(self, name: str, data: bytes) -> None:
@@ -289,7 +294,8 @@ class Transaction:
         the `state` unknown, until the owner is acquired again or its process ends.
 
         Raises:
-            FencedError: Somebody newer owns the name; nothing of it will ever be visible.
+            FencedError: Somebody newer owns the name, or a partition whose offset is committed;
+                nothing of it will ever be visible.
             UnknownTopicError: An offset is of a topic that was deleted.
             UsageError: An append of the transaction failed.
             StorageError, PoisonedError: See `state`.

@@ -214,11 +214,10 @@ def test_an_error_makes_nothing_of_its_epoch_visible(store: Store) -> None:
 def test_offsets_are_committed_under_the_name_of_the_pipeline(store: Store) -> None:
     fill(store, orders(75), 2)
     totals().run(store, until="end")
-    with store.consumer("orders", group="totals") as consumer:
-        assert consumer.committed() == {
-            TopicPartition("orders", 0): 50,
-            TopicPartition("orders", 1): 25,
-        }
+    assert store.group("totals").offsets == {
+        TopicPartition("orders", 0): 50,
+        TopicPartition("orders", 1): 25,
+    }
 
 
 def test_output_partitions_follow_the_keys(store: Store) -> None:

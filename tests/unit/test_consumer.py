@@ -487,6 +487,44 @@ def test_records_of_a_transaction_come_after_its_commit(store: Store) -> None:
         assert [record.value for record in alone.poll()] == [b"a"]
 
 
+def test_a_transaction_of_a_member_that_was_stuck_is_fenced(
+    store: Store, other: Store, clock: ManualClock
+) -> None:
+    """Exactly once: what another member processes meanwhile must not be there twice."""
+    fill(store, 0, 10)
+    with consumer(store, group="g") as stuck, consumer(other, group="g") as alive:
+        stuck.poll(max_records=5)
+        for _ in range(LEASE_MS // 60_000 + 1):
+            clock.advance(60_000)
+            alive.poll(max_records=1)
+        with store.transaction() as txn:
+            txn.append("t", b"result", partition=1)
+            txn.commit_offsets("g", {T0: 5})
+            with pytest.raises(FencedError, match="owns the partition now"):
+                txn.commit()
+        assert list(store.read("t", partition=1)) == []
+        with other.transaction() as txn:
+            txn.commit_offsets("g", {T0: 7})
+        assert alive.committed()[T0] == 7
+
+
+def test_a_dead_member_does_not_fence_a_transaction(store: Store, storage: MemoryStorage) -> None:
+    fill(store, 0, 10)
+    dead = open_store(storage=storage)
+    consumer(dead, group="g").poll()
+    dead.close()
+    with store.transaction() as txn:
+        txn.commit_offsets("g", {T0: 5})
+    assert groups.describe(store._engine, "g").offsets == {T0: 5}
+
+
+def test_the_group_of_a_pipeline_cannot_be_joined(store: Store) -> None:
+    with store.transaction() as txn:
+        txn.put_checkpoint("pipeline/p", b"x")
+    with pytest.raises(UsageError, match="'p' is a pipeline"):
+        consumer(store, group="p")
+
+
 def test_offsets_committed_with_results_in_a_transaction_count(store: Store) -> None:
     fill(store, 0, 3)
     with consumer(store, group="g") as member:
