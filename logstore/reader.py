@@ -25,7 +25,9 @@ from .errors import (
     UsageError,
 )
 from .format import (
+    ALIGNMENT_BYTES,
     BATCH_HEADER_BYTES,
+    BATCH_MAGIC_BYTES,
     CONTROL,
     SEGMENT_HEADER_BYTES,
     BatchHeader,
@@ -106,6 +108,19 @@ class PartitionCursor:
         """Whether everything below `visible` has been queued."""
         return self._scan_offset >= visible
 
+    def pending_sequence(self) -> int:
+        """Sequence of the batch behind the visible end, which is still to be acknowledged.
+
+        0 if it cannot be told: in the next segment, or damaged, which is for its reader to report.
+        """
+        try:
+            if self._file is None:
+                self._open()
+            header = self._next_header()
+        except DataError:
+            return 0
+        return header.sequence if header is not None else 0
+
     def _open(self) -> None:
         """Open the segment of the scan offset and find the batch it lies in."""
         log = self.log
@@ -119,11 +134,40 @@ class PartitionCursor:
             raise
         self._position = position
         self._chunk = b""
-        while (header := self._next_header()) is not None:
+        while (header := self._next_whole_header()) is not None:
             if header.next_offset > self._scan_offset:
                 return
             self._position += header.total_bytes
         # The offset is the first of the next segment: fill goes there.
+
+    def _next_whole_header(self) -> BatchHeader | None:
+        """As `_next_header`, past damage: a reader may have been told to go on behind it."""
+        try:
+            return self._next_header()
+        except DataError:
+            damaged = self._position
+            header = None
+            while header is None and self._find_magic():
+                with contextlib.suppress(DataError):
+                    header = self._next_header()
+            if header is not None and header.base_offset <= self._scan_offset:
+                return header
+            self._position = damaged  # what is wanted would be there
+            raise
+
+    def _find_magic(self) -> bool:
+        """Move to the next place where a batch may begin; False at the end of the data."""
+        assert self._file is not None
+        position = self._position + ALIGNMENT_BYTES
+        while chunk := self._read(CHUNK_BYTES, position):
+            at = chunk.find(BATCH_MAGIC_BYTES)
+            while at != -1 and (position + at) % ALIGNMENT_BYTES:
+                at = chunk.find(BATCH_MAGIC_BYTES, at + 1)
+            if at != -1:
+                self._position = position + at
+                return True
+            position += len(chunk)
+        return False
 
     def _next_header(self) -> BatchHeader | None:
         """Header at the current position, None at the end of the segment's data."""
@@ -395,7 +439,9 @@ class LogReader:
             return max(cursor.blocked_sequence - 1, queued)
         if not cursor.filled(visible):
             return queued
-        return max(store_sequence if complete else visible_sequence, queued)
+        if complete:
+            return max(store_sequence, queued)
+        return max(visible_sequence, cursor.pending_sequence() - 1, queued)
 
     def _settle(self) -> None:
         """Acknowledge what a process left that died before it could, or the merge never goes on."""

@@ -15,6 +15,7 @@ acknowledged. After a crash `check` compares a store with the model:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
@@ -143,6 +144,39 @@ class Model:
             for partition, model in self.partitions.items():
                 if any(batch.transaction is transaction for batch in model.batches):
                     self.acknowledged(partition, durable=True)
+
+    # --- another process goes on ---------------------------------------------------------------
+
+    def summary(self) -> str:
+        """What a process needs to know that goes on where this model is; JSON."""
+        offsets = self.committed.offsets if self.committed else {}
+        return json.dumps(
+            {
+                "topics": self.topics,
+                "partitions": [
+                    (*key, model.end, model.start) for key, model in self.partitions.items()
+                ],
+                "transactions": len(self.transactions),
+                "offsets": [(*key, offset) for key, offset in offsets.items()],
+            }
+        )
+
+    @classmethod
+    def resume(cls, summary: str) -> Model:
+        """A model without the records, that goes on from a summary."""
+        stored = json.loads(summary)
+        model = cls(stored["topics"])
+        for topic, number, end, start in stored["partitions"]:
+            model.partitions[TopicPartition(topic, number)] = PartitionModel(
+                [], end, end, start, end, start
+            )
+        model.transactions = [
+            Transaction(number + 1, "aborted") for number in range(stored["transactions"])
+        ]
+        offsets = {TopicPartition(*key): offset for *key, offset in stored["offsets"]}
+        if offsets:
+            model.committed = Transaction(0, "committed", offsets)
+        return model
 
     # --- what a crash left ---------------------------------------------------------------------
 

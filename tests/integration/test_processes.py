@@ -1,0 +1,452 @@
+"""Scenarios 48 to 56: several processes share a store, and some of them end badly.
+
+Also what several processes may expect of each other: order, gapless offsets, exact content.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from interrupted_process import ProcessFile, ProcessStorage
+from simulated_stores import open_quietly
+from store_children import finish, hear, say, spawn
+
+import millstream
+from millstream import (
+    FencedError,
+    LockedError,
+    OffsetOutOfRangeError,
+    Record,
+    Store,
+    TopicPartition,
+)
+from millstream.storage_protocols import Buffer, File, OpenMode
+from millstream.testing import ManualClock, MemoryStorage
+
+TIMEOUT = 30
+T0 = TopicPartition("t", 0)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A store with a topic of one partition and one record."""
+    path = tmp_path / "store"
+    with millstream.open(path) as store:
+        store.create_topic("t", segment_bytes=16384)
+        store.append("t", b"first")
+    return path
+
+
+def values(store: Store) -> list[bytes | None]:
+    return [record.value for record in store.read("t")]
+
+
+class HastyClock(millstream.SystemClock):
+    """Time as it is, but waiting is counted a hundredfold."""
+
+    def monotonic(self) -> float:
+        return super().monotonic() * 100
+
+
+# --- 48, 49, 54: the dead leave nothing, the living are named ----------------------------------
+
+
+@pytest.mark.crash
+def test_scenario_48_a_killed_writer_leaves_nothing_to_clean_up(path: Path) -> None:
+    with spawn("append", path, "w", 1_000_000, "os", 1) as writer:
+        assert b"r" == hear(writer)
+        say(writer)
+        assert hear(writer, 100)
+        writer.kill()
+        writer.wait(TIMEOUT)
+        with millstream.open(path) as store:
+            count = len(values(store))
+            assert count > 100
+            assert count == store.append("t", b"next").offset
+            assert store.verify().ok
+
+
+@pytest.mark.crash
+def test_scenario_48_the_transaction_of_a_killed_owner_is_aborted_by_who_meets_it(
+    path: Path,
+) -> None:
+    with millstream.open(path) as store:
+        with spawn("leave_a_transaction_open", path) as child:
+            assert b"r" == hear(child)
+            store.append("t", b"after")
+            assert [b"first"] == values(store), "its owner lives"
+            child.kill()
+            child.wait(TIMEOUT)
+            with store.reader({T0: 1}) as reader:
+                while not (found := reader.poll()):
+                    assert reader.wait(TIMEOUT)
+        assert [b"after"] == [value for batch in found for value in batch.values]
+        assert len(list((path / "locks").iterdir())) <= 1
+
+
+@pytest.mark.crash
+def test_scenario_49_a_stopped_process_that_holds_the_append_lock_is_named(path: Path) -> None:
+    with (
+        spawn("hold_the_append_lock", path) as child,
+        millstream.open(path, clock=HastyClock()) as store,
+    ):
+        store.read("t")
+        assert b"r" == hear(child)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+        with pytest.raises(LockedError, match=f"process {child.pid} has held") as caught:
+            store.append("t", b"refused")
+        assert "append.lock" == caught.value.path
+        assert [b"first"] == values(store)
+        child.send_signal(signal.SIGCONT)
+        finish(child)
+        store.append("t", b"accepted")
+        assert [b"first", b"continued", b"accepted"] == values(store)
+
+
+@pytest.mark.crash
+def test_scenario_49_the_owner_of_a_name_is_named(path: Path) -> None:
+    with spawn("own", path, "pipeline") as child, millstream.open(path) as store:
+        assert b"r" == hear(child)
+        with pytest.raises(LockedError, match=f"run by process {child.pid}"):
+            store.own("pipeline")
+        child.kill()
+        child.wait(TIMEOUT)
+        store.own("pipeline").close()
+
+
+def test_scenario_50_an_owner_that_was_replaced_must_not_write(path: Path) -> None:
+    """It was stopped, its lock was lost to another, and now it goes on."""
+    with millstream.open(path) as store, millstream.open(path) as successor:
+        stopped = store.own("pipeline")
+        transaction = millstream.Transaction(store._engine, stopped)
+        transaction.append("t", b"zombie")
+        stopped.close()
+        with successor.own("pipeline") as current:
+            with successor.transaction(owner=current) as other:
+                other.append("t", b"current")
+            with pytest.raises(FencedError, match="took over"):
+                transaction.commit()
+        assert [b"first", b"current"] == values(store) == values(successor)
+
+
+@pytest.mark.crash
+def test_scenario_54_a_killed_follower_leaves_nothing(path: Path) -> None:
+    with millstream.open(path) as store:
+        before = sorted(file for file in path.rglob("*.lock") if "bell" not in str(file))
+        with spawn("follow", path) as follower:
+            assert b"r\nfirst\n" == hear(follower, 8)
+            follower.kill()
+            follower.wait(TIMEOUT)
+        store.append("t", b"x" * 20_000)
+        store.roll("t", 0)
+        store.trim("t", {0: 2})
+        assert (2, 2) == store.offsets("t")[0]
+        assert before == sorted(file for file in path.rglob("*.lock") if "bell" not in str(file))
+        with spawn("follow", path) as follower:
+            assert b"r\n" == hear(follower, 2)
+            store.append("t", b"next")
+            assert b"next\n" == hear(follower, 5)
+
+
+# --- 51: forks ---------------------------------------------------------------------------------
+
+
+@pytest.mark.crash
+def test_scenario_51_the_child_of_a_fork_refuses_and_the_parent_goes_on(path: Path) -> None:
+    with spawn("fork", path) as child:
+        assert b"9 of 9 refused\n" == finish(child)
+    with millstream.open(path) as store:
+        expected = [b"first", b"before", b"a store of its own", b"after", b"produced"]
+        assert expected == values(store)
+        assert store.verify().ok
+
+
+# --- 52, 53: what readers see meanwhile --------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.crash
+@pytest.mark.parametrize("read_only", [False, True])
+def test_scenario_52_a_reader_during_appends_rolls_and_retention(
+    path: Path, read_only: bool
+) -> None:
+    """It meets each record once and in order, or is told that retention was faster."""
+    count = 7 * 600
+    writing = ("append", path, "w", count, "os", 7)
+    with spawn(*writing) as writer, millstream.open(path, read_only=read_only) as store:
+        assert b"r" == hear(writer)
+        trimmer = millstream.open(path)
+        say(writer)
+        reader = store.reader({T0: 0})
+        next_offset = trimmed = 0
+        while next_offset < count + 1:
+            try:
+                batches = reader.poll(max_bytes=1 << 14)
+            except OffsetOutOfRangeError:
+                next_offset = store.offsets("t")[0].start
+                reader.seek(T0, next_offset)
+                continue
+            for record in (record for batch in batches for record in batch.records()):
+                assert next_offset == record.offset
+                assert (b"w %d" % (next_offset - 1) if next_offset else b"first") == record.value
+                next_offset += 1
+            if next_offset > trimmed + 300:
+                trimmed = next_offset
+                trimmer.trim("t", {0: trimmer.offsets("t")[0].end - 50})
+            if not batches:
+                reader.wait(1)
+        reader.close()
+        finish(writer)
+        assert trimmer.offsets("t")[0].start > 0
+        trimmer.close()
+
+
+class HalfWritten(ProcessStorage):
+    """Pauses in the middle of a write, if asked to."""
+
+    pause = False
+
+    def __init__(self, storage: MemoryStorage) -> None:
+        super().__init__(storage)
+        self.paused = threading.Event()
+        self.go_on = threading.Event()
+
+    def open(self, path: str, mode: OpenMode) -> File:
+        file = super().open(path, mode)
+        assert isinstance(file, ProcessFile)
+        return HalfFile(self, file)
+
+
+class HalfFile(ProcessFile):
+    """Writes in two halves."""
+
+    def __init__(self, storage: HalfWritten, file: ProcessFile) -> None:
+        super().__init__(storage, file._file)
+        self._half = storage
+
+    def write(self, buffers: Sequence[Buffer], position: int) -> None:
+        content = b"".join(buffers)
+        if not self._half.pause:
+            super().write([content], position)
+            return
+        half = len(content) * 2 // 3
+        super().write([content[:half]], position)
+        self._half.paused.set()
+        assert self._half.go_on.wait(TIMEOUT)
+        super().write([content[half:]], position + half)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_scenario_53_a_batch_that_is_half_written_is_not_seen(zeros: bool, read_only: bool) -> None:
+    storage = MemoryStorage()
+    slow = HalfWritten(storage)
+    with open_quietly(slow) as writer:
+        writer.create_topic("t")
+        writer.append("t", b"first")
+        if zeros:
+            writer._engine.log("t", 0).zero_fill()
+        view = storage.read_only_view() if read_only else storage
+        with (
+            open_quietly(view, read_only=read_only) as other,
+            other.reader({T0: 0}) as reader,
+        ):
+            assert [b"first"] == [value for batch in reader.poll() for value in batch.values]
+            slow.pause = True
+            thread = threading.Thread(target=writer.append, args=("t", b"x" * 1000), daemon=True)
+            thread.start()
+            assert slow.paused.wait(TIMEOUT)
+            for _ in range(3):
+                assert [] == reader.poll()
+                assert [b"first"] == values(other)
+            slow.go_on.set()
+            thread.join(TIMEOUT)
+            assert [b"x" * 1000] == [value for batch in reader.poll() for value in batch.values]
+        slow.pause = False
+
+
+# --- 55, 56: interrupts and exits --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("kind", ["write", "sync", "create", "rename", "sync_directory"])
+@pytest.mark.parametrize("call", ["append", "append_many", "os", "roll", "transaction"])
+def test_scenario_55_an_interrupt_between_write_and_acknowledgement(
+    call: str, kind: str, after: bool
+) -> None:
+    storage = MemoryStorage()
+    process = ProcessStorage(storage)
+    with open_quietly(process) as store, open_quietly(storage) as other:
+        store.create_topic("t", segment_bytes=4096)
+        store.append("t", b"first" * 600)
+        process.interrupt(KeyboardInterrupt(), kind=kind, after=after)
+        try:
+            interruptible(store, call)
+            process.interrupt(KeyboardInterrupt())  # it does nothing of that kind
+        except KeyboardInterrupt:
+            pass
+        written = len(list(other.read("t", isolation="uncommitted")))
+        for number, each in enumerate((store, other, store)):
+            each.append("t", b"%d" % number)
+        found = values(store)
+        assert found == values(other)
+        assert [b"first" * 600, b"0", b"1", b"2"] == [found[0], *found[-3:]]
+        assert found[1:-3] in ([], [b"interrupted" * 100])
+        assert len(found) >= written + 3 or call == "transaction"
+        assert store.verify().ok
+    with open_quietly(storage.crash(keep="none")) as store:
+        assert found == values(store)
+
+
+def interruptible(store: Store, call: str) -> None:
+    value = b"interrupted" * 100
+    if call == "append":
+        store.append("t", value)
+    elif call == "append_many":
+        store.append_many("t", [value])
+    elif call == "os":
+        store.append("t", value, durability="os")
+    elif call == "roll":
+        store.roll("t", 0)
+    else:
+        with store.transaction() as transaction:
+            transaction.append("t", value)
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize(
+    ("how", "code"), [("end", 0), ("error", 3), ("_exit", 0), ("abort", -signal.SIGABRT)]
+)
+def test_scenario_56_an_interpreter_exits_without_a_close(path: Path, how: str, code: int) -> None:
+    with spawn("exit_without_close", path, how) as child:
+        assert b"r" == hear(child)
+        _, errors = child.communicate(timeout=TIMEOUT)
+        assert code == child.returncode, errors.decode()
+    with millstream.open(path) as store:
+        found = values(store)
+        assert [b"first", b"durable", b"written"] == found[:3]
+        assert found[3:] in ([], [b"perhaps"])
+        store.append("t", b"next")
+        assert store.verify().ok
+
+
+# --- several processes at once -----------------------------------------------------------------
+
+WRITERS = 3
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """A store with a topic of four partitions."""
+    path = tmp_path / "store"
+    with millstream.open(path) as store:
+        store.create_topic("t", partitions=4, segment_bytes=16384)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.crash
+@pytest.mark.parametrize(("durability", "count", "batch"), [("os", 3000, 1), ("sync", 1500, 5)])
+def test_writers_and_followers_of_one_topic_agree(
+    shared: Path, durability: str, count: int, batch: int
+) -> None:
+    """Every record once, each writer's in its order, offsets gapless, one order for everybody."""
+    total = WRITERS * count
+    with ExitStack() as stack:
+        stores = [stack.enter_context(millstream.open(shared)) for _ in range(2)]
+        writers = [
+            stack.enter_context(spawn("append", shared, f"w{name}", count, durability, batch))
+            for name in range(WRITERS)
+        ]
+        assert [b"r"] * WRITERS == [hear(writer) for writer in writers]
+        for writer in writers:
+            say(writer)
+        first = follow_all(stores[0], total)
+        second = follow_all(stores[1], total)
+        for writer in writers:
+            finish(writer)
+        third = [place_and_value(record) for record in stores[0].read("t")]
+        sequences = [each.sequence for each in stores[0].read("t").batches()]
+
+    assert first == second == third
+    assert sequences == sorted(sequences)
+    for partition in range(4):
+        offsets = [offset for number, offset, _ in first if number == partition]
+        assert list(range(len(offsets))) == offsets
+    for name in range(WRITERS):
+        prefix = b"w%d " % name
+        mine = [value for _, _, value in first if value and value.startswith(prefix)]
+        assert [prefix + b"%d" % number for number in range(count)] == mine
+
+
+def follow_all(store: Store, count: int) -> list[tuple[int, int, bytes | None]]:
+    """The first `count` records, as a follower gets them."""
+    return [place_and_value(record) for record in islice(store.read("t", stop=None), count)]
+
+
+def place_and_value(record: Record) -> tuple[int, int, bytes | None]:
+    return record.partition, record.offset, record.value
+
+
+@pytest.mark.slow
+def test_the_merged_order_is_that_of_the_appends_while_threads_append(shared: Path) -> None:
+    """Syncs end in any order; a merged reader waits for the one whose turn it is."""
+    threads, calls = 6, 120
+    with millstream.open(shared) as store:
+        readers = [store.reader({TopicPartition("t", n): 0 for n in range(4)}) for _ in range(2)]
+
+        def work(number: int) -> None:
+            for call in range(calls):
+                values = [b"%d %d" % (number, call)] * (1 + number % 3)
+                store.append_many("t", values, partition=(number + call) % 4)
+
+        workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+        for worker in workers:
+            worker.start()
+        orders = [list(sequences(reader, threads * calls)) for reader in readers]
+        for worker in workers:
+            worker.join(TIMEOUT)
+        for reader in readers:
+            assert [] == reader.poll()
+            assert reader.at_end()
+            reader.close()
+
+    assert orders[0] == sorted(set(orders[0]))
+    assert orders[0] == orders[1]
+    assert threads * calls == len(orders[0])
+
+
+def sequences(reader: millstream.LogReader, count: int) -> Iterator[int]:
+    """The append order of the first batches, in the order in which they are read."""
+    while count > 0:
+        for batch in reader.poll():
+            yield batch.sequence
+            count -= 1
+        reader.wait(0.1)
+
+
+def test_an_open_transaction_holds_back_what_was_appended_after_it() -> None:
+    clock = ManualClock(1)
+    with open_quietly(MemoryStorage(), clock) as store:
+        store.create_topic("t", partitions=2)
+        partitions = {TopicPartition("t", number): 0 for number in range(2)}
+        store.append("t", b"before", partition=1)
+        with store.reader(partitions) as reader:
+            with store.transaction() as transaction:
+                transaction.append("t", b"open", partition=0)
+                store.append("t", b"after", partition=1)
+                assert [b"before"] == [value for each in reader.poll() for value in each.values]
+                for _ in range(3):
+                    clock.advance(1000)
+                    assert [] == reader.poll()
+                assert reader.at_end(), "nobody knows when it will be decided"
+            found = [value for each in reader.poll() for value in each.values]
+            assert [b"open", b"after"] == found
+            assert reader.at_end()
