@@ -14,7 +14,14 @@ pipelines over the log are in `millstream.processor`, the command line in `mills
 
 from .append import partition_of
 from .clock import Clock, SystemClock
-from .config import Compression, Durability, Isolation, TopicConfig, TopicInfo
+from .config import (
+    Compression,
+    Durability,
+    Isolation,
+    TopicConfig,
+    TopicInfo,
+    check_topic_name,
+)
 from .consumer import Consumer
 from .errors import (
     BackpressureTimeoutError,
@@ -118,6 +125,7 @@ __all__ = [
     "VerifyFinding",
     "VerifyReport",
     "__version__",
+    "check_topic_name",
     "datetime_to_ms",
     "dump_segment",
     "open",

@@ -63,6 +63,29 @@ def require_field(value_type: object, name: str, what: str) -> None:
         )
 
 
+def require_function(function: object, what: str) -> None:
+    """Refuse what cannot be called, where it is declared and not at the first row.
+
+    Raises:
+        UsageError: It is no function.
+    """
+    if not callable(function):
+        raise UsageError(f"{what} takes a function, not {function!r}")
+
+
+def require_readable(field: object, what: str) -> None:
+    """Refuse what is neither a field name nor a function.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    if not isinstance(field, str) and not callable(field):
+        raise UsageError(
+            f"{what} takes a field name or a function, not {field!r}; a function can return"
+            " several fields as a tuple"
+        )
+
+
 def describe(field: Field) -> str:
     """A field in words that stay the same when unrelated code moves; part of the plan's identity.
 

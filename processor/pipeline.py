@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeVar, Unpack, overload
 
-from millstream import Store, UsageError, parse_duration_ms
+from millstream import Store, UsageError, check_topic_name, parse_duration_ms
 
-from .fields import Field, describe, require_field
+from .fields import Field, describe, require_field, require_readable
 from .plan import Plan, PlanBuilder, SourceNode
 from .runtime import Metrics, RunOptions, run_over_store
 from .serde import Json, value_decoder
@@ -86,11 +86,15 @@ class Pipeline:
                 W, the time windows close by, stays that much behind.
 
         Raises:
-            UsageError: The topic is read twice, the type cannot be decoded, or it lacks the field.
+            UsageError: Not a topic name, or one that is read already; the type cannot be decoded,
+                or it lacks the field.
         """
+        check_topic_name(topic)
         if topic in self.plan.input_topics():
             raise UsageError(f"{self.name!r} reads {topic!r} already: use that stream again")
         value_decoder(type)
+        if time is not None:
+            require_readable(time, f"source {topic}: time")
         if isinstance(time, str):
             require_field(type, time, f"source {topic}")
         disorder_ms = parse_duration_ms(disorder)

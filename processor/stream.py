@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, Final, Generic, Literal, NamedTuple, Self, TypeVar, overload
 
-from millstream import UsageError, parse_duration_ms
+from millstream import UsageError, check_topic_name, parse_duration_ms
 
 from .agg import Aggregate
-from .fields import Field, label, require_field
+from .fields import Field, label, require_field, require_function, require_readable
 from .plan import (
     ChildNode,
     DeadLettersNode,
@@ -75,6 +75,7 @@ class Stream(Generic[T]):
 
     def filter(self, predicate: Callable[[T], object], *, name: str | None = None) -> Self:
         """The rows for which `predicate` is true. The others still move event time."""
+        require_function(predicate, "filter()")
         node = FilterNode(
             id=self._builder.next_id,
             parent=self._node,
@@ -102,6 +103,7 @@ class Stream(Generic[T]):
         None or of another type goes to the source's dead letters, or stops the pipeline when
         those go nowhere.
         """
+        require_readable(key, "key_by()")
         if isinstance(key, str):
             require_field(self._declared_type(), key, "key_by")
         node = KeyByNode(
@@ -118,6 +120,7 @@ class Stream(Generic[T]):
         The value is JSON (bytes as they are, None as a tombstone), the timestamp the event time
         and the key the grouping key, or the input record's key when the stream is not keyed.
         """
+        check_topic_name(topic)
         node = SinkNode(
             id=self._builder.next_id, parent=self._node, label=f"to {topic}", topic=topic
         )
@@ -125,6 +128,7 @@ class Stream(Generic[T]):
         return self
 
     def _add_map(self, function: Callable[[Any], object], name: str | None) -> int:
+        require_function(function, "map()")
         return self._builder.add(
             MapNode(
                 id=self._builder.next_id,
@@ -135,6 +139,7 @@ class Stream(Generic[T]):
         )
 
     def _add_flat_map(self, function: Callable[[Any], object], name: str | None) -> int:
+        require_function(function, "flat_map()")
         return self._builder.add(
             FlatMapNode(
                 id=self._builder.next_id,
@@ -179,6 +184,7 @@ class DeadLetters:
 
     def to(self, topic: str) -> None:
         """Write them to `topic` instead of stopping at the first."""
+        check_topic_name(topic)
         builder = self._builder
         port = builder.add(
             DeadLettersNode(id=builder.next_id, parent=self._source, label="dead letters")
@@ -217,6 +223,8 @@ class KeyedStream(Stream[T], Generic[K, T]):
             name: Of the state; by default `<source topic>.window`. Give one to keep the state
                 when window operators are reordered.
         """
+        if not isinstance(windows, FixedWindows):
+            raise UsageError(f"window() takes tumbling(...) or hopping(...), not {windows!r}")
         grace_ms = parse_duration_ms(grace)
         return WindowedStream(self._builder, self._node, _Windowing(windows, grace_ms, name))
 
@@ -247,6 +255,13 @@ class WindowedStream(Generic[K, T]):
         for column, aggregate in aggregates.items():
             if not _COLUMN.fullmatch(column) or column in _RESERVED or keyword.iskeyword(column):
                 raise UsageError(f"an aggregate cannot be called {column!r}")
+            if not isinstance(aggregate, Aggregate):
+                raise UsageError(
+                    f"{column} must be an aggregate such as agg.count() or agg.sum('amount'),"
+                    f" not {aggregate!r}"
+                )
+            if aggregate.field is not None:
+                require_readable(aggregate.field, f"agg {column}")
             if isinstance(aggregate.field, str):
                 require_field(declared, aggregate.field, f"agg {column}")
         windows, grace_ms, name = self._windowing
