@@ -30,11 +30,13 @@ def tests() -> Iterator[tuple[str, str]]:
 def cases(name: str) -> set[str]:
     """The cases a test covers by its name.
 
-    >>> sorted(cases("test_scenario_16_every_bit")), sorted(cases("test_half_open_e19_e20"))
-    (['16'], ['E19', 'E20'])
+    >>> sorted(cases("test_scenario_04_05_what_follows")), sorted(cases("test_half_open_e19_e20"))
+    (['4', '5'], ['E19', 'E20'])
     """
-    numbers = re.findall(r"_e(\d+)(?![0-9a-z])", name)
-    return {f"E{number}" for number in numbers} | set(re.findall(r"_scenario_(\d+)", name))
+    found = {f"E{number}" for number in re.findall(r"_e(\d+)(?![0-9a-z])", name)}
+    for numbers in re.findall(r"_scenario((?:_\d+)+)(?![0-9a-z])", name):
+        found |= {str(int(number)) for number in numbers[1:].split("_")}
+    return found
 
 
 def with_tests(page: str) -> str:

@@ -1,0 +1,90 @@
+"""Crash the log for as long as you like, each time differently: `make crash SEED=7`.
+
+    python tests/crash/campaign.py --seed 7 --minutes 5
+
+The tests beside this file try a fixed choice of what happens here: random lives of a store that
+lose power at each operation, are killed at each operation while others go on, run out of disk
+space at each write; and real processes that are killed at random moments. A round takes some 30 s
+and has a seed of its own; a failure prints it, and `--seed N --rounds 1` tries it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from random import Random
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "support")]
+
+from restarts import (  # noqa: E402 - found by the line above
+    crash_everywhere,
+    fill_the_disk_everywhere,
+    kill_everywhere,
+)
+from test_process_kill import kill_again_and_again  # noqa: E402
+from workload import Workload  # noqa: E402
+
+SEGMENT_BYTES = (4096, 16384, 1 << 26)
+
+
+def play(seed: int) -> dict[str, int]:
+    """One round; how many cases of each kind it tried."""
+    random = Random(seed)
+
+    def workload(steps: int) -> Workload:
+        return Workload(
+            seed=random.randrange(1 << 30),
+            steps=steps,
+            compression=random.choice(("none", "lz4", "zstd")),
+            segment_bytes=random.choice(SEGMENT_BYTES),
+            value_bytes_max=random.choice((50, 1200, 6000)),
+        )
+
+    seeds = (seed, seed + 1, seed + 2)
+    with tempfile.TemporaryDirectory() as directory:
+        kills = 30
+        kill_again_and_again(
+            Path(directory) / "store",
+            seed=seed,
+            kills=kills,
+            segment_bytes=random.choice(SEGMENT_BYTES),
+        )
+    return {
+        "power failures": crash_everywhere(workload(random.randrange(8, 24)), seeds=seeds),
+        "kills": kill_everywhere(workload(random.randrange(8, 20))),
+        "full disks": fill_the_disk_everywhere(workload(random.randrange(8, 20))),
+        "killed processes": kills,
+    }
+
+
+def main() -> int:
+    """Play rounds until the time is up or one fails; 0 if none did."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first round")
+    parser.add_argument("--minutes", type=float, default=5.0, help="start no round after that")
+    parser.add_argument("--rounds", type=int, default=1 << 30, help="at most that many")
+    arguments = parser.parse_args()
+    end = time.monotonic() + arguments.minutes * 60
+    total: dict[str, int] = {}
+    for number in range(arguments.rounds):
+        seed = arguments.seed * 1_000_003 + number if number else arguments.seed
+        try:
+            tried = play(seed)
+        except BaseException:
+            traceback.print_exc()
+            print(f"failed: python tests/crash/campaign.py --seed {seed} --rounds 1")  # noqa: T201
+            return 1
+        total = {kind: total.get(kind, 0) + count for kind, count in tried.items()}
+        said = ", ".join(f"{count} {kind}" for kind, count in total.items())
+        print(f"round {number + 1}, seed {seed}: {said} so far", flush=True)  # noqa: T201
+        if time.monotonic() > end:
+            break
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
