@@ -1,0 +1,166 @@
+"""What recovery decides: how far it looks, what it writes again, what it moves away.
+
+Damage in all its forms is in tests/crash.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from damaged_log import DIRECTORY, DamagedLog, prepare, quarantined, read_all, using
+from simulated_stores import abandon, log_of, open_quietly
+
+from millstream import Store
+from millstream.errors import CorruptBatchError, CorruptSegmentError, DataError
+from millstream.recovery import Examination, PartitionFacts, examine, repair, rewrite_unsynced
+from millstream.tail import COUNTER_BITS
+from millstream.testing import MemoryStorage
+
+
+def facts_of(log: DamagedLog, **changes: object) -> PartitionFacts:
+    """What the store knows of the partition, with `changes`."""
+    with using(log.copy().storage) as store:
+        return replace(log_of(store).facts(), checkpoint=None, **changes)  # type: ignore[arg-type]  # fields of it
+
+
+def test_recovery_starts_at_the_checkpoint_however_long_the_log() -> None:
+    log = prepare(sealed=3, durable=20, unsynced=0)
+    with open_quietly(log.storage) as store:
+        log_of(store)
+    with using(log.storage) as store:
+        facts = log_of(store).facts()
+        found = examine(log.storage, facts)
+    assert facts.checkpoint is not None
+    assert (0, []) == (found.scanned_bytes, found.unsynced)
+    assert facts.checkpoint == found.end
+
+
+def test_only_what_may_be_unsynced_is_verified_and_written_again() -> None:
+    log = prepare(sealed=1, durable=2, unsynced=3)
+    facts = facts_of(log, durable_offset=16)
+    found = examine(log.storage, facts)
+    assert [(8, log.places[4].position)] == found.unsynced
+
+    storage = log.storage
+    before = len(storage.trace)
+    rewrite_unsynced(storage, facts, found)
+    kinds = [kind for kind, _ in storage.trace[before:]]
+    assert ["write", "sync"] == kinds
+
+
+def test_nothing_is_written_where_all_is_durable() -> None:
+    log = prepare(durable=3, unsynced=0)
+    facts = facts_of(log, durable_offset=12)
+    found = examine(log.storage, facts)
+    before = len(log.storage.trace)
+    repair(log.storage, facts, found)
+    rewrite_unsynced(log.storage, facts, found)
+
+    assert before == len(log.storage.trace)
+
+
+def test_the_watermark_of_later_headers_counts() -> None:
+    whole = prepare(durable=2, unsynced=1)
+    log = whole.copy()
+    log.overwrite(log.places[1].path, log.places[1].position, b"x")
+
+    facts = facts_of(whole, durable_offset=0)
+    with pytest.raises(CorruptBatchError, match="records up to 8 were durable"):
+        examine(log.storage, facts)
+
+
+def test_an_examination_changes_nothing() -> None:
+    log = prepare(sealed=1)
+    log.overwrite(log.active, log.places[-1].end, b"torn")
+    facts = facts_of(log)
+    before = len(log.storage.trace)
+    found = examine(log.storage, facts)
+
+    assert found.tear is not None
+    assert before == len(log.storage.trace)
+
+
+def test_a_repair_may_be_repeated() -> None:
+    log = prepare(sealed=1)
+    facts = facts_of(log)
+    log.overwrite(log.active, log.places[-1].end, b"torn")
+    torn = examine(log.storage, facts)
+    for _ in range(2):
+        repair(log.storage, facts, examine(log.storage, facts))
+        found = examine(log.storage, facts)
+        assert (None, torn.end) == (found.tear, found.end)
+    names = [path.rpartition("/")[2] for path in quarantined(log.storage.crash())]
+    assert [f"{8:020d}-{log.places[-1].end}.torn.0"] == names
+
+
+def test_later_segments_behind_a_tear_are_moved_away() -> None:
+    """The sealed segment lost its end: what was written after it cannot be reached any more."""
+    storage = MemoryStorage()
+    store = open_quietly(storage, durability="os")
+    store.create_topic("t")
+    for value in (b"a" * 5000, b"b" * 5000):
+        store.append("t", value)
+    store.roll("t", 0)
+    store.append("t", b"c")
+    abandon(store)
+    log = DamagedLog(storage, [[b"a" * 5000], [b"b" * 5000], [b"c"]], 0).copy()
+    log.forget_words()
+    log.cut(f"{DIRECTORY}/{0:020d}.segment", 6000)
+
+    with using(log.storage) as again:
+        assert [b"a" * 5000] == read_all(again)
+        assert 1 == again.append("t", b"next").offset
+    saved = sorted(path.rpartition("/")[2] for path in quarantined(log.storage.crash()))
+    assert [f"{0:020d}-5376.torn.0", f"{2:020d}.segment.0"] == saved
+
+
+def test_temporary_files_of_an_interrupted_roll_are_swept() -> None:
+    log = prepare()
+    name = f"{DIRECTORY}/{12:020d}.segment.tmp"
+    log.storage.open(name, "x").close()
+    with using(log.storage) as store:
+        assert log.records(3) == read_all(store)
+        assert not log.storage.exists(name)
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 5])
+def test_a_log_written_in_a_generation_the_catalog_has_not_counted_is_refused(ahead: int) -> None:
+    log = prepare()
+    written = 1
+    facts = facts_of(log)
+    with pytest.raises(DataError, match=r"catalog\.db is older") as caught:
+        examine(log.storage, replace(facts, generation=written - ahead))
+    assert (DIRECTORY, 12) == (caught.value.path, caught.value.offset)
+
+    found = examine(log.storage, replace(facts, generation=written + 1))
+    assert written == generation_of(found)
+
+
+def generation_of(found: Examination) -> int:
+    """The generation in which the last batch was written."""
+    return found.end.sequence >> COUNTER_BITS
+
+
+def test_a_partition_that_never_was_needs_no_files() -> None:
+    storage = MemoryStorage()
+    facts = PartitionFacts(DIRECTORY, "t", 0, 1, bytes(16), 0, 0, None)
+
+    found = examine(storage, facts)
+
+    assert ([], 0, 0) == (found.segments, found.end.next_offset, found.file_bytes)
+    with pytest.raises(CorruptSegmentError, match="all segments are missing"):
+        examine(storage, replace(facts, durable_offset=1))
+
+
+def test_a_recovered_store_has_nothing_to_recover_again() -> None:
+    log = prepare()
+    log.overwrite(log.active, log.places[-1].end, b"torn")
+    with open_quietly(log.storage) as store:
+        assert log.records(3) == read_all(store)
+    before = len(log.storage.trace)
+    with open_quietly(log.storage) as store:
+        log_of(store)
+        kinds = {kind for kind, _ in log.storage.trace[before:]}
+    assert {"catalog.commit"} == kinds
+    assert isinstance(store, Store)
