@@ -19,7 +19,7 @@ from typing import Final, Self, TypeVar
 from .config import Isolation
 from .delivery import Delivery
 from .engine import Engine
-from .errors import OffsetOutOfRangeError, StoreClosedError, UsageError
+from .errors import OffsetOutOfRangeError, StoreClosedError, UnknownTopicError, UsageError
 from .membership import LIVENESS_INTERVAL_SECONDS, Membership
 from .positions import Position, parse_position
 from .reader import LogReader
@@ -196,6 +196,11 @@ class Consumer:
             if not self._follow_retention():
                 raise
             self._delivery.extend(self._reader.poll())
+        except UnknownTopicError:
+            if self._membership is None:
+                raise
+            # Deleted since the group was looked after; it goes on with the other topics.
+            self._look_after(hand_over=False)
 
     def _follow_retention(self) -> bool:
         """Move partitions whose next records retention has removed to their start."""

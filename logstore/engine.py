@@ -7,6 +7,7 @@ lock and writes them; `acknowledge` makes them durable as asked and visible. Eve
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -232,7 +233,11 @@ class Engine:
         If it dies inside, the next holder of the lock recovers the partition. An Exception means
         that the change has been undone; a KeyboardInterrupt may have come anywhere and leaves the
         mark.
+
+        Raises:
+            UnknownTopicError: The topic was deleted.
         """
+        log.ensure_there()
         tail = self.tail
         tail.set("in_progress", log.slot_number + 1)
         try:
@@ -320,7 +325,8 @@ class Engine:
 
     def _sync_later(self, log: Log, delay_seconds: float) -> None:
         def sync() -> None:
-            log.wait_durable(log.slot[Slot.LOG_END])
+            with contextlib.suppress(UnknownTopicError):
+                log.wait_durable(log.slot[Slot.LOG_END])
 
         self.background.submit((log, "sync"), sync, delay_seconds=delay_seconds)
 
@@ -348,6 +354,8 @@ class Engine:
         config = log.config
         now_ms = self.clock.now_ms()
         with self.append_lock:
+            if log.gone:
+                return []
             segments = log.files.infos()
             active = segments[-1]
             idle = config.retention_ms is not None and (

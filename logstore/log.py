@@ -22,7 +22,7 @@ from .batch import BatchPlacement, EncodedBatch, buffers, encode_gap, seal
 from .catalog import Catalog, LogCheckpoint
 from .clock import Clock
 from .config import TopicInfo
-from .errors import PoisonedError, StorageError
+from .errors import PoisonedError, StorageError, UnknownTopicError
 from .format import APPEND_TIME, SEGMENT_HEADER_BYTES, SegmentHeader
 from .group_commit import GroupCommit
 from .recovery import PartitionFacts, examine, repair, rewrite_unsynced
@@ -36,6 +36,7 @@ from .segment import (
 from .segment_list import SegmentList
 from .storage import File, Storage
 from .tail import (
+    DELETED,
     POISONED_BY_SYNC,
     POISONED_BY_WRITE,
     Slot,
@@ -89,7 +90,7 @@ class Log:
         self.slot_number = row.slot
         self.partition_uid = row.uid
         self.deleted = False
-        """Set when the topic is gone; appends are refused."""
+        """Set when this handle is out of use because the topic is gone; see also `gone`."""
         self.slot: Slot = components.tail.slot(row.slot)
         self._live_slot: Slot | None = None
         self.dirty = False
@@ -106,6 +107,16 @@ class Log:
             poisoned=self._poisoned,
         )
         self._sealed_checkpoint: LogCheckpoint | None = None
+
+    @property
+    def gone(self) -> bool:
+        """Whether the topic was deleted, by whatever process: the files are not this log's."""
+        return (self._live_slot or self.slot)[Slot.POISONED] == DELETED
+
+    def ensure_there(self) -> None:
+        """Raise UnknownTopicError if the topic was deleted."""
+        if self.gone:
+            raise UnknownTopicError("the topic was deleted", topic=self.topic)
 
     # --- recovery ------------------------------------------------------------------------------
 
@@ -447,8 +458,17 @@ class Log:
     # --- durability ----------------------------------------------------------------------------
 
     def wait_durable(self, end: int) -> None:
-        """Return when every record below `end` is synced; see `GroupCommit.wait`."""
-        self._group_commit.wait(end)
+        """Return when every record below `end` is synced; see `GroupCommit.wait`.
+
+        Raises:
+            UnknownTopicError: The topic was deleted.
+        """
+        self.ensure_there()
+        try:
+            self._group_commit.wait(end)
+        except StorageError:
+            self.ensure_there()  # its files went away
+            raise
 
     def _publish_durable(self, target: int, sequence: int) -> None:
         with self._c.append_lock:
@@ -516,6 +536,8 @@ class Log:
         cannot overtake a writer; a full disk only means that the file grows instead.
         """
         with self._c.append_lock:
+            if self.gone:
+                return
             base, uid = self.slot[Slot.ACTIVE_BASE], self.slot[Slot.ACTIVE_UID]
             goal = self.slot[Slot.END_POSITION] + min(
                 max(self.slot[Slot.END_POSITION], ZERO_FILL_BYTES_MIN), ZERO_FILL_BYTES_MAX
@@ -527,7 +549,7 @@ class Log:
                 slot = self.slot
                 start = slot[Slot.ZERO_FILLED]
                 if slot[Slot.ACTIVE_UID] != uid or slot[Slot.POISONED] or start >= goal:
-                    break
+                    break  # `gone` is a case of poisoned
                 file, _ = self._open_active()
                 length = min(goal - start, ZERO_FILL_WRITE_BYTES)
                 try:
@@ -536,7 +558,11 @@ class Log:
                     self._undo_locked(file, start)
                     return
                 slot[Slot.ZERO_FILLED] = start + length
-        self._sync_segments([base])
+        try:
+            self._sync_segments([base])
+        except StorageError:
+            if not self.gone:
+                raise
 
     # --- reading -------------------------------------------------------------------------------
 

@@ -373,6 +373,7 @@ class LogReader:
         Raises:
             DataError: Damage; the position stays before it. `seek` past it to go on.
             OffsetOutOfRangeError: Retention removed what was to be read next.
+            UnknownTopicError: A topic was deleted.
         """
         self._engine.ensure_open()
         limit = max_records if max_records is not None else 1 << 62
@@ -382,6 +383,8 @@ class LogReader:
         if self._engine.read_only:
             for cursor in self._cursors.values():
                 cursor.log.refresh_read_only()
+        for cursor in self._cursors.values():
+            cursor.log.ensure_there()
         if len(self._cursors) == 1:
             return self._poll_one(limit, max_bytes)
         batches = self._poll_merged(limit, max_bytes)

@@ -29,6 +29,9 @@ POISONED_BY_SYNC = 1
 POISONED_BY_WRITE = 2
 """What a failed write left could not be cut off: the next append tries that again first."""
 
+DELETED = 3
+"""In the same word: the topic was deleted, and its files may be those of another one by now."""
+
 COUNTER_BITS = 40
 """A sequence is generation << 40 | counter: a new generation starts above all that went before."""
 

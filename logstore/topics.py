@@ -23,6 +23,7 @@ from .reader import LogReader
 from .record import TopicPartition
 from .retention import SegmentInfo
 from .segment import base_offset_of
+from .tail import DELETED, Slot
 
 _DELETED: Final = "deleted"
 """A file with this name beside the partitions says that they are being deleted."""
@@ -107,13 +108,17 @@ def delete(engine: Engine, name: str) -> None:
         if not storage.exists(f"{parent}/{_DELETED}"):
             storage.open(f"{parent}/{_DELETED}", "x").close()
         storage.sync_directory(parent)
+        slots = [engine.catalog.partition(info.id, n).slot for n in range(info.partitions)]
         engine.catalog.delete_topic(name)
+        for slot in slots:
+            engine.tail.slot(slot)[Slot.POISONED] = DELETED
         engine.tail.bump("topics_version")
         engine.topics()  # drops the logs, so that nobody appends to them
         for log in logs:
             log.close()
         numbers = range(info.partitions)
         _remove_files(engine, parent, [partition_directory(name, number) for number in numbers])
+    engine.tail.wake()  # followers, to be told
 
 
 def _intact_logs(engine: Engine, info: TopicInfo) -> list[Log]:
