@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import length_hint
-from typing import NoReturn, TypeVar
+from typing import Final, NoReturn, TypeVar
 
 from millstream import RecordError
 
@@ -41,6 +41,37 @@ def fail(label: str, error: Exception, batch: MicroBatch, row: int) -> NoReturn:
     raise record_error(f"{label}: {reason(error)}", batch, row) from error
 
 
+class _Rejected:
+    """Stands for the result of a function that raised."""
+
+
+REJECTED: Final = _Rejected()
+
+
+def convert(
+    column: Sequence[T], function: Callable[[T], U], reject: Callable[[int, Exception], None]
+) -> list[U]:
+    """`function` of every value, in one C-level pass as long as nothing is wrong.
+
+    Where it raises, `reject` is called with index and error, and `REJECTED` stands for the result.
+    """
+    remaining = iter(column)
+    results: list[U] = []
+    while True:
+        error: Exception
+        try:
+            results += map(function, remaining)
+        except Exception as raised:
+            error = raised
+        else:
+            if len(results) == len(column):
+                return results
+            # map() takes a StopIteration of the function for the end of its input.
+            error = RuntimeError("the function raised StopIteration")
+        reject(len(results), error)
+        results.append(REJECTED)  # type: ignore[arg-type]  # for those who asked for it
+
+
 def apply(
     function: Callable[[T], U], column: Sequence[T], label: str, batch: MicroBatch, chunk: Chunk
 ) -> list[U]:
@@ -49,16 +80,11 @@ def apply(
     Raises:
         RecordError: It raised; the message names the operator `label` and the record.
     """
-    remaining = iter(column)
-    try:
-        results = list(map(function, remaining))
-    except Exception as error:
-        fail(label, error, batch, chunk.rows[failed_index(column, remaining)])
-    if len(results) != len(column):
-        # map() takes a StopIteration of the function for the end of its input.
-        stopped = RuntimeError("the function raised StopIteration")
-        fail(label, stopped, batch, chunk.rows[len(results)])
-    return results
+
+    def reject(index: int, error: Exception) -> NoReturn:
+        fail(label, error, batch, chunk.rows[index])
+
+    return convert(column, function, reject)
 
 
 def failed_index(column: Sequence[T], remaining: Iterator[T] | Iterable[T]) -> int:

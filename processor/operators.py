@@ -10,11 +10,11 @@ from itertools import compress
 from typing import Any, Protocol
 
 from .columns import Chunk, MicroBatch
-from .errors import apply, reason, record_error
+from .errors import REJECTED, apply, convert, reason, record_error
 from .fields import field_getter
 from .plan import FilterNode, FlatMapNode, KeyByNode, MapNode
 from .serde import all_plain_keys, key_problem
-from .source import REJECTED, Faults, convert
+from .source import Faults
 
 
 class Operator(Protocol):

@@ -8,48 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import compress
-from typing import Final
 
 from .columns import Chunk, MicroBatch
-from .errors import reason, record_error
+from .errors import REJECTED, convert, reason, record_error
 from .event_time import all_ms, to_ms
 from .fields import field_getter
 from .plan import SourceNode
 from .serde import value_decoder
 from .watermark import Progress, Watermark
-
-
-class _Rejected:
-    """Stands for the value, time or key of a row that was rejected."""
-
-
-REJECTED: Final = _Rejected()
-
-
-def convert(
-    column: Sequence[object],
-    function: Callable[[object], object],
-    reject: Callable[[int, Exception], None],
-) -> list[object]:
-    """`function` of every value, in one C-level pass as long as nothing is wrong.
-
-    Where it raises, `reject` is called with index and error, and `REJECTED` stands for the result.
-    """
-    remaining = iter(column)
-    results: list[object] = []
-    while True:
-        error: Exception
-        try:
-            results += map(function, remaining)
-        except Exception as raised:
-            error = raised
-        else:
-            if len(results) == len(column):
-                return results
-            # map() takes a StopIteration of the function for the end of its input.
-            error = RuntimeError("the function raised StopIteration")
-        reject(len(results), error)
-        results.append(REJECTED)
 
 
 class Faults:
