@@ -310,6 +310,7 @@ class Store:
         """
         partitions = topics.partitions(self._engine, topic, partition)
         starts = {each: topics.resolve(self._engine, each, start) for each in partitions}
+        topics.check_starts(self._engine, starts)
         stops = None
         if stop is not None:
             stops = {each: topics.resolve(self._engine, each, stop) for each in partitions}

@@ -16,7 +16,13 @@ from .config import (
     is_internal,
 )
 from .engine import Engine
-from .errors import CorruptSegmentError, DataError, TopicExistsError, UsageError
+from .errors import (
+    CorruptSegmentError,
+    DataError,
+    OffsetOutOfRangeError,
+    TopicExistsError,
+    UsageError,
+)
 from .log import Log, partition_directory
 from .positions import Position, parse_position
 from .reader import LogReader
@@ -176,11 +182,15 @@ def partitions(engine: Engine, topic: str, partition: int | None) -> list[TopicP
 
 def offset_ranges(engine: Engine, topic: str) -> dict[int, OffsetRange]:
     """What can be read of each partition."""
-    ranges = {}
-    for _, number in partitions(engine, topic, None):
-        log = engine.log(topic, number)
-        ranges[number] = OffsetRange(log.start_offset, log.visible_offset)
-    return ranges
+    return {
+        number: offset_range(engine.log(topic, number))
+        for _, number in partitions(engine, topic, None)
+    }
+
+
+def offset_range(log: Log) -> OffsetRange:
+    """What can be read of one partition."""
+    return OffsetRange(log.start_offset, log.visible_offset)
 
 
 def resolve(
@@ -207,6 +217,25 @@ def resolve(
     if kind == "stored":
         raise UsageError("stored offsets belong to a group: consume with a group name")
     return value
+
+
+def check_starts(engine: Engine, starts: Mapping[TopicPartition, int]) -> None:
+    """Refuse to read from where no record is or will be next.
+
+    Raises:
+        OffsetOutOfRangeError: Below the log start of a partition, or past the end of all of them.
+    """
+    ranges = {each: offset_range(engine.log(*each)) for each in starts}
+    past_all = all(start > ranges[each].end for each, start in starts.items())
+    for (topic, partition), offset in starts.items():
+        start, end = ranges[TopicPartition(topic, partition)]
+        if past_all or offset < start:
+            raise OffsetOutOfRangeError(
+                f"offset {offset} is outside the log, which holds {start} to {end}",
+                topic=topic,
+                partition=partition,
+                offset=offset,
+            )
 
 
 def _offset_at_time(engine: Engine, log: Log, timestamp_ms: int) -> int:
