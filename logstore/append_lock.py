@@ -49,10 +49,16 @@ class NoLocks:
 
 
 class AppendLock:
-    """Context manager. Reentrant within a thread, because retention rolls and rolls append.
+    """Context manager, for one thread at a time; not reentrant.
+
+    A KeyboardInterrupt may come between any two calls, also before `__exit__` has begun. So what a
+    thread holds is found out, not remembered: `let_go` may be called at any time, and a thread that
+    still holds the lock from an interrupted use takes it over.
 
     Raises:
-        LockedError: another process held it for 10 s; the message names its pid.
+        LockedError: it was held for 10 s by another process, whose pid the message names, or by
+            another thread.
+        StoreClosedError: the store is closed.
     """
 
     def __init__(self, lock: Lock, tail: Tail, clock: Clock) -> None:
@@ -60,20 +66,24 @@ class AppendLock:
         self._tail = tail
         self._clock = clock
         self._thread_lock = threading.RLock()
-        self._depth = 0
+        self._holder = 0
+        """Thread that holds it, 0 if none."""
         self._pid = os.getpid()
         self.on_interrupted: Callable[[int], None] = lambda _slot: None
         """Called with the slot number an earlier holder died on, while the lock is held."""
 
     def __enter__(self) -> None:
-        self._thread_lock.acquire()
-        if self._depth == 0:
-            try:
-                self._acquire()
-            except BaseException:
-                self._thread_lock.release()
-                raise
-        self._depth += 1
+        if self._holder == threading.get_ident():
+            self.let_go()
+        try:
+            self._acquire_from_threads()
+            if self._holder:
+                self._lock.release()  # left by a thread that was interrupted while it let go
+            self._holder = threading.get_ident()
+            self._acquire()
+        except BaseException:
+            self.let_go()
+            raise
 
     def __exit__(
         self,
@@ -81,10 +91,28 @@ class AppendLock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._depth -= 1
-        if self._depth == 0:
+        try:
+            self.let_go()
+        except BaseException:
+            self.let_go()  # a second interruption right after is not to be expected
+            raise
+
+    def let_go(self) -> None:
+        """Release what this thread holds, be it both locks, one or none."""
+        if self._holder == threading.get_ident():
             self._lock.release()
-        self._thread_lock.release()
+            self._holder = 0
+        try:  # noqa: SIM105 - `suppress` takes longer than all the rest
+            self._thread_lock.release()
+        except RuntimeError:
+            pass  # not held by this thread
+
+    def _acquire_from_threads(self) -> None:
+        if not self._thread_lock.acquire(timeout=LOCK_TIMEOUT_SECONDS):
+            raise LockedError(
+                f"another thread has held the append lock for {LOCK_TIMEOUT_SECONDS:g} s",
+                path="append.lock",
+            )
 
     def _acquire(self) -> None:
         if not self._lock.try_acquire():
@@ -92,15 +120,8 @@ class AppendLock:
         tail = self._tail
         tail.set("owner_pid", self._pid)
         if (interrupted := tail.get("in_progress")) and tail.usable:
-            self._depth += 1  # recovery takes the lock again
-            try:
-                self.on_interrupted(interrupted - 1)
-                tail.set("in_progress", 0)
-            except BaseException:
-                self._lock.release()
-                raise
-            finally:
-                self._depth -= 1
+            self.on_interrupted(interrupted - 1)
+            tail.set("in_progress", 0)
 
     def _wait(self) -> None:
         deadline = self._clock.monotonic() + LOCK_TIMEOUT_SECONDS
@@ -116,6 +137,17 @@ class AppendLock:
             tries += 1
             self._clock.sleep(0 if tries < _SPINS else _PAUSE_SECONDS)
 
-    def close(self) -> None:
-        """Close the lock file."""
+    def close(self, first: Callable[[], None] = lambda: None) -> None:
+        """Call `first` and close the lock file, while no thread of this process holds it.
+
+        Whoever waits for it is refused.
+        """
+        with self._thread_lock:
+            try:
+                first()
+            finally:
+                self._lock.close()
+
+    def abandon(self) -> None:
+        """Close the lock file in the child of a fork, where nobody holds it."""
         self._lock.close()

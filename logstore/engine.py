@@ -13,7 +13,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Final
 
 from .append_lock import AppendLock, NoLocks
@@ -61,35 +61,43 @@ class Engine:
         self.closed = False
         self.pid = os.getpid()
         self._guard = threading.RLock()
+        self._closing = threading.Lock()
         self._topics: dict[str, TopicInfo] = {}
         self._topics_version = -1
         self._logs: dict[tuple[str, int], Log] = {}
-        self.catalog = Catalog(
-            storage.catalog_filename(),
-            clock=clock,
-            read_only=read_only,
-            on_commit=lambda: storage.sync_point("catalog.commit"),
-        )
-        self._refuse_topics_without_catalog()
-        self.tail = Tail(storage, clock)
-        self.liveness = Liveness(storage)
         # A reader takes no lock, and its store may be a copy without the lock files.
         locks = NoLocks() if read_only else storage
-        self.append_lock = AppendLock(locks.lock("append.lock"), self.tail, clock)
-        self.append_lock.on_interrupted = self._recover_slot
-        self.background = Background(clock)
-        self.transactions = TransactionStates(self.catalog, self.tail, self.liveness, clock)
-        self.components = Components(
-            storage, clock, self.catalog, self.tail, self.append_lock, self.catalog.store_uid
-        )
-        self._open_lock = locks.lock(_OPEN_LOCK)
-        if not read_only:
-            self._join()
+        with ExitStack() as opened:
+            opened.callback(storage.close)
+            self.catalog = Catalog(
+                storage.catalog_filename(),
+                clock=clock,
+                read_only=read_only,
+                on_commit=lambda: storage.sync_point("catalog.commit"),
+            )
+            opened.callback(self.catalog.close)
+            self._refuse_topics_without_catalog()
+            self.tail = Tail(storage, clock)
+            opened.callback(self.tail.close)
+            self.append_lock = AppendLock(locks.lock("append.lock"), self.tail, clock)
+            opened.callback(self.append_lock.close, self._close_logs)
+            self._open_lock = locks.lock(_OPEN_LOCK)
+            opened.callback(self._open_lock.close)
+            self.liveness = Liveness(storage)
+            opened.callback(self.liveness.close)
+            self.background = Background(clock)
+            self.transactions = TransactionStates(self.catalog, self.tail, self.liveness, clock)
+            self.components = Components(
+                storage, clock, self.catalog, self.tail, self.append_lock, self.catalog.store_uid
+            )
+            self.append_lock.on_interrupted = self._recover_slot
+            if not read_only:
+                self._join()
+            self._opened = opened.pop_all()
 
     def _refuse_topics_without_catalog(self) -> None:
         # In this order: another process may be starting the store and creating the first topic.
         if self.storage.list("topics") and self.catalog.generation == 0:
-            self.catalog.close()
             raise DataError(
                 "there are topics, but catalog.db was missing: restore it, with its files -wal and"
                 " -shm removed",
@@ -270,31 +278,40 @@ class Engine:
             StorageError, PoisonedError: Not written.
         """
         self.ensure_writable()
+        try:
+            with self.append_lock:
+                return self._append_locked(batches, transaction_id)
+        except BaseException:
+            self.append_lock.let_go()  # if it was interrupted on the way out
+            raise
+
+    def _append_locked(
+        self, batches: Sequence[tuple[Log, EncodedBatch]], transaction_id: int
+    ) -> tuple[list[int], int]:
         tail = self.tail
+        if tail.get("topics_version") != self._topics_version:
+            self._refresh_topics()
+        now_ms = self.clock.now_ms()
+        sequence = tail.get("sequence")
         offsets: list[int] = []
-        with self.append_lock:
-            if tail.get("topics_version") != self._topics_version:
-                self._refresh_topics()
-            now_ms = self.clock.now_ms()
-            sequence = tail.get("sequence")
-            for log, encoded in batches:
-                if log.deleted:
-                    raise UnknownTopicError("the topic was deleted", topic=log.topic)
-                log.prepare_locked()
-                sequence += 1
-                # As `changing_locked`, without its cost.
-                tail.set("in_progress", log.slot_number + 1)
-                try:
-                    base_offset = log.append_locked(
-                        encoded, sequence=sequence, transaction_id=transaction_id, now_ms=now_ms
-                    )
-                except Exception:
-                    tail.set("in_progress", 0)
-                    raise
-                offsets.append(base_offset)
-                # After the slot's log end: a reader that sees this sequence sees the batch.
-                tail.set("sequence", sequence)
+        for log, encoded in batches:
+            if log.deleted:
+                raise UnknownTopicError("the topic was deleted", topic=log.topic)
+            log.prepare_locked()
+            sequence += 1
+            # As `changing_locked`, without its cost.
+            tail.set("in_progress", log.slot_number + 1)
+            try:
+                base_offset = log.append_locked(
+                    encoded, sequence=sequence, transaction_id=transaction_id, now_ms=now_ms
+                )
+            except Exception:
                 tail.set("in_progress", 0)
+                raise
+            offsets.append(base_offset)
+            # After the slot's log end: a reader that sees this sequence sees the batch.
+            tail.set("sequence", sequence)
+            tail.set("in_progress", 0)
         return offsets, now_ms
 
     def acknowledge(
@@ -312,9 +329,7 @@ class Engine:
                 if log.wants_zero_fill():
                     self.background.submit((log, "zero"), log.zero_fill)
         else:
-            with self.append_lock:
-                for log, _ in ends:
-                    log.show_locked()
+            self._show(ends)
         self.tail.wake()
         for log, _ in ends:
             if mode == "interval":
@@ -322,6 +337,15 @@ class Engine:
             elif log.sealed_unsynced is not None:
                 self._sync_later(log, 0)
             self._retain_later(log)
+
+    def _show(self, ends: Sequence[tuple[Log, int]]) -> None:
+        try:
+            with self.append_lock:
+                for log, _ in ends:
+                    log.show_locked()
+        except BaseException:
+            self.append_lock.let_go()  # if it was interrupted on the way out
+            raise
 
     def _sync_later(self, log: Log, delay_seconds: float) -> None:
         def sync() -> None:
@@ -397,25 +421,49 @@ class Engine:
             self.close()
 
     def close(self) -> None:
-        """Sync, remember where each log ends, and let everything go. Idempotent."""
-        if self.closed:
+        """Sync, remember where each log ends, and let everything go. Idempotent.
+
+        Calls of other threads end first or get StoreClosedError.
+
+        Raises:
+            PoisonedError, StorageError: A log could not be synced. The store is closed all the
+                same.
+        """
+        if os.getpid() != self.pid:
+            self._close_in_child()
             return
-        in_child = os.getpid() != self.pid
-        try:
-            if not in_child:
-                self.background.close()
-                if not self.read_only:
-                    for log in list(self._logs.values()):
-                        log.checkpoint()
-                    self.tail.wake()
-        finally:
+        with self._closing, ExitStack() as rest:
+            if self.closed:
+                return
             self.closed = True
-            for log in self._logs.values():
-                log.close()
-            if not in_child:
-                self.liveness.close()
-                self.catalog.close()
-            self.append_lock.close()
+            # Whatever fails, all of these are done, the last one first.
+            rest.callback(self._opened.close)
+            rest.callback(self._stop_syncing)
+            if not self.read_only:
+                rest.callback(self.tail.wake)
+                rest.callback(self._checkpoint_logs)
+            rest.callback(self.background.close)
+
+    def _checkpoint_logs(self) -> None:
+        if self.tail.get("topics_version") != self._topics_version:
+            self._refresh_topics()  # logs of deleted topics have nothing to remember
+        with ExitStack() as each:
+            for log in list(self._logs.values()):
+                each.callback(log.checkpoint)
+
+    def _stop_syncing(self) -> None:
+        for log in list(self._logs.values()):
+            log.stop_syncing()
+
+    def _close_logs(self) -> None:
+        for log in list(self._logs.values()):
+            log.close()
+
+    def _close_in_child(self) -> None:
+        """Close the descriptors a fork has copied; locks and threads are the parent's."""
+        if not self.closed:
+            self.closed = True
+            self._close_logs()
+            self.append_lock.abandon()
             self._open_lock.close()
-            self.tail.close()
-            self.storage.close()
+            self.tail.abandon()

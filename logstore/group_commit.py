@@ -12,11 +12,15 @@ import errno
 import threading
 from bisect import bisect_right
 from collections.abc import Callable
+from typing import Final
 
-from .errors import PoisonedError, StorageError
+from .errors import PoisonedError, StorageError, StoreClosedError
 from .segment import segment_path
 from .storage import File, Storage
 from .tail import POISONED_BY_SYNC, Slot
+
+WAIT_SECONDS: Final = 1.0
+"""Who waits for a sync looks by itself now and then."""
 
 
 class GroupCommit:
@@ -47,8 +51,10 @@ class GroupCommit:
         self._bases = bases
         self._publish = publish
         self._poisoned = poisoned
-        self._condition = threading.Condition()
+        self._lock = threading.RLock()
+        self._condition = threading.Condition(self._lock)
         self._leading = False
+        self._closed = False
         # Descriptors of their own, because a roll closes the one used for writing.
         self._files: dict[int, File] = {}
         self._stale = False
@@ -59,23 +65,30 @@ class GroupCommit:
         Raises:
             PoisonedError: A sync failed; nothing that was not synced before counts as durable.
             StorageError: A segment cannot be opened; nothing was synced, a later call may be.
+            StoreClosedError: The store was closed first.
         """
-        slot = self._slot
-        while True:
-            with self._condition:
-                while slot[Slot.DURABLE_OFFSET] < end:
+        while self._slot[Slot.DURABLE_OFFSET] < end:
+            self._lead_or_wait(end)
+
+    def _lead_or_wait(self, end: int) -> None:
+        slot, leading = self._slot, False
+        try:
+            with self._lock:
+                while slot[Slot.DURABLE_OFFSET] < end and not leading:
                     if slot[Slot.POISONED] == POISONED_BY_SYNC:
                         raise self._poisoned()
-                    if not self._leading:
-                        self._leading = True
-                        break
-                    self._condition.wait()
-                else:
-                    return
-            try:
+                    if self._closed:
+                        raise StoreClosedError("the store was closed before the sync")
+                    if self._leading:
+                        # Bounded: a leader interrupted at the worst moment may not have called.
+                        self._condition.wait(WAIT_SECONDS)
+                    else:
+                        self._leading = leading = True
+            if leading:
                 self._lead()
-            finally:
-                with self._condition:
+        finally:
+            if leading:
+                with self._lock:
                     self._leading = False
                     self._condition.notify_all()
 
@@ -84,7 +97,7 @@ class GroupCommit:
         slot = self._slot
         if self._stale:
             self._stale = False
-            self.close()
+            self.close_files()
         # The sequence first: it may belong to an earlier batch than the end, never to a later.
         sequence = slot[Slot.SEQUENCE]
         target = slot[Slot.LOG_END]
@@ -124,8 +137,16 @@ class GroupCommit:
         self._stale = True
 
     def close(self) -> None:
-        """Close the files. Nobody may be waiting."""
-        with self._condition:
-            for file in self._files.values():
-                file.close()
-            self._files.clear()
+        """Let the sync under way end, and close; who waits on gets StoreClosedError."""
+        with self._lock:
+            self._closed = True
+            while self._leading:
+                self._condition.wait(WAIT_SECONDS)
+            self._condition.notify_all()
+        self.close_files()
+
+    def close_files(self) -> None:
+        """Close the files; for the leader, or where there is none."""
+        while self._files:
+            _, file = self._files.popitem()
+            file.close()

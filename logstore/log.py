@@ -15,14 +15,13 @@ import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Final
 
 from .append_lock import AppendLock
 from .batch import BatchPlacement, EncodedBatch, buffers, encode_gap, seal
 from .catalog import Catalog, LogCheckpoint
 from .clock import Clock
 from .config import TopicInfo
-from .errors import PoisonedError, StorageError, UnknownTopicError
+from .errors import LockedError, PoisonedError, StorageError, UnknownTopicError
 from .format import APPEND_TIME, SEGMENT_HEADER_BYTES, SegmentHeader
 from .group_commit import GroupCommit
 from .recovery import PartitionFacts, examine, repair, rewrite_unsynced
@@ -46,13 +45,9 @@ from .tail import (
     to_signed,
     to_unsigned,
 )
+from .zero_fill import ZeroFill
 
 _logger = logging.getLogger("millstream")
-
-ZERO_FILL_BYTES_MIN: Final = 256 * 1024
-ZERO_FILL_BYTES_MAX: Final = 8 * 1024 * 1024
-ZERO_FILL_WRITE_BYTES: Final = 1024 * 1024
-"""Zeros written per hold of the append lock: some 0.4 ms, so that appends hardly notice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +101,7 @@ class Log:
             publish=self._publish_durable,
             poisoned=self._poisoned,
         )
+        self._zeros = ZeroFill(self, components.append_lock)
         self._sealed_checkpoint: LogCheckpoint | None = None
 
     @property
@@ -238,10 +234,11 @@ class Log:
             now_ms=self._c.clock.now_ms(),
         )
         tail.set("sequence", sequence)
-        self._sync_segments([slot[Slot.ACTIVE_BASE]])
+        self.sync_segments([slot[Slot.ACTIVE_BASE]])
         self._set_durable(slot[Slot.LOG_END], sequence)
 
-    def _sync_segments(self, bases: Iterable[int]) -> None:
+    def sync_segments(self, bases: Iterable[int]) -> None:
+        """Sync whole segment files."""
         for base in bases:
             file = self._c.storage.open(segment_path(self.directory, base), "rw")
             try:
@@ -304,7 +301,7 @@ class Log:
             StorageError: nothing was appended; the partial write was cut off again.
         """
         slot = self.slot
-        file, segment = self._open_active()
+        file, segment = self.open_active_locked()
         if slot[Slot.POISONED]:
             self._clean_or_refuse_locked(file)
         position = slot[Slot.END_POSITION]
@@ -314,7 +311,7 @@ class Log:
             or now_ms - segment.created_ms >= self.config.segment_ms
         ):
             self.roll_locked()
-            file, segment = self._open_active()
+            file, segment = self.open_active_locked()
             position = slot[Slot.END_POSITION]
         base_offset = slot[Slot.LOG_END]
         placement = BatchPlacement(
@@ -332,7 +329,7 @@ class Log:
         try:
             file.write(buffers(encoded, header), position)
         except StorageError:
-            self._undo_locked(file, position)
+            self.undo_locked(file, position)
             raise
         self._advance_locked(encoded, position, base_offset, header_hash, sequence, now_ms)
         return base_offset
@@ -362,7 +359,7 @@ class Log:
         )
         self.dirty = True
 
-    def _undo_locked(self, file: File, position: int) -> None:
+    def undo_locked(self, file: File, position: int) -> None:
         """Cut a partial write off, durably. If that fails, the next append tries again."""
         failed = POISONED_BY_WRITE
         try:
@@ -377,9 +374,10 @@ class Log:
         if self.slot[Slot.POISONED] != POISONED_BY_WRITE:
             raise self._poisoned()
         self.slot[Slot.POISONED] = 0
-        self._undo_locked(file, self.slot[Slot.END_POSITION])
+        self.undo_locked(file, self.slot[Slot.END_POSITION])
 
-    def _open_active(self) -> tuple[File, SegmentHeader]:
+    def open_active_locked(self) -> tuple[File, SegmentHeader]:
+        """The active segment, open for writing."""
         base, uid = self.slot[Slot.ACTIVE_BASE], to_unsigned(self.slot[Slot.ACTIVE_UID])
         if (
             self._active is None
@@ -394,7 +392,7 @@ class Log:
     def roll_locked(self) -> None:
         """Seal the active segment and start a new one. Does nothing to an empty segment."""
         slot = self.slot
-        file, segment = self._open_active()
+        file, segment = self.open_active_locked()
         if slot[Slot.POISONED]:
             self._clean_or_refuse_locked(file)
         position = slot[Slot.END_POSITION]
@@ -471,13 +469,27 @@ class Log:
             raise
 
     def _publish_durable(self, target: int, sequence: int) -> None:
-        with self._c.append_lock:
-            if target > self.slot[Slot.DURABLE_OFFSET]:
-                self._set_durable(target, sequence)
-        checkpoint = self._sealed_checkpoint
-        if checkpoint and self.slot[Slot.DURABLE_OFFSET] >= checkpoint.next_offset:
-            self._sealed_checkpoint = None
+        lock = self._c.append_lock
+        checkpoint = None
+        try:
+            with lock:
+                if target > self.slot[Slot.DURABLE_OFFSET]:
+                    self._set_durable(target, sequence)
+                sealed = self._sealed_checkpoint
+                if sealed and self.slot[Slot.DURABLE_OFFSET] >= sealed.next_offset:
+                    checkpoint, self._sealed_checkpoint = sealed, None
+        except BaseException:
+            lock.let_go()  # if it was interrupted on the way out
+            raise
+        if checkpoint:
+            self._save(checkpoint)
+
+    def _save(self, checkpoint: LogCheckpoint) -> None:
+        """Remember where recovery may start. Without it the next open only scans more."""
+        try:
             self._c.catalog.save_checkpoint(self.topic_id, self.partition, checkpoint)
+        except (StorageError, LockedError) as error:
+            _logger.warning("%s/%d: no checkpoint: %s", self.topic, self.partition, error)
 
     def _set_durable(self, offset: int, sequence: int) -> None:
         slot = self.slot
@@ -513,56 +525,20 @@ class Log:
             end = self.end_locked()
             if self.slot[Slot.DURABLE_OFFSET] != end.next_offset:
                 return  # another process has appended since; its close saves the checkpoint
-            file, _ = self._open_active()
+            file, _ = self.open_active_locked()
             if self.slot[Slot.ZERO_FILLED] > end.position:
                 file.truncate(end.position)
                 self.slot[Slot.ZERO_FILLED] = end.position
-        self._c.catalog.save_checkpoint(self.topic_id, self.partition, end)
+        self._save(end)
         self.dirty = False
 
-    # --- zero fill -----------------------------------------------------------------------------
-
     def wants_zero_fill(self) -> bool:
-        """Whether the zeros ahead of the writer run low. A hint; `zero_fill` decides."""
-        slot = self.slot
-        ahead = slot[Slot.ZERO_FILLED] - slot[Slot.END_POSITION]
-        return ahead < min(slot[Slot.END_POSITION], ZERO_FILL_BYTES_MAX) // 2
+        """See `ZeroFill.wanted`."""
+        return self._zeros.wanted
 
     def zero_fill(self) -> None:
-        """Write and sync zeros ahead of the writer, so that its own syncs change no metadata.
-
-        Overwriting written pages makes single durable appends about 1.6 times faster than
-        growing the file (docs/decisions). The zeros are written under the append lock, so they
-        cannot overtake a writer; a full disk only means that the file grows instead.
-        """
-        with self._c.append_lock:
-            if self.gone:
-                return
-            base, uid = self.slot[Slot.ACTIVE_BASE], self.slot[Slot.ACTIVE_UID]
-            goal = self.slot[Slot.END_POSITION] + min(
-                max(self.slot[Slot.END_POSITION], ZERO_FILL_BYTES_MIN), ZERO_FILL_BYTES_MAX
-            )
-        goal = min(goal, self.config.segment_bytes)
-        zeros = bytes(ZERO_FILL_WRITE_BYTES)
-        while True:
-            with self._c.append_lock:
-                slot = self.slot
-                start = slot[Slot.ZERO_FILLED]
-                if slot[Slot.ACTIVE_UID] != uid or slot[Slot.POISONED] or start >= goal:
-                    break  # `gone` is a case of poisoned
-                file, _ = self._open_active()
-                length = min(goal - start, ZERO_FILL_WRITE_BYTES)
-                try:
-                    file.write([zeros[:length]], start)
-                except StorageError:
-                    self._undo_locked(file, start)
-                    return
-                slot[Slot.ZERO_FILLED] = start + length
-        try:
-            self._sync_segments([base])
-        except StorageError:
-            if not self.gone:
-                raise
+        """See `ZeroFill.fill`."""
+        self._zeros.fill(self.config.segment_bytes)
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -608,12 +584,14 @@ class Log:
             self._c.storage.sync_directory(self.directory)
         return gone
 
-    # --- closing -------------------------------------------------------------------------------
+    def stop_syncing(self) -> None:
+        """Let a sync under way end and begin no other; before `close`."""
+        self._group_commit.close()
 
     def close(self) -> None:
-        """Close the files of this handle. Does not sync; see `checkpoint`."""
+        """Close the files of this handle; nobody may be using them. Does not sync."""
         self._close_active()
-        self._group_commit.close()
+        self._group_commit.close_files()
         self.files.indexes.clear()
 
     def _close_active(self) -> None:

@@ -202,9 +202,9 @@ class MemoryWords:
             self.view = view.toreadonly() if self._read_only else view
 
     def close(self) -> None:
-        """See `Words.close`."""
+        """See `Words.close`. There is no word left, for writing either."""
         self._open = False
-        self.view = memoryview(b"").cast("q")
+        self.view = memoryview(bytearray()).cast("q")
 
 
 class MemoryBell:

@@ -362,8 +362,8 @@ class PosixWords:
         return size
 
     def close(self) -> None:
-        """See `Words.close`."""
-        self.view = memoryview(b"").cast("q")
+        """See `Words.close`. There is no word left, for writing either."""
+        self.view = memoryview(bytearray()).cast("q")
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)

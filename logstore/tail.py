@@ -16,7 +16,7 @@ import threading
 import xxhash
 
 from .clock import Clock
-from .errors import StorageError
+from .errors import StorageError, StoreClosedError
 from .storage import Storage, Words
 from .wakeup import WAKE_WORD, Wakeup
 
@@ -120,11 +120,22 @@ class Slot:
         self._base = HEADER_WORDS + index * SLOT_WORDS
 
     def __getitem__(self, word: int) -> int:
-        value: int = self._words.view[self._base + word]
+        try:
+            value: int = self._words.view[self._base + word]
+        except IndexError:
+            raise _closed() from None
         return value
 
     def __setitem__(self, word: int, value: int) -> None:
-        self._words.view[self._base + word] = value
+        try:
+            self._words.view[self._base + word] = value
+        except IndexError:
+            raise _closed() from None
+
+
+def _closed() -> StoreClosedError:
+    """For words that are unmapped: another thread closed the store."""
+    return StoreClosedError("the store is closed: open it again")
 
 
 class Tail:
@@ -141,12 +152,18 @@ class Tail:
 
     def get(self, name: str) -> int:
         """The header word `name`."""
-        value: int = self._words.view[_WORDS[name]]
+        try:
+            value: int = self._words.view[_WORDS[name]]
+        except IndexError:
+            raise _closed() from None
         return value
 
     def set(self, name: str, value: int) -> None:
         """Store the header word `name`."""
-        self._words.view[_WORDS[name]] = value
+        try:
+            self._words.view[_WORDS[name]] = value
+        except IndexError:
+            raise _closed() from None
 
     @property
     def usable(self) -> bool:
@@ -171,8 +188,9 @@ class Tail:
         """The slot with that number; the file grows as needed."""
         with self._grow_lock:
             if index >= self._slots:
-                self._slots = (index // GROW_SLOTS + 1) * GROW_SLOTS
-                self._words.grow(HEADER_WORDS + self._slots * SLOT_WORDS)
+                slots = (index // GROW_SLOTS + 1) * GROW_SLOTS
+                self._words.grow(HEADER_WORDS + slots * SLOT_WORDS)
+                self._slots = slots
         return Slot(self._words, index)
 
     def bump(self, name: str) -> None:
@@ -193,8 +211,13 @@ class Tail:
         return self._wakeup.wait(seen, timeout)
 
     def close(self) -> None:
-        """Stop listening and unmap the file."""
+        """Stop listening and unmap the file. Whoever uses the words after that is refused."""
         self._wakeup.close()
+        self._words.close()
+
+    def abandon(self) -> None:
+        """As `close`, in the child of a fork, where nobody else is."""
+        self._wakeup.abandon()
         self._words.close()
 
 

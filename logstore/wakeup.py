@@ -39,8 +39,10 @@ class Wakeup:
         self._storage = storage
         self._clock = clock
         self._words = words
-        self._condition = threading.Condition()
+        self._lock = threading.RLock()
+        self._condition = threading.Condition(self._lock)
         self._listening = False
+        self._closed = False
         self._bell: Bell | None = None
         self._bell_lock: Lock | None = None
         self._armed_word = 0
@@ -56,7 +58,10 @@ class Wakeup:
     def wake(self) -> None:
         """Announce that something became visible."""
         view = self._words.view
-        view[WAKE_WORD] = next(self._stamps)
+        try:
+            view[WAKE_WORD] = next(self._stamps)
+        except IndexError:  # the words are unmapped
+            raise StoreClosedError("the store is closed: open it again") from None
         if view[ANY_ARMED_WORD]:
             self._ring_armed(view)
 
@@ -90,18 +95,25 @@ class Wakeup:
                 pause = min(pause, deadline - clock.monotonic())
                 if pause <= 0:
                     break
-            with self._condition:
+            self._listen_or_wait(seen, pause)
+        return int(now)
+
+    def _listen_or_wait(self, seen: int, pause: float) -> None:
+        listening = False
+        try:
+            with self._lock:
+                if self._closed:
+                    raise StoreClosedError("the store was closed while waiting")
                 if self._listening:
-                    clock.wait(self._condition.wait, pause)
-                    continue
-                self._listening = True
-            try:
-                self._listen(seen, pause)
-            finally:
-                with self._condition:
+                    self._clock.wait(self._condition.wait, pause)
+                    return
+                self._listening = listening = True
+            self._listen(seen, pause)
+        finally:
+            if listening:
+                with self._lock:
                     self._listening = False
                     self._condition.notify_all()
-        return int(now)
 
     def _listen(self, seen: int, pause: float) -> None:
         bell = self._bell or self._open_bell()
@@ -124,18 +136,32 @@ class Wakeup:
             self._storage.make_directory(_DIRECTORY)
             for word in ARMED_WORDS:
                 lock = self._storage.lock(f"{_DIRECTORY}/{word}.lock")
-                if lock.try_acquire():
-                    self._bell_lock, self._armed_word = lock, word
-                    self._bell = self._storage.bell(f"{_DIRECTORY}/{word}")
-                    break
-                lock.close()
+                try:
+                    if lock.try_acquire():
+                        self._bell_lock, self._armed_word = lock, word
+                        self._bell = self._storage.bell(f"{_DIRECTORY}/{word}")
+                        break
+                finally:
+                    if lock is not self._bell_lock:
+                        lock.close()
         except StorageError:
             pass  # out of descriptors, say: following goes on, a little later each time
         self._has_no_bell = self._bell is None
         return self._bell
 
     def close(self) -> None:
-        """Stop listening. Nobody may be waiting."""
+        """Stop listening; who waits gets StoreClosedError."""
+        with self._lock:
+            self._closed = True
+            if self._listening and self._bell is not None:
+                self._storage.ring(f"{_DIRECTORY}/{self._armed_word}")
+            while self._listening:
+                self._condition.wait(LOOK_SECONDS)
+            self._condition.notify_all()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """In the child of a fork: close what is open here. Nobody waits, whatever it looks like."""
         if self._bell is not None:
             self._bell.close()
         if self._bell_lock is not None:
