@@ -224,8 +224,12 @@ def interrupt_yourself(path: str, seconds: str) -> None:
             number += 1
         acknowledged.extend(b"beside %d" % each for each in range(number))
 
+    armed = threading.Event()
+
     def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+        if armed.is_set():
+            armed.clear()
+            raise KeyboardInterrupt
 
     thread = threading.Thread(target=beside)
     thread.start()
@@ -234,16 +238,15 @@ def interrupt_yourself(path: str, seconds: str) -> None:
     number = 0
     while millstream.SystemClock().monotonic() < deadline:
         try:
-            # Again and again, for one that arrives in a finalizer is lost.
-            pause = chance.uniform(0.0002, 0.002)
-            signal.setitimer(signal.ITIMER_REAL, pause, pause)
-            while True:
+            armed.set()
+            signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0002, 0.002))
+            for _ in range(500):  # an interrupt that arrives in a finalizer is lost
                 number += 1
                 value = b"here %d" % number
                 store.append("t", value)
                 acknowledged.append(value)
+            armed.clear()
         except KeyboardInterrupt:
-            signal.setitimer(signal.ITIMER_REAL, 0)
             interrupts += 1
     signal.signal(signal.SIGALRM, signal.SIG_IGN)
     stop.set()
