@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Final, Literal, Protocol, Self
 
-from millstream import Consumer, LogReader, Record, TopicPartition
+from millstream import Consumer, LogReader, Record, RecordBatch, TopicPartition
 
 COMMIT_SECONDS: Final = 0.5
 """Less than the second for which a partition that another member shall get waits for a commit."""
@@ -122,6 +122,7 @@ class GroupSource:
         self._commit = commit
         self._follow = follow
         self._batches = consumer.batches()
+        self._rest: RecordBatch | None = None
         self._polled: dict[TopicPartition, int] = {}
         self._printed: dict[TopicPartition, int] = {}
         self._committed_at = time.monotonic()
@@ -133,13 +134,13 @@ class GroupSource:
         While there is something to read, batches are iterated: a partition that another member
         shall get then stays until it is committed. `poll` would hand it over at once.
         """
-        batch = next(self._batches, None)
+        batch = self._take_rest() or next(self._batches, None)
         if batch is not None:
-            records = batch.records()[:limit]
-            cut = len(records) < batch.record_count
-            next_offset = (records[-1].offset if cut else batch.last_offset) + 1
-            self._polled = {TopicPartition(batch.topic, batch.partition): next_offset}
-            return records
+            if batch.record_count > limit:
+                self._rest, batch = batch.slice(limit), batch.slice(0, limit)
+            place = TopicPartition(batch.topic, batch.partition)
+            self._polled = {place: batch.last_offset + 1}
+            return batch.records()
         self._batches = self._consumer.batches()
         if not self._follow:
             self.finished = True
@@ -151,6 +152,13 @@ class GroupSource:
             TopicPartition(record.topic, record.partition): record.offset + 1 for record in records
         }
         return records
+
+    def _take_rest(self) -> RecordBatch | None:
+        """What is left of a batch larger than the last limit, unless another member has it now."""
+        rest, self._rest = self._rest, None
+        if rest is None or (rest.topic, rest.partition) not in self._consumer.assignment:
+            return None
+        return rest
 
     def written(self) -> None:
         """The records of the last poll have been printed: they may be committed."""

@@ -80,6 +80,19 @@ def test_num_commits_what_was_printed_and_no_more(cli: Cli, store_path: Path) ->
     assert (code, len(out.split())) == (0, 7)
 
 
+def test_a_group_prints_the_whole_of_a_large_batch(cli: Cli, store_path: Path) -> None:
+    """Larger than what is printed at once: the rest comes next, now or in the next run."""
+    with millstream.open(store_path) as store:
+        store.create_topic("t")
+        store.append_many("t", [b"%d" % number for number in range(25_000)])
+        store.append("t", b"last")
+    _, first, _ = cli("consume", "t", "-g", "g", "-n", "12000")
+    assert committed(store_path) == {0: 12_000}
+    _, second, _ = cli("consume", "t", "-g", "g", "-e")
+    assert (first + second).split() == [*map(str, range(25_000)), "last"]
+    assert committed(store_path) == {0: 25_001}
+
+
 def test_commit_never_leaves_the_group_where_it_was(cli: Cli, store_path: Path) -> None:
     fill(store_path, 2)
     for _ in range(2):
