@@ -7,7 +7,7 @@ vectors, because a key that moved would lose its order; unkeyed calls take the p
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -101,7 +101,10 @@ class Appender:
             return 0
         if key is None:
             return next(self._turn) % partitions
-        return partition_of(key, partitions)
+        try:
+            return partition_of(key, partitions)
+        except TypeError:
+            raise UsageError(f"key must be bytes or None, not {type(key).__name__}") from None
 
     def _log_of(self, info: TopicInfo, key: bytes | None, partition: int | None) -> Log:
         if partition is None:
@@ -121,7 +124,7 @@ class Appender:
         """Columns of records as one batch per partition, in partition order."""
         info = self._engine.topic(topic)
         columns = (values, keys, timestamps_ms, headers)
-        if not len(values):
+        if isinstance(values, Sized) and not len(values):
             return []
         if partition is None and info.partitions == 1:
             partition = 0
@@ -132,6 +135,8 @@ class Appender:
             log = self._engine.log(topic, partition)
             return [(log, encode_batch(*columns, codec=codec))]
         assert keys is not None
+        if len({len(column) for column in columns if column is not None}) != 1:
+            raise UsageError("values, keys, timestamps_ms and headers must be of equal length")
         batches = []
         for number, rows in enumerate(self._rows_by_partition(info, keys)):
             if rows:

@@ -40,6 +40,17 @@ PARTITIONS_MAX: Final = 4096
 _TOPIC_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,200}", re.ASCII)
 
 
+def check_durability(durability: str) -> str:
+    """Return `durability` if it is one, else raise UsageError: a typo must not weaken it.
+
+    >>> check_durability("os")
+    'os'
+    """
+    if durability not in get_args(Durability):
+        raise UsageError(f"durability is {durability!r}; choose {', '.join(get_args(Durability))}")
+    return durability
+
+
 def check_topic_name(name: str) -> str:
     """Return `name` if it is a user's topic name, else raise UsageError.
 

@@ -22,7 +22,7 @@ from typing import Final, Self
 
 from xxhash import xxh3_64_intdigest
 
-from .config import MIB, Durability
+from .config import MIB, Durability, check_durability
 from .engine import Engine
 from .errors import MillstreamError, UsageError
 from .outgoing import Extras, Lane, SendFuture
@@ -68,6 +68,7 @@ class Producer:
             raise UsageError(f"batch_bytes must be 1 to {BATCH_BYTES_MAX}, not {batch_bytes}")
         if buffer_bytes < batch_bytes:
             raise UsageError(f"buffer_bytes ({buffer_bytes}) is below batch_bytes ({batch_bytes})")
+        check_durability(durability or engine.durability)
         if not _has_global_lock():
             raise UsageError("producers need CPython's global lock; start Python with -X gil=1")
         limits = SendLimits(linger_ms, batch_bytes, buffer_bytes)

@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from types import TracebackType
-from typing import Self, get_args
+from typing import Self
 
 from . import groups, topics
 from .append import Appender
 from .clock import Clock, SystemClock
-from .config import Durability, Isolation, TopicConfig, TopicInfo
+from .config import Durability, Isolation, TopicConfig, TopicInfo, check_durability
 from .consumer import Consumer
 from .engine import Engine
 from .errors import UsageError
@@ -69,8 +69,7 @@ def open_store(
     ...     store.append("orders", b"{}", key=b"u1").offset
     0
     """
-    if durability not in get_args(Durability):
-        raise UsageError(f"durability is {durability!r}; choose sync, interval or os")
+    check_durability(durability)
     if storage is None:
         place = os.fspath(path)
         storage = (
@@ -175,9 +174,11 @@ class Store:
         or `producer`.
         """
         self._engine.ensure_writable()
-        if (durability or self._engine.durability) == "sync":
+        mode = durability or self._engine.durability
+        if mode == "sync":
             row = (value, key, timestamp_ms, headers)
             return self._appender.append_durably(topic, row, partition)
+        check_durability(mode)
         record = self._appender.encode_one(
             topic, value, key=key, timestamp_ms=timestamp_ms, headers=headers, partition=partition
         )
@@ -209,6 +210,7 @@ class Store:
         ...     store.append_many("t", [b"a", b"b"])
         [AppendMetadata(topic='t', partition=0, base_offset=0, record_count=2)]
         """
+        check_durability(durability or self._engine.durability)
         batches = self._appender.encode_many(
             topic, values, keys, timestamps_ms, partition, headers=headers
         )

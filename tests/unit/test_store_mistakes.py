@@ -1,0 +1,49 @@
+"""Calls that are wrong are UsageErrors that say what is, and change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import millstream
+from millstream import Store, UsageError
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    with millstream.open(":memory:") as store:
+        store.create_topic("t", partitions=2)
+        yield store
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: s.append("t", "text"), "must be bytes or None, not str"),
+        (lambda s: s.append("t", b"x", key="k"), "key must be bytes or None, not str"),
+        (lambda s: s.append("t", b"x", key=5, durability="os"), "key must be bytes or None, not"),
+        (lambda s: s.append("t", b"x", timestamp_ms=1.5), "int of UTC milliseconds"),
+        (lambda s: s.append("t", b"x", headers={"a": b"b"}), r"\(name, value\) pairs"),
+        (lambda s: s.append("t", b"x", durability="synced"), "'synced'; choose sync, interval, os"),
+        (lambda s: s.append_many("t", [b"x"], durability="none"), "'none'; choose sync"),
+        (lambda s: s.append_many("t", [b"a"], [b"a", b"b"]), "headers must be of equal length"),
+        (lambda s: s.append_many("t", [b"a"], [b"a"], [1, 2]), "of equal length"),
+        (lambda s: s.append_many("t", (b"x" for _ in "a")), "sequences, such as lists"),
+        (lambda s: s.append_many("t", [b"a"], ["k"]), "keys must be bytes or None"),
+        (lambda s: s.producer(durability="x"), "'x'; choose sync"),
+    ],
+)
+def test_a_wrong_call_is_told_and_appends_nothing(
+    store: Store, call: Callable[[Any], object], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        call(store)
+    assert list(store.read("t", isolation="uncommitted")) == []
+    assert {offsets.end for offsets in store.offsets("t").values()} == {0}
+
+
+def test_a_wrong_durability_does_not_open_a_store() -> None:
+    with pytest.raises(UsageError, match="choose sync, interval, os"):
+        millstream.open(durability="fsync")  # type: ignore[arg-type]  # the point
