@@ -35,13 +35,14 @@ def play(seed: int) -> dict[str, int]:
     """One round; how many cases of each kind it tried."""
     random = Random(seed)
 
-    def workload(steps: int) -> Workload:
+    def workload(steps: int, processes: int = 1) -> Workload:
         return Workload(
             seed=random.randrange(1 << 30),
             steps=steps,
             compression=random.choice(("none", "lz4", "zstd")),
             segment_bytes=random.choice(SEGMENT_BYTES),
             value_bytes_max=random.choice((50, 1200, 6000)),
+            processes=processes,
         )
 
     seeds = (seed, seed + 1, seed + 2)
@@ -53,8 +54,9 @@ def play(seed: int) -> dict[str, int]:
             kills=kills,
             segment_bytes=random.choice(SEGMENT_BYTES),
         )
+    life = workload(random.randrange(8, 24), random.randrange(1, 4))
     return {
-        "power failures": crash_everywhere(workload(random.randrange(8, 24)), seeds=seeds),
+        "power failures": crash_everywhere(life, seeds=seeds),
         "kills": kill_everywhere(workload(random.randrange(8, 20))),
         "full disks": fill_the_disk_everywhere(workload(random.randrange(8, 20))),
         "killed processes": kills,

@@ -37,6 +37,14 @@ def test_nothing_acknowledged_is_lost_whenever_the_power_goes(
 
 @pytest.mark.slow
 @pytest.mark.crash
+def test_nothing_acknowledged_is_lost_of_what_several_processes_wrote() -> None:
+    workload = Workload(seed=7, segment_bytes=MANY_SEGMENTS, processes=3)
+
+    assert crash_everywhere(workload, seeds=(7,)) > 200
+
+
+@pytest.mark.slow
+@pytest.mark.crash
 @pytest.mark.parametrize("seed", [3, 4, 7])
 def test_a_killed_process_leaves_others_everything_it_acknowledged(seed: int) -> None:
     segment_bytes = MANY_SEGMENTS if seed % 2 else ONE_SEGMENT

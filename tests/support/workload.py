@@ -35,6 +35,8 @@ class Workload:
     segment_bytes: int = 4096
     """With values of some hundred bytes this makes several segments; 64 MiB makes one."""
     value_bytes_max: int = 1200
+    processes: int = 1
+    """So many stores are open and take steps in turn, as several processes would."""
 
     def run(self, storage: Storage, model: Model) -> None:
         """Open a store, take the steps, close it.
@@ -43,22 +45,25 @@ class Workload:
             SimulatedCrash: The machine died.
             Killed: The process died, and its locks are free.
         """
-        store = None
+        stores: list[Store] = []
         try:
             clock = ManualClock(START_MS)
-            store = open_quietly(storage, clock)
-            self.create_topics(store)
-            driver = Driver(store, model, clock, self)
+            stores.extend(open_quietly(storage, clock) for _ in range(self.processes))
+            self.create_topics(stores[0])
+            driver = Driver(stores[0], model, clock, self)
             for _ in range(self.steps):
+                if self.processes > 1:
+                    driver.store = driver.random.choice(stores)
                 driver.step()
-            store.close()
+            for store in stores:
+                store.close()
             model.synced()
         except SimulatedCrash:
-            if store is not None:
+            for store in stores:
                 abandon(store)
             raise
         except Killed:
-            if store is not None:
+            for store in stores:
                 kill(store)
             raise
 
@@ -220,9 +225,10 @@ class Driver:
         log_of(self.store, *self.partition()).zero_fill()
 
     def sync(self) -> None:
-        """Make everything durable."""
+        """Make everything durable that was appended through this store."""
         self.store.sync()
-        self.model.synced()
+        if self.plan.processes == 1:
+            self.model.synced()
 
 
 class _AbortError(MillstreamError):
