@@ -17,7 +17,7 @@ from typing import Final
 from .clock import Clock
 from .errors import LockedError
 from .storage import Lock
-from .tail import Tail
+from .tail import IN_PROGRESS_WORD, OWNER_PID_WORD, Tail
 
 LOCK_TIMEOUT_SECONDS: Final = 10.0
 """An append holds the lock for some 20 us; nobody healthy holds it for seconds."""
@@ -76,11 +76,18 @@ class AppendLock:
         if self._holder == threading.get_ident():
             self.let_go()
         try:
-            self._acquire_from_threads()
+            if not self._thread_lock.acquire(timeout=LOCK_TIMEOUT_SECONDS):
+                self._refuse_thread()
             if self._holder:
                 self._lock.release()  # left by a thread that was interrupted while it let go
             self._holder = threading.get_ident()
-            self._acquire()
+            if not self._lock.try_acquire():
+                self._wait()
+            words = self._tail.words
+            words[OWNER_PID_WORD] = self._pid
+            if words[IN_PROGRESS_WORD] and self._tail.usable:
+                self.on_interrupted(words[IN_PROGRESS_WORD] - 1)
+                self._tail.set("in_progress", 0)
         except BaseException:
             self.let_go()
             raise
@@ -92,7 +99,9 @@ class AppendLock:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            self.let_go()
+            self._lock.release()
+            self._holder = 0
+            self._thread_lock.release()
         except BaseException:
             self.let_go()  # a second interruption right after is not to be expected
             raise
@@ -107,21 +116,11 @@ class AppendLock:
         except RuntimeError:
             pass  # not held by this thread
 
-    def _acquire_from_threads(self) -> None:
-        if not self._thread_lock.acquire(timeout=LOCK_TIMEOUT_SECONDS):
-            raise LockedError(
-                f"another thread has held the append lock for {LOCK_TIMEOUT_SECONDS:g} s",
-                path="append.lock",
-            )
-
-    def _acquire(self) -> None:
-        if not self._lock.try_acquire():
-            self._wait()
-        tail = self._tail
-        tail.set("owner_pid", self._pid)
-        if (interrupted := tail.get("in_progress")) and tail.usable:
-            self.on_interrupted(interrupted - 1)
-            tail.set("in_progress", 0)
+    def _refuse_thread(self) -> None:
+        raise LockedError(
+            f"another thread has held the append lock for {LOCK_TIMEOUT_SECONDS:g} s",
+            path="append.lock",
+        )
 
     def _wait(self) -> None:
         deadline = self._clock.monotonic() + LOCK_TIMEOUT_SECONDS

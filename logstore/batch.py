@@ -69,6 +69,8 @@ BATCH_RAW_BYTES_MAX: Final = min(BATCH_BODY_BYTES_MAX, SECTION_RAW_BYTES_MAX)
 """What one batch may take before compression: buffers of all its columns together."""
 
 _PADDING: Final = tuple(bytes(length) for length in range(ALIGNMENT_BYTES))
+_ALIGNMENT_MASK: Final = ALIGNMENT_BYTES - 1
+_NO_SECTION: Final = (0, 0, xxh3_64_intdigest(b""))
 _ONE_ENTRY: Final = Struct("<ii")
 """The offsets of a column with one entry."""
 _COLUMN_PAD: Final = tuple(bytes(-length % 8) for length in range(8))
@@ -116,24 +118,28 @@ class EncodedBatch:
         self.flags = flags
         self.min_timestamp_ms, self.max_timestamp_ms = timestamps_ms
         a, b, c = raw
-        a_raw, b_raw, c_raw = len(a), len(b), len(c)
+        a_bytes = a_raw = len(a)
+        b_bytes = b_raw = len(b)
+        c_bytes = c_raw = len(c)
+        stored = a_raw + b_raw + c_raw
         # One bound for the sum holds for each section and for the stored body, whatever the codec.
-        if a_raw + b_raw + c_raw > BATCH_RAW_BYTES_MAX:
+        if stored > BATCH_RAW_BYTES_MAX:
             raise UsageError(f"records of one batch exceed {BATCH_RAW_BYTES_MAX} bytes")
         self.codec = CODEC_NONE
-        if codec != CODEC_NONE:
+        if codec:
             a, b, c = compress(codec, a), compress(codec, b), compress(codec, c)
-            if (len(a), len(b), len(c)) != (a_raw, b_raw, c_raw):
+            a_bytes, b_bytes, c_bytes = len(a), len(b), len(c)
+            if stored != a_bytes + b_bytes + c_bytes:  # none ever grows
+                stored = a_bytes + b_bytes + c_bytes
                 self.codec = codec
         self.sections = (a, b, c)
         self.section_meta = (
-            (len(a), a_raw, xxh3_64_intdigest(a)),
-            (len(b), b_raw, xxh3_64_intdigest(b)),
-            (len(c), c_raw, xxh3_64_intdigest(c)),
+            (a_bytes, a_raw, xxh3_64_intdigest(a)),
+            (b_bytes, b_raw, xxh3_64_intdigest(b)),
+            (c_bytes, c_raw, xxh3_64_intdigest(c)) if c else _NO_SECTION,
         )
-        stored = len(a) + len(b) + len(c)
-        self.body_bytes = (stored + ALIGNMENT_BYTES - 1) & -ALIGNMENT_BYTES
-        self.total_bytes = BATCH_HEADER_BYTES + self.body_bytes
+        self.body_bytes = body_bytes = stored + (-stored & _ALIGNMENT_MASK)
+        self.total_bytes = BATCH_HEADER_BYTES + body_bytes
 
 
 class BatchPlacement(NamedTuple):
@@ -334,6 +340,8 @@ def buffers(encoded: EncodedBatch, header: bytes) -> list[bytes]:
     """What one vectored write puts into the segment: header, sections, padding."""
     a, b, c = encoded.sections
     padding = _PADDING[encoded.body_bytes - len(a) - len(b) - len(c)]
+    if a and padding and not c:
+        return [header, a, b, padding]
     return [part for part in (header, a, b, c, padding) if part]
 
 

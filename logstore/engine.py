@@ -33,7 +33,7 @@ from .liveness import Liveness
 from .log import Components, Log
 from .retention import SegmentInfo, expired
 from .storage import Storage
-from .tail import Slot, Tail
+from .tail import TOPICS_VERSION_WORD, Slot, Tail
 from .transaction_states import TransactionStates
 
 INTERVAL_SECONDS: Final = 0.1
@@ -136,8 +136,8 @@ class Engine:
 
     def ensure_writable(self) -> None:
         """Raise as `ensure_open`, and UsageError if the store is open read-only."""
-        self.ensure_open()
-        if self.read_only:
+        if self.closed or self.read_only or os.getpid() != self.pid:
+            self.ensure_open()
             raise UsageError("the store is open read-only", path=self.storage.root)
 
     def topic(self, name: str) -> TopicInfo:
@@ -288,30 +288,14 @@ class Engine:
     def _append_locked(
         self, batches: Sequence[tuple[Log, EncodedBatch]], transaction_id: int
     ) -> tuple[list[int], int]:
-        tail = self.tail
-        if tail.get("topics_version") != self._topics_version:
+        if self.tail.words[TOPICS_VERSION_WORD] != self._topics_version:
             self._refresh_topics()
         now_ms = self.clock.now_ms()
-        sequence = tail.get("sequence")
         offsets: list[int] = []
         for log, encoded in batches:
             if log.deleted:
                 raise UnknownTopicError("the topic was deleted", topic=log.topic)
-            log.prepare_locked()
-            sequence += 1
-            # As `changing_locked`, without its cost.
-            tail.set("in_progress", log.slot_number + 1)
-            try:
-                base_offset = log.append_locked(
-                    encoded, sequence=sequence, transaction_id=transaction_id, now_ms=now_ms
-                )
-            except Exception:
-                tail.set("in_progress", 0)
-                raise
-            offsets.append(base_offset)
-            # After the slot's log end: a reader that sees this sequence sees the batch.
-            tail.set("sequence", sequence)
-            tail.set("in_progress", 0)
+            offsets.append(log.append_locked(encoded, transaction_id, now_ms))
         return offsets, now_ms
 
     def acknowledge(
@@ -326,8 +310,6 @@ class Engine:
         if mode == "sync":
             for log, end in ends:
                 log.wait_durable(end)
-                if log.wants_zero_fill():
-                    self.background.submit((log, "zero"), log.zero_fill)
         else:
             self._show(ends)
         self.tail.wake()
@@ -336,7 +318,10 @@ class Engine:
                 self._sync_later(log, INTERVAL_SECONDS)
             elif log.sealed_unsynced is not None:
                 self._sync_later(log, 0)
-            self._retain_later(log)
+            if mode == "sync" and log.zeros_run_low:
+                self.background.submit((log, "zero"), log.zero_fill)
+            if log.config.retention_ms is not None or log.config.retention_bytes is not None:
+                self._retain_later(log)
 
     def _show(self, ends: Sequence[tuple[Log, int]]) -> None:
         try:
@@ -361,9 +346,6 @@ class Engine:
     # --- retention -----------------------------------------------------------------------------
 
     def _retain_later(self, log: Log) -> None:
-        if log.config.retention_ms is None and log.config.retention_bytes is None:
-            return
-
         def retain() -> None:
             self.retain(log)
 

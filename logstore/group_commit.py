@@ -1,9 +1,10 @@
 """Group commit of one partition: one fdatasync serves everybody who waits for it.
 
-The first thread that needs durability syncs for all who have written by then; those who write
-meanwhile share the next sync. Between processes the durable end in the tail words saves syncs
-somebody else has done. A failed sync poisons the partition for every process: the kernel may have
-dropped the dirty pages, so trying again would report a success that means nothing.
+Who has written and waits joins the round whose sync has not begun. The first of them syncs for all
+when the sync before is over; the others wait for a lock that is passed on from one to the next, so
+one that is interrupted leaves nobody behind. Between processes the durable end in the tail words
+saves syncs somebody else has done. A failed sync poisons the partition for every process: the
+kernel may have dropped the dirty pages, so trying again would report a success that means nothing.
 """
 
 from __future__ import annotations
@@ -12,15 +13,11 @@ import errno
 import threading
 from bisect import bisect_right
 from collections.abc import Callable
-from typing import Final
 
 from .errors import PoisonedError, StorageError, StoreClosedError
 from .segment import segment_path
 from .storage import File, Storage
-from .tail import POISONED_BY_SYNC, Slot
-
-WAIT_SECONDS: Final = 1.0
-"""Who waits for a sync looks by itself now and then."""
+from .tail import POISONED_BY_SYNC, Slot, SlotWords
 
 
 class GroupCommit:
@@ -51,9 +48,10 @@ class GroupCommit:
         self._bases = bases
         self._publish = publish
         self._poisoned = poisoned
-        self._lock = threading.RLock()
-        self._condition = threading.Condition(self._lock)
-        self._leading = False
+        self._turn = threading.Lock()
+        """Held by the one who syncs."""
+        self._round = threading.Lock()
+        """Held by the one who will sync for all who come until then; then replaced."""
         self._closed = False
         # Descriptors of their own, because a roll closes the one used for writing.
         self._files: dict[int, File] = {}
@@ -67,54 +65,48 @@ class GroupCommit:
             StorageError: A segment cannot be opened; nothing was synced, a later call may be.
             StoreClosedError: The store was closed first.
         """
-        while self._slot[Slot.DURABLE_OFFSET] < end:
-            self._lead_or_wait(end)
-
-    def _lead_or_wait(self, end: int) -> None:
-        slot, leading = self._slot, False
-        try:
-            with self._lock:
-                while slot[Slot.DURABLE_OFFSET] < end and not leading:
-                    if slot[Slot.POISONED] == POISONED_BY_SYNC:
-                        raise self._poisoned()
-                    if self._closed:
-                        raise StoreClosedError("the store was closed before the sync")
-                    if self._leading:
-                        # Bounded: a leader interrupted at the worst moment may not have called.
-                        self._condition.wait(WAIT_SECONDS)
-                    else:
-                        self._leading = leading = True
-            if leading:
-                self._lead()
-        finally:
-            if leading:
-                with self._lock:
-                    self._leading = False
-                    self._condition.notify_all()
-
-    def _lead(self) -> None:
-        """Sync everything written so far and publish it; one thread at a time."""
         slot = self._slot
+        with self._round:
+            if slot[Slot.DURABLE_OFFSET] >= end:
+                return
+            with self._turn:
+                self._round = threading.Lock()
+                self._sync(end)
+
+    def _sync(self, end: int) -> None:
+        """Sync everything written so far and publish it, unless that was done. The turn is held."""
+        # The sequence first: it may belong to an earlier batch than the end, never to a later.
+        sequence = self._slot[Slot.SEQUENCE]
+        at = self._slot.read()
+        if at.durable_offset >= end:
+            return
+        if at.poisoned == POISONED_BY_SYNC:
+            raise self._poisoned()
+        if self._closed:
+            raise StoreClosedError("the store was closed before the sync")
         if self._stale:
             self._stale = False
             self.close_files()
-        # The sequence first: it may belong to an earlier batch than the end, never to a later.
-        sequence = slot[Slot.SEQUENCE]
-        target = slot[Slot.LOG_END]
-        bases = self._bases()
-        first = max(0, bisect_right(bases, slot[Slot.DURABLE_OFFSET]) - 1)
-        unsynced = [base for base in bases[first:] if base <= target]
-        files = [self._file(base) for base in unsynced]
+        files = self._unsynced(at)
         try:
             for file in files:
-                if file is not None:
-                    file.sync()
+                file.sync()
         except StorageError as error:
-            slot[Slot.POISONED] = POISONED_BY_SYNC
+            self._slot[Slot.POISONED] = POISONED_BY_SYNC
             raise self._poisoned() from error
-        for base in [base for base in self._files if base < unsynced[-1]]:
-            self._files.pop(base).close()
-        self._publish(target, sequence)
+        if len(self._files) > 1:
+            for base in [base for base in self._files if base < at.active_base]:
+                self._files.pop(base).close()
+        self._publish(at.log_end, sequence)
+
+    def _unsynced(self, at: SlotWords) -> list[File]:
+        """The segments with records that have not been synced."""
+        if at.active_base <= at.durable_offset:
+            bases = [at.active_base]
+        else:
+            bases = self._bases()
+            bases = bases[max(0, bisect_right(bases, at.durable_offset) - 1) :]
+        return [file for base in bases if (file := self._file(base)) is not None]
 
     def _file(self, base: int) -> File | None:
         """The segment, opened once; None if retention removed it since it was listed."""
@@ -138,15 +130,12 @@ class GroupCommit:
 
     def close(self) -> None:
         """Let the sync under way end, and close; who waits on gets StoreClosedError."""
-        with self._lock:
-            self._closed = True
-            while self._leading:
-                self._condition.wait(WAIT_SECONDS)
-            self._condition.notify_all()
-        self.close_files()
+        self._closed = True
+        with self._turn:
+            self.close_files()
 
     def close_files(self) -> None:
-        """Close the files; for the leader, or where there is none."""
+        """Close the files; for the one who syncs, or where there is none."""
         while self._files:
             _, file = self._files.popitem()
             file.close()

@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from .append_lock import AppendLock
 from .batch import BatchPlacement, EncodedBatch, buffers, encode_gap, seal
@@ -36,16 +37,20 @@ from .segment_list import SegmentList
 from .storage import File, Storage
 from .tail import (
     DELETED,
+    GENERATION_WORD,
+    IN_PROGRESS_WORD,
     POISONED_BY_SYNC,
     POISONED_BY_WRITE,
+    SEQUENCE_WORD,
     Slot,
+    SlotWords,
     Tail,
     durable_check,
     private_slot,
     to_signed,
     to_unsigned,
 )
-from .zero_fill import ZeroFill
+from .zero_fill import ZeroFill, runs_low
 
 _logger = logging.getLogger("millstream")
 
@@ -71,6 +76,13 @@ def partition_directory(topic: str, partition: int) -> str:
     return f"{topic[1:] if topic.startswith('@') else f'topics/{topic}'}/{partition}"
 
 
+class _Active(NamedTuple):
+    """The segment that is written to, open."""
+
+    file: File
+    header: SegmentHeader
+
+
 class Log:
     """One partition of an open store. Thread-safe; any number of processes share the files."""
 
@@ -90,8 +102,9 @@ class Log:
         self._live_slot: Slot | None = None
         self.dirty = False
         """Whether this process appended since the last saved checkpoint."""
-        self._active: File | None = None
-        self._active_header: SegmentHeader | None = None
+        self.zeros_run_low = False
+        """Set by the last append when `zero_fill` is due."""
+        self._active: _Active | None = None
         self.files = SegmentList(components.storage, self.directory, lambda: self.slot)
         self._group_commit = GroupCommit(
             components.storage,
@@ -102,7 +115,8 @@ class Log:
             poisoned=self._poisoned,
         )
         self._zeros = ZeroFill(self, components.append_lock)
-        self._sealed_checkpoint: LogCheckpoint | None = None
+        self.sealed_unsynced: LogCheckpoint | None = None
+        """Where the segment ends which this process sealed before it was synced."""
 
     @property
     def gone(self) -> bool:
@@ -217,7 +231,7 @@ class Log:
         A trim or a group may have passed records which a machine that died in mode `os` or
         `interval` lost. One gap covers 2**32 offsets; more were never lost at once.
         """
-        slot, tail = self.slot, self._c.tail
+        slot = self.slot
         seen = max(start_offset, self._c.catalog.committed_end(self.topic_id, self.partition))
         lost = seen - slot[Slot.LOG_END]
         if lost <= 0:
@@ -226,16 +240,10 @@ class Log:
             "%s/%d: offsets %d to %d are lost; the log continues at %d",
             *(self.topic, self.partition, slot[Slot.LOG_END], seen - 1, seen),
         )
-        sequence = tail.get("sequence") + 1
-        self.append_locked(
-            encode_gap(min(lost, 1 << 32)),
-            sequence=sequence,
-            transaction_id=0,
-            now_ms=self._c.clock.now_ms(),
-        )
-        tail.set("sequence", sequence)
+        gap = encode_gap(min(lost, 1 << 32))
+        self._write_locked(slot.read(), gap, 0, self._c.clock.now_ms())
         self.sync_segments([slot[Slot.ACTIVE_BASE]])
-        self._set_durable(slot[Slot.LOG_END], sequence)
+        self._set_durable(slot[Slot.LOG_END], slot[Slot.SEQUENCE])
 
     def sync_segments(self, bases: Iterable[int]) -> None:
         """Sync whole segment files."""
@@ -291,39 +299,63 @@ class Log:
 
     # --- append --------------------------------------------------------------------------------
 
-    def append_locked(
-        self, encoded: EncodedBatch, *, sequence: int, transaction_id: int, now_ms: int
-    ) -> int:
+    def append_locked(self, encoded: EncodedBatch, transaction_id: int, now_ms: int) -> int:
         """Write one batch at the log end and return its base offset. Not synced, not visible.
+
+        Recovers the partition first if nobody has since the store was opened.
 
         Raises:
             PoisonedError: a sync of this partition failed earlier.
             StorageError: nothing was appended; the partial write was cut off again.
         """
+        words = self._c.tail.words
+        # As `Engine.changing_locked`, without its cost.
+        words[IN_PROGRESS_WORD] = self.slot_number + 1
+        try:
+            before = self.slot.read()
+            if before.generation != words[GENERATION_WORD]:
+                self.recover_locked()
+                before = self.slot.read()
+            base_offset = self._write_locked(before, encoded, transaction_id, now_ms)
+        except Exception:
+            words[IN_PROGRESS_WORD] = 0
+            raise
+        words[IN_PROGRESS_WORD] = 0
+        return base_offset
+
+    def _write_locked(
+        self, before: SlotWords, encoded: EncodedBatch, transaction_id: int, now_ms: int
+    ) -> int:
         slot = self.slot
-        file, segment = self.open_active_locked()
-        if slot[Slot.POISONED]:
+        active = self._active
+        if active is None or active.header.segment_uid != before.active_uid:
+            active = self.open_active_locked()
+        file, segment = active
+        if before.poisoned:
             self._clean_or_refuse_locked(file)
-        position = slot[Slot.END_POSITION]
-        size = encoded.total_bytes
+            before = slot.read()
+        position = before.end_position
         if position > SEGMENT_HEADER_BYTES and (
-            position + size > self.config.segment_bytes
+            position + encoded.total_bytes > self.config.segment_bytes
             or now_ms - segment.created_ms >= self.config.segment_ms
         ):
             self.roll_locked()
+            before = slot.read()
             file, segment = self.open_active_locked()
-            position = slot[Slot.END_POSITION]
-        base_offset = slot[Slot.LOG_END]
+            position = before.end_position
+        base_offset, newest = before.log_end, before.max_timestamp
+        words = self._c.tail.words
+        sequence = words[SEQUENCE_WORD] + 1
         placement = BatchPlacement(
             segment.segment_uid,
             self.partition_uid,
             base_offset,
             now_ms,
-            to_unsigned(slot[Slot.PREVIOUS_HASH]),
-            slot[Slot.DURABLE_OFFSET],
+            before.previous_hash,
+            before.durable_offset,
             sequence,
             transaction_id,
-            slot[Slot.MAX_TIMESTAMP],
+            newest,
         )
         header, header_hash = seal(encoded, placement)
         try:
@@ -331,33 +363,17 @@ class Log:
         except StorageError:
             self.undo_locked(file, position)
             raise
-        self._advance_locked(encoded, position, base_offset, header_hash, sequence, now_ms)
-        return base_offset
-
-    def _advance_locked(
-        self,
-        encoded: EncodedBatch,
-        position: int,
-        base_offset: int,
-        header_hash: int,
-        sequence: int,
-        now_ms: int,
-    ) -> None:
-        slot = self.slot
         end_position = position + encoded.total_bytes
-        newest = now_ms if encoded.flags & APPEND_TIME else encoded.max_timestamp_ms
-        slot[Slot.MAX_TIMESTAMP] = max(slot[Slot.MAX_TIMESTAMP], newest)
-        slot[Slot.PREVIOUS_HASH] = to_signed(header_hash)
-        slot[Slot.END_POSITION] = end_position
-        slot[Slot.ZERO_FILLED] = max(slot[Slot.ZERO_FILLED], end_position)
-        # Followers and group commit take this word for "written up to here". The sequence comes
-        # after it, so that whoever reads it first never sees one from beyond the end.
-        slot[Slot.LOG_END] = base_offset + encoded.last_offset_delta + 1
-        slot[Slot.SEQUENCE] = sequence
-        self.files.indexes.appended(
-            slot[Slot.ACTIVE_BASE], base_offset, position, end_position, slot[Slot.MAX_TIMESTAMP]
-        )
+        latest = now_ms if encoded.flags & APPEND_TIME else encoded.max_timestamp_ms
+        newest = max(newest, latest)
+        log_end = base_offset + encoded.last_offset_delta + 1
+        slot.appended(before, end_position, (header_hash, newest), log_end, sequence)
+        # After the log end: a reader that sees this sequence sees the batch.
+        words[SEQUENCE_WORD] = sequence
+        self.files.indexes.appended(before.active_base, base_offset, position, end_position, newest)
         self.dirty = True
+        self.zeros_run_low = runs_low(before.zero_filled, end_position, encoded.total_bytes)
+        return base_offset
 
     def undo_locked(self, file: File, position: int) -> None:
         """Cut a partial write off, durably. If that fails, the next append tries again."""
@@ -376,18 +392,16 @@ class Log:
         self.slot[Slot.POISONED] = 0
         self.undo_locked(file, self.slot[Slot.END_POSITION])
 
-    def open_active_locked(self) -> tuple[File, SegmentHeader]:
+    def open_active_locked(self) -> _Active:
         """The active segment, open for writing."""
-        base, uid = self.slot[Slot.ACTIVE_BASE], to_unsigned(self.slot[Slot.ACTIVE_UID])
-        if (
-            self._active is None
-            or self._active_header is None
-            or self._active_header.segment_uid != uid
-        ):
+        slot = self.slot.read()
+        active = self._active
+        if active is None or active.header.segment_uid != slot.active_uid:
             self._close_active()
-            self._active_header = read_segment_header(self._c.storage, self.directory, base)
-            self._active = self._c.storage.open(segment_path(self.directory, base), "rw")
-        return self._active, self._active_header
+            header = read_segment_header(self._c.storage, self.directory, slot.active_base)
+            path = segment_path(self.directory, slot.active_base)
+            active = self._active = _Active(self._c.storage.open(path, "rw"), header)
+        return active
 
     def roll_locked(self) -> None:
         """Seal the active segment and start a new one. Does nothing to an empty segment."""
@@ -410,7 +424,7 @@ class Log:
         self._publish_end(end)
         slot[Slot.ZERO_FILLED] = SEGMENT_HEADER_BYTES
         slot[Slot.SEGMENTS_VERSION] = self._c.tail.stamp()
-        self._sealed_checkpoint = end
+        self.sealed_unsynced = end
         self._close_active()
 
     def _undo_roll_locked(self) -> None:
@@ -475,9 +489,9 @@ class Log:
             with lock:
                 if target > self.slot[Slot.DURABLE_OFFSET]:
                     self._set_durable(target, sequence)
-                sealed = self._sealed_checkpoint
+                sealed = self.sealed_unsynced
                 if sealed and self.slot[Slot.DURABLE_OFFSET] >= sealed.next_offset:
-                    checkpoint, self._sealed_checkpoint = sealed, None
+                    checkpoint, self.sealed_unsynced = sealed, None
         except BaseException:
             lock.let_go()  # if it was interrupted on the way out
             raise
@@ -492,13 +506,7 @@ class Log:
             _logger.warning("%s/%d: no checkpoint: %s", self.topic, self.partition, error)
 
     def _set_durable(self, offset: int, sequence: int) -> None:
-        slot = self.slot
-        slot[Slot.DURABLE_CHECK] = durable_check(self.partition_uid, offset)
-        slot[Slot.DURABLE_OFFSET] = offset
-        if offset > slot[Slot.VISIBLE_OFFSET]:
-            # In this order: a reader takes the sequence first, and then finds all up to it.
-            slot[Slot.VISIBLE_OFFSET] = offset
-            slot[Slot.VISIBLE_SEQUENCE] = sequence
+        self.slot.synced(offset, durable_check(self.partition_uid, offset), sequence)
 
     def show_locked(self) -> None:
         """Make everything written visible, as the modes `os` and `interval` acknowledge it."""
@@ -525,27 +533,18 @@ class Log:
             end = self.end_locked()
             if self.slot[Slot.DURABLE_OFFSET] != end.next_offset:
                 return  # another process has appended since; its close saves the checkpoint
-            file, _ = self.open_active_locked()
+            file = self.open_active_locked().file
             if self.slot[Slot.ZERO_FILLED] > end.position:
                 file.truncate(end.position)
                 self.slot[Slot.ZERO_FILLED] = end.position
         self._save(end)
         self.dirty = False
 
-    def wants_zero_fill(self) -> bool:
-        """See `ZeroFill.wanted`."""
-        return self._zeros.wanted
-
     def zero_fill(self) -> None:
         """See `ZeroFill.fill`."""
         self._zeros.fill(self.config.segment_bytes)
 
     # --- reading -------------------------------------------------------------------------------
-
-    @property
-    def sealed_unsynced(self) -> int | None:
-        """End of a segment this process sealed before it was synced, or None."""
-        return self._sealed_checkpoint.next_offset if self._sealed_checkpoint else None
 
     @property
     def start_offset(self) -> int:
@@ -596,5 +595,5 @@ class Log:
 
     def _close_active(self) -> None:
         if self._active is not None:
-            self._active.close()
-        self._active = self._active_header = None
+            self._active.file.close()
+        self._active = None

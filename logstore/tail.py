@@ -12,8 +12,10 @@ store-wide append lock; the one exception is the durable and visible end, which 
 from __future__ import annotations
 
 import threading
+from struct import Struct, error as StructError  # noqa: N812 - it is a class
+from typing import Final, NamedTuple
 
-import xxhash
+from xxhash import xxh3_64_digest
 
 from .clock import Clock
 from .errors import StorageError, StoreClosedError
@@ -35,15 +37,20 @@ DELETED = 3
 COUNTER_BITS = 40
 """A sequence is generation << 40 | counter: a new generation starts above all that went before."""
 
+GENERATION_WORD: Final = 2
+SEQUENCE_WORD: Final = 3
+IN_PROGRESS_WORD: Final = 4
+OWNER_PID_WORD: Final = 5
+TOPICS_VERSION_WORD: Final = 7
 _WORDS = {
     "magic": 0,
     "inode": 1,
-    "generation": 2,
-    "sequence": 3,
-    "in_progress": 4,
-    "owner_pid": 5,
+    "generation": GENERATION_WORD,
+    "sequence": SEQUENCE_WORD,
+    "in_progress": IN_PROGRESS_WORD,
+    "owner_pid": OWNER_PID_WORD,
     "wake_version": WAKE_WORD,
-    "topics_version": 7,
+    "topics_version": TOPICS_VERSION_WORD,
     "groups_version": 8,
     "transactions_version": 9,
 }
@@ -61,9 +68,8 @@ def to_unsigned(value: int) -> int:
 
 def durable_check(partition_uid: int, durable_offset: int) -> int:
     """A word which proves that `durable_offset` was written by us for this partition."""
-    return to_signed(
-        xxhash.xxh3_64_intdigest(durable_offset.to_bytes(8, "little"), seed=partition_uid)
-    )
+    digest = xxh3_64_digest(durable_offset.to_bytes(8, "little"), partition_uid)
+    return int.from_bytes(digest, "big", signed=True)
 
 
 class PrivateWords:
@@ -86,6 +92,32 @@ class PrivateWords:
 def private_slot() -> Slot:
     """A slot nobody else sees."""
     return Slot(PrivateWords(HEADER_WORDS + SLOT_WORDS), 0)
+
+
+class SlotWords(NamedTuple):
+    """The words of a slot at one moment; what they mean is in `Slot`."""
+
+    generation: int
+    log_end: int
+    end_position: int
+    active_base: int
+    previous_hash: int
+    max_timestamp: int
+    sequence: int
+    durable_offset: int
+    durable_check: int
+    visible_offset: int
+    visible_sequence: int
+    zero_filled: int
+    poisoned: int
+    segments_version: int
+    start_offset: int
+    active_uid: int
+
+
+# Hashes are unsigned. Each word is one aligned copy of 8 bytes, in rising order.
+_ALL_WORDS: Final = Struct("4qQ10qQ")
+_APPEND_WORDS: Final = Struct("qqQq")
 
 
 class Slot:
@@ -119,6 +151,52 @@ class Slot:
         self._words = words
         self._base = HEADER_WORDS + index * SLOT_WORDS
 
+    def read(self) -> SlotWords:
+        """All words at once. They belong together only under the append lock."""
+        try:
+            words = _ALL_WORDS.unpack_from(self._words.view, self._base << 3)
+        except StructError:
+            raise _closed() from None
+        return tuple.__new__(SlotWords, words)
+
+    def appended(
+        self,
+        before: SlotWords,
+        end_position: int,
+        link: tuple[int, int],
+        log_end: int,
+        sequence: int,
+    ) -> None:
+        """Store what an append changes. The append lock is held.
+
+        Args:
+            before: The words it was placed by.
+            end_position: Where the next batch goes.
+            link: Its header hash, and the running maximum timestamp.
+            log_end: One past its last offset.
+            sequence: Its sequence.
+        """
+        view, base = self._words.view, self._base
+        _APPEND_WORDS.pack_into(
+            view, base + _END_POSITION << 3, end_position, before.active_base, *link
+        )
+        if end_position > before.zero_filled:
+            view[base + _ZERO_FILLED] = end_position
+        # Followers and group commit take this word for "written up to here". The sequence comes
+        # after it, so that whoever reads it first never sees one from beyond the end.
+        view[base + _LOG_END] = log_end
+        view[base + _SEQUENCE] = sequence
+
+    def synced(self, offset: int, check: int, sequence: int) -> None:
+        """Store what a sync up to `offset` changes. The append lock is held."""
+        view, base = self._words.view, self._base
+        view[base + _DURABLE_CHECK] = check
+        view[base + _DURABLE_OFFSET] = offset
+        if offset > view[base + _VISIBLE_OFFSET]:
+            # In this order: a reader takes the sequence first, and then finds all up to it.
+            view[base + _VISIBLE_OFFSET] = offset
+            view[base + _VISIBLE_SEQUENCE] = sequence
+
     def __getitem__(self, word: int) -> int:
         try:
             value: int = self._words.view[self._base + word]
@@ -138,6 +216,17 @@ def _closed() -> StoreClosedError:
     return StoreClosedError("the store is closed: open it again")
 
 
+# Names of the words as globals: looking them up in the class would be a third of an append's cost.
+_LOG_END: Final = Slot.LOG_END
+_END_POSITION: Final = Slot.END_POSITION
+_SEQUENCE: Final = Slot.SEQUENCE
+_DURABLE_OFFSET: Final = Slot.DURABLE_OFFSET
+_DURABLE_CHECK: Final = Slot.DURABLE_CHECK
+_VISIBLE_OFFSET: Final = Slot.VISIBLE_OFFSET
+_VISIBLE_SEQUENCE: Final = Slot.VISIBLE_SEQUENCE
+_ZERO_FILLED: Final = Slot.ZERO_FILLED
+
+
 class Tail:
     """The word file of an open store. Thread-safe; shared between processes.
 
@@ -149,6 +238,11 @@ class Tail:
         self._slots = GROW_SLOTS
         self._grow_lock = threading.Lock()
         self._wakeup = Wakeup(storage, clock, self._words)
+
+    @property
+    def words(self) -> memoryview:
+        """The mapped words; holders of the append lock, who keep them mapped, use them directly."""
+        return self._words.view
 
     def get(self, name: str) -> int:
         """The header word `name`."""

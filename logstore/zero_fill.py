@@ -23,6 +23,24 @@ ZERO_FILL_WRITE_BYTES: Final = 1024 * 1024
 """Zeros written per hold of the append lock: some 0.4 ms, so that appends hardly notice."""
 
 
+BATCH_BYTES_MAX: Final = 32 * 1024
+"""Zeros double what is written. For larger batches that costs more than it saves."""
+
+
+def runs_low(zero_filled: int, end_position: int, batch_bytes: int) -> bool:
+    """Whether more zeros would pay, after an append that had so many of them ahead.
+
+    >>> runs_low(600_000, 500_000, 384), runs_low(900_000, 500_000, 384)
+    (True, False)
+    """
+    ahead = zero_filled - end_position
+    return (
+        ahead < end_position // 2
+        and ahead < ZERO_FILL_BYTES_MAX // 2
+        and batch_bytes <= BATCH_BYTES_MAX
+    )
+
+
 class Fillable(Protocol):
     """What zero fill needs of a `Log`."""
 
@@ -55,13 +73,6 @@ class ZeroFill:
     def __init__(self, log: Fillable, append_lock: AppendLock) -> None:
         self._log = log
         self._append_lock = append_lock
-
-    @property
-    def wanted(self) -> bool:
-        """Whether the zeros run low. A hint."""
-        slot = self._log.slot
-        ahead = slot[Slot.ZERO_FILLED] - slot[Slot.END_POSITION]
-        return ahead < min(slot[Slot.END_POSITION], ZERO_FILL_BYTES_MAX) // 2
 
     def fill(self, segment_bytes: int) -> None:
         """Write and sync zeros: as much as is written, between 256 KiB and 8 MiB.
