@@ -73,14 +73,15 @@ class AppendLock:
         """Called with the slot number an earlier holder died on, while the lock is held."""
 
     def __enter__(self) -> None:
-        if self._holder == threading.get_ident():
+        thread = threading.get_ident()
+        if self._holder == thread:
             self.let_go()
         try:
             if not self._thread_lock.acquire(timeout=LOCK_TIMEOUT_SECONDS):
                 self._refuse_thread()
             if self._holder:
                 self._lock.release()  # left by a thread that was interrupted while it let go
-            self._holder = threading.get_ident()
+            self._holder = thread
             if not self._lock.try_acquire():
                 self._wait()
             words = self._tail.words

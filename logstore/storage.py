@@ -173,6 +173,10 @@ _fork_gate = threading.RLock()
 _live_locks: weakref.WeakSet[PosixLock] = weakref.WeakSet()
 
 
+_SHARED_NOW = fcntl.LOCK_SH | fcntl.LOCK_NB
+_EXCLUSIVE_NOW = fcntl.LOCK_EX | fcntl.LOCK_NB
+
+
 class PosixLock:
     """flock on a descriptor of its own. See `Lock`."""
 
@@ -209,13 +213,13 @@ class PosixLock:
 
     def try_acquire(self, *, shared: bool = False) -> bool:
         """See `Lock.try_acquire`."""
-        self._ensure_open()
         if not self._holder.acquire(blocking=False):
+            if self._descriptor < 0:
+                raise self._closed()
             return False
-        operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
         taken = False
         try:
-            taken = self._flock(operation)
+            taken = self._flock(_SHARED_NOW if shared else _EXCLUSIVE_NOW)
         finally:
             if not taken:
                 self._holder.release()
@@ -223,7 +227,8 @@ class PosixLock:
 
     def acquire(self) -> None:
         """See `Lock.acquire`."""
-        self._ensure_open()
+        if self._descriptor < 0:
+            raise self._closed()
         self._holder.acquire()
         try:
             self._flock(fcntl.LOCK_EX)
@@ -232,6 +237,8 @@ class PosixLock:
             raise
 
     def _flock(self, operation: int) -> bool:
+        if self._descriptor < 0:
+            raise self._closed()
         try:
             fcntl.flock(self._descriptor, operation)
             # A lock file removed by its previous holder locks nothing any more: others would
@@ -271,10 +278,9 @@ class PosixLock:
         if descriptor >= 0:
             os.close(descriptor)
 
-    def _ensure_open(self) -> None:
-        if self._descriptor < 0:
-            reason = "belongs to the process before the fork" if self._forked else "is closed"
-            raise StoreClosedError(f"the lock {reason}: open the store again", path=self.path)
+    def _closed(self) -> StoreClosedError:
+        reason = "belongs to the process before the fork" if self._forked else "is closed"
+        return StoreClosedError(f"the lock {reason}: open the store again", path=self.path)
 
     def __del__(self) -> None:
         if getattr(self, "_descriptor", -1) >= 0:
@@ -299,6 +305,18 @@ os.register_at_fork(
 )
 
 
+def _boot_identity() -> int:
+    """A number that changes when the machine restarts; 0 on systems that do not tell."""
+    try:
+        descriptor = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        return int(os.read(descriptor, 36).replace(b"-", b"") or b"0", 16) >> 72
+    finally:
+        os.close(descriptor)
+
+
 class PosixWords:
     """A shared mapping of a file. See `Words`."""
 
@@ -313,7 +331,7 @@ class PosixWords:
         flags = os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT
         try:
             self._descriptor = os.open(full_path, flags | os.O_CLOEXEC, 0o666)
-            self.inode = os.fstat(self._descriptor).st_ino
+            self.inode = os.fstat(self._descriptor).st_ino ^ _boot_identity()
         except OSError as error:
             raise self._error("open shared words", error) from error
 
