@@ -44,7 +44,7 @@ class _Output(Struct):
     headers: list[tuple[str, Text]]
 
 
-_Timestamp: TypeAlias = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+_Timestamp: TypeAlias = Annotated[int, Meta(gt=-(2**63), le=2**63 - 1)]
 
 
 class _Input(Struct):
