@@ -359,10 +359,10 @@ class Engine:
         """Remove the segments of a partition that its configuration no longer keeps."""
         config = log.config
         now_ms = self.clock.now_ms()
-        with self.append_lock:
-            if log.gone:
+        with nullcontext() if self.read_only else self.append_lock:
+            segments = [] if log.gone else log.files.infos()
+            if not segments:
                 return []
-            segments = log.files.infos()
             active = segments[-1]
             idle = config.retention_ms is not None and (
                 now_ms - active.max_timestamp_ms > config.retention_ms

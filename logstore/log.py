@@ -22,7 +22,13 @@ from .batch import BatchPlacement, EncodedBatch, buffers, encode_gap, seal
 from .catalog import Catalog, LogCheckpoint
 from .clock import Clock
 from .config import TopicInfo
-from .errors import LockedError, PoisonedError, StorageError, UnknownTopicError
+from .errors import (
+    LockedError,
+    MillstreamError,
+    PoisonedError,
+    StorageError,
+    UnknownTopicError,
+)
 from .format import APPEND_TIME, SEGMENT_HEADER_BYTES, SegmentHeader
 from .group_commit import GroupCommit
 from .recovery import PartitionFacts, examine, repair, rewrite_unsynced
@@ -147,9 +153,15 @@ class Log:
         """
         if self._words_fit():
             return
+        facts = self.facts()
+        try:
+            found = examine(self._c.storage, facts)
+        except MillstreamError:
+            if self._words_fit():
+                return  # a writer has come up meanwhile and changed the files
+            raise
+        start = facts.start_offset
         self._live_slot, self.slot = self.slot, private_slot()
-        found = examine(self._c.storage, self.facts())
-        start = self.facts().start_offset
         self._publish_end(found.end)
         self.slot[Slot.START_OFFSET] = start
         self.slot[Slot.VISIBLE_OFFSET] = max(start, found.end.next_offset)
@@ -159,7 +171,8 @@ class Log:
     def refresh_read_only(self) -> None:
         """Switch to the words of a writer that has come up since."""
         if self._live_slot is not None:
-            private, self.slot = self.slot, self._live_slot
+            private = self.slot
+            self.slot = self._live_slot = self._c.tail.slot(self.slot_number)
             if self._words_fit():
                 self._live_slot = None
             else:

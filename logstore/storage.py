@@ -317,6 +317,18 @@ def _boot_identity() -> int:
         os.close(descriptor)
 
 
+def _boot_identity() -> int:
+    """A number that changes when the machine restarts; 0 on systems that do not tell."""
+    try:
+        descriptor = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        return int(os.read(descriptor, 36).replace(b"-", b"") or b"0", 16) >> 72
+    finally:
+        os.close(descriptor)
+
+
 class PosixWords:
     """A shared mapping of a file. See `Words`."""
 
@@ -331,7 +343,8 @@ class PosixWords:
         flags = os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT
         try:
             self._descriptor = os.open(full_path, flags | os.O_CLOEXEC, 0o666)
-            self.inode = os.fstat(self._descriptor).st_ino ^ _boot_identity()
+            number = os.fstat(self._descriptor).st_ino
+            self.inode = (number ^ _boot_identity()) & 0x7FFF_FFFF_FFFF_FFFF
         except OSError as error:
             raise self._error("open shared words", error) from error
 

@@ -108,7 +108,10 @@ class Words(Protocol):
 
     @property
     def inode(self) -> int:
-        """Identity of the file, to notice that it was replaced."""
+        """Identity of the file since the machine started, to notice that what others wrote is gone.
+
+        After a restart some words may be older than others, and than the files they speak of.
+        """
         ...
 
     def grow(self, count: int) -> None:

@@ -234,6 +234,7 @@ class Tail:
     """
 
     def __init__(self, storage: Storage, clock: Clock) -> None:
+        self._read_only = storage.read_only
         self._words = _open_words(storage)
         self._slots = GROW_SLOTS
         self._grow_lock = threading.Lock()
@@ -261,7 +262,7 @@ class Tail:
 
     @property
     def usable(self) -> bool:
-        """Whether the words were written by Millstream into this very file."""
+        """Whether the words were written by Millstream into this very file, since the last boot."""
         return self.get("magic") == MAGIC and self.get("inode") == self._words.inode
 
     def reset(self, generation: int) -> None:
@@ -279,11 +280,19 @@ class Tail:
         self.set("magic", MAGIC)
 
     def slot(self, index: int) -> Slot:
-        """The slot with that number; the file grows as needed."""
+        """The slot with that number; the file grows as needed.
+
+        A read-only handle gets one of its own, all zero, while no writer has needed that slot yet.
+        """
         with self._grow_lock:
             if index >= self._slots:
                 slots = (index // GROW_SLOTS + 1) * GROW_SLOTS
-                self._words.grow(HEADER_WORDS + slots * SLOT_WORDS)
+                try:
+                    self._words.grow(HEADER_WORDS + slots * SLOT_WORDS)
+                except StorageError:
+                    if not self._read_only:
+                        raise
+                    return private_slot()
                 self._slots = slots
         return Slot(self._words, index)
 
