@@ -21,6 +21,7 @@ from .background import Background
 from .batch import EncodedBatch
 from .catalog import Catalog
 from .clock import Clock
+from .components import Components
 from .config import Durability, TopicInfo
 from .errors import (
     DataError,
@@ -30,7 +31,7 @@ from .errors import (
     UsageError,
 )
 from .liveness import Liveness
-from .log import Components, Log
+from .log import Log
 from .retention import SegmentInfo, expired
 from .storage import Storage
 from .tail import TOPICS_VERSION_WORD, Slot, Tail

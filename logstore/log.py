@@ -14,13 +14,12 @@ import itertools
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
-from .append_lock import AppendLock
 from .batch import BatchPlacement, EncodedBatch, buffers, encode_gap, seal
-from .catalog import Catalog, LogCheckpoint
-from .clock import Clock
+from .catalog import LogCheckpoint
+from .components import Components, partition_directory
 from .config import TopicInfo
 from .errors import (
     LockedError,
@@ -40,7 +39,7 @@ from .segment import (
     segment_path,
 )
 from .segment_list import SegmentList
-from .storage import File, Storage
+from .storage import File
 from .tail import (
     DELETED,
     GENERATION_WORD,
@@ -50,7 +49,6 @@ from .tail import (
     SEQUENCE_WORD,
     Slot,
     SlotWords,
-    Tail,
     durable_check,
     private_slot,
     to_signed,
@@ -59,27 +57,6 @@ from .tail import (
 from .zero_fill import ZeroFill, runs_low
 
 _logger = logging.getLogger("millstream")
-
-
-@dataclass(frozen=True, slots=True)
-class Components:
-    """What every part of an open store shares."""
-
-    storage: Storage
-    clock: Clock
-    catalog: Catalog
-    tail: Tail
-    append_lock: AppendLock
-    store_uid: bytes
-
-
-def partition_directory(topic: str, partition: int) -> str:
-    """Where a partition lives: user topics under topics/, pipeline state under state/.
-
-    >>> partition_directory("orders", 0), partition_directory("@state/p/window", 1)
-    ('topics/orders/0', 'state/p/window/1')
-    """
-    return f"{topic[1:] if topic.startswith('@') else f'topics/{topic}'}/{partition}"
 
 
 class _Active(NamedTuple):

@@ -317,18 +317,6 @@ def _boot_identity() -> int:
         os.close(descriptor)
 
 
-def _boot_identity() -> int:
-    """A number that changes when the machine restarts; 0 on systems that do not tell."""
-    try:
-        descriptor = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return 0
-    try:
-        return int(os.read(descriptor, 36).replace(b"-", b"") or b"0", 16) >> 72
-    finally:
-        os.close(descriptor)
-
-
 class PosixWords:
     """A shared mapping of a file. See `Words`."""
 

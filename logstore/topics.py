@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
+from .components import partition_directory
 from .config import (
     TopicConfig,
     TopicInfo,
@@ -23,7 +24,7 @@ from .errors import (
     TopicExistsError,
     UsageError,
 )
-from .log import Log, partition_directory
+from .log import Log
 from .positions import Position, parse_position
 from .reader import LogReader
 from .record import TopicPartition

@@ -11,6 +11,9 @@ from .serde import INT64_MAX, INT64_MIN
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
 
+EVENT_TIME_MIN: Final = INT64_MIN + 1
+"""The least int64 stands for "none" in the log, so a result could not be written with it."""
+
 
 class EventTimeError(ValueError):
     """A value has no event time, or one that names no instant."""
@@ -41,8 +44,8 @@ def to_ms(value: object) -> int:
             f"event time is a {type(value).__name__}; use int milliseconds, an aware datetime"
             " or RFC 3339 text"
         )
-    if not INT64_MIN <= value <= INT64_MAX:
-        raise EventTimeError(f"event time {value} does not fit into 64 bits")
+    if not EVENT_TIME_MIN <= value <= INT64_MAX:
+        raise EventTimeError(f"event time {value} does not fit into the 64 bits of a record")
     return value
 
 
@@ -50,4 +53,4 @@ def all_ms(column: Sequence[object]) -> bool:
     """Whether the whole column is good milliseconds already, found without a loop in Python."""
     if set(map(type, column)) != {int}:
         return False
-    return bool(min(column) >= INT64_MIN and max(column) <= INT64_MAX)  # type: ignore[type-var,operator]  # all are int
+    return bool(min(column) >= EVENT_TIME_MIN and max(column) <= INT64_MAX)  # type: ignore[type-var,operator]  # all are int

@@ -112,13 +112,13 @@ def test_e12_times_before_1970() -> None:
 
 def test_e13_times_at_the_limits_of_int64() -> None:
     pipeline = counting(tumbling("1m"), disorder="10s", grace="1h")
-    output = run(pipeline, at(INT64_MIN, 0, INT64_MAX))
+    output = run(pipeline, at(INT64_MIN + 1, 0, INT64_MAX))
     assert [row["n"] for row in output["out"]] == [1, 1, 1]
     for record in output.records("out"):
         assert INT64_MIN <= record.timestamp_ms <= INT64_MAX
-    beyond = {"k": "a", "t": INT64_MAX + 1}
-    with pytest.raises(RecordError, match="64 bits"):
-        pipeline.test({"in": [beyond]})
+    for beyond in (INT64_MAX + 1, INT64_MIN):
+        with pytest.raises(RecordError, match="64 bits"):
+            pipeline.test({"in": [{"k": "a", "t": beyond}]})
 
 
 def test_e15_rows_a_filter_drops_move_the_watermark() -> None:
