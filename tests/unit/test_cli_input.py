@@ -80,8 +80,10 @@ def test_stop_ends_a_wait_and_counts_what_was_cut_off(stop: StopSignals) -> None
     blocks = source.blocks()
     os.write(write_end, b"whole\nhalf")
     assert next(blocks) == [b"whole"]
-    threading.Thread(target=stop.set).start()
+    stopper = threading.Thread(target=stop.set)
+    stopper.start()
     assert list(blocks) == []
+    stopper.join()
     assert source.bytes_discarded == 4
     os.close(read_end)
     os.close(write_end)
