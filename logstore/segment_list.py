@@ -75,7 +75,9 @@ class SegmentList:
     def index(self, base: int) -> SparseIndex:
         """The sparse index of a segment, brought up to the log end if the segment is active."""
         slot = self._slot()
-        stop = slot[Slot.END_POSITION] if base == slot[Slot.ACTIVE_BASE] else None
+        # The end first: a roll in between would give that of the next segment.
+        end = slot[Slot.END_POSITION]
+        stop = end if base == slot[Slot.ACTIVE_BASE] else None
         return self.indexes.get(base, stop, write=not self._storage.read_only)
 
     def locate(self, offset: int) -> tuple[int, int]:
