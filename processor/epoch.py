@@ -4,15 +4,17 @@ Order of a commit: outputs and state changes are appended under one transaction,
 SQLite commit makes them visible together with the input offsets and the checkpoint. A crash
 anywhere before it leaves nothing behind; after it everything is done.
 
-The state topic of an operator grows by its changes. Once they outnumber what is alive, the epoch
-writes everything as a snapshot into a new segment instead, and when it has committed, what lies
-before is trimmed: so restoring reads a bounded number of records.
+The state topic of an operator grows by its changes. Once they outnumber what is alive, everything
+alive is written again, a bounded piece with each epoch, from the beginning of a new segment on;
+when the last piece has committed, what lies before is trimmed. So restoring reads a bounded number
+of records, and the pipeline never stops for it. A crash in a sweep only means a new one.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
 
@@ -39,11 +41,12 @@ from .checkpoint import (
     source_state,
 )
 from .plan import Plan
-from .state import StateEntry, decode_entry
+from .state import StateEntry, StateRecords, decode_entry
+from .stateful import SWEEP_RECORDS, StatefulOperator
 from .topology import Topology
 
 SNAPSHOT_RECORDS_MIN: Final = 10_000
-"""A changelog shorter than this is read back in milliseconds: not worth a snapshot."""
+"""A changelog shorter than this is read back in milliseconds: not worth a sweep."""
 
 BATCH_BYTES_MAX: Final = 1 << 20
 BATCH_RECORDS_MAX: Final = 1 << 16
@@ -60,6 +63,17 @@ def checkpoint_name(pipeline: str) -> str:
 def state_topic(pipeline: str, operator: str) -> str:
     """The internal topic that holds the state of an operator."""
     return f"@state/{pipeline}/{operator}"
+
+
+@dataclass(slots=True)
+class _Sweep:
+    """Everything alive, being written again."""
+
+    pieces: Iterator[StateRecords]
+    offset: int
+    """Where it began in the state topic: from here on everything alive will be found."""
+    count: int = 0
+    """Records written since, changes included."""
 
 
 class Epochs:
@@ -80,6 +94,8 @@ class Epochs:
         """The last committed one."""
         self._topics: dict[str, int] = {}
         """Ids of the input and state topics of this run."""
+        self._sweeps: dict[str, _Sweep] = {}
+        """Those under way, by operator."""
         refuse_changed_plan(plan.name, self.checkpoint, self._identities)
 
     # --- starting ------------------------------------------------------------------------------
@@ -118,8 +134,8 @@ class Epochs:
         outputs = self._plan.output_topics()
         partitions = {topic: self._ensure_topic(topic).partitions for topic in outputs}
         topology = Topology(self._plan, self.checkpoint.watermarks(), partitions)
-        for window in topology.windows.values():
-            name = window.node.name
+        for operator in topology.stateful.values():
+            name = operator.name
             topic = state_topic(self._plan.name, name)
             if not self._is_known(self._ensure_topic(topic)):
                 raise DataError(
@@ -130,7 +146,7 @@ class Epochs:
             known = self.checkpoint.operators.get(name)
             # State of another identity is dead, or the plan would have been refused.
             if known is not None and known.identity == self._identities[name]:
-                window.restore(self._entries(name, known.snapshot_offset))
+                operator.restore(self._entries(name, known.snapshot_offset))
         return topology
 
     def _ensure_topic(self, topic: str) -> TopicInfo:
@@ -176,7 +192,7 @@ class Epochs:
             UsageError: State that cannot be kept.
         """
         store, name = self._store, self._plan.name
-        snapshots = self._rolled_for_snapshot(topology)
+        self._begin_sweeps(topology)
         with store.transaction(owner=self._ownership) as transaction:
             for place, records in topology.outputs.records.items():
                 for start, stop in _cuts(records.values):
@@ -188,7 +204,10 @@ class Epochs:
                         place.partition,
                         headers=records.headers and records.headers[start:stop],
                     )
-            operators = self._write_state(topology, transaction, snapshots)
+            operators = {
+                operator.name: self._write_state(operator, transaction)
+                for operator in topology.stateful.values()
+            }
             checkpoint = Checkpoint(
                 self.checkpoint.epoch + 1,
                 [(*place, offset) for place, offset in sorted(positions.items())],
@@ -201,54 +220,57 @@ class Epochs:
             )
             transaction.commit_offsets(name, positions)
             transaction.put_checkpoint(checkpoint_name(name), encode_checkpoint(checkpoint))
-        self.checkpoint = checkpoint
+        former, self.checkpoint = self.checkpoint, checkpoint
         topology.outputs.clear()
-        for operator in snapshots:
-            offset = checkpoint.operators[operator].snapshot_offset
-            store.trim(state_topic(name, operator), {0: offset})
+        for operator, state in checkpoint.operators.items():
+            known = former.operators.get(operator)
+            if known is not None and known.snapshot_offset != state.snapshot_offset:
+                store.trim(state_topic(name, operator), {0: state.snapshot_offset})
 
-    def _rolled_for_snapshot(self, topology: Topology) -> frozenset[str]:
-        """The operators to write whole this time, each with a new segment begun for it."""
-        chosen = []
-        for window in topology.windows.values():
-            known = self.checkpoint.operators.get(window.node.name)
-            if known is not None and known.change_count > max(
-                SNAPSHOT_RECORDS_MIN, 2 * window.live_count
-            ):
-                chosen.append(window.node.name)
-                self._store.roll(state_topic(self._plan.name, window.node.name), 0)
-        return frozenset(chosen)
+    def _begin_sweeps(self, topology: Topology) -> None:
+        """Begin to write again the state of the operators whose changes have become many.
 
-    def _write_state(
-        self, topology: Topology, transaction: Transaction, snapshots: frozenset[str]
-    ) -> dict[str, OperatorState]:
-        operators = {}
-        for window in topology.windows.values():
-            name = window.node.name
-            whole = name in snapshots
-            topic = state_topic(self._plan.name, name)
-            records = window.snapshot() if whole else window.changes()
-            first: int | None = None
-            for start, stop in _cuts(records.values):
-                written = transaction.append_many(
-                    topic, records.values[start:stop], records.keys[start:stop], None, 0
-                )
-                first = written[0].base_offset if first is None else first
-            known = self.checkpoint.operators.get(name)
-            snapshot_offset, before = (
-                (known.snapshot_offset, known.change_count) if known else (0, 0)
+        Each gets a new segment, so that what lies before can be removed as whole files.
+        """
+        for operator in topology.stateful.values():
+            known = self.checkpoint.operators.get(operator.name)
+            if known is None or operator.name in self._sweeps:
+                continue
+            if known.change_count > max(SNAPSHOT_RECORDS_MIN, 2 * operator.live_count):
+                topic = state_topic(self._plan.name, operator.name)
+                self._store.roll(topic, 0)
+                # Pieces are taken after the changes of an epoch are written, the first included.
+                offset = self._store.offsets(topic)[0].end
+                self._sweeps[operator.name] = _Sweep(operator.sweep(), offset)
+
+    def _write_state(self, operator: StatefulOperator, transaction: Transaction) -> OperatorState:
+        """Write what changed, and a piece of the sweep that is under way."""
+        name = operator.name
+        records = operator.changes()
+        sweep, swept = self._sweeps.get(name), False
+        if sweep is not None:
+            # At least as much as changed, or the sweep would never catch up.
+            piece_count = len(records.keys) + SWEEP_RECORDS
+            while len(records.keys) < piece_count and not swept:
+                piece = next(sweep.pieces, None)
+                swept = piece is None
+                records.extend(piece or StateRecords([], []))
+            sweep.count += len(records.keys)
+        for start, stop in _cuts(records.values):
+            transaction.append_many(
+                state_topic(self._plan.name, name),
+                records.values[start:stop],
+                records.keys[start:stop],
+                None,
+                0,
             )
-            if whole:
-                # With nothing alive the snapshot is empty: everything so far is superseded.
-                before = 0
-                snapshot_offset = self._store.offsets(topic)[0].end if first is None else first
-            operators[name] = OperatorState(
-                self._identities[name],
-                snapshot_offset,
-                before + len(records.keys),
-                window.live_count,
-            )
-        return operators
+        known = self.checkpoint.operators.get(name)
+        offset, before = (known.snapshot_offset, known.change_count) if known else (0, 0)
+        count = before + len(records.keys)
+        if sweep is not None and swept:
+            offset, count = sweep.offset, sweep.count
+            del self._sweeps[name]
+        return OperatorState(self._identities[name], offset, count, operator.live_count)
 
 
 def _decoded(batch: RecordBatch) -> Iterator[StateEntry]:

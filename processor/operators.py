@@ -1,27 +1,38 @@
 """Operators without state: a chunk in, a chunk out. Each works on whole columns.
 
-Rows keep the number of the input row that caused them and their event time.
+Rows keep the number of the input row that caused them and their event time. Where a user function
+raises, the row is an error that names its record, or one of the source's dead letters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import compress
 from typing import Any, Protocol
 
 from .columns import Chunk, MicroBatch
-from .errors import REJECTED, apply, convert, reason, record_error
+from .errors import REJECTED, apply, convert, fail, reason, record_error
 from .fields import field_getter
-from .plan import FilterNode, FlatMapNode, KeyByNode, MapNode
+from .nodes import (
+    BranchNode,
+    FilterNode,
+    FlatMapNode,
+    KeyByNode,
+    MapBatchNode,
+    MapNode,
+    MergeNode,
+    PeekNode,
+)
 from .serde import all_plain_keys, key_problem
-from .source import Faults
+from .source import Rejects
+from .stateful import MAIN
 
 
 class Operator(Protocol):
-    """An operator whose output depends on the chunk alone."""
+    """An operator whose output depends on the chunks alone."""
 
-    def process(self, chunk: Chunk, batch: MicroBatch) -> Chunk:
-        """The rows that follow from `chunk`.
+    def process(self, chunks: Sequence[Chunk], batch: MicroBatch) -> Mapping[str, Chunk]:
+        """The rows that follow from one chunk per input, by port.
 
         Raises:
             RecordError: A user function raised, or a row cannot be processed.
@@ -29,42 +40,125 @@ class Operator(Protocol):
         ...
 
 
+def _results(
+    node: MapNode | FilterNode | FlatMapNode,
+    function: Callable[[Any], object],
+    chunk: Chunk,
+    batch: MicroBatch,
+    rejects: Rejects | None,
+) -> tuple[Chunk, list[Any]]:
+    """`function` of every value, and the rows that have one.
+
+    Args:
+        node: What messages name.
+        function: Of a value.
+        chunk: The rows.
+        batch: Where they come from.
+        rejects: Takes the rows it raises on, if the node wants that; None where rows are not
+            input records.
+    """
+    if node.on_error == "stop":
+        return chunk, apply(function, chunk.values, node.label, batch, chunk)
+
+    def reject(index: int, error: Exception) -> None:
+        _reject(rejects, f"{node.label}: {reason(error)}", batch, chunk.rows[index], error)
+
+    results = convert(chunk.values, function, reject)
+    good = [result is not REJECTED for result in results]
+    return (chunk, results) if all(good) else (keep(chunk, good), list(compress(results, good)))
+
+
+def _reject(
+    rejects: Rejects | None,
+    message: str,
+    batch: MicroBatch,
+    row: int,
+    cause: Exception | None = None,
+) -> None:
+    if rejects is None:
+        raise record_error(message, batch, row) from cause
+    rejects.reject(message, batch, row, cause)
+
+
+def keep(chunk: Chunk, good: Sequence[object]) -> Chunk:
+    """The rows whose flag in `good` is true."""
+    return Chunk(
+        list(compress(chunk.rows, good)),
+        list(compress(chunk.times, good)),
+        list(compress(chunk.values, good)),
+        None if chunk.keys is None else list(compress(chunk.keys, good)),
+    )
+
+
 class MapOperator:
     """One row for one row."""
 
-    def __init__(self, node: MapNode) -> None:
+    def __init__(self, node: MapNode, rejects: Rejects | None) -> None:
         self._node = node
+        self._rejects = rejects
 
-    def process(self, chunk: Chunk, batch: MicroBatch) -> Chunk:
+    def process(self, chunks: Sequence[Chunk], batch: MicroBatch) -> dict[str, Chunk]:
         """The function of every value."""
         node = self._node
-        values = apply(node.function, chunk.values, node.label, batch, chunk)
-        return Chunk(chunk.rows, chunk.times, values, chunk.keys)
+        chunk, values = _results(node, node.function, chunks[0], batch, self._rejects)
+        return {MAIN: Chunk(chunk.rows, chunk.times, values, chunk.keys)}
+
+
+class MapBatchOperator:
+    """One row for one row, by a function of many."""
+
+    def __init__(self, node: MapBatchNode) -> None:
+        self._node = node
+
+    def process(self, chunks: Sequence[Chunk], batch: MicroBatch) -> dict[str, Chunk]:
+        """The function of the values of the chunk."""
+        (chunk,) = chunks
+        if not chunk.values:
+            return {MAIN: chunk}
+        label, row = self._node.label, chunk.rows[0]
+        try:
+            values = list(self._node.function(list(chunk.values)))
+        except Exception as error:
+            fail(label, error, batch, row)
+        if len(values) != len(chunk.values):
+            counts = f"{len(values)} values for {len(chunk.values)}"
+            raise record_error(f"{label}: it returned {counts}: return one for each", batch, row)
+        return {MAIN: Chunk(chunk.rows, chunk.times, values, chunk.keys)}
+
+
+class PeekOperator:
+    """Shows rows and lets them pass."""
+
+    def __init__(self, node: PeekNode) -> None:
+        self._node = node
+
+    def process(self, chunks: Sequence[Chunk], batch: MicroBatch) -> dict[str, Chunk]:
+        """The same rows, after the function has seen each."""
+        (chunk,) = chunks
+        apply(self._node.function, chunk.values, self._node.label, batch, chunk)
+        return {MAIN: chunk}
 
 
 class FilterOperator:
     """Keeps some rows."""
 
-    def __init__(self, node: FilterNode) -> None:
+    def __init__(self, node: FilterNode, rejects: Rejects | None) -> None:
         self._node = node
+        self._rejects = rejects
 
-    def process(self, chunk: Chunk, batch: MicroBatch) -> Chunk:
+    def process(self, chunks: Sequence[Chunk], batch: MicroBatch) -> dict[str, Chunk]:
         """The rows the predicate holds for."""
         node = self._node
-        keep = apply(node.predicate, chunk.values, node.label, batch, chunk)
-        return Chunk(
-            list(compress(chunk.rows, keep)),
-            list(compress(chunk.times, keep)),
-            list(compress(chunk.values, keep)),
-            None if chunk.keys is None else list(compress(chunk.keys, keep)),
-        )
+        chunk, flags = _results(node, node.predicate, chunks[0], batch, self._rejects)
+        return {MAIN: keep(chunk, flags)}
 
 
 class FlatMapOperator:
     """Any number of rows for one row."""
 
-    def __init__(self, node: FlatMapNode) -> None:
+    def __init__(self, node: FlatMapNode, rejects: Rejects | None) -> None:
         self._node = node
+        self._rejects = rejects
 
     def _all(self, value: Any) -> list[object]:
         # The iterable is exhausted here, so that what a generator raises is caught as well.
@@ -73,9 +167,9 @@ class FlatMapOperator:
             raise TypeError(f"the function must return an iterable, not {type(many).__name__}")
         return list(many)
 
-    def process(self, chunk: Chunk, batch: MicroBatch) -> Chunk:
+    def process(self, chunks: Sequence[Chunk], batch: MicroBatch) -> dict[str, Chunk]:
         """All values of the iterables, in order."""
-        groups = apply(self._all, chunk.values, self._node.label, batch, chunk)
+        chunk, groups = _results(self._node, self._all, chunks[0], batch, self._rejects)
         rows: list[int] = []
         times: list[int] = []
         values: list[object] = []
@@ -87,45 +181,90 @@ class FlatMapOperator:
             values += group
             if chunk.keys is not None:
                 keys += [chunk.keys[index]] * count
-        return Chunk(rows, times, values, None if chunk.keys is None else keys)
+        return {MAIN: Chunk(rows, times, values, None if chunk.keys is None else keys)}
 
 
 class KeyByOperator:
     """Groups rows. Rows without a key that can group are rejected."""
 
-    def __init__(self, node: KeyByNode, faults: Faults | None) -> None:
+    def __init__(self, node: KeyByNode, rejects: Rejects | None) -> None:
         self._node = node
-        self._faults = faults
+        self._rejects = rejects
         """Where rejected rows go; None below a window, whose rows are no input records."""
 
-    def process(self, chunk: Chunk, batch: MicroBatch) -> Chunk:
+    def process(self, chunks: Sequence[Chunk], batch: MicroBatch) -> dict[str, Chunk]:
         """The rows with their keys."""
+        (chunk,) = chunks
         getter = field_getter(self._node.key, chunk.values)
         assert getter is not None
 
         def reject(index: int, error: Exception) -> None:
-            self._reject(reason(error), batch, chunk.rows[index], error)
+            self._refuse(reason(error), batch, chunk.rows[index], error)
 
         keys = convert(chunk.values, getter, reject)
         if all_plain_keys(keys):
-            return Chunk(chunk.rows, chunk.times, chunk.values, keys)
+            return {MAIN: Chunk(chunk.rows, chunk.times, chunk.values, keys)}
         for index, key in enumerate(keys):
             problem = "the key is None" if key is None else key_problem(key)
             if key is not REJECTED and problem:
-                self._reject(problem, batch, chunk.rows[index])
+                self._refuse(problem, batch, chunk.rows[index])
                 keys[index] = REJECTED
-        keep = [key is not REJECTED for key in keys]
-        return Chunk(
-            list(compress(chunk.rows, keep)),
-            list(compress(chunk.times, keep)),
-            list(compress(chunk.values, keep)),
-            list(compress(keys, keep)),
-        )
+        good = [key is not REJECTED for key in keys]
+        return {MAIN: keep(Chunk(chunk.rows, chunk.times, chunk.values, keys), good)}
 
-    def _reject(
+    def _refuse(
         self, problem: str, batch: MicroBatch, row: int, cause: Exception | None = None
     ) -> None:
-        message = f"{self._node.label}: {problem}"
-        if self._faults is None:
-            raise record_error(message, batch, row) from cause
-        self._faults.reject(message, batch, row, cause)
+        _reject(self._rejects, f"{self._node.label}: {problem}", batch, row, cause)
+
+
+class BranchOperator:
+    """Sends each row to one of several ports."""
+
+    def __init__(self, node: BranchNode) -> None:
+        self._node = node
+
+    def process(self, chunks: Sequence[Chunk], batch: MicroBatch) -> dict[str, Chunk]:
+        """The rows of each port."""
+        (rest,) = chunks
+        *ports, last = self._node.ports
+        parts: dict[str, Chunk] = {MAIN: rest}
+        for port, predicate in zip(ports, self._node.predicates, strict=True):
+            flags = apply(predicate, rest.values, f"{self._node.label}: {port}", batch, rest)
+            parts[port] = keep(rest, flags)
+            rest = keep(rest, [not flag for flag in flags])
+        parts[last] = rest
+        return parts
+
+
+class MergeOperator:
+    """Puts streams together."""
+
+    def __init__(self, node: MergeNode, *, keyed: bool) -> None:
+        self._node = node
+        self._keyed = keyed
+
+    def process(self, chunks: Sequence[Chunk], batch: MicroBatch) -> dict[str, Chunk]:
+        """All rows in the order of their input rows, then of the streams."""
+        del batch
+        return {MAIN: merged(chunks, keyed=self._keyed)}
+
+
+def merged(chunks: Sequence[Chunk], *, keyed: bool) -> Chunk:
+    """The rows of several chunks in the order of (input row, chunk)."""
+    filled = [chunk for chunk in chunks if chunk.values]
+    if len(filled) == 1:
+        (one,) = filled
+        return one if keyed else Chunk(one.rows, one.times, one.values, None)
+    rows = [row for chunk in filled for row in chunk.rows]
+    # Sorting is stable and the chunks come in order, so the row alone decides.
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    times = [time for chunk in filled for time in chunk.times]
+    values = [value for chunk in filled for value in chunk.values]
+    keys = [key for chunk in filled for key in chunk.keys or ()] if keyed else None
+    return Chunk(
+        [rows[index] for index in order],
+        [times[index] for index in order],
+        [values[index] for index in order],
+        None if keys is None else [keys[index] for index in order],
+    )

@@ -16,7 +16,7 @@ from millstream import Headers, TopicPartition, partition_of
 
 from .columns import Chunk, MicroBatch
 from .errors import apply
-from .plan import SinkNode
+from .nodes import SinkNode
 from .serde import encode_json, encode_keys, encode_value
 
 _RECORD_BYTES: Final = 64

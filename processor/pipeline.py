@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeVar, Unpack, overload
 from millstream import Store, UsageError, check_topic_name, parse_duration_ms
 
 from .fields import Field, describe, require_field, require_readable
-from .plan import Plan, PlanBuilder, SourceNode
+from .nodes import SourceNode
+from .plan import Plan, PlanBuilder
 from .runtime import Metrics, RunOptions, run_over_store
 from .serde import Json, value_decoder
 from .stream import SourceStream
@@ -108,7 +109,7 @@ class Pipeline:
             time=time,
             disorder_ms=disorder_ms,
         )
-        return SourceStream(self._builder, self._builder.add(node))
+        return SourceStream(self._builder, self._builder.add(node, type))
 
     def explain(self) -> str:
         """The plan as an indented tree, with the names of its state."""

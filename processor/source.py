@@ -6,16 +6,31 @@ pipeline stops with an error that names it. A rejected record does not move the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import compress
+from typing import Protocol
 
 from .columns import Chunk, MicroBatch
 from .errors import REJECTED, convert, reason, record_error
 from .event_time import all_ms, to_ms
 from .fields import field_getter
-from .plan import SourceNode
+from .nodes import SourceNode
 from .serde import value_decoder
 from .watermark import Progress, Watermark
+
+
+class Rejects(Protocol):
+    """Takes the rows that cannot be processed."""
+
+    def reject(
+        self, message: str, batch: MicroBatch, row: int, cause: BaseException | None = None
+    ) -> None:
+        """Note that a row is bad.
+
+        Raises:
+            RecordError: Dead letters go nowhere.
+        """
+        ...
 
 
 class Faults:
@@ -40,6 +55,26 @@ class Faults:
         if row not in self.messages:
             self.messages[row] = message
             self.count += 1
+
+
+class RoutedFaults:
+    """The faults of several sources, for streams they share: a row goes to those of its topic."""
+
+    def __init__(self, by_topic: Mapping[str, Faults]) -> None:
+        self._by_topic = by_topic
+
+    def reject(
+        self, message: str, batch: MicroBatch, row: int, cause: BaseException | None = None
+    ) -> None:
+        """Note that a row is bad.
+
+        Raises:
+            RecordError: The dead letters of its source go nowhere.
+        """
+        place = batch.place(row)
+        if place is None:
+            raise record_error(message, batch, row) from cause
+        self._by_topic[place.topic].reject(message, batch, row, cause)
 
 
 class SourceStage:

@@ -2,14 +2,13 @@
 
 A state topic holds, for each operator, records of
 
-    key    msgpack [window_end, key]        the accumulators of one key
-           msgpack [window_end]             the whole window
-    value  version byte, msgpack            what the key holds from here on
-           null                             gone
+    key    msgpack [part, ...]              a path: what the operator files its state under
+    value  version byte, msgpack [...]      what the path holds from here on
+           null                             gone, with everything whose path begins so
 
-The last record of a key wins, and a null for a window removes all of its keys: a window closes as
-a whole, so its end costs one record and not one per key. Keys are put under the window's end and
-not its start because the end always fits into 64 bits. (A window's start may lie before int64.)
+The last record of a path wins. Each operator says what its paths are: fixed windows use
+[window_end, key], so that the end of a window costs one record, [window_end], and not one per key.
+(A window is filed under its end because that always fits into 64 bits; its start may not.)
 """
 
 from __future__ import annotations
@@ -43,55 +42,57 @@ class StateRecords(NamedTuple):
 class StateEntry(NamedTuple):
     """One record of a state topic, decoded."""
 
-    window_end: int
-    key: object
-    """None when the record is about the whole window."""
-    accumulators: list[Any] | None
+    path: tuple[Any, ...]
+    """At least one part; lists in it are tuples again."""
+    value: list[Any] | None
+    """None: the path, and all that begin with it, are gone."""
 
 
 def encode_entries(
-    name: str, window_end: int, keys: Sequence[object], accumulators: Sequence[tuple[Any, ...]]
+    name: str, paths: Sequence[tuple[object, ...]], values: Sequence[tuple[Any, ...]]
 ) -> StateRecords:
-    """Records that say what each key of a window holds.
+    """Records that say what each path holds.
+
+    Args:
+        name: Of the operator, for messages.
+        paths: One per value; its last part is named in messages.
+        values: Tuples of what state can keep.
 
     Raises:
-        UsageError: An accumulator would not come back from state as it is.
+        UsageError: A value would not come back from state as it is.
     """
     try:
-        values = list(map(encode_state, accumulators))
+        encoded = list(map(encode_state, values))
     except (TypeError, OverflowError, ValueError) as error:
         raise UsageError(
-            f"the state of {name!r} cannot be kept: {error}; accumulators must be made of None,"
-            " bool, int (64 bits), float, str, bytes, list, and dict with str keys"
+            f"the state of {name!r} cannot be kept: {error}; it must be made of None, bool,"
+            " int (64 bits), float, str, bytes, list, and dict with str keys"
         ) from error
-    restored = list(map(tuple, map(decode_state, values)))
-    if restored != accumulators:
-        _refuse_changed(name, keys, accumulators, restored)
-    return StateRecords(
-        [encode_state((window_end, key)) for key in keys],
-        [STATE_VERSION + value for value in values],
-    )
+    restored = list(map(tuple, map(decode_state, encoded)))
+    if restored != values:
+        _refuse_changed(name, paths, values, restored)
+    return StateRecords(list(map(encode_state, paths)), [STATE_VERSION + each for each in encoded])
 
 
 def _refuse_changed(
     name: str,
-    keys: Sequence[object],
-    accumulators: Sequence[tuple[Any, ...]],
+    paths: Sequence[tuple[object, ...]],
+    values: Sequence[tuple[Any, ...]],
     restored: Sequence[tuple[Any, ...]],
 ) -> None:
-    """Say which accumulator is not the same after a round trip; NaN alone is no change."""
-    for key, before, after in zip(keys, accumulators, restored, strict=True):
+    """Say which value is not the same after a round trip; NaN alone is no change."""
+    for path, before, after in zip(paths, values, restored, strict=True):
         if not all(map(same_plain, before, after)):
             raise UsageError(
-                f"the state of {name!r} cannot be kept: for key {key!r} {before!r} would come"
-                f" back as {after!r}; accumulators must be made of None, bool, int, float, str,"
+                f"the state of {name!r} cannot be kept: for key {path[-1]!r} {before!r} would"
+                f" come back as {after!r}; it must be made of None, bool, int, float, str,"
                 " bytes, list, and dict with str keys"
             )
 
 
-def encode_closed(window_ends: Iterable[int]) -> StateRecords:
-    """Records that remove whole windows."""
-    keys = [encode_state((end,)) for end in window_ends]
+def encode_removed(paths: Iterable[tuple[object, ...]]) -> StateRecords:
+    """Records that remove paths, and all that begin with them."""
+    keys = list(map(encode_state, paths))
     return StateRecords(keys, [None] * len(keys))
 
 
@@ -103,19 +104,17 @@ def decode_entry(key: bytes | None, value: bytes | None) -> StateEntry:
         DataError: Not a state record.
     """
     parts = _decoded_list(key or b"")
-    if not 1 <= len(parts) <= 2 or type(parts[0]) is not int:
-        raise DataError("not a state record: its key is not [window_end, key]")
-    name = restored_key(parts[1]) if len(parts) == 2 else None
+    if not parts:
+        raise DataError("not a state record: its path is empty")
+    path = tuple(map(restored_key, parts))
     if value is None:
-        return StateEntry(parts[0], name, None)
+        return StateEntry(path, None)
     if value[:1] != STATE_VERSION:
         raise FormatVersionError(
             f"state was written in version {value[:1].hex() or 'none'}, this version reads"
             f" {STATE_VERSION.hex()}"
         )
-    if name is None:
-        raise DataError("not a state record: a value for a whole window")
-    return StateEntry(parts[0], name, _decoded_list(value[1:]))
+    return StateEntry(path, _decoded_list(value[1:]))
 
 
 def _decoded_list(data: bytes) -> list[Any]:

@@ -12,27 +12,35 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final, Generic, Literal, NamedTuple, Self, TypeVar, overload
 
 from millstream import UsageError, check_topic_name, parse_duration_ms
 
 from .agg import Aggregate
 from .fields import Field, label, require_field, require_function, require_readable
-from .plan import (
-    ChildNode,
+from .nodes import (
+    LATE,
+    BranchNode,
     DeadLettersNode,
     FilterNode,
     FlatMapNode,
     KeyByNode,
-    LateNode,
+    MapBatchNode,
     MapNode,
-    PlanBuilder,
+    MergeNode,
+    Node,
+    OnError,
+    PeekNode,
+    PortNode,
     SinkNode,
-    SourceNode,
     WindowNode,
 )
+from .plan import PlanBuilder
+from .row_types import element_type, returned_type
 from .serde import Key
 from .windows import FixedWindows, Windowed, duration_text
 
@@ -64,16 +72,51 @@ class Stream(Generic[T]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._builder.nodes[self._node].label}>"
 
-    def map(self, function: Callable[[T], U], *, name: str | None = None) -> Stream[U]:
+    def map(
+        self, function: Callable[[T], U], *, name: str | None = None, on_error: OnError = "stop"
+    ) -> Stream[U]:
         """`function` of every value. Event time stays; a result of None is a row like any other.
 
         Args:
             function: Takes a value, returns one.
             name: What messages call it; by default its source line.
+            on_error: "dead_letter" sends a record it raises on to the source's dead letters;
+                "stop" (the default) ends the run with an error that names the record.
         """
-        return Stream(self._builder, self._add_map(function, name))
+        return Stream(self._builder, self._add_map(function, name, on_error))
 
-    def filter(self, predicate: Callable[[T], object], *, name: str | None = None) -> Self:
+    def map_batch(
+        self, function: Callable[[list[T]], Sequence[U]], *, name: str | None = None
+    ) -> Stream[U]:
+        """`function` of lists of values, one result for each: for code that works on many at once.
+
+        How rows are cut into lists depends on speed and must not matter: each result may depend
+        on its own value alone.
+        """
+        return Stream(self._builder, self._add_map_batch(function, name))
+
+    def peek(self, function: Callable[[T], object], *, name: str | None = None) -> Self:
+        """Show every value to `function`, for logging or counting. A crash shows some again."""
+        require_function(function, "peek()")
+        node = PeekNode(
+            id=self._builder.next_id,
+            parent=self._node,
+            label=name or label("peek", function),
+            function=function,
+        )
+        return self._same(self._builder.add(node, self._type))
+
+    def print(self, prefix: str = "") -> Self:
+        """Print every value to standard output while the pipeline runs, for looking at it."""
+        return self.peek(partial(_print, prefix), name=f"print {prefix}".strip())
+
+    def filter(
+        self,
+        predicate: Callable[[T], object],
+        *,
+        name: str | None = None,
+        on_error: OnError = "stop",
+    ) -> Self:
         """The rows for which `predicate` is true. The others still move event time."""
         require_function(predicate, "filter()")
         node = FilterNode(
@@ -81,14 +124,39 @@ class Stream(Generic[T]):
             parent=self._node,
             label=name or label("filter", predicate),
             predicate=predicate,
+            on_error=_on_error(on_error),
         )
-        return type(self)(self._builder, self._builder.add(node))
+        return self._same(self._builder.add(node, self._type))
 
     def flat_map(
-        self, function: Callable[[T], Iterable[U]], *, name: str | None = None
+        self,
+        function: Callable[[T], Iterable[U]],
+        *,
+        name: str | None = None,
+        on_error: OnError = "stop",
     ) -> Stream[U]:
         """Every value of the iterable that `function` returns, in order; may be none."""
-        return Stream(self._builder, self._add_flat_map(function, name))
+        return Stream(self._builder, self._add_flat_map(function, name, on_error))
+
+    def branch(self, **predicates: Callable[[T], object]) -> dict[str, Stream[T]]:
+        """Split the stream: each row goes to the first predicate that holds, or to "rest".
+
+        >>> from millstream.processor import Pipeline
+        >>> pipeline = Pipeline("sizes")
+        >>> parts = pipeline.source("words", type=str).branch(long=lambda word: len(word) > 3)
+        >>> _ = parts["long"].to("long"), parts["rest"].to("short")
+        >>> pipeline.test({"words": ["a", "lengthy"]})
+        {'long': ['lengthy'], 'short': ['a']}
+        """
+        node = self._add_branch(predicates)
+        return {port: Stream(self._builder, self._port(node, port)) for port in node.ports}
+
+    def merge(self, *others: Stream[U]) -> Stream[T | U]:
+        """The rows of several streams as one, in the order in which the store got their records.
+
+        W is the least of the sources': one that lags holds it back.
+        """
+        return Stream(self._builder, self._add_merge(others, keyed=False))
 
     @overload
     def key_by(self, key: str, *, name: str | None = None) -> KeyedStream[Key, T]: ...
@@ -105,14 +173,14 @@ class Stream(Generic[T]):
         """
         require_readable(key, "key_by()")
         if isinstance(key, str):
-            require_field(self._declared_type(), key, "key_by")
+            require_field(self._type, key, "key_by")
         node = KeyByNode(
             id=self._builder.next_id,
             parent=self._node,
             label=name or label("key_by", key),
             key=key,
         )
-        return KeyedStream(self._builder, self._builder.add(node))
+        return KeyedStream(self._builder, self._builder.add(node, self._type))
 
     def to(self, topic: str) -> Self:
         """Write the rows to `topic`, which is created with one partition when it is missing.
@@ -127,36 +195,108 @@ class Stream(Generic[T]):
         self._builder.add(node)
         return self
 
-    def _add_map(self, function: Callable[[Any], object], name: str | None) -> int:
+    @property
+    def _type(self) -> object:
+        """The type of the rows, or None where it is not known."""
+        return self._builder.type_of(self._node)
+
+    def _same(self, node: int) -> Self:
+        """A stream of the same kind at another node."""
+        return type(self)(self._builder, node)
+
+    def _add_map(self, function: Callable[[Any], object], name: str | None, on_error: str) -> int:
         require_function(function, "map()")
-        return self._builder.add(
-            MapNode(
-                id=self._builder.next_id,
-                parent=self._node,
-                label=name or label("map", function),
-                function=function,
-            )
+        node = MapNode(
+            id=self._builder.next_id,
+            parent=self._node,
+            label=name or label("map", function),
+            function=function,
+            on_error=_on_error(on_error),
         )
+        return self._builder.add(node, returned_type(function))
 
-    def _add_flat_map(self, function: Callable[[Any], object], name: str | None) -> int:
+    def _add_map_batch(self, function: Callable[[Any], Sequence[object]], name: str | None) -> int:
+        require_function(function, "map_batch()")
+        node = MapBatchNode(
+            id=self._builder.next_id,
+            parent=self._node,
+            label=name or label("map_batch", function),
+            function=function,
+        )
+        return self._builder.add(node, element_type(returned_type(function)))
+
+    def _add_flat_map(
+        self, function: Callable[[Any], object], name: str | None, on_error: str
+    ) -> int:
         require_function(function, "flat_map()")
-        return self._builder.add(
-            FlatMapNode(
-                id=self._builder.next_id,
-                parent=self._node,
-                label=name or label("flat_map", function),
-                function=function,
-            )
+        node = FlatMapNode(
+            id=self._builder.next_id,
+            parent=self._node,
+            label=name or label("flat_map", function),
+            function=function,
+            on_error=_on_error(on_error),
         )
+        return self._builder.add(node, element_type(returned_type(function)))
 
-    def _declared_type(self) -> object:
-        """The type of the rows where it is known: below a source, behind filters alone."""
-        node = self._builder.nodes[self._node]
-        while isinstance(node, FilterNode | KeyByNode | LateNode):
-            node = self._builder.nodes[node.parent]
-        if isinstance(node, WindowNode):
-            return None
-        return node.type if isinstance(node, SourceNode) else None
+    def _add_branch(self, predicates: Mapping[str, Callable[[Any], object]]) -> BranchNode:
+        if not predicates or "rest" in predicates:
+            raise UsageError(
+                'branch() takes named predicates, such as branch(big=...); "rest" names what none'
+                " of them takes"
+            )
+        for port, predicate in predicates.items():
+            require_function(predicate, f"branch() {port}")
+        node = BranchNode(
+            id=self._builder.next_id,
+            parent=self._node,
+            label=f"branch {', '.join(predicates)}",
+            predicates=tuple(predicates.values()),
+            ports=(*predicates, "rest"),
+        )
+        self._builder.add(node, self._type)
+        return node
+
+    def _port(self, node: Node, port: str) -> int:
+        """The node of another output of `node`, made once."""
+        for known in self._builder.nodes:
+            if isinstance(known, PortNode) and (known.parent, known.port) == (node.id, port):
+                return known.id
+        named = PortNode(id=self._builder.next_id, parent=node.id, label=f"{port} rows", port=port)
+        return self._builder.add(named, self._type)
+
+    def _add_merge(self, others: Sequence[Stream[Any]], *, keyed: bool) -> int:
+        if not others:
+            raise UsageError("merge() takes at least one other stream")
+        for other in others:
+            self._require_same_pipeline(other, "merge()")
+        node = MergeNode(
+            id=self._builder.next_id,
+            parents=(self._node, *(other._node for other in others)),
+            label="merge",
+            keyed=keyed,
+        )
+        types = {self._type, *(other._type for other in others)}
+        return self._builder.add(node, self._type if len(types) == 1 else None)
+
+    def _require_same_pipeline(self, other: object, what: str) -> None:
+        """Refuse what is no stream, or one of another pipeline."""
+        if not isinstance(other, Stream):
+            raise UsageError(f"{what} takes a stream, not {other!r}")
+        if other._builder is not self._builder:
+            raise UsageError(
+                f"{what}: {other!r} belongs to pipeline {other._builder.name!r},"
+                f" not to {self._builder.name!r}"
+            )
+
+
+def _print(prefix: str, value: object) -> None:
+    sys.stdout.write(f"{prefix} {value!r}\n" if prefix else f"{value!r}\n")
+
+
+def _on_error(mode: str) -> OnError:
+    if mode not in {"stop", "dead_letter"}:
+        raise UsageError(f"on_error={mode!r}: use 'stop' or 'dead_letter'")
+    return "stop" if mode == "stop" else "dead_letter"
 
 
 class SourceStream(Stream[T]):
@@ -168,8 +308,8 @@ class SourceStream(Stream[T]):
     def dead_letters(self) -> DeadLetters:
         """The records that cannot be decoded, timed or keyed. Without a sink they are errors."""
         node = self._builder.nodes[self._node]
-        while isinstance(node, ChildNode):
-            node = self._builder.nodes[node.parent]
+        while node.inputs:
+            node = self._builder.nodes[node.inputs[0]]
         return DeadLetters(self._builder, node.id)
 
 
@@ -197,15 +337,43 @@ class KeyedStream(Stream[T], Generic[K, T]):
 
     __slots__ = ()
 
-    def map(self, function: Callable[[T], U], *, name: str | None = None) -> KeyedStream[K, U]:
-        """`function` of every value; event time and key stay."""
-        return KeyedStream(self._builder, self._add_map(function, name))
+    def map(
+        self, function: Callable[[T], U], *, name: str | None = None, on_error: OnError = "stop"
+    ) -> KeyedStream[K, U]:
+        """`function` of every value; event time and key stay. See `Stream.map`."""
+        return KeyedStream(self._builder, self._add_map(function, name, on_error))
+
+    def map_batch(
+        self, function: Callable[[list[T]], Sequence[U]], *, name: str | None = None
+    ) -> KeyedStream[K, U]:
+        """`function` of lists of values; event time and key stay. See `Stream.map_batch`."""
+        return KeyedStream(self._builder, self._add_map_batch(function, name))
 
     def flat_map(
-        self, function: Callable[[T], Iterable[U]], *, name: str | None = None
+        self,
+        function: Callable[[T], Iterable[U]],
+        *,
+        name: str | None = None,
+        on_error: OnError = "stop",
     ) -> KeyedStream[K, U]:
         """Every value of the iterable that `function` returns; event time and key stay."""
-        return KeyedStream(self._builder, self._add_flat_map(function, name))
+        return KeyedStream(self._builder, self._add_flat_map(function, name, on_error))
+
+    def branch(self, **predicates: Callable[[T], object]) -> dict[str, KeyedStream[K, T]]:  # type: ignore[override]  # a dict is invariant; nobody puts streams in
+        """Split the stream; keys stay. See `Stream.branch`."""
+        node = self._add_branch(predicates)
+        return {port: KeyedStream(self._builder, self._port(node, port)) for port in node.ports}
+
+    def merge(self, *others: Stream[U]) -> KeyedStream[K, T | U]:
+        """The rows of several keyed streams as one; keys stay. See `Stream.merge`.
+
+        Raises:
+            UsageError: One of them is not keyed: then call `key_by` on what is merged.
+        """
+        for other in others:
+            if not isinstance(other, KeyedStream):
+                raise UsageError(f"a keyed stream merges with keyed streams, not with {other!r}")
+        return KeyedStream(self._builder, self._add_merge(others, keyed=True))
 
     def window(
         self,
@@ -251,7 +419,7 @@ class WindowedStream(Generic[K, T]):
         """
         if not aggregates:
             raise UsageError("agg() needs at least one aggregate, such as n=agg.count()")
-        declared = Stream[T](self._builder, self._node)._declared_type()  # noqa: SLF001 - same module
+        declared = self._builder.type_of(self._node)
         for column, aggregate in aggregates.items():
             if not _COLUMN.fullmatch(column) or column in _RESERVED or keyword.iskeyword(column):
                 raise UsageError(f"an aggregate cannot be called {column!r}")
@@ -268,9 +436,9 @@ class WindowedStream(Generic[K, T]):
         parts = ", ".join(f"{name}={one.describe()}" for name, one in aggregates.items())
         node = WindowNode(
             id=self._builder.next_id,
-            parent=self._node,
+            parents=(self._node,),
             label=f"window {windows}, grace {duration_text(grace_ms)}, agg {parts}",
-            name=self._builder.state_name(self._node, name),
+            name=self._builder.state_name((self._node,), WindowNode.kind, name),
             windows=windows,
             grace_ms=grace_ms,
             aggregates=tuple(aggregates.items()),
@@ -295,12 +463,8 @@ class WindowResults(KeyedStream[K, Windowed[K, R]], Generic[K, T, R]):
     @property
     def late(self) -> Stream[T]:
         """The rows that came after all of their windows had closed, each once."""
-        builder = self._builder
-        window = builder.nodes[self._node]
-        while isinstance(window, FilterNode):
-            window = builder.nodes[window.parent]
-        for node in builder.nodes:
-            if isinstance(node, LateNode) and node.parent == window.id:
-                return Stream(builder, node.id)
-        port = LateNode(id=builder.next_id, parent=window.id, label="late rows")
-        return Stream(builder, builder.add(port))
+        window = self._builder.nodes[self._node]
+        while isinstance(window, FilterNode | PeekNode):
+            window = self._builder.nodes[window.parent]
+        above = Stream[T](self._builder, window.inputs[0])
+        return Stream(self._builder, above._port(window, LATE))

@@ -12,7 +12,7 @@ future and wall-clock ticks will enter here, as journaled facts beside the rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 BEFORE_TIME: Final = -(1 << 80)
@@ -35,6 +35,38 @@ class Progress(NamedTuple):
     def end(self) -> int:
         """W after the last row."""
         return self.levels[-1] if self.levels else self.start
+
+
+def least(progresses: Sequence[Progress]) -> Progress:
+    """The W of an operator that several sources reach: the least of theirs, row by row.
+
+    A source that has had no row yet holds it back, unlike a partition without rows: a topic that
+    waits to be filled is a common start, and its first rows must not all be late.
+
+    >>> least([Progress(5, [0, 2], [10, 20]), Progress(7, [1], [30])])
+    Progress(start=5, rows=[0, 2], levels=[7, 20])
+    """
+    if len(progresses) == 1:
+        return progresses[0]
+    now = [progress.start for progress in progresses]
+    start = level = min(now)
+    moves = sorted(
+        (row, number, reached)
+        for number, progress in enumerate(progresses)
+        for row, reached in zip(progress.rows, progress.levels, strict=True)
+    )
+    rows: list[int] = []
+    levels: list[int] = []
+    for row, number, reached in moves:
+        now[number] = reached
+        if min(now) > level:
+            level = min(now)
+            if rows and rows[-1] == row:
+                levels[-1] = level
+            else:
+                rows.append(row)
+                levels.append(level)
+    return Progress(start, rows, levels)
 
 
 class Watermark:

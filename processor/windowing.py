@@ -21,14 +21,16 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from millstream import DataError
+
 from .agg import Aggregate
 from .columns import Chunk, MicroBatch, join_chunks
 from .errors import fail, failed_index
 from .fields import field_getter
-from .plan import WindowNode
+from .nodes import LATE, WindowNode
 from .serde import INT64_MAX, ordered_keys
-from .state import StateEntry, StateRecords, encode_closed, encode_entries
-from .watermark import Progress
+from .state import StateEntry, StateRecords, encode_entries, encode_removed
+from .stateful import MAIN, SWEEP_RECORDS, StatefulOperator, Step
 from .windows import Windowed
 
 _PLAIN_CONSTANTS: Final = (int, float, str, bytes, bool, type(None))
@@ -81,8 +83,10 @@ class Window:
         self.persisted = True
 
 
-class WindowOperator:
+class WindowOperator(StatefulOperator):
     """Fixed windows with aggregates. Not thread-safe.
+
+    Its state is filed under [window end, key].
 
     Args:
         node: What to compute.
@@ -92,8 +96,8 @@ class WindowOperator:
     """
 
     def __init__(self, node: WindowNode, delay_ms: int) -> None:
+        super().__init__(node, delay_ms)
         self.node = node
-        self.late_count = 0
         self.gap_count = 0
         """Rows that lie in no window, because windows leave gaps."""
         self._windows = node.windows
@@ -113,11 +117,11 @@ class WindowOperator:
     @property
     def required_level(self) -> int | None:
         """The W that closes every open window; None when none is open."""
-        return max(self._open) + self._hold_ms if self._open else None
+        return max(self._open) + self.node.grace_ms if self._open else None
 
     # --- rows ----------------------------------------------------------------------------------
 
-    def process(self, chunk: Chunk, progress: Progress, batch: MicroBatch) -> tuple[Chunk, Chunk]:
+    def process(self, step: Step) -> dict[str, Chunk]:
         """Add rows and close windows.
 
         Returns:
@@ -126,26 +130,27 @@ class WindowOperator:
         Raises:
             RecordError: An aggregate or its field raised.
         """
+        (chunk,), progress, batch = step
         results: list[Chunk] = []
         late: list[Chunk] = []
-        level, done, step = progress.start, 0, 0
+        level, done, moved = progress.start, 0, 0
         while True:
             closing_end = self._windows.next_end(level - self._hold_ms)
-            step = bisect_left(progress.levels, closing_end + self._hold_ms, step)
-            at_end = step == len(progress.levels)
+            moved = bisect_left(progress.levels, closing_end + self._hold_ms, moved)
+            at_end = moved == len(progress.levels)
             # Up to and with the row that moves W: it is judged against W before it.
             stop = len(chunk.rows)
             if not at_end:
-                stop = bisect_right(chunk.rows, progress.rows[step], done)
+                stop = bisect_right(chunk.rows, progress.rows[moved], done)
             if stop > done:
                 closed_end = closing_end - self._windows.slide_ms
                 self._take(chunk.cut(done, stop), closed_end, batch, late)
                 done = stop
             if at_end:
                 break
-            level = progress.levels[step]
-            self._close(level - self._hold_ms, progress.rows[step], results, batch)
-        return join_chunks(results, keyed=True), join_chunks(late, keyed=True)
+            level = progress.levels[moved]
+            self._close(level - self._hold_ms, progress.rows[moved], results, batch)
+        return {MAIN: join_chunks(results, keyed=True), LATE: join_chunks(late, keyed=True)}
 
     def _take(self, rows: Chunk, closed_end: int, batch: MicroBatch, late: list[Chunk]) -> None:
         """Add rows among which no window closes. Windows up to `closed_end` are closed."""
@@ -258,50 +263,58 @@ class WindowOperator:
     # --- state ---------------------------------------------------------------------------------
 
     def changes(self) -> StateRecords:
-        """What changed since the last call of this or of `snapshot`, and take it for written.
+        """What changed since the last call, and take it for written.
 
         Windows that opened and closed in between leave nothing.
 
         Raises:
             UsageError: An accumulator cannot be kept in state.
         """
-        records = encode_closed(self._closed_persisted)
+        records = encode_removed((end,) for end in self._closed_persisted)
         self._closed_persisted = []
         for end, window in sorted(self._open.items()):
             keys: Iterable[object] = window.slots
             if window.persisted:
                 keys = dict.fromkeys(chain.from_iterable(window.touched))
-            self._write(records, end, window, list(keys))
+            records.extend(self._entries(end, window, list(keys)))
+            window.persisted = True
+            window.touched = []
         return records
 
-    def snapshot(self) -> StateRecords:
-        """Everything, and take it for written.
+    def sweep(self) -> Iterator[StateRecords]:
+        """The keys of all windows that are open now, as long as they stay open.
 
         Raises:
             UsageError: An accumulator cannot be kept in state.
         """
-        records = StateRecords([], [])
-        self._closed_persisted = []
         for end, window in sorted(self._open.items()):
-            self._write(records, end, window, list(window.slots))
-        return records
+            keys = list(window.slots)
+            for start in range(0, len(keys), SWEEP_RECORDS):
+                if end in self._open:
+                    yield self._entries(end, window, keys[start : start + SWEEP_RECORDS])
 
-    def _write(self, records: StateRecords, end: int, window: Window, keys: list[object]) -> None:
-        window.persisted = True
-        window.touched = []
-        accumulators = window.accumulators(keys)
-        records.extend(encode_entries(self.node.name, end, keys, accumulators))
+    def _entries(self, end: int, window: Window, keys: list[object]) -> StateRecords:
+        paths = [(end, key) for key in keys]
+        return encode_entries(self.name, paths, window.accumulators(keys))
 
     def restore(self, entries: Iterable[StateEntry]) -> None:
-        """Take state from records in the order they were written."""
+        """Take state from records in the order they were written.
+
+        Raises:
+            DataError: Not the state of windows.
+        """
         windows: dict[int, dict[object, list[Any]]] = {}
-        for end, key, accumulators in entries:
-            if key is None:
-                windows.pop(end, None)
-            elif accumulators is None:
-                windows.get(end, {}).pop(key, None)
-            else:
-                windows.setdefault(end, {})[key] = accumulators
+        for path, accumulators in entries:
+            match path:
+                case (int(end),) if accumulators is None:
+                    windows.pop(end, None)
+                case (int(end), key):
+                    if accumulators is None:
+                        windows.get(end, {}).pop(key, None)
+                    else:
+                        windows.setdefault(end, {})[key] = accumulators
+                case _:
+                    raise DataError(f"not the state of windows: {path!r}")
         for end, content in windows.items():
             if content:
                 self._window(end).restore(content)

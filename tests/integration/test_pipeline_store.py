@@ -351,3 +351,29 @@ def test_a_pipeline_reads_what_another_writes(tmp_path: Path) -> None:
         again = second.test({"out": list(store.read("out"))})
         assert outputs(store, "final") == written(again.records("final"))
         assert list(outputs(store, "final")) == [0]
+
+
+def test_a_sweep_over_many_epochs_and_restarts_keeps_the_state_short_and_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("millstream.processor.epoch.SNAPSHOT_RECORDS_MIN", 30)
+    monkeypatch.setattr("millstream.processor.epoch.SWEEP_RECORDS", 2)
+    monkeypatch.setattr("millstream.processor.windowing.SWEEP_RECORDS", 2)
+    lines = [b'{"k":"k%d","t":%d,"x":1}' % (n * 7 % 11, n // 40) for n in range(600)]
+    pipeline = totals("sweeps", tumbling(10))
+    topic = "@state/sweeps/orders.window"
+    starts = set()
+    with millstream.open(":memory:") as store:
+        store.create_topic("orders")
+        for start in range(0, 600, 60):
+            fill(store, lines[start : start + 60])
+            pipeline.run(store, until="end", batch_records=3, epoch_ms=0)
+            starts.add(store.offsets(topic)[0].start)
+        held = [record.value for record in store.read("out")]
+        pipeline.run(store, until="end", on_end="flush")
+        flushed = [record.value for record in store.read("out")]
+    assert len(starts) > 3
+    output = totals("sweeps", tumbling(10)).test({"orders": lines}, on_end="hold")
+    assert [record.value for record in output.records("out")] == held
+    output = totals("sweeps", tumbling(10)).test({"orders": lines})
+    assert [record.value for record in output.records("out")] == flushed

@@ -9,7 +9,7 @@ import pytest
 
 from millstream import UsageError
 from millstream.processor import Pipeline, Plan, agg, hopping, tumbling
-from millstream.processor.plan import FilterNode, KeyByNode, SinkNode, SourceNode, WindowNode
+from millstream.processor.nodes import FilterNode, KeyByNode, SinkNode, SourceNode, WindowNode
 from millstream.processor.testkit import run_over_lists
 from millstream.processor.windows import duration_text
 

@@ -27,7 +27,7 @@ from millstream.processor.serde import (
     ordered_keys,
     value_decoder,
 )
-from millstream.processor.state import decode_entry, encode_closed, encode_entries
+from millstream.processor.state import decode_entry, encode_entries, encode_removed
 
 plain_keys = st.one_of(
     st.text(),
@@ -46,31 +46,29 @@ plain = st.recursive(
 
 @given(st.integers(-(2**63), 2**63 + 10**9), st.lists(st.tuples(keys, st.lists(plain))))
 def test_state_comes_back_as_it_was(end: int, entries: list[tuple[object, list[object]]]) -> None:
-    names = [key for key, _ in entries]
-    records = encode_entries("op", end, names, [tuple(state) for _, state in entries])
+    paths = [(end, key) for key, _ in entries]
+    records = encode_entries("op", paths, [tuple(state) for _, state in entries])
     decoded = [decode_entry(*record) for record in zip(*records, strict=True)]
-    assert [(entry.key, entry.accumulators) for entry in decoded] == entries
-    assert all(entry.window_end == end for entry in decoded)
+    assert [((end, key), state) for key, state in entries] == decoded
 
 
-def test_a_closed_window_is_one_record() -> None:
-    (key,), (value,) = encode_closed([60_000])
+def test_what_is_gone_is_one_record() -> None:
+    (key,), (value,) = encode_removed([(60_000,)])
     assert value is None
-    entry = decode_entry(key, value)
-    assert (entry.window_end, entry.key, entry.accumulators) == (60_000, None, None)
+    assert decode_entry(key, value) == ((60_000,), None)
 
 
 def test_nan_is_kept_in_state() -> None:
-    records = encode_entries("op", 5, ["a"], [(math.nan,)])
+    records = encode_entries("op", [(5, "a")], [(math.nan,)])
     entry = decode_entry(records.keys[0], records.values[0])
-    assert entry.accumulators is not None
-    assert math.isnan(entry.accumulators[0])
+    assert entry.value is not None
+    assert math.isnan(entry.value[0])
 
 
 @pytest.mark.parametrize("value", [Decimal("1.5"), (1, 2), 2**70, {"a": {3, 4}}, object()])
 def test_state_that_would_change_or_cannot_be_written_is_refused(value: object) -> None:
     with pytest.raises(UsageError, match="state of 'op' cannot be kept"):
-        encode_entries("op", 5, ["a"], [(value,)])
+        encode_entries("op", [(5, "a")], [(value,)])
 
 
 @given(st.binary(max_size=30), st.none() | st.binary(max_size=30))
@@ -82,7 +80,7 @@ def test_foreign_bytes_are_never_taken_for_state(key: bytes, value: bytes | None
 
 
 def test_state_of_a_newer_version_is_refused() -> None:
-    records = encode_entries("op", 5, ["a"], [(1,)])
+    records = encode_entries("op", [(5, "a")], [(1,)])
     with pytest.raises(FormatVersionError, match="version 02"):
         decode_entry(records.keys[0], b"\x02" + (records.values[0] or b"")[1:])
 

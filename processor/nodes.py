@@ -1,0 +1,197 @@
+"""The kinds of nodes a plan is made of: plain frozen values, parameters and functions alone.
+
+A node says what an operator does and where its rows come from; it runs nothing. `plan.py` keeps the
+nodes of a pipeline, `topology.py` maps each kind to the operator that runs it. A new operator is a
+node here, a method in a stream module, and a class registered there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Literal, TypeAlias
+
+from .agg import Aggregate
+from .fields import Field
+from .windows import FixedWindows, duration_text
+
+LATE: Final = "late"
+"""The port of rows that came too late for an operator."""
+
+OnError: TypeAlias = Literal["stop", "dead_letter"]
+"""What a row becomes that a user function raises on: an error, or a dead letter of its source."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """What all operators have."""
+
+    id: int
+    label: str
+    """What messages and explain() call it."""
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """The nodes whose rows it takes; rows of one input row come in this order."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceNode(Node):
+    """Reads a topic and gives every row its event time."""
+
+    topic: str
+    type: object
+    time: Field
+    """Field or function of the value; None for the timestamp of the record."""
+    disorder_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildNode(Node):
+    """An operator on the rows of another."""
+
+    parent: int
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """The parent."""
+        return (self.parent,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapNode(ChildNode):
+    """One row for one row; event time and key stay."""
+
+    function: Callable[[Any], object]
+    on_error: OnError = "stop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapBatchNode(ChildNode):
+    """One row for one row, by a function of a list of values."""
+
+    function: Callable[[Any], Sequence[object]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeekNode(ChildNode):
+    """Shows every row to a function; the rows pass unchanged."""
+
+    function: Callable[[Any], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilterNode(ChildNode):
+    """Keeps the rows the predicate holds for."""
+
+    predicate: Callable[[Any], object]
+    on_error: OnError = "stop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlatMapNode(ChildNode):
+    """Any number of rows for one row; event time and key stay."""
+
+    function: Callable[[Any], object]
+    on_error: OnError = "stop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyByNode(ChildNode):
+    """Groups the rows by a field or function."""
+
+    key: Field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BranchNode(ChildNode):
+    """Sends each row to the port of the first predicate that holds, or to the last port."""
+
+    predicates: tuple[Callable[[Any], object], ...]
+    ports: tuple[str, ...]
+    """One per predicate, and one for the rest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeNode(Node):
+    """The rows of several streams as one, in the order of the input rows that caused them."""
+
+    parents: tuple[int, ...]
+    keyed: bool
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """The streams, in the order they were named."""
+        return self.parents
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortNode(ChildNode):
+    """Another output of the operator above: late rows, a branch."""
+
+    port: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLettersNode(ChildNode):
+    """The records of a source that could not be read or keyed, as they were."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SinkNode(ChildNode):
+    """Writes the rows to a topic."""
+
+    topic: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatefulNode(Node):
+    """An operator with state, which has a name of its own in the store."""
+
+    kind: ClassVar[str]
+    """Names the state when the user does not: `<source topic>.<kind>`."""
+
+    name: str
+    """Of the operator's state; unique in the pipeline."""
+    parents: tuple[int, ...]
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """The streams, in the order of the operator's arguments."""
+        return self.parents
+
+    @property
+    def delay_ms(self) -> int:
+        """How far behind W the event times of its results may lie."""
+        return 0
+
+    def identity(self, keys: Sequence[str]) -> str:
+        """What must not change while there is live state.
+
+        Args:
+            keys: How the rows of each input are grouped, in words.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowNode(StatefulNode):
+    """Aggregates per key and window; one row per closed window."""
+
+    kind: ClassVar[str] = "window"
+
+    windows: FixedWindows
+    grace_ms: int
+    aggregates: tuple[tuple[str, Aggregate[Any, Any, Any]], ...]
+
+    @property
+    def delay_ms(self) -> int:
+        """A window that ends at e emits when W reaches e + grace, with event time e - 1."""
+        return self.grace_ms
+
+    def identity(self, keys: Sequence[str]) -> str:
+        """Key, windows, grace and aggregates."""
+        parts = ", ".join(f"{name}={one.describe()}" for name, one in self.aggregates)
+        grace = duration_text(self.grace_ms)
+        return f"key_by {keys[0]}; window {self.windows}, grace {grace}; agg {parts}"
