@@ -1,236 +1,60 @@
-"""Aggregates: what a window keeps of its rows, and what it says at the end. Pure.
+"""The built-in aggregates, to be read as `agg.count()`, `agg.sum("amount")`.
 
     orders.key_by("user").window(tumbling("1m")).agg(n=agg.count(), total=agg.sum("amount"))
 
-An aggregate is `init() -> accumulator`, `add(accumulator, value) -> accumulator` and
-`result(accumulator)`. Rows are added one by one in the order of the log, so a sum of floats is the
-same whatever the batches were. The accumulator is kept in state as msgpack: it must be made of
-None, bool, int, float, str, bytes, list, and dict with str keys. Subclass `Aggregate` for your own.
-
-The built-in ones follow SQL: a value of None is passed over, also by `count` of a field.
-They take a field name, a function of the value, or nothing for the value itself.
+They take a field name, a function of the value, or nothing for the value itself, and follow SQL: a
+value of None is passed over, also by `count` of a field. `fold` alone sees it. What they compute is
+in numeric_aggregates.py, value_aggregates.py and quantile_aggregate.py; what an aggregate is, for
+your own, in aggregate.py.
 """
 # ruff: noqa: A001 - the functions are read as agg.sum, agg.min, agg.max
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from typing import Any, Generic, TypeVar, overload
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
 
-from .fields import Field, describe
+from .aggregate import Aggregate, require_invertible, require_mergeable
+from .fields import Field, require_readable
+from .numeric_aggregates import Count, Max, Mean, Min, StandardDeviation, Sum, Variance
+from .quantile_aggregate import Quantile
+from .value_aggregates import (
+    Collect,
+    Distinct,
+    First,
+    FirstBy,
+    Fold,
+    Last,
+    LastBy,
+    Reduce,
+    TopK,
+    TopKBy,
+)
 
-T_contra = TypeVar("T_contra", contravariant=True)
+__all__ = [
+    "Aggregate",
+    "collect",
+    "count",
+    "distinct",
+    "first",
+    "fold",
+    "last",
+    "max",
+    "mean",
+    "min",
+    "quantile",
+    "reduce",
+    "require_invertible",
+    "require_mergeable",
+    "stddev",
+    "sum",
+    "top_k",
+    "variance",
+]
+
 T = TypeVar("T")
-A = TypeVar("A")
-R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
-
-
-class Aggregate(ABC, Generic[T_contra, A, R_co]):
-    """An aggregate of values of type T, with accumulator A and result R.
-
-    Methods must depend on their arguments alone.
-
-    >>> class Longest(Aggregate[str, str, str]):
-    ...     def init(self) -> str:
-    ...         return ""
-    ...
-    ...     def add(self, accumulator: str, value: str) -> str:
-    ...         return value if len(value) > len(accumulator) else accumulator
-    ...
-    ...     def result(self, accumulator: str) -> str:
-    ...         return accumulator
-    """
-
-    field: Field = None
-    """What of a row is added; None for the row's value."""
-
-    @abstractmethod
-    def init(self) -> A:
-        """The accumulator of a window without rows."""
-
-    @abstractmethod
-    def add(self, accumulator: A, value: T_contra) -> A:
-        """The accumulator with one more row. May change and return the one it is given."""
-
-    @abstractmethod
-    def result(self, accumulator: A) -> R_co:
-        """What the window says when it closes."""
-
-    def add_column(
-        self, accumulators: list[Any], slots: Iterable[int], values: Iterable[Any]
-    ) -> None:
-        """Add many values, in order.
-
-        Built-in aggregates replace this loop by one without calls.
-
-        Args:
-            accumulators: Of all keys of a window.
-            slots: For each value the index of its key's accumulator.
-            values: What to add.
-        """
-        add = self.add
-        for slot, value in zip(slots, values, strict=True):
-            accumulators[slot] = add(accumulators[slot], value)
-
-    def result_column(self, accumulators: list[Any]) -> list[Any]:
-        """The result of each accumulator. Where the accumulator is the result, a plain return."""
-        return list(map(self.result, accumulators))
-
-    def describe(self) -> str:
-        """What it computes, in words that stay the same; part of the plan's identity."""
-        name = type(self).__qualname__.rsplit("<locals>.", 1)[-1]
-        if type(self).__module__ == __name__:
-            name = name.lower()
-        return f"{name}({describe(self.field) if self.field else ''})"
-
-
-class _Own(Aggregate[Any, A, A]):
-    """An aggregate whose accumulator is its result."""
-
-    def __init__(self, field: Field = None) -> None:
-        self.field = field
-
-    def result(self, accumulator: A) -> A:
-        """The accumulator."""
-        return accumulator
-
-    def result_column(self, accumulators: list[Any]) -> list[Any]:
-        """The accumulators."""
-        return accumulators
-
-
-class Count(_Own[int]):
-    """Number of rows, or of rows whose field is not None."""
-
-    def init(self) -> int:
-        """Zero."""
-        return 0
-
-    def add(self, accumulator: int, value: object) -> int:
-        """One more."""
-        return accumulator if self.field and value is None else accumulator + 1
-
-    def add_column(
-        self, accumulators: list[Any], slots: Iterable[int], values: Iterable[Any]
-    ) -> None:
-        """Count all rows, or those that have a value."""
-        if self.field is None:
-            for slot in slots:
-                accumulators[slot] += 1
-        else:
-            for slot, value in zip(slots, values, strict=True):
-                if value is not None:
-                    accumulators[slot] += 1
-
-
-class Sum(_Own[float]):
-    """Sum in row order, starting from 0; ints stay exact."""
-
-    def init(self) -> float:
-        """Zero, an int: the sum of ints is an int."""
-        return 0
-
-    def add(self, accumulator: float, value: float | None) -> float:
-        """The plain sum of two numbers."""
-        return accumulator if value is None else accumulator + value
-
-    def add_column(
-        self, accumulators: list[Any], slots: Iterable[int], values: Iterable[Any]
-    ) -> None:
-        """A plain left fold per key: never a compensated sum, which would depend on the cuts."""
-        pairs = zip(slots, values, strict=True)
-        value: object = None
-        while True:
-            try:
-                for slot, value in pairs:
-                    accumulators[slot] += value
-            except TypeError:
-                # Nothing was added; the loop goes on behind the None.
-                if value is not None:
-                    raise
-            else:
-                return
-
-
-class Mean(Aggregate[Any, "list[float]", "float | None"]):
-    """Arithmetic mean; of ints it is the exact quotient, rounded once."""
-
-    def __init__(self, field: Field = None) -> None:
-        self.field = field
-
-    def init(self) -> list[float]:
-        """Number of values and their sum."""
-        return [0, 0]
-
-    def add(self, accumulator: list[float], value: float | None) -> list[float]:
-        """One more value."""
-        if value is not None:
-            accumulator[1] += value
-            accumulator[0] += 1
-        return accumulator
-
-    def result(self, accumulator: list[float]) -> float | None:
-        """The mean, or None when no row had a value."""
-        count, total = accumulator
-        return total / count if count else None
-
-    def add_column(
-        self, accumulators: list[Any], slots: Iterable[int], values: Iterable[Any]
-    ) -> None:
-        """A left fold, as for the sum."""
-        for slot, value in zip(slots, values, strict=True):
-            if value is not None:
-                pair = accumulators[slot]
-                pair[1] += value
-                pair[0] += 1
-
-
-class Min(_Own[Any]):
-    """The least value; of equal ones the first."""
-
-    def init(self) -> None:
-        """Nothing seen."""
-
-    def add(self, accumulator: Any, value: Any) -> Any:
-        """The lesser of both."""
-        if value is None or (accumulator is not None and not value < accumulator):
-            return accumulator
-        return value
-
-    def add_column(
-        self, accumulators: list[Any], slots: Iterable[int], values: Iterable[Any]
-    ) -> None:
-        """Replace what is greater."""
-        for slot, value in zip(slots, values, strict=True):
-            if value is not None:
-                least = accumulators[slot]
-                if least is None or value < least:
-                    accumulators[slot] = value
-
-
-class Max(_Own[Any]):
-    """The greatest value; of equal ones the first."""
-
-    def init(self) -> None:
-        """Nothing seen."""
-
-    def add(self, accumulator: Any, value: Any) -> Any:
-        """The greater of both."""
-        if value is None or (accumulator is not None and not value > accumulator):
-            return accumulator
-        return value
-
-    def add_column(
-        self, accumulators: list[Any], slots: Iterable[int], values: Iterable[Any]
-    ) -> None:
-        """Replace what is less."""
-        for slot, value in zip(slots, values, strict=True):
-            if value is not None:
-                greatest = accumulators[slot]
-                if greatest is None or value > greatest:
-                    accumulators[slot] = value
+A = TypeVar("A")
 
 
 @overload
@@ -261,11 +85,44 @@ def mean(field: Field = None) -> Aggregate[Any, list[float], float | None]:
 
 
 @overload
+def variance(
+    field: str | None = None, *, population: bool = False
+) -> Aggregate[object, list[float], float | None]: ...
+@overload
+def variance(
+    field: Callable[[T], float | None], *, population: bool = False
+) -> Aggregate[T, list[float], float | None]: ...
+def variance(
+    field: Field = None, *, population: bool = False
+) -> Aggregate[Any, list[float], float | None]:
+    """Variance of a sample (divided by n - 1), or of a whole population (by n).
+
+    None when there are fewer than two values; of a population, when there is none.
+    """
+    return Variance(field, population=population)
+
+
+@overload
+def stddev(
+    field: str | None = None, *, population: bool = False
+) -> Aggregate[object, list[float], float | None]: ...
+@overload
+def stddev(
+    field: Callable[[T], float | None], *, population: bool = False
+) -> Aggregate[T, list[float], float | None]: ...
+def stddev(
+    field: Field = None, *, population: bool = False
+) -> Aggregate[Any, list[float], float | None]:
+    """Standard deviation: the root of `variance`, and None where that is."""
+    return StandardDeviation(field, population=population)
+
+
+@overload
 def min(field: str | None = None) -> Aggregate[object, float | None, float | None]: ...
 @overload
 def min(field: Callable[[T], R]) -> Aggregate[T, R, R]: ...
 def min(field: Field = None) -> Aggregate[Any, Any, Any]:
-    """Least value of a field, None when there is none."""
+    """Least value of a field, None when there is none. NaN is passed over."""
     return Min(field)
 
 
@@ -274,5 +131,180 @@ def max(field: str | None = None) -> Aggregate[object, float | None, float | Non
 @overload
 def max(field: Callable[[T], R]) -> Aggregate[T, R, R]: ...
 def max(field: Field = None) -> Aggregate[Any, Any, Any]:
-    """Greatest value of a field, None when there is none."""
+    """Greatest value of a field, None when there is none. NaN is passed over."""
     return Max(field)
+
+
+@overload
+def first(
+    field: str | None = None, *, by: str | Callable[[Any], object] | None = None
+) -> Aggregate[object, Any, Any]: ...
+@overload
+def first(
+    field: Callable[[T], R], *, by: str | Callable[[T], object] | None = None
+) -> Aggregate[T, Any, R]: ...
+def first(
+    field: Field = None, *, by: str | Callable[[Any], object] | None = None
+) -> Aggregate[Any, Any, Any]:
+    """Value of the first row in the order of the log, None when there is none.
+
+    Args:
+        field: What to read.
+        by: The order instead, a field or function: give the field that holds the event time for
+            the first row in event time. Of equal ones the first to arrive counts.
+    """
+    return First(field) if by is None else FirstBy(field, _order(by, "first"))
+
+
+@overload
+def last(
+    field: str | None = None, *, by: str | Callable[[Any], object] | None = None
+) -> Aggregate[object, Any, Any]: ...
+@overload
+def last(
+    field: Callable[[T], R], *, by: str | Callable[[T], object] | None = None
+) -> Aggregate[T, Any, R]: ...
+def last(
+    field: Field = None, *, by: str | Callable[[Any], object] | None = None
+) -> Aggregate[Any, Any, Any]:
+    """Value of the last row in the order of the log, None when there is none.
+
+    Args:
+        field: What to read.
+        by: The order instead, a field or function: give the field that holds the event time for
+            the last row in event time. Of equal ones the last to arrive counts.
+    """
+    return Last(field) if by is None else LastBy(field, _order(by, "last"))
+
+
+@overload
+def distinct(field: str | None = None) -> Aggregate[object, dict[Any, None], int]: ...
+@overload
+def distinct(field: Callable[[T], object]) -> Aggregate[T, dict[Any, None], int]: ...
+def distinct(field: Field = None) -> Aggregate[Any, dict[Any, None], int]:
+    """Exact number of different values; the state holds them all. Values must be hashable."""
+    return Distinct(field)
+
+
+@overload
+def collect(field: str | None = None, *, limit: int) -> Aggregate[object, list[Any], list[Any]]: ...
+@overload
+def collect(field: Callable[[T], R], *, limit: int) -> Aggregate[T, list[R], list[R]]: ...
+def collect(field: Field = None, *, limit: int) -> Aggregate[Any, list[Any], list[Any]]:
+    """The first `limit` values in the order of the log, as a list."""
+    return Collect(field, limit=limit)
+
+
+@overload
+def top_k(
+    k: int, field: str | None = None, *, by: str | Callable[[Any], object] | None = None
+) -> Aggregate[object, list[Any], list[Any]]: ...
+@overload
+def top_k(
+    k: int, field: Callable[[T], R], *, by: str | Callable[[T], object] | None = None
+) -> Aggregate[T, list[Any], list[R]]: ...
+def top_k(
+    k: int, field: Field = None, *, by: str | Callable[[Any], object] | None = None
+) -> Aggregate[Any, list[Any], list[Any]]:
+    """The k greatest values as a list, greatest first; of equal ones the first to arrive.
+
+    Args:
+        k: The longest list.
+        field: What the list holds.
+        by: What makes a row great, a field or function; the value itself by default.
+    """
+    return TopK(k, field) if by is None else TopKBy(k, field, _order(by, "top_k"))
+
+
+@overload
+def quantile(
+    q: float, field: str | None = None, *, error: float = 0.01
+) -> Aggregate[object, list[dict[int, int]], float | None]: ...
+@overload
+def quantile(
+    q: float, field: Callable[[T], float | None], *, error: float = 0.01
+) -> Aggregate[T, list[dict[int, int]], float | None]: ...
+def quantile(
+    q: float, field: Field = None, *, error: float = 0.01
+) -> Aggregate[Any, list[dict[int, int]], float | None]:
+    """Approximately the value at rank `q` (0.5: the median), None when there is none.
+
+    Of n values in order the one at index floor(q * (n - 1)) is meant; the result is at most
+    `error` of its size away from it. Needs the extra `quantile`.
+    """
+    return Quantile(q, field, error=error)
+
+
+@overload
+def reduce(function: Callable[[Any, Any], Any], field: str) -> Aggregate[object, Any, Any]: ...
+@overload
+def reduce(function: Callable[[T, T], T]) -> Aggregate[T, T | None, T]: ...
+@overload
+def reduce(function: Callable[[R, R], R], field: Callable[[T], R]) -> Aggregate[T, R | None, R]: ...
+def reduce(function: Callable[[Any, Any], Any], field: Field = None) -> Aggregate[Any, Any, Any]:
+    """All values put together by `function(so_far, value)`, starting from the first.
+
+    Args:
+        function: Must be associative: sessions are merged by it, too. Must not return None.
+        field: What to read.
+    """
+    return Reduce(function, field)
+
+
+@overload
+def fold(
+    init: Callable[[], A],
+    step: Callable[[A, Any], A],
+    field: str,
+    *,
+    merge: Callable[[A, A], A] | None = None,
+) -> Aggregate[object, A, A]: ...
+@overload
+def fold(
+    init: Callable[[], A],
+    step: Callable[[A, Any], A],
+    field: str,
+    *,
+    merge: Callable[[A, A], A] | None = None,
+    result: Callable[[A], R],
+) -> Aggregate[object, A, R]: ...
+@overload
+def fold(
+    init: Callable[[], A],
+    step: Callable[[A, T], A],
+    *,
+    merge: Callable[[A, A], A] | None = None,
+) -> Aggregate[T, A, A]: ...
+@overload
+def fold(
+    init: Callable[[], A],
+    step: Callable[[A, T], A],
+    *,
+    merge: Callable[[A, A], A] | None = None,
+    result: Callable[[A], R],
+) -> Aggregate[T, A, R]: ...
+def fold(
+    init: Callable[[], Any],
+    step: Callable[[Any, Any], Any],
+    field: str | None = None,
+    *,
+    merge: Callable[[Any, Any], Any] | None = None,
+    result: Callable[[Any], Any] | None = None,
+) -> Aggregate[Any, Any, Any]:
+    """An aggregate of your own from functions; a subclass of `Aggregate` can do more.
+
+    Args:
+        init: Makes the accumulator of a window without rows: `list`, `lambda: {"n": 0}`.
+        step: Takes the accumulator and a value, which may be None; returns the accumulator. It
+            may change and return the one it is given.
+        field: Name of what to read; the value itself by default.
+        merge: Puts together the accumulators of two sessions, the earlier one first. Session
+            windows need it.
+        result: Takes the accumulator, returns what the window says. By default the accumulator.
+    """
+    return Fold(init, step, field, merge=merge, result=result)
+
+
+def _order(by: str | Callable[[Any], object], what: str) -> str | Callable[[Any], object]:
+    require_readable(by, f"agg.{what}(): by")
+    return by

@@ -24,6 +24,8 @@ one tie the function's argument to the stream's type; here it can be any."""
 
 def field_getter(field: Field, values: Sequence[object]) -> Callable[[object], object] | None:
     """The function that reads `field` of each of `values`; None for the value itself."""
+    if isinstance(field, FieldPair):
+        return field.getter(values)
     if not isinstance(field, str):
         return field
     types = set(map(type, values))
@@ -32,6 +34,38 @@ def field_getter(field: Field, values: Sequence[object]) -> Callable[[object], o
     if any(issubclass(one, Mapping) for one in types):
         return _MixedGetter(field)
     return attrgetter(field)
+
+
+class FieldPair:
+    """Two fields read at once, as a tuple; for aggregates that look at one and keep the other.
+
+    Args:
+        first: The one that is looked at.
+        second: The one that is kept.
+    """
+
+    def __init__(self, first: Field, second: Field) -> None:
+        self.first = first
+        self.second = second
+
+    def __call__(self, value: object) -> tuple[object, object]:
+        """Both, of one value."""
+        return self.getter((value,))(value)
+
+    def getter(self, values: Sequence[object]) -> Callable[[object], tuple[object, object]]:
+        """The function that reads both of each of `values`: one call in C where both are names."""
+        first, second = self.first, self.second
+        if isinstance(first, str) and isinstance(second, str):
+            types = set(map(type, values))
+            if types == {dict}:
+                return itemgetter(first, second)  # type: ignore[return-value]  # every value is a dict
+            if not any(issubclass(one, Mapping) for one in types):
+                return attrgetter(first, second)
+        one, other = field_getter(first, values), field_getter(second, values)
+        return lambda value: (
+            value if one is None else one(value),
+            value if other is None else other(value),
+        )
 
 
 class _MixedGetter:
@@ -63,6 +97,13 @@ def require_field(value_type: object, name: str, what: str) -> None:
         )
 
 
+def field_names(field: Field) -> list[str]:
+    """The names by which `field` reads a value, as far as they are known without calling it."""
+    if isinstance(field, FieldPair):
+        return field_names(field.first) + field_names(field.second)
+    return [field] if isinstance(field, str) else []
+
+
 def require_function(function: object, what: str) -> None:
     """Refuse what cannot be called, where it is declared and not at the first row.
 
@@ -86,7 +127,7 @@ def require_readable(field: object, what: str) -> None:
         )
 
 
-def describe(field: Field) -> str:
+def describe(field: str | Callable[..., object] | None) -> str:
     """A field in words that stay the same when unrelated code moves; part of the plan's identity.
 
     A lambda has no name, so the names and the text it uses stand for it: fields are read by
@@ -95,6 +136,8 @@ def describe(field: Field) -> str:
     """
     if field is None or isinstance(field, str):
         return repr(field) if field else "value"
+    if isinstance(field, FieldPair):
+        return f"{describe(field.second)}, by={describe(field.first)}"
     name = getattr(field, "__qualname__", None) or type(field).__qualname__
     name = name.rsplit("<locals>.", 1)[-1]
     if isinstance(field, FunctionType) and field.__name__ == "<lambda>":

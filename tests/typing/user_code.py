@@ -6,12 +6,20 @@ type checker must notice: `warn_unused_ignores` complains when it does not.
 
 from __future__ import annotations
 
-from typing import assert_type
+from typing import Any, assert_type
 
 import msgspec
 
 import millstream
-from millstream.processor import KeyedStream, Pipeline, SourceStream, Stream, agg, tumbling
+from millstream.processor import (
+    Aggregate,
+    KeyedStream,
+    Pipeline,
+    SourceStream,
+    Stream,
+    agg,
+    tumbling,
+)
 
 
 class Order(msgspec.Struct):
@@ -61,3 +69,39 @@ def types_flow_through_a_pipeline() -> None:
     totals = keyed.window(tumbling("1m")).agg(n=agg.count(), total=agg.sum("amount"))
     totals.to("totals")
     totals.late.to("orders.late")
+
+
+def aggregates_know_what_they_take_and_give() -> None:
+    assert_type(agg.sum("amount"), Aggregate[object, float, float])
+    assert_type(agg.mean("amount").result([2, 3.0]), float | None)
+    assert_type(agg.variance("amount").result([0, 0.0, 0.0]), float | None)
+    assert_type(agg.stddev("amount", population=True).result([0, 0.0, 0.0]), float | None)
+    assert_type(agg.quantile(0.99, "amount").result([{}, {}, {}]), float | None)
+    assert_type(agg.distinct("user").result({}), int)
+    assert_type(agg.max(_amount), Aggregate[Order, float, float])
+    assert_type(agg.first(_user, by="ts"), Aggregate[Order, Any, str])
+    assert_type(agg.last(_user), Aggregate[Order, Any, str])
+    assert_type(agg.collect(_user, limit=10), Aggregate[Order, list[str], list[str]])
+    assert_type(agg.top_k(3, _user, by="amount"), Aggregate[Order, list[Any], list[str]])
+    assert_type(agg.reduce(_larger, _amount), Aggregate[Order, float | None, float])
+    assert_type(agg.fold(int, _count), Aggregate[Order, int, int])
+    assert_type(agg.fold(int, _count, result=str), Aggregate[Order, int, str])
+    agg.collect("user")  # type: ignore[call-overload]
+    agg.top_k("user")  # type: ignore[call-overload]
+    agg.fold(str, _count)  # type: ignore[misc]
+
+
+def _user(order: Order) -> str:
+    return order.user
+
+
+def _amount(order: Order) -> float:
+    return order.amount
+
+
+def _larger(left: float, right: float) -> float:
+    return max(left, right)
+
+
+def _count(count: int, order: Order) -> int:
+    return count + 1
