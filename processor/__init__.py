@@ -7,21 +7,27 @@ It uses the public names of `millstream` alone.
 
 from . import agg
 from .agg import Aggregate
+from .calendar_windows import CalendarWindows, daily
+from .count_windows import CountWindows, counting
 from .pipeline import Pipeline
 from .plan import Plan
 from .runtime import Metrics
+from .sessions import SessionWindows, session
 from .stream import KeyedStream, SourceStream, Stream, WindowedStream, WindowResults
 from .testkit import Row, TestOutput
 from .windows import FixedWindows, Windowed, hopping, tumbling
 
 __all__ = [
     "Aggregate",
+    "CalendarWindows",
+    "CountWindows",
     "FixedWindows",
     "KeyedStream",
     "Metrics",
     "Pipeline",
     "Plan",
     "Row",
+    "SessionWindows",
     "SourceStream",
     "Stream",
     "TestOutput",
@@ -29,6 +35,9 @@ __all__ = [
     "Windowed",
     "WindowedStream",
     "agg",
+    "counting",
+    "daily",
     "hopping",
+    "session",
     "tumbling",
 ]

@@ -96,6 +96,10 @@ class FixedWindows:
         """The greatest window end at or before `progress_ms`: it and all before it are past."""
         return self.next_end(progress_ms) - self.slide_ms
 
+    def start_of(self, end_ms: int) -> int:
+        """The start of the window that ends at `end_ms`. May lie before int64."""
+        return end_ms - self.size_ms
+
     def __str__(self) -> str:
         text = f"tumbling {duration_text(self.size_ms)}"
         if self.overlapping:
