@@ -52,7 +52,8 @@ HAS_HEADERS: Final = 16
 OFFSET_DELTAS: Final = 32
 CONTROL: Final = 64
 APPEND_TIME: Final = 128
-KNOWN_FLAGS: Final = 255
+CLEANED: Final = 256
+KNOWN_FLAGS: Final = 511
 
 # --- segment header ------------------------------------------------------------------------------
 
@@ -60,12 +61,39 @@ SEGMENT_MAGIC: Final = b"\x93MSG\r\n\x1a\n"
 SEGMENT_HEADER_BYTES: Final = 128
 SEGMENT_MAJOR: Final = 1
 SEGMENT_MINOR: Final = 0
-KNOWN_INCOMPATIBLE: Final = 0
+REWRITTEN: Final = 1
+"""Feature bit: a rewrite header follows the segment header."""
+KNOWN_INCOMPATIBLE: Final = REWRITTEN
 KNOWN_READ_ONLY_COMPATIBLE: Final = 0
+REWRITTEN_DATA_START: Final = 256
+"""Where the first batch of a rewritten segment starts: behind both of its headers."""
 
 _SEGMENT_FIELDS: Final = struct.Struct("<8sHHIII16sQQQqQQQq16s")
 _U64: Final = struct.Struct("<Q")
 _SEGMENT_RESERVED: Final = bytes(16)
+_REWRITE_FIELDS: Final = struct.Struct("<QQQQQQqqQ48s")
+_REWRITE_RESERVED: Final = bytes(48)
+
+
+class Rewrite(NamedTuple):
+    """Bytes 128 to 256 of a segment that compaction wrote: what it stands for."""
+
+    end_offset: int
+    """One past the last offset it covers."""
+    data_bytes: int
+    """Size of the file."""
+    last_hash: int
+    """`header_hash` of its last batch."""
+    last_sequence: int
+    """Sequence of its last batch."""
+    replaced_uid: int
+    """The segment behind it names this as `previous_segment_uid`."""
+    replaced_hash: int
+    """And this as `previous_hash`."""
+    rewritten_ms: int
+    cleaned_ms: int
+    """Lowest `cleaned_ms` of its batches, 0 if none has one."""
+    record_count: int
 
 
 class SegmentHeader(NamedTuple):
@@ -93,6 +121,18 @@ class SegmentHeader(NamedTuple):
     compatible: int = 0
     header_hash: int = 0
     """Filled in by `parse_segment_header`; ignored by `encode_segment_header`."""
+    rewrite: Rewrite | None = None
+    """Filled in by `parse_segment_header` if it is REWRITTEN."""
+
+    @property
+    def data_start(self) -> int:
+        """Position of the first batch."""
+        return REWRITTEN_DATA_START if self.incompatible & REWRITTEN else SEGMENT_HEADER_BYTES
+
+    @property
+    def link_uid(self) -> int:
+        """What the segment behind it names as `previous_segment_uid`."""
+        return self.rewrite.replaced_uid if self.rewrite else self.segment_uid
 
 
 def encode_segment_header(header: SegmentHeader) -> tuple[bytes, int]:
@@ -121,11 +161,17 @@ def encode_segment_header(header: SegmentHeader) -> tuple[bytes, int]:
     return fields + _U64.pack(header_hash), header_hash
 
 
+def encode_rewrite(rewrite: Rewrite, segment_uid: int) -> bytes:
+    """The 128 bytes that follow the header of a rewritten segment."""
+    fields = _REWRITE_FIELDS.pack(*rewrite, _REWRITE_RESERVED)
+    return fields + _U64.pack(xxh3_64_intdigest(fields, segment_uid))
+
+
 def parse_segment_header(buffer: Buffer, *, for_write: bool = False) -> SegmentHeader:
     """Check and decode the first bytes of a segment file.
 
     Args:
-        buffer: At least 128 bytes; what follows is ignored.
+        buffer: At least 128 bytes, or 256 if the segment is rewritten; what follows is ignored.
         for_write: Refuse also the features that only a reader may ignore.
 
     Raises:
@@ -151,7 +197,29 @@ def parse_segment_header(buffer: Buffer, *, for_write: bool = False) -> SegmentH
         raise FormatVersionError(f"segment uses unknown features 0x{unknown:x}")
     if fields[15] != _SEGMENT_RESERVED or fields[7] == 0 or fields[9] > OFFSET_MAX:
         raise CorruptSegmentError("segment header holds impossible values")
-    return SegmentHeader._make((*fields[6:15], *fields[1:6], header_hash))
+    rewrite = _parse_rewrite(buffer, fields[7], fields[9]) if incompatible & REWRITTEN else None
+    return SegmentHeader._make((*fields[6:15], *fields[1:6], header_hash, rewrite))
+
+
+def _parse_rewrite(buffer: Buffer, segment_uid: int, base_offset: int) -> Rewrite:
+    if len(buffer) < REWRITTEN_DATA_START:
+        raise CorruptSegmentError(f"rewrite header cut at {len(buffer)} of 256 bytes")
+    *fields, reserved = _REWRITE_FIELDS.unpack_from(buffer, SEGMENT_HEADER_BYTES)
+    stored = _U64.unpack_from(buffer, REWRITTEN_DATA_START - 8)[0]
+    hashed = buffer[SEGMENT_HEADER_BYTES : REWRITTEN_DATA_START - 8]
+    if xxh3_64_intdigest(hashed, segment_uid) != stored:
+        raise CorruptSegmentError("rewrite header fails its checksum")
+    rewrite = Rewrite._make(fields)
+    # It covers at least one offset, so it holds at least one batch.
+    if (
+        reserved != _REWRITE_RESERVED
+        or not base_offset < rewrite.end_offset <= OFFSET_MAX + 1
+        or rewrite.data_bytes < REWRITTEN_DATA_START + BATCH_HEADER_BYTES
+        or rewrite.data_bytes % ALIGNMENT_BYTES
+        or rewrite.replaced_uid == 0
+    ):
+        raise CorruptSegmentError("rewrite header holds impossible values")
+    return rewrite
 
 
 # --- batch header --------------------------------------------------------------------------------
@@ -164,7 +232,7 @@ BATCH_HEADER_BYTES: Final = 192
 BATCH_HASHED_BYTES: Final = 184
 BATCH_HEADER_BYTES_MAX: Final = 4096
 
-BATCH_FIELDS: Final = struct.Struct("<IBBHQQIIIIqqqQIIIIQQQQqIIQIIQIIQQ")
+BATCH_FIELDS: Final = struct.Struct("<IBBHQQIIIIqqqQIIIIQQQQqIIQIIQIIQq")
 """Bytes 0 to 184 of the header; the hash over them follows."""
 _BATCH_HEADER: Final = struct.Struct(BATCH_FIELDS.format + "Q")
 
@@ -213,6 +281,8 @@ class BatchHeader(NamedTuple):
     """Running maximum timestamp of the partition before this batch, or NO_TIMESTAMP."""
     sections: tuple[Section, Section, Section]
     """A: timestamps, offset deltas and keys. B: values. C: headers."""
+    cleaned_ms: int
+    """With CLEANED: since when tombstones here have nothing left to hide; else 0."""
     header_hash: int
 
     @property
@@ -260,9 +330,14 @@ def parse_header(buffer: Buffer, position: int, segment_uid: int) -> BatchHeader
     if fields[9] & ~KNOWN_FLAGS:
         raise FormatVersionError(f"batch uses unknown flags 0x{fields[9] & ~KNOWN_FLAGS:x}")
     sections = (Section(*fields[23:26]), Section(*fields[26:29]), Section(*fields[29:32]))
-    header = BatchHeader._make((*fields[1:17], *fields[18:23], sections, fields[33]))
+    header = BatchHeader._make((*fields[1:17], *fields[18:23], sections, *fields[32:]))
     reason = (
-        ("reserved bytes are not zero" if fields[17] or fields[32] else None)
+        ("reserved bytes are not zero" if fields[17] else None)
+        or (
+            "reserved bytes and the flag of a cleaning disagree"
+            if bool(fields[9] & CLEANED) != bool(fields[32])
+            else None
+        )
         or _offsets_fault(header)
         or _sections_fault(header)
     )

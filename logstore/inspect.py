@@ -7,20 +7,28 @@ goes on, so one bad spot does not hide another. What recovery makes of damage is
 
 from __future__ import annotations
 
+import errno
 import os
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .batch import decode_batch, verify_body
 from .engine import Engine
-from .errors import CorruptBatchError, CorruptSegmentError, DataError, FormatVersionError
+from .errors import (
+    CorruptBatchError,
+    CorruptSegmentError,
+    DataError,
+    FormatVersionError,
+    StorageError,
+)
 from .format import (
     ALIGNMENT_BYTES,
     BATCH_HEADER_BYTES,
     BATCH_MAGIC_BYTES,
     CONTROL,
-    SEGMENT_HEADER_BYTES,
+    REWRITTEN_DATA_START,
     BatchHeader,
     SegmentHeader,
     parse_header,
@@ -28,7 +36,7 @@ from .format import (
 )
 from .log import Log
 from .record import Record
-from .segment import base_offset_of, read_segment_header, segment_path
+from .segment import segment_path
 from .storage import File, PosixStorage
 from .tail import Slot
 
@@ -105,7 +113,7 @@ def dump_segment(path: str | os.PathLike[str], *, records: bool = False) -> Segm
     file = storage.open(name, "r")
     try:
         size = file.size()
-        header = parse_segment_header(file.read(SEGMENT_HEADER_BYTES, 0))
+        header = parse_segment_header(file.read(REWRITTEN_DATA_START, 0))
     except (CorruptSegmentError, FormatVersionError) as error:
         file.close()
         return SegmentDump(name, None, error.message, iter(()), size)
@@ -119,7 +127,7 @@ def _dump_batches(
     file: File, segment: SegmentHeader, size: int, with_records: bool
 ) -> Iterator[BatchDump]:
     try:
-        for position, header, damage, length in _walk(file, segment, SEGMENT_HEADER_BYTES, size):
+        for position, header, damage, length in _walk(file, segment, segment.data_start, size):
             records: list[Record] = []
             problem = damage
             if header is not None and problem is None:
@@ -213,15 +221,14 @@ def verify(engine: Engine, topic: str | None = None) -> VerifyReport:
                     )
                 )
                 continue
-            _LogVerifier(engine, log, report).run()
+            _LogVerifier(log, report).run()
     return report
 
 
 class _LogVerifier:
     """Verifies one partition into a report."""
 
-    def __init__(self, engine: Engine, log: Log, report: VerifyReport) -> None:
-        self._storage = engine.storage
+    def __init__(self, log: Log, report: VerifyReport) -> None:
         self._log = log
         self._report = report
         self._path = ""
@@ -231,29 +238,46 @@ class _LogVerifier:
     def run(self) -> None:
         log = self._log
         end, active = log.slot[Slot.END_POSITION], log.slot[Slot.ACTIVE_BASE]
-        names = self._storage.list(log.directory)
-        for base in sorted(base for name in names if (base := base_offset_of(name)) is not None):
-            self._path = segment_path(log.directory, base)
-            self._report.segments += 1
+        bases, next_base = log.files.bases(), 0
+        while bases and next_base <= bases[-1]:
+            base = bases[bisect_left(bases, next_base)]
             try:
-                segment = read_segment_header(self._storage, log.directory, base)
-            except DataError as error:
-                self._found(error.message, 0)
+                covered = self._file(base, end if base == active else None)
+            except StorageError as error:
+                fresh = log.files.listed()
+                if error.errno != errno.ENOENT or fresh == bases:
+                    raise
+                # A compaction has put another in its place, or in that of one before it.
+                bases = fresh
+                next_base = max([*(each for each in bases if each <= base), 0])
                 self._expected = None
                 continue
+            next_base = max(base + 1, covered)
+
+    def _file(self, base: int, stop: int | None) -> int:
+        """Verify one segment up to `stop` or its end; up to where it stands for others too."""
+        log = self._log
+        self._path = segment_path(log.directory, base)
+        self._report.segments += 1
+        try:
+            file, segment = log.files.open(base)
+        except DataError as error:
+            self._found(error.message, 0)
+            self._expected = None
+            return 0
+        try:
             if self._expected is not None and self._expected != base:
                 self._found(f"records {self._expected} to {base} are missing", 0)
             self._expected = base
-            file = self._storage.open(self._path, "r")
-            try:
-                self._segment(file, segment, end if base == active else file.size())
-            finally:
-                file.close()
+            self._segment(file, segment, file.size() if stop is None else stop)
+        finally:
+            file.close()
+        return segment.rewrite.end_offset if segment.rewrite else 0
 
     def _segment(self, file: File, segment: SegmentHeader, stop: int) -> None:
         report = self._report
         link: int | None = segment.header_hash
-        walk = _walk(file, segment, SEGMENT_HEADER_BYTES, stop)
+        walk = _walk(file, segment, segment.data_start, stop)
         for position, header, damage, size in walk:
             if header is None or damage is not None:
                 self._found(damage or "not a batch", position)
@@ -267,6 +291,9 @@ class _LogVerifier:
             report.records += header.record_count
             report.data_bytes += size
             self._expected, link = header.next_offset, header.header_hash
+        rewrite = segment.rewrite
+        if rewrite and (self._expected, link) != (rewrite.end_offset, rewrite.last_hash):
+            self._found(f"the segment does not reach its end offset {rewrite.end_offset}", stop)
 
     def _misplaced(self, header: BatchHeader, link: int | None) -> str | None:
         if header.partition_uid != self._log.partition_uid:

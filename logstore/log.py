@@ -30,7 +30,7 @@ from .errors import (
 )
 from .format import APPEND_TIME, SEGMENT_HEADER_BYTES, SegmentHeader
 from .group_commit import GroupCommit
-from .recovery import PartitionFacts, examine, repair, rewrite_unsynced
+from .recovery import examine, repair, rewrite_unsynced
 from .segment import (
     TEMPORARY_SUFFIX,
     create_segment,
@@ -38,6 +38,7 @@ from .segment import (
     read_segment_header,
     segment_path,
 )
+from .segment_chain import PartitionFacts
 from .segment_list import SegmentList
 from .storage import File
 from .tail import (
@@ -202,6 +203,11 @@ class Log:
         self.files.indexes.clear()
         if not found.segments:
             end = self._create_locked(found.end, None, 0)
+            file_bytes = SEGMENT_HEADER_BYTES
+        elif rewrite := found.segments[-1][1].rewrite:
+            # What followed was torn off, and nothing is ever written to a rewritten segment.
+            end = found.end._replace(previous_hash=rewrite.replaced_hash)
+            end = self._create_locked(end, found.segments[-1][1], rewrite.data_bytes)
             file_bytes = SEGMENT_HEADER_BYTES
         else:
             end, file_bytes = found.end, found.file_bytes
@@ -441,7 +447,7 @@ class Log:
             partition_uid=self.partition_uid,
             base_offset=end.next_offset,
             created_ms=self._c.clock.now_ms(),
-            previous_segment_uid=previous.segment_uid if previous else 0,
+            previous_segment_uid=previous.link_uid if previous else 0,
             previous_hash=end.previous_hash,
             previous_bytes=previous_bytes,
             prior_max_timestamp_ms=end.max_timestamp_ms,

@@ -29,7 +29,6 @@ from .format import (
     BATCH_HEADER_BYTES,
     BATCH_MAGIC_BYTES,
     CONTROL,
-    SEGMENT_HEADER_BYTES,
     BatchHeader,
     SegmentHeader,
     parse_header,
@@ -125,8 +124,7 @@ class PartitionCursor:
         """Open the segment of the scan offset and find the batch it lies in."""
         log = self.log
         try:
-            base, position = log.files.locate(self._scan_offset)
-            self._file, self._segment = log.files.open(base)
+            self._file, self._segment, position = log.files.open_at(self._scan_offset)
         except StorageError:
             # Retention may have removed the file since it was listed.
             if self._scan_offset < log.start_offset:
@@ -182,8 +180,11 @@ class PartitionCursor:
         try:
             return parse_header(self._chunk, at, self._segment.segment_uid)
         except DataError as error:
-            if self.log.files.base_of(self._scan_offset) != self._segment.base_offset:
+            files = self.log.files
+            if files.base_of(self._scan_offset) != self._segment.base_offset:
                 return None  # behind the end of a sealed segment: what a crash left, no record
+            if files.replaced(self._segment):
+                return None  # the same, or damage: a rewritten segment goes on from here
             raise self._at(error) from None
 
     def _read(self, length: int, position: int) -> bytes:
@@ -237,15 +238,16 @@ class PartitionCursor:
         self._scan_offset = header.next_offset
 
     def _next_segment(self) -> None:
-        assert self._segment is not None
-        base = self.log.files.base_of(self._scan_offset)
-        if base == self._segment.base_offset:
+        segment = self._segment
+        assert segment is not None
+        files = self.log.files
+        same = files.base_of(self._scan_offset) == segment.base_offset
+        if same and not files.replaced(segment):
             raise self._at(
                 CorruptBatchError("a record below the log end is missing; restore the segment")
             )
         self._close_file()
-        self._file, self._segment = self.log.files.open(base)
-        self._position = SEGMENT_HEADER_BYTES
+        self._open()
 
     def _at(self, error: DataError) -> DataError:
         log = self.log

@@ -17,8 +17,7 @@ watermark, because the operating system writes pages back in any order.
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .batch import verify_body
 from .catalog import LogCheckpoint
@@ -44,44 +43,22 @@ from .segment import (
     TEMPORARY_SUFFIX,
     base_offset_of,
     index_path,
-    read_segment_header,
     scan_headers,
     segment_path,
+)
+from .segment_chain import (
+    PartitionFacts,
+    Tear,
+    check_first,
+    check_links,
+    obsolete,
+    read_headers,
+    superseded,
 )
 from .storage import File, Storage
 from .tail import COUNTER_BITS
 
 PROBE_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionFacts:
-    """What is known about a partition before its files are looked at."""
-
-    directory: str
-    topic: str
-    partition: int
-    partition_uid: int
-    store_uid: bytes
-    start_offset: int
-    durable_offset: int
-    """Highest durable watermark known from outside the log: catalog and tail words."""
-    checkpoint: LogCheckpoint | None
-    generation: int | None = None
-    """The store's generation if nothing was written to the partition in it yet, else None."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tear:
-    """A torn write: everything from `position` of `segment_base` on, and all later segments."""
-
-    segment_base: int
-    position: int
-    reason: str
-    blank: bool
-    """The rest of the file is zero: nothing to save."""
-    header_torn: bool = False
-    """Not even the segment header is whole; the segment is made anew."""
 
 
 @dataclass(slots=True)
@@ -98,7 +75,8 @@ class Examination:
     tear: Tear | None = None
     later_segments: list[int] = field(default_factory=list)
     obsolete_segments: list[int] = field(default_factory=list)
-    """Wholly below the start offset: left over by an interrupted retention."""
+    """Left over by an interrupted retention, wholly below the start offset, or by an interrupted
+    compaction, inside what a rewritten segment covers."""
 
 
 def examine(storage: Storage, facts: PartitionFacts) -> Examination:
@@ -135,13 +113,12 @@ def _examine(storage: Storage, facts: PartitionFacts) -> Examination:
     bases = sorted(
         base for name in storage.list(facts.directory) if (base := base_offset_of(name)) is not None
     )
-    obsolete = [
-        base for base, following in itertools.pairwise(bases) if following <= facts.start_offset
-    ]
-    bases = bases[len(obsolete) :]
-    _check_first(facts, bases)
-    segments, tear = _read_headers(storage, facts, bases)
-    _check_links(storage, facts, segments)
+    gone = obsolete(storage, facts, bases)
+    bases = bases[len(gone) :]
+    check_first(facts, bases)
+    segments, tear = read_headers(storage, facts, bases)
+    gone += superseded(segments)
+    check_links(storage, facts, segments)
     if not segments:
         assert tear is not None
         return Examination(
@@ -149,91 +126,15 @@ def _examine(storage: Storage, facts: PartitionFacts) -> Examination:
             _fresh_position(tear.segment_base),
             0,
             tear=tear,
-            obsolete_segments=obsolete,
+            obsolete_segments=gone,
         )
     result = _scan(storage, facts, segments)
-    result.obsolete_segments = obsolete
+    result.obsolete_segments = gone
     if tear is not None:
         end = result.end
         result.tear = result.tear or Tear(end.segment_base, end.position, tear.reason, blank=True)
         result.later_segments.append(tear.segment_base)
     return result
-
-
-def _check_first(facts: PartitionFacts, bases: list[int]) -> None:
-    """The first segment must cover the start offset the catalog knows."""
-    if not bases:
-        if max(facts.durable_offset, facts.start_offset) > facts.start_offset or facts.checkpoint:
-            raise CorruptSegmentError(
-                f"all segments are missing; records up to {facts.durable_offset} were durable."
-                " Restore the directory from a backup",
-                path=facts.directory,
-                offset=facts.start_offset,
-            )
-        return
-    if bases[0] > facts.start_offset:
-        raise CorruptSegmentError(
-            f"the segments of records {facts.start_offset} to {bases[0]} are missing and no"
-            " retention removed them. Restore them from a backup",
-            path=segment_path(facts.directory, facts.start_offset),
-            offset=facts.start_offset,
-        )
-
-
-def _read_headers(
-    storage: Storage, facts: PartitionFacts, bases: list[int]
-) -> tuple[list[tuple[int, SegmentHeader]], Tear | None]:
-    """Headers of all segments; the last one may be torn if nothing durable was in it."""
-    segments: list[tuple[int, SegmentHeader]] = []
-    for base in bases:
-        path = segment_path(facts.directory, base)
-        try:
-            header = read_segment_header(storage, facts.directory, base)
-        except CorruptSegmentError as error:
-            # A fresh segment is made whole before its name exists, so only a disk that lost
-            # synced bytes or a copy cut short gets here; harmless while it held nothing durable.
-            if base != bases[-1] or base < facts.durable_offset or _holds_batches(storage, path):
-                raise
-            return segments, Tear(base, 0, error.message, blank=False, header_torn=True)
-        if header.partition_uid != facts.partition_uid or header.store_uid != facts.store_uid:
-            raise CorruptSegmentError(
-                "the segment belongs to another partition or store", path=path, position=0
-            )
-        segments.append((base, header))
-    if not segments:
-        return segments, Tear(facts.start_offset, 0, "no segment yet", True, header_torn=True)
-    return segments, None
-
-
-def _holds_batches(storage: Storage, path: str) -> bool:
-    """Whether anything that looks like a batch follows the (damaged) segment header."""
-    file = storage.open(path, "r")
-    try:
-        return BATCH_MAGIC_BYTES in file.read(PROBE_BYTES, SEGMENT_HEADER_BYTES)
-    finally:
-        file.close()
-
-
-def _check_links(
-    storage: Storage, facts: PartitionFacts, segments: list[tuple[int, SegmentHeader]]
-) -> None:
-    """Each segment names the one before it: a missing one leaves a hole, a foreign one a misfit."""
-    for (base, header), (following_base, following) in itertools.pairwise(segments):
-        path = segment_path(facts.directory, base)
-        if following.previous_segment_uid != header.segment_uid:
-            raise CorruptSegmentError(
-                f"the segment before offset {following_base} is missing or is not the one that"
-                f" was sealed there (found the segment of offset {base})",
-                path=segment_path(facts.directory, following_base),
-                offset=base,
-            )
-        size = storage.size(path)
-        if size < following.previous_bytes and following_base <= facts.durable_offset:
-            raise CorruptSegmentError(
-                f"the sealed segment has {size} of its {following.previous_bytes} bytes",
-                path=path,
-                position=size,
-            )
 
 
 def _fresh_position(base: int) -> LogCheckpoint:
@@ -245,7 +146,7 @@ def _start_of(segments: list[tuple[int, SegmentHeader]], index: int) -> LogCheck
     return LogCheckpoint(
         base,
         header.segment_uid,
-        SEGMENT_HEADER_BYTES,
+        header.data_start,
         base,
         header.header_hash,
         header.prior_max_timestamp_ms,
@@ -268,14 +169,22 @@ def _scan(
             size = file.size()
             began = state.position
             last = index + 1 == len(segments)
-            # Behind the end of a sealed segment there may be what a crash left of the zeros.
-            stop = size if last else min(size, segments[index + 1][1].previous_bytes)
-            state, damage, doubtful = _walk(file, stop, facts, header, state)
+            known = facts
+            if header.rewrite:
+                stop = min(size, header.rewrite.data_bytes)
+                # It was synced as a whole before it got its name.
+                known = replace(
+                    facts, durable_offset=max(facts.durable_offset, header.rewrite.end_offset)
+                )
+            else:
+                # Behind the end of a sealed segment there may be what a crash left of the zeros.
+                stop = size if last else min(size, segments[index + 1][1].previous_bytes)
+            state, damage, doubtful = _walk(file, stop, known, header, state)
             scanned += state.position - began
             if doubtful is not None:
                 unsynced.append((base, doubtful))
-            if damage is None and not last:
-                damage = _misfit(state, segments[index + 1], path)
+            if damage is None and (header.rewrite or not last):
+                damage = _misfit(state, header, segments[index + 1 : index + 2], path)
             if damage is not None:
                 found = _judge(storage, facts, segments[index:], state, damage)
                 found.segments = segments[: index + 1]
@@ -306,6 +215,13 @@ def _scan_start(
     if checkpoint is None:
         return 0, _start_of(segments, 0)
     for index, (base, header) in enumerate(segments):
+        rewrite = header.rewrite
+        if rewrite and base <= checkpoint.segment_base < rewrite.end_offset:
+            # All of it was durable. What is not known to be durable begins behind it.
+            if index + 1 == len(segments):
+                return index, _start_of(segments, index)
+            start = _start_of(segments, index + 1)
+            return index + 1, start._replace(sequence=rewrite.last_sequence)
         if base == checkpoint.segment_base:
             path = segment_path(facts.directory, base)
             if header.segment_uid != checkpoint.segment_uid:
@@ -400,13 +316,26 @@ def _leftover(file: File, size: int, state: LogCheckpoint) -> DataError | None:
 
 
 def _misfit(
-    state: LogCheckpoint, following: tuple[int, SegmentHeader], path: str
+    state: LogCheckpoint,
+    header: SegmentHeader,
+    following: list[tuple[int, SegmentHeader]],
+    path: str,
 ) -> DataError | None:
-    base, header = following
-    if state.next_offset == base and state.previous_hash == header.previous_hash:
+    """What is wrong where a segment that is walked to its end meets the one behind it."""
+    rewrite = header.rewrite
+    end = state.next_offset
+    expected, link = end, state.previous_hash
+    if rewrite:
+        expected, link = rewrite.end_offset, rewrite.replaced_hash
+    right = end == expected and (not rewrite or state.previous_hash == rewrite.last_hash)
+    if following:
+        base, next_header = following[0]
+        expected = base
+        right = right and end == base and link == next_header.previous_hash
+    if right:
         return None
     return CorruptBatchError(
-        f"the segment ends at offset {state.next_offset} but the next one starts at {base}",
+        f"the segment ends at offset {end} but the next one starts at {expected}",
         path=path,
         position=state.position,
     )
@@ -420,13 +349,15 @@ def _judge(
     damage: DataError,
 ) -> Examination:
     """Torn or corrupt? Ask every valid header after the damage for the watermark it knew."""
-    watermark = facts.durable_offset
+    # A rewritten segment was synced as a whole before it got its name.
+    rewritten = [header.rewrite.end_offset for _, header in rest if header.rewrite]
+    watermark = max([facts.durable_offset, *rewritten])
     blank = True
     file_bytes = state.position
     for number, (base, header) in enumerate(rest):
         file = storage.open(segment_path(facts.directory, base), "r")
         try:
-            begin = state.position if number == 0 else SEGMENT_HEADER_BYTES
+            begin = state.position if number == 0 else header.data_start
             known, only_zeros = _probe(file, begin, header.segment_uid, facts.partition_uid)
             if number == 0:
                 blank, file_bytes = only_zeros, file.size()

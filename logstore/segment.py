@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from .errors import CorruptBatchError, CorruptSegmentError, FormatVersionError
 from .format import (
     BATCH_HEADER_BYTES,
-    SEGMENT_HEADER_BYTES,
+    REWRITTEN_DATA_START,
     BatchHeader,
     SegmentHeader,
     encode_segment_header,
@@ -26,6 +26,8 @@ from .storage import File, Storage
 SEGMENT_SUFFIX = ".segment"
 INDEX_SUFFIX = ".index"
 TEMPORARY_SUFFIX = ".tmp"
+REWRITE_SUFFIX = ".segment.rewrite.tmp"
+"""Of a segment being rewritten; a recovery sweeps it as it does every temporary file."""
 QUARANTINE = "quarantine"
 OFFSET_DIGITS = 20
 SCAN_BYTES = 64 * 1024
@@ -43,6 +45,11 @@ def segment_path(directory: str, base_offset: int) -> str:
 def index_path(directory: str, base_offset: int) -> str:
     """Path of the index derived from that segment."""
     return f"{directory}/{base_offset:0{OFFSET_DIGITS}d}{INDEX_SUFFIX}"
+
+
+def rewrite_path(directory: str, base_offset: int) -> str:
+    """Path of what is being written to replace that segment."""
+    return f"{directory}/{base_offset:0{OFFSET_DIGITS}d}{REWRITE_SUFFIX}"
 
 
 def base_offset_of(name: str) -> int | None:
@@ -75,23 +82,28 @@ def create_segment(storage: Storage, directory: str, header: SegmentHeader) -> i
 
 
 def read_segment_header(storage: Storage, directory: str, base_offset: int) -> SegmentHeader:
-    """Read and check the header of a segment.
+    """Read and check the header of a segment; errors as `read_header`."""
+    file = storage.open(segment_path(directory, base_offset), "r")
+    try:
+        return read_header(file, base_offset)
+    finally:
+        file.close()
+
+
+def read_header(file: File, base_offset: int) -> SegmentHeader:
+    """Read and check the header of an open segment.
 
     Raises:
         CorruptSegmentError: damaged, or its base offset is not the one in its name.
         FormatVersionError: written by a newer version.
     """
-    path = segment_path(directory, base_offset)
-    file = storage.open(path, "r")
     try:
-        header = parse_segment_header(file.read(SEGMENT_HEADER_BYTES, 0))
+        header = parse_segment_header(file.read(REWRITTEN_DATA_START, 0))
     except (CorruptSegmentError, FormatVersionError) as error:
-        raise error.at(path=path, position=0, offset=base_offset) from None
-    finally:
-        file.close()
+        raise error.at(path=file.path, position=0, offset=base_offset) from None
     if header.base_offset != base_offset:
         raise CorruptSegmentError(
-            f"segment header says base offset {header.base_offset}", path=path, position=0
+            f"segment header says base offset {header.base_offset}", path=file.path, position=0
         )
     return header
 

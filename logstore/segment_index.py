@@ -14,14 +14,8 @@ from typing import Final
 from .errors import CorruptBatchError, FormatVersionError, StorageError
 from .format import SEGMENT_HEADER_BYTES, SegmentHeader
 from .index import SparseIndex
-from .segment import (
-    TEMPORARY_SUFFIX,
-    index_path,
-    read_segment_header,
-    scan_headers,
-    segment_path,
-)
-from .storage import Storage
+from .segment import TEMPORARY_SUFFIX, index_path, scan_headers
+from .storage import File, Storage
 
 CACHED_INDEXES_MAX: Final = 64
 """Sealed indexes kept in memory; one of a 64 MiB segment takes at most 400 KiB."""
@@ -38,7 +32,8 @@ class IndexCache:
         self._active_base = -1
         self._scanned = 0
         """Position in the active segment up to which `_active` is complete."""
-        self._sealed: OrderedDict[int, SparseIndex] = OrderedDict()
+        self._sealed: OrderedDict[int, tuple[int, SparseIndex]] = OrderedDict()
+        """By base offset: the uid of the segment, which changes when it is rewritten; its index."""
 
     def appended(
         self, base: int, base_offset: int, position: int, end_position: int, running_max_ms: int
@@ -55,26 +50,32 @@ class IndexCache:
         """Write the index file of the segment just sealed, if it is complete in memory."""
         with self._lock:
             if self._active_base == segment.base_offset and self._scanned == end_position:
-                self._write(segment, self._active, end_position)
+                self.write(segment, self._active, end_position)
 
-    def get(self, base: int, stop: int | None, *, write: bool) -> SparseIndex:
-        """The index of segment `base`.
+    def get(
+        self, file: File, header: SegmentHeader, stop: int | None, *, write: bool
+    ) -> SparseIndex:
+        """The index of a segment.
 
         Args:
-            base: Base offset of the segment.
+            file: The segment, open. Another may have taken its name since.
+            header: Its header.
             stop: Data end of the active segment, None for a sealed one.
             write: Whether a rebuilt index may be written to its file.
         """
+        base = header.base_offset
         with self._lock:
             if stop is not None:
-                return self._catch_up(base, stop)
-            index = self._sealed.get(base)
-            if index is None:
-                index = self._load(base) or self._rebuild(base, write=write)
-                self._sealed[base] = index
-                if len(self._sealed) > CACHED_INDEXES_MAX:
-                    self._sealed.popitem(last=False)
+                return self._catch_up(file, header, stop)
+            known = self._sealed.get(base)
+            if known is not None and known[0] == header.segment_uid:
+                self._sealed.move_to_end(base)
+                return known[1]
+            index = self._load(header, file.size()) or self._rebuild(file, header, write=write)
+            self._sealed[base] = header.segment_uid, index
             self._sealed.move_to_end(base)
+            if len(self._sealed) > CACHED_INDEXES_MAX:
+                self._sealed.popitem(last=False)
             return index
 
     def forget(self, base: int) -> None:
@@ -88,37 +89,19 @@ class IndexCache:
             self._sealed.clear()
             self._active_base = -1
 
-    def _catch_up(self, base: int, stop: int) -> SparseIndex:
+    def _catch_up(self, file: File, header: SegmentHeader, stop: int) -> SparseIndex:
+        base = header.base_offset
         if base != self._active_base or self._scanned > stop:
             self._active, self._active_base = SparseIndex(), base
-            self._scanned = SEGMENT_HEADER_BYTES
+            self._scanned = header.data_start
         if self._scanned < stop:
-            header = read_segment_header(self._storage, self._directory, base)
-            self._scanned, _ = self._scan(header, self._active, self._scanned, stop)
+            self._scanned, _ = _scan(file, header, self._active, self._scanned, stop)
         return self._active
 
-    def _scan(
-        self, header: SegmentHeader, index: SparseIndex, start: int, stop: int
-    ) -> tuple[int, bool]:
-        """Append the batches in [start, stop) to `index`; (end reached, all of it was valid)."""
-        file = self._storage.open(segment_path(self._directory, header.base_offset), "r")
-        end = start
-        try:
-            for position, batch in scan_headers(file, start, stop, header.segment_uid):
-                index.append(batch.base_offset, position, batch.running_max_timestamp_ms)
-                end = position + batch.total_bytes
-        except (CorruptBatchError, FormatVersionError):
-            # The index ends before the damage; whoever reads on gets the error with its place.
-            return end, False
-        finally:
-            file.close()
-        return end, True
-
-    def _load(self, base: int) -> SparseIndex | None:
-        path = index_path(self._directory, base)
+    def _load(self, header: SegmentHeader, size: int) -> SparseIndex | None:
+        path = index_path(self._directory, header.base_offset)
         if not self._storage.exists(path):
             return None
-        header = read_segment_header(self._storage, self._directory, base)
         try:
             file = self._storage.open(path, "r")
             try:
@@ -127,19 +110,16 @@ class IndexCache:
                 file.close()
         except (CorruptBatchError, StorageError):
             return None  # rebuilt: an index is derived data
-        size = self._storage.size(segment_path(self._directory, base))
         return index if index.end_position <= size else None
 
-    def _rebuild(self, base: int, *, write: bool) -> SparseIndex:
-        header = read_segment_header(self._storage, self._directory, base)
-        size = self._storage.size(segment_path(self._directory, base))
+    def _rebuild(self, file: File, header: SegmentHeader, *, write: bool) -> SparseIndex:
         index = SparseIndex()
-        end, whole = self._scan(header, index, SEGMENT_HEADER_BYTES, size)
+        end, whole = _scan(file, header, index, header.data_start, file.size())
         if write and whole:
-            self._write(header, index, end)
+            self.write(header, index, end)
         return index
 
-    def _write(self, segment: SegmentHeader, index: SparseIndex, end_position: int) -> None:
+    def write(self, segment: SegmentHeader, index: SparseIndex, end_position: int) -> None:
         """Write atomically but unsynced: after a crash it is whole, old or rejected by its hash."""
         path = index_path(self._directory, segment.base_offset)
         temporary = path + TEMPORARY_SUFFIX
@@ -153,3 +133,18 @@ class IndexCache:
             self._storage.rename(temporary, path)
         except StorageError:
             self._storage.remove(temporary)  # a full disk: the index is rebuilt when needed
+
+
+def _scan(
+    file: File, header: SegmentHeader, index: SparseIndex, start: int, stop: int
+) -> tuple[int, bool]:
+    """Append the batches in [start, stop) to `index`; (end reached, all of it was valid)."""
+    end = start
+    try:
+        for position, batch in scan_headers(file, start, stop, header.segment_uid):
+            index.append(batch.base_offset, position, batch.running_max_timestamp_ms)
+            end = position + batch.total_bytes
+    except (CorruptBatchError, FormatVersionError):
+        # The index ends before the damage; whoever reads on gets the error with its place.
+        return end, False
+    return end, True

@@ -1,20 +1,28 @@
 """The segments of one partition as files: which there are, and where an offset or a time lies.
 
-Follows what this and other processes roll and remove by the version word of the partition's slot.
+Follows what this and other processes roll, remove and rewrite by the version word of the
+partition's slot. A file once opened stays what it was: its name may stand for another by now.
 """
 
 from __future__ import annotations
 
+import errno
 import threading
 from bisect import bisect_right
 from collections.abc import Callable
 from itertools import pairwise
 
-from .errors import OffsetOutOfRangeError
-from .format import SEGMENT_HEADER_BYTES, BatchHeader, SegmentHeader
+from .errors import OffsetOutOfRangeError, StorageError
+from .format import BatchHeader, SegmentHeader
 from .index import SparseIndex
 from .retention import SegmentInfo
-from .segment import base_offset_of, read_segment_header, scan_headers, segment_path
+from .segment import (
+    base_offset_of,
+    read_header,
+    read_segment_header,
+    scan_headers,
+    segment_path,
+)
 from .segment_index import IndexCache
 from .storage import File, Storage
 from .tail import Slot
@@ -43,12 +51,23 @@ class SegmentList:
         version = self._slot()[Slot.SEGMENTS_VERSION]
         if version != self._version:
             with self._guard:
-                names = self._storage.list(self._directory)
-                self._bases = sorted(
-                    base for name in names if (base := base_offset_of(name)) is not None
-                )
+                self._bases = self._list()
                 self._version = version
         return self._bases
+
+    def listed(self) -> list[int]:
+        """As `bases`, looked up anew."""
+        with self._guard:
+            self._bases = self._list()
+            return self._bases
+
+    def _list(self) -> list[int]:
+        names = self._storage.list(self._directory)
+        return sorted(base for name in names if (base := base_offset_of(name)) is not None)
+
+    def _moved_on(self, error: StorageError, seen: list[int]) -> bool:
+        """Whether a segment is missing because it was removed or replaced since it was listed."""
+        return error.errno == errno.ENOENT and self.listed() != seen
 
     def base_of(self, offset: int) -> int:
         """Base offset of the segment that holds `offset`.
@@ -69,41 +88,115 @@ class SegmentList:
 
     def open(self, base: int) -> tuple[File, SegmentHeader]:
         """Open a segment for reading. The caller closes the file."""
-        header = read_segment_header(self._storage, self._directory, base)
-        return self._storage.open(segment_path(self._directory, base), "r"), header
+        file = self._storage.open(segment_path(self._directory, base), "r")
+        try:
+            return file, read_header(file, base)
+        except BaseException:
+            file.close()
+            raise
 
-    def index(self, base: int) -> SparseIndex:
+    def open_at(self, offset: int) -> tuple[File, SegmentHeader, int]:
+        """Open the segment that holds `offset`; also a position at or before its batch.
+
+        The caller closes the file.
+
+        Raises:
+            OffsetOutOfRangeError: Retention has removed it.
+        """
+        while True:
+            seen = self.bases()
+            base = self.base_of(offset)
+            try:
+                file, header = self.open(base)
+            except StorageError as error:
+                if not self._moved_on(error, seen):
+                    raise
+                continue
+            try:
+                if offset == base:
+                    return file, header, header.data_start
+                return file, header, self._index(file, header).find_offset(offset)
+            except BaseException:
+                file.close()
+                raise
+
+    def replaced(self, segment: SegmentHeader) -> bool:
+        """Whether the name of a segment that was opened stands for another one by now."""
+        try:
+            header = read_segment_header(self._storage, self._directory, segment.base_offset)
+        except StorageError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return True
+        return header.segment_uid != segment.segment_uid
+
+    def _index(self, file: File, header: SegmentHeader) -> SparseIndex:
         """The sparse index of a segment, brought up to the log end if the segment is active."""
         slot = self._slot()
         # The end first: a roll in between would give that of the next segment.
         end = slot[Slot.END_POSITION]
-        stop = end if base == slot[Slot.ACTIVE_BASE] else None
-        return self.indexes.get(base, stop, write=not self._storage.read_only)
+        stop = end if header.base_offset == slot[Slot.ACTIVE_BASE] else None
+        return self.indexes.get(file, header, stop, write=not self._storage.read_only)
 
-    def locate(self, offset: int) -> tuple[int, int]:
-        """(segment base, position) of an index entry at or before the batch with `offset`."""
-        base = self.base_of(offset)
-        return base, self.index(base).find_offset(offset)
+    def offset_before_time(self, timestamp_ms: int, start: int, end: int) -> int | None:
+        """The offset in [start, end) to search from for the first record at `timestamp_ms`.
 
-    def offset_at(self, base: int, position: int) -> int:
-        """Base offset of the batch whose header is at `position` of a segment."""
-        file, segment = self.open(base)
-        try:
-            for _, header in scan_headers(file, position, position + 1, segment.segment_uid):
-                return header.base_offset
-        finally:
-            file.close()
-        return base
+        None if no record in there has reached it. The index holds running maxima, so this is the
+        right place even where timestamps are out of order.
+        """
+        while True:
+            seen = self.bases()
+            try:
+                return self._offset_before_time(timestamp_ms, start, end)
+            except StorageError as error:
+                if not self._moved_on(error, seen):
+                    raise
+
+    def _offset_before_time(self, timestamp_ms: int, start: int, end: int) -> int | None:
+        for base, following in pairwise([*(base for base in self.bases() if base < end), end]):
+            if following <= start:
+                continue
+            file, header = self.open(base)
+            try:
+                position = self._index(file, header).find_timestamp(timestamp_ms)
+                if position is None:
+                    continue
+                first = base
+                stop = position + 1
+                for _, batch in scan_headers(file, position, stop, header.segment_uid):
+                    first = batch.base_offset
+                return max(start, first)
+            finally:
+                file.close()
+        return None
+
+    def headers(self) -> list[SegmentHeader]:
+        """The headers of all segments, oldest first."""
+        while True:
+            bases = self.bases()
+            headers: list[SegmentHeader] = []
+            covered = 0
+            try:
+                for base in bases:
+                    if base < covered:
+                        continue  # a compaction has just put another in its place
+                    header = read_segment_header(self._storage, self._directory, base)
+                    covered = header.rewrite.end_offset if header.rewrite else base
+                    headers.append(header)
+            except StorageError as error:
+                if not self._moved_on(error, bases):
+                    raise
+            else:
+                return headers
 
     def infos(self) -> list[SegmentInfo]:
         """All segments, oldest first."""
-        bases = self.bases()
-        headers = [read_segment_header(self._storage, self._directory, base) for base in bases]
+        headers = self.headers()
         infos = [
             SegmentInfo(
                 header.base_offset,
                 following.base_offset,
-                following.previous_bytes,
+                header.rewrite.data_bytes if header.rewrite else following.previous_bytes,
                 # It was sealed when the next one was created, so nothing in it is younger.
                 following.created_ms,
                 header.created_ms,
@@ -111,7 +204,7 @@ class SegmentList:
             )
             for header, following in pairwise(headers)
         ]
-        if bases:
+        if headers:
             slot, active = self._slot(), headers[-1]
             infos.append(
                 SegmentInfo(
@@ -128,12 +221,12 @@ class SegmentList:
     def _last_append_ms(self, active: SegmentHeader) -> int:
         slot = self._slot()
         end = slot[Slot.END_POSITION]
-        if end <= SEGMENT_HEADER_BYTES:
+        if end <= active.data_start:
             return active.created_ms
-        start = self.index(active.base_offset).find_offset(slot[Slot.LOG_END] - 1)
         file, segment = self.open(active.base_offset)
         last: BatchHeader | None = None
         try:
+            start = self._index(file, segment).find_offset(slot[Slot.LOG_END] - 1)
             for _, header in scan_headers(file, start, end, segment.segment_uid):
                 last = header
         finally:

@@ -240,23 +240,10 @@ def check_starts(engine: Engine, starts: Mapping[TopicPartition, int]) -> None:
 
 
 def _offset_at_time(engine: Engine, log: Log, timestamp_ms: int) -> int:
-    """Offset of the first record whose timestamp is not before `timestamp_ms`, else the end.
-
-    The index holds running maxima, so the first batch that may hold it is found at once even
-    where timestamps are out of order.
-    """
+    """Offset of the first record whose timestamp is not before `timestamp_ms`, else the end."""
     start, end = log.start_offset, log.visible_offset
-    bases = [base for base in log.files.bases() if base < end]
-    for number, base in enumerate(bases):
-        following = bases[number + 1] if number + 1 < len(bases) else end
-        if following <= start:
-            continue
-        position = log.files.index(base).find_timestamp(timestamp_ms)
-        if position is None:
-            continue
-        first = max(start, log.files.offset_at(base, position))
-        return _search(engine, log, first, timestamp_ms)
-    return end
+    first = log.files.offset_before_time(timestamp_ms, start, end)
+    return end if first is None else _search(engine, log, first, timestamp_ms)
 
 
 def _search(engine: Engine, log: Log, first: int, timestamp_ms: int) -> int:

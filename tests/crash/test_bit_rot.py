@@ -32,8 +32,9 @@ from millstream.batch import decode_batch
 from millstream.config import Compression
 from millstream.errors import CorruptBatchError, CorruptSegmentError, FormatVersionError
 from millstream.format import BATCH_HASHED_BYTES, SEGMENT_HEADER_BYTES
-from millstream.recovery import PartitionFacts, examine
+from millstream.recovery import examine
 from millstream.segment import scan_headers
+from millstream.segment_chain import PartitionFacts
 from millstream.storage import File, Storage
 from millstream.testing import MemoryStorage
 
@@ -385,7 +386,7 @@ def test_scenario_24_a_newer_version_is_not_taken_for_a_torn_write(number: int) 
     ("changes", "error"),
     [
         ({8: ("H", 2)}, FormatVersionError),
-        ({12: ("I", 1)}, FormatVersionError),
+        ({12: ("I", 2)}, FormatVersionError),
         ({104: ("Q", 1)}, CorruptSegmentError),
         ({56: ("Q", 3)}, CorruptSegmentError),
         ({40: ("Q", 0)}, CorruptSegmentError),

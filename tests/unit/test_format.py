@@ -14,6 +14,7 @@ from millstream.format import (
     BATCH_HEADER_BYTES,
     BATCH_MAGIC,
     BATCH_MAGIC_BYTES,
+    CLEANED,
     CODEC_LZ4,
     CONTROL,
     HAS_HEADERS,
@@ -22,10 +23,13 @@ from millstream.format import (
     NULL_KEYS,
     OFFSET_DELTAS,
     RECORD_COUNT_MAX,
+    REWRITTEN,
     SECTION_RAW_BYTES_MAX,
     SEGMENT_MAGIC,
     UNIFORM_TIMESTAMP,
+    Rewrite,
     SegmentHeader,
+    encode_rewrite,
     encode_segment_header,
     parse_header,
     parse_segment_header,
@@ -119,6 +123,58 @@ def test_segment_header_with_right_hash_and_impossible_values_is_damage() -> Non
         parse_segment_header(body + struct.pack("<Q", xxh3_64_intdigest(bytes(body))))
 
 
+REWRITE = Rewrite(
+    end_offset=20_000,
+    data_bytes=4096,
+    last_hash=7,
+    last_sequence=8,
+    replaced_uid=9,
+    replaced_hash=10,
+    rewritten_ms=11,
+    cleaned_ms=12,
+    record_count=13,
+)
+
+
+def rewritten_segment(**changes: int) -> bytes:
+    """Both headers of a rewritten segment, with right hashes."""
+    header = encode_segment_header(SEGMENT._replace(incompatible=REWRITTEN))[0]
+    return header + encode_rewrite(REWRITE._replace(**changes), UID)
+
+
+def test_rewrite_header_is_read_back() -> None:
+    header = parse_segment_header(rewritten_segment())
+
+    assert (REWRITE, 256, 9) == (header.rewrite, header.data_start, header.link_uid)
+    plain = parse_segment_header(encode_segment_header(SEGMENT)[0])
+    assert (None, 128, UID) == (plain.rewrite, plain.data_start, plain.link_uid)
+
+
+def test_any_bit_flipped_in_the_rewrite_header_is_found() -> None:
+    encoded = rewritten_segment()
+
+    for bit in range(8 * 128, 8 * 256):
+        broken = bytearray(encoded)
+        broken[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(CorruptSegmentError):
+            parse_segment_header(broken)
+
+
+def test_a_rewrite_header_that_is_cut_or_impossible_is_damage() -> None:
+    for length in range(128, 256):
+        with pytest.raises(CorruptSegmentError, match="cut"):
+            parse_segment_header(rewritten_segment()[:length])
+    for changes in (
+        {"end_offset": 12_345},
+        {"end_offset": (1 << 63) + 1},
+        {"data_bytes": 384},
+        {"data_bytes": 4097},
+        {"replaced_uid": 0},
+    ):
+        with pytest.raises(CorruptSegmentError, match="impossible"):
+            parse_segment_header(rewritten_segment(**changes))
+
+
 # --- batch header --------------------------------------------------------------------------------
 
 GOOD: dict[str, int] = {
@@ -154,7 +210,7 @@ GOOD: dict[str, int] = {
     "c_stored": 0,
     "c_raw": 0,
     "c_hash": 3,
-    "reserved_end": 0,
+    "cleaned_ms": 0,
 }
 
 
@@ -232,13 +288,19 @@ def test_header_length_is_bounded_before_it_is_used(header_bytes: int) -> None:
 def test_unknown_codec_and_flag_are_reported_as_newer() -> None:
     with pytest.raises(FormatVersionError, match="codec 3"):
         parse_header(batch_header(codec=3), 0, UID)
-    with pytest.raises(FormatVersionError, match="flags 0x100"):
-        parse_header(batch_header(flags=256 | UNIFORM_TIMESTAMP), 0, UID)
+    with pytest.raises(FormatVersionError, match="flags 0x200"):
+        parse_header(batch_header(flags=512 | UNIFORM_TIMESTAMP), 0, UID)
 
 
 def test_reserved_bytes_must_be_zero() -> None:
     refused("reserved", reserved=1)
-    refused("reserved", reserved_end=1)
+
+
+def test_the_time_of_a_cleaning_needs_its_flag() -> None:
+    refused("cleaning", cleaned_ms=1)
+    refused("cleaning", flags=UNIFORM_TIMESTAMP | CLEANED)
+    cleaned = batch_header(flags=UNIFORM_TIMESTAMP | CLEANED, cleaned_ms=1)
+    assert parse_header(cleaned, 0, UID).cleaned_ms == 1
 
 
 def test_counts_and_offsets_must_agree() -> None:

@@ -18,6 +18,7 @@ from millstream.format import (
     BATCH_MAGIC_BYTES,
     NO_TIMESTAMP,
     BatchHeader,
+    Rewrite,
     SegmentHeader,
     encode_segment_header,
     parse_segment_header,
@@ -71,7 +72,19 @@ def test_batch_header_table_names_the_fields_of_the_code_in_order() -> None:
 def test_segment_header_table_names_the_fields_of_the_code() -> None:
     fields = {field for _, field, _ in table("Segment header")}
 
-    assert fields - {"magic", "reserved"} == set(SegmentHeader._fields)
+    assert fields - {"magic", "reserved"} == set(SegmentHeader._fields) - {"rewrite"}
+
+
+def test_rewrite_header_table_names_the_fields_of_the_code_in_order() -> None:
+    rows = table("Rewritten segments")
+    fields = tuple(field for _, field, _ in rows if field not in {"reserved", "rewrite_hash"})
+
+    assert fields == Rewrite._fields
+    end = layout.SEGMENT_HEADER_BYTES
+    for offset, field, length in rows:
+        assert (field, offset) == (field, end)
+        end = offset + length
+    assert end == layout.REWRITTEN_DATA_START
 
 
 def test_flag_table_lists_every_flag_with_its_number() -> None:

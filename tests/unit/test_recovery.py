@@ -13,7 +13,8 @@ from simulated_stores import abandon, log_of, open_quietly
 
 from millstream import Store
 from millstream.errors import CorruptBatchError, CorruptSegmentError, DataError
-from millstream.recovery import Examination, PartitionFacts, examine, repair, rewrite_unsynced
+from millstream.recovery import Examination, examine, repair, rewrite_unsynced
+from millstream.segment_chain import PartitionFacts
 from millstream.tail import COUNTER_BITS
 from millstream.testing import MemoryStorage
 
