@@ -20,7 +20,7 @@ from .settings import settings
 EXIT_CORRUPT = 4
 
 _CODECS = {0: "none", 1: "lz4", 2: "zstd"}
-_FINDING_COLUMNS = ("topic", "partition", "path", "position", "offset", "problem")
+_FINDING_COLUMNS = ("kind", "topic", "partition", "path", "position", "offset", "problem")
 
 
 @click.command(
@@ -156,25 +156,30 @@ def _record_document(record: Record, with_data: bool) -> dict[str, object]:
 @click.command(
     cls=Command,
     short_help="Check every byte of the store, or of a topic.",
-    epilog=examples("millstream verify", "millstream verify orders --json"),
+    epilog=examples("millstream verify", "millstream verify orders --deep --json"),
 )
 @click.argument("topic", required=False, shell_complete=complete_topic)
+@click.option("--deep", is_flag=True, help="Check every byte, and that every record decodes.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def verify(topic: str | None, as_json: bool) -> int:
-    """Check every byte of TOPIC, or of the whole store: hashes, links, offsets and columns.
+def verify(topic: str | None, deep: bool, as_json: bool) -> int:
+    """Check TOPIC, or the whole store and its catalog: headers, links, offsets, sizes, indexes.
 
-    Findings go to stdout with topic, partition, file, position and offset; none means that every
-    record can be read. Nothing is repaired. Exit code 4 if something was found.
+    Findings go to stdout with topic, partition, file, position and offset. With --deep, none means
+    that every record can be read. Torn tails and indexes that have to be built again are notes:
+    they cost no record and go away by themselves. Nothing is repaired. Exit code 4 if there are
+    findings.
     """
     current = settings()
     with current.open(read_only=True) as store:
-        report = store.verify(topic)
+        report = store.verify(topic, deep=deep)
     mode = "json" if as_json and current.mode != "jsonl" else current.mode
     findings: list[dict[str, Cell]] = [finding._asdict() for finding in report.findings]
+    notes: list[dict[str, Cell]] = [note._asdict() for note in report.notes]
     if mode == "json":
-        print_document({"ok": report.ok, **_counts(report), "findings": findings}, mode)
-    elif findings or mode != "table":
-        print_rows("findings", findings, _FINDING_COLUMNS, mode)
+        lists = {"findings": findings, "notes": notes}
+        print_document({"ok": report.ok, "deep": deep, **_counts(report), **lists}, mode)
+    elif findings or notes or mode != "table":
+        print_rows("findings", [*findings, *notes], _FINDING_COLUMNS, mode)
     counts = ", ".join(
         f"{value} {name.replace('_', ' ')}" for name, value in _counts(report).items()
     )

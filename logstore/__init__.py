@@ -44,13 +44,7 @@ from .errors import (
     UsageError,
 )
 from .groups import GroupInfo, GroupMember, OffsetChange, PartitionLag, ResetPlan
-from .inspect import (
-    BatchDump,
-    SegmentDump,
-    VerifyFinding,
-    VerifyReport,
-    dump_segment,
-)
+from .inspect import BatchDump, SegmentDump, dump_segment
 from .positions import (
     Position,
     datetime_to_ms,
@@ -68,6 +62,7 @@ from .scan import Scan
 from .store import Store, open_store
 from .topics import OffsetRange
 from .transaction import Ownership, Transaction
+from .verify import VerifyFinding, VerifyReport
 
 __version__ = "0.1.0"
 

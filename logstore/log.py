@@ -129,13 +129,13 @@ class Log:
         The words of a live writer are used if they fit the files; otherwise the end is what a
         recovery would find, a torn tail left in place.
         """
-        if self._words_fit():
+        if self.words_fit():
             return
         facts = self.facts()
         try:
             found = examine(self._c.storage, facts)
         except MillstreamError:
-            if self._words_fit():
+            if self.words_fit():
                 return  # a writer has come up meanwhile and changed the files
             raise
         start = facts.start_offset
@@ -151,12 +151,13 @@ class Log:
         if self._live_slot is not None:
             private = self.slot
             self.slot = self._live_slot = self._c.tail.slot(self.slot_number)
-            if self._words_fit():
+            if self.words_fit():
                 self._live_slot = None
             else:
                 self.slot = private
 
-    def _words_fit(self) -> bool:
+    def words_fit(self) -> bool:
+        """Whether the tail words are those of a live writer, or of one that closed just now."""
         tail, slot = self._c.tail, self.slot
         if not tail.usable or slot[Slot.GENERATION] != tail.get("generation"):
             return False

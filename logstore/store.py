@@ -22,7 +22,6 @@ from .consumer import Consumer
 from .engine import Engine
 from .errors import UsageError
 from .groups import GroupInfo, PartitionLag, Place, ResetPlan
-from .inspect import VerifyReport, verify
 from .memory import MemoryStorage
 from .positions import Position
 from .producer import Producer
@@ -33,6 +32,7 @@ from .scan import Scan
 from .storage import PosixStorage, Storage
 from .topics import OffsetRange
 from .transaction import AnonymousOwners, Ownership, Transaction, own
+from .verify import VerifyReport, verify
 
 MEMORY = ":memory:"
 
@@ -370,14 +370,15 @@ class Store:
         """Remove what the topics' configuration no longer keeps; also done in the background."""
         return topics.retain_all(self._engine, dry_run=dry_run)
 
-    def verify(self, topic: str | None = None) -> VerifyReport:
-        """Check every batch of one topic or of all; nothing is changed, see `VerifyReport`.
+    def verify(self, topic: str | None = None, *, deep: bool = False) -> VerifyReport:
+        """Check one topic, or all and the catalog; changes nothing, see `VerifyReport`.
 
-        On a store open for writing a torn tail has been repaired before it can be seen; open it
-        read-only to look at it as it is.
+        Checks the headers, links and sizes of all segments and batches and what is derived from
+        them, and with `deep` every hash and length of every record. On a store open for writing
+        a torn tail has been repaired before it can be seen; open it read-only to look at it as
+        it is.
         """
-        self._engine.ensure_open()
-        return verify(self._engine, topic)
+        return verify(self._engine, topic, deep=deep)
 
     # --- groups --------------------------------------------------------------------------------
 

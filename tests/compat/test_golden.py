@@ -64,7 +64,7 @@ def test_golden_store_reads_the_same(golden: tuple[Path, dict[str, object]]) -> 
     path, expected = golden
     with millstream.open(path) as store:
         assert content(store) == expected
-        assert store.verify().ok
+        assert store.verify(deep=True).ok
 
 
 def test_golden_store_reads_the_same_without_writing(
@@ -86,4 +86,4 @@ def test_golden_store_takes_appends(golden: tuple[Path, dict[str, object]]) -> N
         assert [next(iter(store.read(name, "-1", partition=0))).value for name in ends] == [
             b"new"
         ] * len(ends)
-        assert store.verify().ok
+        assert store.verify(deep=True).ok

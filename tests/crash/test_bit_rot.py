@@ -211,7 +211,7 @@ def test_scenario_19_a_sealed_segment_is_damaged(log: DamagedLog, offset_in_batc
         with store.reader({T0: log.places[2].header.base_offset}) as reader:
             rest = [value for batch in reader.poll() for value in batch.values]
         assert [*log.records(7)[8:], b"goes on"] == rest
-        (finding,) = store.verify().findings
+        (finding,) = store.verify(deep=True).findings
         assert (place.path, place.position) == (finding.path, finding.position)
 
 

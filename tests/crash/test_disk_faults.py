@@ -322,7 +322,7 @@ def test_scenario_44_no_descriptors_are_left(tmp_path: Path) -> None:
     assert 0 == done.returncode, done.stderr
     with millstream.open(tmp_path / "store") as store:
         assert [b"first", b"second", b"third"] == values(store)
-        assert store.verify().ok
+        assert store.verify(deep=True).ok
 
 
 def test_the_disk_is_really_full(tmp_path: Path) -> None:
@@ -341,4 +341,4 @@ def test_the_disk_is_really_full(tmp_path: Path) -> None:
         assert errno.EFBIG == caught.value.errno
         assert 1 == store.append("t", b"second").offset
         assert [b"first", b"second"] == values(store)
-        assert store.verify().ok
+        assert store.verify(deep=True).ok

@@ -147,7 +147,7 @@ def test_a_pipeline_killed_at_random_moments_gives_the_results_of_an_uninterrupt
     )
     assert len(set(places)) > KILLS / 4, "the kills did not hit different moments"
     with millstream.open(store) as opened:
-        assert opened.verify().ok
+        assert opened.verify(deep=True).ok
     locks = {f"owner-{f'pipeline/{name}'.encode().hex()}.lock" for name in ("quiet", "shaken")}
     assert locks == {path.name for path in (store / "locks").iterdir()}
 

@@ -59,8 +59,8 @@ def kill_again_and_again(path: Path, *, seed: int, kills: int, segment_bytes: in
             with millstream.open(path) as store:
                 check(store, model)
     with millstream.open(path) as store:
-        assert store.verify().ok
-        return store.verify().records
+        assert store.verify(deep=True).ok
+        return store.verify(deep=True).records
 
 
 def live_and_die(path: Path, workload: Workload, model: Model, now_ms: int, steps: int) -> int:

@@ -353,7 +353,7 @@ def test_damage_is_found_and_named(cli: Cli, store_path: Path) -> None:
     assert code == 4
     assert "INVALID" in out
     assert "problems found: 1" in err
-    code, out, err = cli("verify", "--output", "json")
+    code, out, err = cli("verify", "--deep", "--output", "json")
     document = json.loads(out)
     assert (code, document["ok"]) == (4, False)
     (finding,) = document["findings"]

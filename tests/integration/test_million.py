@@ -150,7 +150,7 @@ def test_a_million_records_with_members_killed_and_replaced(
         log = [values_of(store, partition) for partition in range(PARTITIONS)]
         check_log(log)
         check_processing(entries, log)
-        assert store.verify().ok
+        assert store.verify(deep=True).ok
         assert store.group(GROUP).members == ()
         assert all(line.lag == 0 for line in store.group_lag(GROUP))
         # This store has taken no lock yet, and of the others nothing is left.

@@ -225,7 +225,7 @@ def assert_prefix(log: DamagedLog, batches: int, *, saved: bool | None = None) -
         storage = storage.crash(keep="none")
     with open_quietly(storage) as store:
         assert expected == read_all(store)
-        assert store.verify().ok
+        assert store.verify(deep=True).ok
 
 
 def assert_saved(before: dict[str, bytes], storage: MemoryStorage) -> None:
