@@ -1,7 +1,8 @@
 """One daemon thread per open store for work nobody waits for: zero fill, interval sync, sealing.
 
 A task that fails is logged and not repeated; what it was to achieve is either only speed or is
-reported to the next caller by the partition itself (a failed sync poisons it).
+reported to the next caller by the partition itself (a failed sync poisons it). Whatever a task
+raises, those after it run: an error that is none of ours is logged with its traceback.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class Background:
                 task()
             except MillstreamError as error:
                 _logger.warning("background task failed: %s", error)
+            except Exception:
+                _logger.exception("background task failed; please report this")
 
     def _next(self) -> Callable[[], None] | None:
         """Wait for the task that is due first; None when closed."""

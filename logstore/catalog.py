@@ -98,7 +98,7 @@ class Catalog:
         filename: What SQLite opens: `storage.catalog_filename()`.
         clock: Stamps commits.
         read_only: Open what exists, write nothing.
-        on_commit: Called right before each COMMIT; crash tests hook in here.
+        on_commit: Called with what is about to be done; see `Database`.
 
     Raises:
         UsageError: `read_only` and there is no store.
@@ -114,7 +114,7 @@ class Catalog:
         *,
         clock: Clock,
         read_only: bool = False,
-        on_commit: Callable[[], None] | None = None,
+        on_commit: Callable[[str], None] | None = None,
     ) -> None:
         self.clock = clock
         self.database = Database(filename, clock=clock, read_only=read_only, on_commit=on_commit)
@@ -131,6 +131,13 @@ class Catalog:
     def now_ms(self) -> int:
         """The store's wall clock."""
         return self.clock.now_ms()
+
+    def sync(self) -> None:
+        """Make durable what this process wrote without syncing it."""
+        if self.database.unsynced:
+            with self.database.transaction("sync the catalog"):
+                # Something has to change, or SQLite has nothing to sync.
+                self.database.query("UPDATE store SET generation = generation")
 
     # Store
 
@@ -288,10 +295,13 @@ class Catalog:
             )
 
     def committed_end(self, topic_id: int, partition: int) -> int:
-        """The highest offset any group has committed: all records below it have been seen."""
+        """The highest offset any group has committed, or any queue claimed: all below was seen."""
         rows = self.database.query(
-            "SELECT coalesce(max(committed_offset), 0) FROM group_partitions"
-            " WHERE topic_id = ? AND partition = ?",
+            "SELECT max("
+            " (SELECT coalesce(max(committed_offset), 0) FROM group_partitions"
+            "  WHERE topic_id = ?1 AND partition = ?2),"
+            " (SELECT coalesce(max(next_offset), 0) FROM queue_partitions"
+            "  JOIN queues ON id = queue_id WHERE topic_id = ?1 AND partition = ?2))",
             (topic_id, partition),
         )
         return as_int(rows[0][0])

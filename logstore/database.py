@@ -3,7 +3,9 @@
 Only this module imports apsw. What the tables mean is in `catalog.py` and `group_catalog.py`.
 
 A write is one `BEGIN IMMEDIATE` transaction with synchronous=FULL: when the block ends its changes
-are durable, and when it raises nothing has changed. Thread-safe: one connection behind one lock.
+are durable, and when it raises nothing has changed. One that says so is not synced: a process that
+dies loses nothing of it, a machine that dies may lose it and all such transactions after it, up to
+the next one that is synced. Thread-safe: one connection behind one lock.
 Not fork-safe: the engine refuses to be used in a child process.
 """
 
@@ -44,7 +46,8 @@ class Database:
         filename: What SQLite opens: a path, or a "file:" URI.
         clock: For waiting only.
         read_only: Open what exists, write nothing.
-        on_commit: Called right before each COMMIT; crash tests hook in here.
+        on_commit: Called with "catalog.commit" right before each COMMIT that is synced, and with
+            "catalog.unsynced" before each transaction that is not; crash tests hook in here.
 
     Raises:
         UsageError: `read_only` and there is no such file.
@@ -59,12 +62,14 @@ class Database:
         *,
         clock: Clock,
         read_only: bool = False,
-        on_commit: Callable[[], None] | None = None,
+        on_commit: Callable[[str], None] | None = None,
     ) -> None:
         self.filename = filename
         self.read_only = read_only
         self._on_commit = on_commit
         self._lock = threading.RLock()
+        self._unsynced = False
+        """Whether a transaction of this connection was not synced, nor any since."""
         self._connection = _connect(filename, clock, read_only=read_only)
 
     def close(self) -> None:
@@ -88,10 +93,14 @@ class Database:
                 self._fail(error)
 
     @contextmanager
-    def transaction(self, name: str) -> Iterator[None]:
-        """Everything inside happens durably, or, on any exception, not at all.
+    def transaction(self, name: str, *, durable: bool = True) -> Iterator[None]:
+        """Everything inside happens, or, on any exception, not at all.
 
-        `name` says in messages what was attempted. Not reentrant. Other threads wait.
+        Args:
+            name: Says in messages what was attempted.
+            durable: Whether it is synced when the block ends; see the module docstring.
+
+        Not reentrant. Other threads wait.
         """
         if self.read_only:
             raise UsageError(f"the store is open read-only: cannot {name}", path=self.filename)
@@ -99,14 +108,40 @@ class Database:
             self.query("SELECT 1")  # a closed connection is refused here
             assert not self._connection.in_transaction, "transactions do not nest"
             try:
+                if not durable:
+                    self._begin_unsynced()
                 self.query("BEGIN IMMEDIATE")
                 yield
-                if self._on_commit is not None:
-                    self._on_commit()
+                if durable and self._on_commit is not None:
+                    self._on_commit("catalog.commit")
                 self.query("COMMIT")
+                self._unsynced = not durable
             except BaseException:
                 self._roll_back()
                 raise
+            finally:
+                if not durable:
+                    self._end_unsynced()
+
+    def _begin_unsynced(self) -> None:
+        if self._on_commit is not None:
+            self._on_commit("catalog.unsynced")
+        self.query("PRAGMA synchronous = NORMAL")
+
+    def _end_unsynced(self) -> None:
+        try:
+            self._connection.execute("PRAGMA synchronous = FULL")
+        except apsw.ConnectionClosedError:
+            pass  # closed by a rollback that failed
+        except apsw.Error as error:
+            # Rather no connection than one that does not sync what it says it has.
+            _logger.warning("closed the catalog %s: %s", self.filename, error)
+            self._connection.close()
+
+    @property
+    def unsynced(self) -> bool:
+        """Whether the last transaction of this connection was not synced."""
+        return self._unsynced
 
     def _roll_back(self) -> None:
         try:

@@ -74,7 +74,7 @@ class Engine:
                 storage.catalog_filename(),
                 clock=clock,
                 read_only=read_only,
-                on_commit=lambda: storage.sync_point("catalog.commit"),
+                on_commit=storage.sync_point,
             )
             opened.callback(self.catalog.close)
             self._refuse_topics_without_catalog()

@@ -3,7 +3,7 @@
 It serves `millstream.open(":memory:")` and, through `millstream.testing`, crash tests. What a crash
 may leave of files and names is decided in simulated_disk.py; when one happens in faults.py and
 simulated_machine.py. The catalog lives in a shared in-memory SQLite database; its commits are
-durable at once.
+durable at once, but for those announced as unsynced, which a power failure may take back.
 
 Threads and several stores may share one object: locks exclude each other, words are common.
 """
@@ -306,7 +306,11 @@ class MemoryStorage:
             survivor.machine.names = table_of(entries)
             if machine.catalog_keeper is not None:
                 survivor.catalog_filename()
-                _copy_catalog(machine, survivor.machine)
+                synced = machine.synced_catalog
+                if synced is None or keep == "all" or (keep == "random" and random.random() < 0.5):
+                    _copy_catalog(machine, survivor.machine)
+                else:
+                    _restore_catalog(synced, survivor.machine)
         return survivor
 
     def read_only_view(self) -> MemoryStorage:
@@ -533,8 +537,13 @@ class MemoryStorage:
     def sync_point(self, kind: str) -> None:
         """See `Storage.sync_point`: one operation of that kind."""
         machine = self.machine
+        if kind == "catalog.unsynced" and machine.crashable and machine.synced_catalog is None:
+            # Not with the machine's lock held: another thread may be about to commit.
+            machine.synced_catalog = _serialized_catalog(machine)
         with machine.changed:
             index = machine.begin(kind, "", f"take the step {kind}")
+            if kind == "catalog.commit":
+                machine.synced_catalog = None
             # The caller takes the step after this returns, so it must return.
             with contextlib.suppress(SimulatedCrash):
                 machine.end(index)
@@ -550,6 +559,27 @@ class MemoryStorage:
     def _ensure_writable(self, action: str, path: str) -> None:
         if self.read_only:
             raise storage_error(action, ROOT, errno.EROFS, path)
+
+
+def _serialized_catalog(machine: Machine) -> bytes:
+    """What the catalog holds now."""
+    keeper = machine.catalog_keeper
+    assert keeper is not None
+    keeper.set_busy_timeout(10_000)
+    return keeper.serialize("main")
+
+
+def _restore_catalog(content: bytes, alive: Machine) -> None:
+    """Let the catalog hold what it held once."""
+    target = alive.catalog_keeper
+    assert target is not None
+    source = apsw.Connection(":memory:")
+    try:
+        source.deserialize("main", content)
+        with target.backup("main", source, "main") as backup:
+            backup.step(-1)
+    finally:
+        source.close()
 
 
 def _copy_catalog(dead: Machine, alive: Machine) -> None:

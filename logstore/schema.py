@@ -7,12 +7,13 @@ with a newer version is refused rather than misread.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from .database import Database, as_int
 from .errors import DataError, FormatVersionError
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 SCHEMA: Final = """
 CREATE TABLE store (
@@ -85,6 +86,53 @@ CREATE TABLE group_partitions (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX group_partitions_topic ON group_partitions (topic_id);
 """
+"""Version 1."""
+
+QUEUES: Final = """
+CREATE TABLE queues (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never reused
+    group_name TEXT NOT NULL REFERENCES groups ON DELETE CASCADE,
+    topic_id INTEGER NOT NULL REFERENCES topics ON DELETE CASCADE,
+    visibility_ms INTEGER NOT NULL,     -- this and the next two: as the last worker gave them
+    max_deliveries INTEGER,
+    dead_letter TEXT,
+    UNIQUE (group_name, topic_id)
+) STRICT;
+CREATE INDEX queues_topic ON queues (topic_id);
+CREATE TABLE queue_partitions (
+    queue_id INTEGER NOT NULL REFERENCES queues ON DELETE CASCADE,
+    partition INTEGER NOT NULL,
+    next_offset INTEGER NOT NULL,       -- from here on nothing has been claimed
+    PRIMARY KEY (queue_id, partition)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE queue_workers (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never reused
+    queue_id INTEGER NOT NULL REFERENCES queues ON DELETE CASCADE,
+    lock_path TEXT NOT NULL,            -- the worker lives while this lock is held
+    host TEXT NOT NULL,
+    pid INTEGER NOT NULL,
+    client TEXT NOT NULL
+) STRICT;
+CREATE INDEX queue_workers_queue ON queue_workers (queue_id);
+CREATE TABLE queue_ranges (             -- below next_offset: what is in none of these is done
+    queue_id INTEGER NOT NULL REFERENCES queues ON DELETE CASCADE,
+    partition INTEGER NOT NULL,
+    start_offset INTEGER NOT NULL,
+    stop_offset INTEGER NOT NULL,       -- exclusive; ranges of a partition do not overlap
+    deliveries INTEGER NOT NULL,        -- so far, the present lease included
+    worker_id INTEGER NOT NULL,         -- who holds the lease; 0: waits to be claimed
+    due_ms INTEGER NOT NULL,            -- end of the lease, by the monotonic clock of the machine;
+                                        -- while it waits: UTC time from which it may be claimed
+    PRIMARY KEY (queue_id, partition, start_offset)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX queue_ranges_due ON queue_ranges (queue_id, worker_id, due_ms);
+"""
+
+_ADDED: Final[Mapping[int, Sequence[str]]] = {2: (QUEUES,)}
+"""The tables each later version added, made for new and for upgraded stores alike.
+
+Only CREATE TABLE and CREATE INDEX, because a reader of an older store imagines them.
+"""
 
 
 def prepare(database: Database) -> None:
@@ -103,6 +151,8 @@ def prepare(database: Database) -> None:
             if _version(database) == 0:
                 _create(database)
         version = _version(database)
+    if 0 < version < SCHEMA_VERSION:
+        version = _imagine(database, version) if database.read_only else _upgrade(database)
     if version != SCHEMA_VERSION:
         raise FormatVersionError(
             f"the catalog has schema version {version}, this version knows {SCHEMA_VERSION};"
@@ -118,9 +168,39 @@ def _version(database: Database) -> int:
 def _create(database: Database) -> None:
     if database.query("SELECT 1 FROM sqlite_schema LIMIT 1"):
         raise DataError("this SQLite database is not a catalog", path=database.filename)
-    database.query(SCHEMA)
+    for statements in (SCHEMA, *_added_since(1)):
+        database.query(statements)
     database.query(
         "INSERT INTO store (id, uid, generation, slots) VALUES (1, ?, 0, 0)",
         (secrets.token_bytes(16),),
     )
     database.query(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _added_since(version: int) -> list[str]:
+    return [each for number, added in _ADDED.items() if number > version for each in added]
+
+
+def _upgrade(database: Database) -> int:
+    """Bring the tables of an older version up to this one; the version after that."""
+    with database.transaction("upgrade the catalog"):
+        version = _version(database)
+        # Another process may have done it while this one waited, or one of a newer version.
+        if version < SCHEMA_VERSION:
+            for statements in _added_since(version):
+                database.query(statements)
+            database.query(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            version = SCHEMA_VERSION
+    return version
+
+
+def _imagine(database: Database, version: int) -> int:
+    """Give a connection that may not write empty tables in the place of those still to be added.
+
+    They are the connection's own. If a writer upgrades the store later, this reader goes on not
+    seeing what is in them.
+    """
+    for statements in _added_since(version):
+        own = statements.replace("CREATE TABLE ", "CREATE TEMP TABLE ")
+        database.query(own.replace("CREATE INDEX ", "CREATE INDEX temp."))
+    return SCHEMA_VERSION

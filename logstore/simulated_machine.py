@@ -41,6 +41,8 @@ class Machine:
         self.dead = False
         self.catalog_filename = f"file:/millstream-{next(_catalog_numbers)}?vfs=memdb"
         self.catalog_keeper: apsw.Connection | None = None
+        self.synced_catalog: bytes | None = None
+        """What the catalog held before its first commit that was not synced, nor any since."""
         self._random = Random(faults.seed)  # noqa: S311 - repeatable faults, no secrets
 
     @contextlib.contextmanager

@@ -4,6 +4,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import apsw
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from millstream.catalog import Catalog, GroupOffset, LogCheckpoint, OwnerRow
 from millstream.clock import SystemClock
 from millstream.config import TopicConfig
-from millstream.database import Row
+from millstream.database import Database, Row
 from millstream.errors import (
     DataError,
     FencedError,
@@ -23,6 +24,7 @@ from millstream.errors import (
     UnknownTopicError,
     UsageError,
 )
+from millstream.testing import MemoryStorage
 
 U64 = 2**64 - 1
 CLOCK = SystemClock()
@@ -288,9 +290,9 @@ def test_a_failure_before_the_commit_changes_nothing(path: str) -> None:
     class Crash(BaseException):
         pass
 
-    def crash() -> None:
+    def crash(step: str) -> None:
         if armed:
-            raise Crash
+            raise Crash(step)
 
     armed = False
     catalog = Catalog(path, clock=CLOCK, on_commit=crash)
@@ -399,9 +401,9 @@ def test_a_crashed_store_is_not_read_without_its_last_commits(open_path: str) ->
 
 
 def test_a_newer_schema_is_refused(path: str, catalog: Catalog) -> None:
-    catalog.database.query("PRAGMA user_version = 2")
+    catalog.database.query("PRAGMA user_version = 3")
 
-    with pytest.raises(FormatVersionError, match="version 2"):
+    with pytest.raises(FormatVersionError, match="version 3"):
         Catalog(path, clock=CLOCK)
 
 
@@ -439,3 +441,37 @@ def test_a_closed_catalog_says_so(path: str) -> None:
         catalog.topics()
     with pytest.raises(StoreClosedError):
         catalog.next_generation()
+
+
+@pytest.mark.parametrize(("keep", "expected"), [("none", 4), ("all", 6)])
+def test_a_transaction_that_is_not_synced_may_be_lost_with_the_machine(
+    keep: Literal["none", "all"], expected: int
+) -> None:
+    storage = MemoryStorage()
+    database = Database(storage.catalog_filename(), clock=CLOCK, on_commit=storage.sync_point)
+    database.query("CREATE TABLE t (x)")
+    # What comes before one that is synced is as durable as that one.
+    for number, durable in enumerate((True, False, False, True, False, False)):
+        with database.transaction("test", durable=durable):
+            database.query("INSERT INTO t VALUES (?)", (number,))
+        assert database.unsynced is not durable
+        assert [(2,)] == database.query("PRAGMA synchronous")
+    database.close()
+
+    after = storage.crash(keep=keep)
+    left = Database(after.catalog_filename(), clock=CLOCK)
+
+    assert [(expected,)] == left.query("SELECT count(*) FROM t")
+    left.close()
+
+
+def test_what_was_not_synced_is_synced_at_the_next_request(path: str, catalog: Catalog) -> None:
+    catalog.sync()
+    assert not catalog.database.unsynced
+    with catalog.database.transaction("test", durable=False):
+        catalog.database.query("UPDATE store SET slots = slots")
+    assert catalog.database.unsynced
+
+    catalog.sync()
+
+    assert not catalog.database.unsynced
