@@ -37,6 +37,9 @@ SEGMENT_BYTES_MAX: Final = 2048 * MIB
 PARTITIONS_MAX: Final = 4096
 """Each partition is a directory, an open file and a row; more than this is a mistake."""
 
+INTERNAL_KINDS: Final = ("@state", "@source", "@sink", "@journal")
+"""Topics kept for pipelines: state, what came from outside, what is to go there, ticks."""
+
 _TOPIC_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,200}", re.ASCII)
 
 
@@ -73,8 +76,11 @@ def check_internal_name(name: str) -> str:
     '@state/revenue/window-1'
     """
     parts = name.split("/")
-    if len(parts) != 3 or parts[0] != "@state":
-        raise UsageError(f"{name!r} is not an internal topic name: @state/<pipeline>/<operator>")
+    if len(parts) != 3 or parts[0] not in INTERNAL_KINDS:
+        kinds = ", ".join(INTERNAL_KINDS)
+        raise UsageError(
+            f"{name!r} is not an internal topic name: <kind>/<pipeline>/<name>, a kind is {kinds}"
+        )
     for part in parts[1:]:
         check_topic_name(part)
     return name

@@ -198,6 +198,11 @@ class RecordBatch:
         return self.header.sequence
 
     @property
+    def append_timestamp_ms(self) -> int:
+        """When the batch was appended, UTC milliseconds, by the clock of its writer."""
+        return self.header.append_timestamp_ms
+
+    @property
     def prior_max_timestamp_ms(self) -> int:
         """Running maximum timestamp of the partition before the first record here."""
         header = self.header

@@ -423,6 +423,11 @@ class Store:
     # --- closing -------------------------------------------------------------------------------
 
     @property
+    def clock(self) -> Clock:
+        """Where the store takes the time from."""
+        return self._engine.clock
+
+    @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._engine.closed

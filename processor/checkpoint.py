@@ -12,6 +12,8 @@ import msgspec
 
 from millstream import DataError, FormatVersionError, TopicPartition, UsageError
 
+from .source import SourceStage
+from .topology import Resumed
 from .watermark import BEFORE_TIME, Watermark
 
 CHECKPOINT_VERSION: Final = b"\x01"
@@ -24,6 +26,12 @@ class SourceState(msgspec.Struct, frozen=True):
     """(partition, greatest time), of partitions that have had a row."""
     level: int | None
     """W, or None before the first row."""
+    idle: list[int] = []
+    """Partitions that are idle."""
+    quiet: bool = False
+    """Whether all partitions are idle."""
+    appended: list[tuple[int, int]] = []
+    """(partition, when its last batch was appended), UTC ms."""
 
 
 class OperatorState(msgspec.Struct, frozen=True):
@@ -51,6 +59,10 @@ class Checkpoint(msgspec.Struct, frozen=True):
     """By state name."""
     topics: dict[str, int]
     """Ids of the input and state topics, by name: one that was made anew has another."""
+    shared: dict[str, int] = {}
+    """W where several sources meet, by their topics."""
+    now_ms: int = 0
+    """The wall clock at the last tick, UTC ms."""
 
     def next_offsets(self) -> dict[TopicPartition, int]:
         """The input positions as the store takes them."""
@@ -58,14 +70,23 @@ class Checkpoint(msgspec.Struct, frozen=True):
             TopicPartition(topic, partition): offset for topic, partition, offset in self.positions
         }
 
-    def watermarks(self) -> dict[str, Watermark]:
-        """W of each source; the disorder is the plan's to say."""
-        return {
-            topic: Watermark(
-                0, dict(state.maxima), BEFORE_TIME if state.level is None else state.level
-            )
-            for topic, state in self.sources.items()
-        }
+    def resumed(self) -> Resumed:
+        """Event time as a topology takes it; the disorder is the plan's to say."""
+        return Resumed(
+            watermarks={
+                topic: Watermark(
+                    0,
+                    dict(state.maxima),
+                    BEFORE_TIME if state.level is None else state.level,
+                    state.idle,
+                )
+                for topic, state in self.sources.items()
+            },
+            quiet=frozenset(topic for topic, state in self.sources.items() if state.quiet),
+            appended_ms={topic: dict(state.appended) for topic, state in self.sources.items()},
+            shared=self.shared,
+            now_ms=self.now_ms,
+        )
 
 
 EMPTY: Final = Checkpoint(0, [], {}, {}, {})
@@ -74,10 +95,16 @@ EMPTY: Final = Checkpoint(0, [], {}, {}, {})
 _DECODER: Final = msgspec.msgpack.Decoder(Checkpoint)
 
 
-def source_state(watermark: Watermark) -> SourceState:
+def source_state(source: SourceStage) -> SourceState:
     """The progress of a source as a checkpoint keeps it."""
-    level = None if watermark.level == BEFORE_TIME else watermark.level
-    return SourceState(sorted(watermark.maxima.items()), level)
+    watermark = source.watermark
+    return SourceState(
+        sorted(watermark.maxima.items()),
+        None if watermark.level == BEFORE_TIME else watermark.level,
+        sorted(watermark.idle),
+        source.quiet,
+        sorted(source.appended_ms.items()),
+    )
 
 
 def encode_checkpoint(checkpoint: Checkpoint) -> bytes:

@@ -34,6 +34,11 @@ class InputBatch(Protocol):
         ...
 
     @property
+    def append_timestamp_ms(self) -> int | None:
+        """When the log got the batch, UTC ms; None where that is not known."""
+        ...
+
+    @property
     def offsets(self) -> Sequence[int]:
         """Offset of each record."""
         ...

@@ -43,6 +43,7 @@ from .checkpoint import (
 from .plan import Plan
 from .state import StateEntry, StateRecords, decode_entry
 from .stateful import SWEEP_RECORDS, StatefulOperator
+from .ticks import JournalEntry, Tick, encode_entry, journal_topic
 from .topology import Topology
 
 SNAPSHOT_RECORDS_MIN: Final = 10_000
@@ -96,6 +97,8 @@ class Epochs:
         """Ids of the input and state topics of this run."""
         self._sweeps: dict[str, _Sweep] = {}
         """Those under way, by operator."""
+        self._journal: list[JournalEntry] = []
+        """Ticks of the epoch that has not been committed."""
         refuse_changed_plan(plan.name, self.checkpoint, self._identities)
 
     # --- starting ------------------------------------------------------------------------------
@@ -133,7 +136,7 @@ class Epochs:
         """
         outputs = self._plan.output_topics()
         partitions = {topic: self._ensure_topic(topic).partitions for topic in outputs}
-        topology = Topology(self._plan, self.checkpoint.watermarks(), partitions)
+        topology = Topology(self._plan, self.checkpoint.resumed(), partitions)
         for operator in topology.stateful.values():
             name = operator.name
             topic = state_topic(self._plan.name, name)
@@ -211,21 +214,34 @@ class Epochs:
             checkpoint = Checkpoint(
                 self.checkpoint.epoch + 1,
                 [(*place, offset) for place, offset in sorted(positions.items())],
-                {
-                    source.node.topic: source_state(source.watermark)
-                    for source in topology.sources.values()
-                },
+                {source.node.topic: source_state(source) for source in topology.sources.values()},
                 operators,
                 self._topics,
+                topology.shared,
+                topology.now_ms,
             )
+            self._write_journal(transaction)
             transaction.commit_offsets(name, positions)
             transaction.put_checkpoint(checkpoint_name(name), encode_checkpoint(checkpoint))
+        self._journal.clear()
         former, self.checkpoint = self.checkpoint, checkpoint
         topology.outputs.clear()
         for operator, state in checkpoint.operators.items():
             known = former.operators.get(operator)
             if known is not None and known.snapshot_offset != state.snapshot_offset:
                 store.trim(state_topic(name, operator), {0: state.snapshot_offset})
+
+    def note(self, tick: Tick, positions: Mapping[TopicPartition, int]) -> None:
+        """Write a tick into the journal at the next commit: no row behind `positions` was seen."""
+        places = [(*place, offset) for place, offset in sorted(positions.items())]
+        self._journal.append(JournalEntry(places, tick))
+
+    def _write_journal(self, transaction: Transaction) -> None:
+        if self._journal:
+            topic = self._ensure_topic(journal_topic(self._plan.name)).name
+            times = [entry.tick.now_ms for entry in self._journal]
+            values = list(map(encode_entry, self._journal))
+            transaction.append_many(topic, values, None, times, 0)
 
     def _begin_sweeps(self, topology: Topology) -> None:
         """Begin to write again the state of the operators whose changes have become many.

@@ -21,6 +21,12 @@ LATE: Final = "late"
 OnError: TypeAlias = Literal["stop", "dead_letter"]
 """What a row becomes that a user function raises on: an error, or a dead letter of its source."""
 
+MissingTime: TypeAlias = Literal["dead_letter", "append_time"]
+"""What a row without an event time becomes: a dead letter, or as old as its record in the log."""
+
+SourceClock: TypeAlias = Literal["event", "wall"]
+"""Whether W moves by rows alone, or also by the wall clock."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
@@ -35,6 +41,11 @@ class Node:
         """The nodes whose rows it takes; rows of one input row come in this order."""
         return ()
 
+    @property
+    def needs_ticks(self) -> bool:
+        """Whether what it does depends on the wall clock, too."""
+        return False
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceNode(Node):
@@ -45,6 +56,17 @@ class SourceNode(Node):
     time: Field
     """Field or function of the value; None for the timestamp of the record."""
     disorder_ms: int
+    missing_time: MissingTime = "dead_letter"
+    max_ahead_ms: int | None = None
+    """How far a row may be ahead of the clock of whoever appended it."""
+    idle_ms: int | None = None
+    """A partition that got nothing for so long holds W back no more."""
+    clock: SourceClock = "event"
+
+    @property
+    def needs_ticks(self) -> bool:
+        """Whether event time depends on more than rows."""
+        return self.idle_ms is not None or self.clock == "wall"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

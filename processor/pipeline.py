@@ -8,14 +8,13 @@ from typing import Any, Literal, TypeVar, Unpack, overload
 
 from millstream import Store, UsageError, check_topic_name, parse_duration_ms
 
-from .fields import Field, describe, require_field, require_readable
-from .nodes import SourceNode
+from .fields import Field, require_field, require_readable
 from .plan import Plan, PlanBuilder
 from .runtime import Metrics, RunOptions, run_over_store
 from .serde import Json, value_decoder
+from .source_options import SourceOptions, source_node
 from .stream import SourceStream
 from .testkit import TestOutput, run_over_lists
-from .windows import duration_text
 
 T = TypeVar("T")
 
@@ -57,6 +56,7 @@ class Pipeline:
         *,
         time: str | Callable[[Json], int | str | datetime] | None = None,
         disorder: str | int | timedelta = 0,
+        **options: Unpack[SourceOptions],
     ) -> SourceStream[dict[str, Json]]: ...
     @overload
     def source(
@@ -66,6 +66,7 @@ class Pipeline:
         type: type[T],
         time: str | Callable[[T], int | str | datetime] | None = None,
         disorder: str | int | timedelta = 0,
+        **options: Unpack[SourceOptions],
     ) -> SourceStream[T]: ...
     def source(
         self,
@@ -74,6 +75,7 @@ class Pipeline:
         type: type[Any] = dict,  # noqa: A002 - the word users expect here
         time: Field = None,
         disorder: str | int | timedelta = 0,
+        **options: Unpack[SourceOptions],
     ) -> SourceStream[Any]:
         """Read a topic from its earliest record on.
 
@@ -85,6 +87,20 @@ class Pipeline:
                 datetime or RFC 3339 text. None: the timestamp of the record.
             disorder: How much older than the newest row so far a row may be and still be on time.
                 W, the time windows close by, stays that much behind.
+            **options: What to do about time that is missing, wrong or standing still.
+
+                missing_time: "dead_letter" (the default), or "append_time" to give a value without
+                an event time that of its append.
+
+                max_ahead: A row further than this ahead of the clock of whoever appended it is a
+                dead letter, and does not move W: one bad clock must not close all windows.
+
+                idle: A partition that has been read to its end and has got nothing for so long
+                holds W back no more, until its next row. Without it the slowest partition rules.
+
+                clock: "event" (the default), or "wall" to let W rise with the wall clock, too,
+                `disorder` behind it, while all input has been read and something waits for it:
+                then windows close without new rows.
 
         Raises:
             UsageError: Not a topic name, or one that is read already; the type cannot be decoded,
@@ -98,16 +114,13 @@ class Pipeline:
             require_readable(time, f"source {topic}: time")
         if isinstance(time, str):
             require_field(type, time, f"source {topic}")
-        disorder_ms = parse_duration_ms(disorder)
-        shown = "record timestamp" if time is None else describe(time)
-        kind, disorder_text = getattr(type, "__name__", repr(type)), duration_text(disorder_ms)
-        node = SourceNode(
-            id=self._builder.next_id,
-            label=f"source {topic}: {kind}, time {shown}, disorder {disorder_text}",
-            topic=topic,
-            type=type,
-            time=time,
-            disorder_ms=disorder_ms,
+        node = source_node(
+            self._builder.next_id,
+            topic,
+            type,
+            time,
+            parse_duration_ms(disorder),
+            options,
         )
         return SourceStream(self._builder, self._builder.add(node, type))
 
@@ -131,6 +144,9 @@ class Pipeline:
                 batch_records: Most records per step; None (the default) reads about 512 KiB.
 
                 epoch_ms: Commit at most this often, 100 by default; sooner when much has gathered.
+
+                tick_ms: Where event time depends on the wall clock (idle partitions, clock="wall"),
+                look at it this often; 1000 by default.
 
                 on_end: What `until="end"` does with open windows: "hold" (the default) keeps them
                 for the next run, "flush" closes them, and later rows for them are late.

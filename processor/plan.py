@@ -79,6 +79,10 @@ class Plan:
         """Topics the pipeline writes, each once."""
         return list(dict.fromkeys(node.topic for node in self.sinks()))
 
+    def needs_ticks(self) -> bool:
+        """Whether results depend on the wall clock, through the journal."""
+        return any(node.needs_ticks for node in self.nodes)
+
     def identities(self) -> dict[str, str]:
         """What each stateful operator does, by its name; compared with a checkpoint's."""
         return {node.name: self._identity(node) for node in self.stateful()}

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Final, Literal, TypedDict
 
-from millstream import LogReader, Store, SystemClock, UsageError
+from millstream import LogReader, Store, UsageError
 
 from .epoch import Epochs, checkpoint_name
 from .plan import Plan
+from .ticker import TICK_MS, Ticker
 from .topology import Topology
 from .watermark import BEFORE_TIME
 
@@ -58,6 +59,7 @@ class RunOptions(TypedDict, total=False):
     until: Literal["end"] | None
     batch_records: int | None
     epoch_ms: int
+    tick_ms: int
     on_end: Literal["hold", "flush"]
     stop: threading.Event | None
     on_progress: Callable[[Metrics], None] | None
@@ -93,6 +95,8 @@ def _check(options: RunOptions) -> None:
         raise UsageError(f"batch_records must be at least 1, not {batch_records}")
     if options.get("epoch_ms", 100) < 0:
         raise UsageError("epoch_ms cannot be negative")
+    if options.get("tick_ms", TICK_MS) < 1:
+        raise UsageError("tick_ms must be at least 1")
 
 
 class _Run:
@@ -115,7 +119,8 @@ class _Run:
         self._until_end = options.get("until") == "end"
         self._flush = options.get("on_end", "hold") == "flush"
         self._on_progress = options.get("on_progress")
-        self._clock = SystemClock()
+        self._clock = store.clock
+        self._ticker = Ticker(store, topology, options.get("tick_ms", TICK_MS))
         self._first_epoch = epochs.checkpoint.epoch
         self._records_out = 0
         self._uncommitted = False
@@ -128,8 +133,11 @@ class _Run:
             if batches:
                 self._topology.process(batches)
                 self._uncommitted = True
+                self._tick(at_end=False)
                 if self._clock.monotonic() >= self._due or self._full():
                     self._commit()
+            elif self._tick(at_end=True):
+                continue
             elif self._until_end and self._reader.at_end():
                 if self._flush:
                     self._topology.flush()
@@ -139,6 +147,16 @@ class _Run:
                 self._idle()
         self._commit()
         return self._metrics()
+
+    def _tick(self, *, at_end: bool) -> bool:
+        """Look at the clock where that is due; whether it had an effect."""
+        tick = self._ticker.due(self._reader, at_end=at_end)
+        if tick is None:
+            return False
+        self._epochs.note(tick, self._reader.positions)
+        self._topology.tick(tick)
+        self._uncommitted = True
+        return True
 
     def _full(self) -> bool:
         return self._topology.outputs.size_bytes >= EPOCH_BYTES

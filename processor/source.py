@@ -7,16 +7,17 @@ pipeline stops with an error that names it. A rejected record does not move the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import compress
+from itertools import compress, repeat
 from typing import Protocol
 
-from .columns import Chunk, MicroBatch
+from .columns import Chunk, InputBatch, MicroBatch
 from .errors import REJECTED, convert, reason, record_error
 from .event_time import all_ms, to_ms
 from .fields import field_getter
 from .nodes import SourceNode
 from .serde import value_decoder
-from .watermark import Progress, Watermark
+from .ticks import Tick
+from .watermark import IDLE, Progress, Watermark
 
 
 class Rejects(Protocol):
@@ -78,16 +79,32 @@ class RoutedFaults:
 
 
 class SourceStage:
-    """Decodes and times the records of one source. Not thread-safe."""
+    """Decodes and times the records of one source. Not thread-safe.
 
-    def __init__(self, node: SourceNode, watermark: Watermark, faults: Faults) -> None:
+    Args:
+        node: What to read.
+        watermark: W so far.
+        faults: Takes bad records.
+        quiet: Whether all of its partitions are idle.
+    """
+
+    def __init__(
+        self, node: SourceNode, watermark: Watermark, faults: Faults, *, quiet: bool = False
+    ) -> None:
         self.node = node
         self.watermark = watermark
         self.faults = faults
+        self.quiet = quiet
+        """Whether it holds nothing back where it meets other sources."""
+        self.appended_ms: dict[int, int] = {}
+        """When the last batch of each partition was appended, as far as that is known."""
         self._decode = value_decoder(node.type)
 
-    def process(self, batch: MicroBatch) -> tuple[Chunk, Progress]:
-        """The source's rows of a micro-batch, and how W moved over all of its rows.
+    def process(self, batch: MicroBatch) -> tuple[Chunk, Progress, Progress]:
+        """Take the source's rows from a micro-batch.
+
+        Returns:
+            The rows, how W moved over them, and what the source contributes to a W it shares.
 
         Raises:
             RecordError: A record is bad and dead letters go nowhere.
@@ -98,11 +115,18 @@ class SourceStage:
         values: list[object] = []
         moved_rows: list[int] = []
         levels: list[int] = []
+        woken: tuple[int, int] | None = None
         for number, part in enumerate(batch.batches):
             if part.topic != self.node.topic:
                 continue
             part_rows, part_times, part_values = self._read(batch, number)
+            if part.append_timestamp_ms is not None:
+                self.appended_ms[part.partition] = part.append_timestamp_ms
+            self.watermark.idle.discard(part.partition)
             moved, reached = self.watermark.advance(part.partition, part_rows, part_times)
+            if self.quiet and part_rows:
+                self.quiet = False
+                woken = (part_rows[0], start)
             moved_rows += moved
             levels += reached
             rows += part_rows
@@ -111,24 +135,54 @@ class SourceStage:
         # A range costs nothing to search and says that every input row is here.
         whole = len(rows) == batch.row_count
         numbers = range(batch.row_count) if whole else rows
-        return Chunk(numbers, times, values, None), Progress(start, moved_rows, levels)
+        progress = Progress(start, moved_rows, levels)
+        return Chunk(numbers, times, values, None), progress, self._contribution(progress, woken)
+
+    def _contribution(self, progress: Progress, woken: tuple[int, int] | None) -> Progress:
+        """What the source contributes where others come in: nothing as long as it is quiet."""
+        if self.node.clock == "wall" or (woken is None and not self.quiet):
+            return progress
+        if woken is None:
+            return Progress(IDLE, [], [])
+        row, level = woken
+        if progress.rows[:1] == [row]:
+            return Progress(IDLE, progress.rows, progress.levels)
+        return Progress(IDLE, [row, *progress.rows], [level, *progress.levels])
+
+    def tick(self, tick: Tick) -> tuple[Progress, Progress]:
+        """Let W rise by what a tick says; as `process` without rows."""
+        before = self.watermark.level
+        self.watermark.mark_idle(tick.idle.get(self.node.topic, ()))
+        if self.node.clock == "wall" and tick.caught_up:
+            self.watermark.raise_to(tick.now_ms - self.watermark.disorder_ms)
+        self.quiet = self.quiet or self.node.topic in tick.quiet
+        level = self.watermark.level
+        moved = level > before
+        progress = Progress(before, [0] * moved, [level] * moved)
+        return progress, self._contribution(progress, None)
 
     def _read(
         self, batch: MicroBatch, number: int
     ) -> tuple[Sequence[int], Sequence[int], list[object]]:
         """Row numbers, times and values of the good records of one batch."""
-        part = batch.batches[number]
+        part, node = batch.batches[number], self.node
         first = batch.first_rows[number]
         rows = range(first, first + part.record_count)
         rejected_before = self.faults.count
         values = self._convert(part.values, self._decode, "cannot decode the value", batch, rows)
         times: Sequence[object] = part.timestamps_ms
-        if self.node.time is not None:
-            getter = field_getter(self.node.time, values)
+        if node.time is not None:
+            getter = field_getter(node.time, values)
             assert getter is not None
+            if node.missing_time == "append_time":
+                getter = _or_none(getter)
             times = self._convert(values, getter, "cannot read the event time", batch, rows)
+            if node.missing_time == "append_time" and None in times:
+                times = _filled(times, part)
             if not all_ms(times):
                 times = self._convert(times, to_ms, "bad event time", batch, rows)
+        if node.max_ahead_ms is not None and part.append_timestamp_ms is not None:
+            times = self._not_ahead(times, part.append_timestamp_ms, batch, rows)
         if self.faults.count == rejected_before:
             return rows, times, values  # type: ignore[return-value]  # all_ms or to_ms made sure
         good = [
@@ -140,6 +194,24 @@ class SourceStage:
             list(compress(times, good)),  # type: ignore[arg-type]  # all_ms or to_ms made sure
             list(compress(values, good)),
         )
+
+    def _not_ahead(
+        self, times: Sequence[object], append_ms: int, batch: MicroBatch, rows: range
+    ) -> Sequence[object]:
+        """The times, those too far ahead of the append rejected: one bad clock must not move W."""
+        limit_ms = append_ms + (self.node.max_ahead_ms or 0)
+        if max((time for time in times if isinstance(time, int)), default=limit_ms) <= limit_ms:
+            return times
+        checked = list(times)
+        for index, time in enumerate(times):
+            if isinstance(time, int) and time > limit_ms:
+                message = (
+                    f"source {self.node.topic}: the event time {time} is {time - append_ms} ms"
+                    f" ahead of the append; max_ahead is {self.node.max_ahead_ms} ms"
+                )
+                self.faults.reject(message, batch, rows[index])
+                checked[index] = REJECTED
+        return checked
 
     def _convert(
         self,
@@ -160,3 +232,22 @@ class SourceStage:
                 self.faults.reject(message, batch, rows[index], error)
 
         return convert(column, function, reject)
+
+
+def _or_none(getter: Callable[[object], object]) -> Callable[[object], object]:
+    """The getter, giving None for what is not there."""
+
+    def read(value: object) -> object:
+        try:
+            return getter(value)
+        except (KeyError, AttributeError):
+            return None
+
+    return read
+
+
+def _filled(times: Sequence[object], part: InputBatch) -> list[object]:
+    """The times, with the record's own where there is none."""
+    appended = part.append_timestamp_ms
+    own = part.timestamps_ms if appended is None else repeat(appended)
+    return [other if time is None else time for time, other in zip(times, own, strict=False)]

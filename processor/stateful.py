@@ -32,6 +32,10 @@ class Step(NamedTuple):
     progress: Progress
     """How the W of this operator moves over the input rows of the step."""
     batch: MicroBatch
+    now_ms: int = 0
+    """The wall clock at the last tick, UTC ms; 0 before the first. The same in a replay."""
+    ticked: bool = False
+    """Whether the step is a tick: it has no rows, and what waits for the wall clock is due."""
 
 
 class StatefulOperator(ABC):
@@ -58,6 +62,11 @@ class StatefulOperator(ABC):
     @abstractmethod
     def required_level(self) -> int | None:
         """The W that ends everything the operator waits for; None when it waits for nothing."""
+
+    @property
+    def required_wall_ms(self) -> int | None:
+        """The earliest wall clock time the operator waits for, UTC ms; None for none."""
+        return None
 
     @abstractmethod
     def process(self, step: Step) -> Mapping[str, Chunk]:

@@ -40,6 +40,8 @@ class Row:
     key: bytes | None = None
     partition: int = 0
     headers: Headers = ()
+    append_ms: int | None = None
+    """When the log got it, for sources that ask: `max_ahead`, `missing_time`."""
 
 
 class TestOutput(dict[str, list[Json]]):
@@ -80,6 +82,7 @@ class _ListBatch:
 
     topic: str
     partition: int
+    append_timestamp_ms: int | None
     offsets: Sequence[int]
     timestamps_ms: Sequence[int]
     keys: Sequence[bytes | None]
@@ -92,15 +95,15 @@ class _ListBatch:
         return len(self.offsets)
 
 
-def _as_record(topic: str, item: object) -> Record:
-    """One item of a test's input as a record; its offset is given later."""
+def _as_row(topic: str, item: object) -> tuple[Record, int | None]:
+    """One item of a test's input as a record, and when it was appended; its offset comes later."""
     if isinstance(item, Record):
-        return msgspec.structs.replace(item, topic=topic)
+        return msgspec.structs.replace(item, topic=topic), None
     if isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], int):
         item = Row(item[0], item[1])
     if not isinstance(item, Row):
         item = Row(item)
-    return Record(
+    record = Record(
         topic,
         item.partition,
         0,
@@ -109,6 +112,7 @@ def _as_record(topic: str, item: object) -> Record:
         encode_value(item.value),
         item.headers,
     )
+    return record, item.append_ms
 
 
 def as_batches(
@@ -117,22 +121,22 @@ def as_batches(
     """The input as micro-batches of at most `batch_records` rows (None: all at once).
 
     The topics follow each other; rows of a topic stay in the order of the list, and each run of
-    rows of one partition is a batch.
+    rows of one partition, appended at one time, is a batch.
     """
-    records: list[Record] = []
+    rows: list[tuple[Record, int | None]] = []
     for topic, items in inputs.items():
         counts: dict[int, int] = {}
         for item in items:
-            record = _as_record(topic, item)
+            record, append_ms = _as_row(topic, item)
             offset = counts.get(record.partition, 0)
             counts[record.partition] = offset + 1
-            records.append(msgspec.structs.replace(record, offset=offset))
-    size = batch_records or max(1, len(records))
-    for start in range(0, len(records), size):
-        step = records[start : start + size]
+            rows.append((msgspec.structs.replace(record, offset=offset), append_ms))
+    size = batch_records or max(1, len(rows))
+    for start in range(0, len(rows), size):
+        step = rows[start : start + size]
         yield [
-            _ListBatch(*place, *map(list, zip(*map(_columns, run), strict=True)))
-            for place, run in groupby(step, key=_place)
+            _ListBatch(*place, *map(list, zip(*(_columns(row[0]) for row in run), strict=True)))
+            for place, run in groupby(step, key=lambda row: (*_place(row[0]), row[1]))
         ]
 
 

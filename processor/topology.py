@@ -9,7 +9,10 @@ topology runs a pipeline and its test. Which operator runs which kind of node is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from .columns import Chunk, InputBatch, MicroBatch
 from .nodes import (
@@ -45,7 +48,8 @@ from .outputs import Outputs, dead_letters, encode_rows
 from .plan import Plan
 from .source import Faults, Rejects, RoutedFaults, SourceStage
 from .stateful import MAIN, StatefulOperator, Step
-from .watermark import Progress, Watermark, least
+from .ticks import Tick
+from .watermark import BEFORE_TIME, Progress, Watermark, least
 from .windowing import WindowOperator
 
 _NOTHING: Final = MicroBatch(())
@@ -66,19 +70,43 @@ _STATEFUL: Final[Mapping[type[Node], Callable[[Any, int], StatefulOperator]]] = 
 }
 
 
+class Reached(NamedTuple):
+    """How far a source has come in a step."""
+
+    own: Progress
+    contribution: Progress
+    """To the W it shares with other sources."""
+
+
+@dataclass(slots=True)
+class Resumed:
+    """What a checkpoint knows of event time; empty for a pipeline that has never run."""
+
+    watermarks: Mapping[str, Watermark] = field(default_factory=dict)
+    """W of each source by topic."""
+    quiet: frozenset[str] = frozenset()
+    """Topics of which every partition was idle."""
+    appended_ms: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    """When the last batch of each partition was appended, by topic."""
+    shared: Mapping[str, int] = field(default_factory=dict)
+    """W where several sources meet, by their topics."""
+    now_ms: int = 0
+    """The wall clock at the last tick."""
+
+
 class Topology:
     """The running form of a plan. Not thread-safe.
 
     Args:
         plan: What to run.
-        watermarks: W of each source by topic, from a checkpoint; fresh where missing.
+        resumed: Event time as of a checkpoint.
         partitions: Number of partitions of each output topic.
     """
 
     def __init__(
         self,
         plan: Plan,
-        watermarks: Mapping[str, Watermark] | None = None,
+        resumed: Resumed | None = None,
         partitions: Mapping[str, int] | None = None,
     ) -> None:
         plan.check()
@@ -92,18 +120,21 @@ class Topology:
         """Ids of the sources above each node."""
         self._delay_ms: list[int] = []
         """How far behind the W of its sources the rows of each node may lie."""
+        resumed = resumed or Resumed()
+        self.shared = dict(resumed.shared)
+        self.now_ms = resumed.now_ms
         self.row_count = 0
         for node in plan.nodes:
             above = tuple(source.id for source in plan.sources_of(node))
             self._sources_of.append(above)
             delay_ms = max((self._delay_ms[each] for each in node.inputs), default=0)
-            self._add(node, delay_ms, (watermarks or {}))
+            self._add(node, delay_ms, resumed)
             self._delay_ms.append(delay_ms + self._own_delay_ms(node))
 
-    def _add(self, node: Node, delay_ms: int, watermarks: Mapping[str, Watermark]) -> None:
+    def _add(self, node: Node, delay_ms: int, resumed: Resumed) -> None:
         kind = type(node)
         if isinstance(node, SourceNode):
-            self._add_source(node, watermarks.get(node.topic))
+            self._add_source(node, resumed)
         elif kind in _STATELESS:
             self._operators[node.id] = _STATELESS[kind](node, self)
         elif kind in _STATEFUL:
@@ -121,12 +152,13 @@ class Topology:
             return -above.delay_ms if isinstance(above, StatefulNode) else 0
         return 0
 
-    def _add_source(self, node: SourceNode, watermark: Watermark | None) -> None:
+    def _add_source(self, node: SourceNode, resumed: Resumed) -> None:
         wanted = any(isinstance(child, DeadLettersNode) for child in self.plan.children(node.id))
-        if watermark is None:
-            watermark = Watermark(node.disorder_ms)
+        watermark = resumed.watermarks.get(node.topic) or Watermark(node.disorder_ms)
         watermark.disorder_ms = node.disorder_ms
-        self.sources[node.id] = SourceStage(node, watermark, Faults(keep=wanted))
+        stage = SourceStage(node, watermark, Faults(keep=wanted), quiet=node.topic in resumed.quiet)
+        stage.appended_ms.update(resumed.appended_ms.get(node.topic, {}))
+        self.sources[node.id] = stage
 
     def rejects(self, node: Node) -> Rejects | None:
         """Where `node` puts rows it cannot process; None where they are not input records."""
@@ -164,6 +196,25 @@ class Topology:
         """W of the whole pipeline: the least of its sources."""
         return min(source.watermark.level for source in self.sources.values())
 
+    def waits_until(self, now_ms: int) -> bool:
+        """Whether something waits for the wall clock that is due at `now_ms`."""
+        for node_id, operator in self.stateful.items():
+            wall_ms = operator.required_wall_ms
+            if wall_ms is not None and wall_ms <= now_ms:
+                return True
+            level = operator.required_level
+            if level is None:
+                continue
+            sources = [self.sources[each] for each in self._sources_of[node_id]]
+            if any(
+                source.node.clock == "wall"
+                and level + operator.delay_ms > source.watermark.level
+                and now_ms - source.node.disorder_ms > source.watermark.level
+                for source in sources
+            ):
+                return True
+        return False
+
     def process(self, batches: Sequence[InputBatch]) -> None:
         """Take a micro-batch through all operators; what they write is in `outputs`.
 
@@ -174,10 +225,25 @@ class Topology:
         batch = MicroBatch(batches)
         self.row_count += batch.row_count
         chunks: dict[int, Chunk] = {}
-        progress: dict[int, Progress] = {}
-        for source in self.sources.values():
-            chunks[source.node.id], progress[source.node.id] = source.process(batch)
-        self._step(chunks, progress, batch)
+        reached: dict[int, Reached] = {}
+        for node_id, source in self.sources.items():
+            chunks[node_id], *moves = source.process(batch)
+            reached[node_id] = Reached(*moves)
+        self._step(chunks, reached, batch)
+
+    def tick(self, tick: Tick) -> None:
+        """Let the wall clock have its effect, between two steps. It never goes back here.
+
+        Raises:
+            RecordError: A user function raised.
+        """
+        self.now_ms = max(self.now_ms, tick.now_ms)
+        tick = msgspec.structs.replace(tick, now_ms=self.now_ms)
+        reached = {node_id: Reached(*source.tick(tick)) for node_id, source in self.sources.items()}
+        self._step(self._no_rows(), reached, _NOTHING, ticked=True)
+
+    def _no_rows(self) -> dict[int, Chunk]:
+        return {node_id: Chunk(range(0), [], [], None) for node_id in self.sources}
 
     def flush(self) -> None:
         """End everything that waits for time: the input has ended and no row will come.
@@ -190,7 +256,7 @@ class Topology:
             for node_id, operator in self.stateful.items()
             if operator.required_level is not None
         }:
-            progress: dict[int, Progress] = {}
+            reached: dict[int, Reached] = {}
             for node_id, source in self.sources.items():
                 before = source.watermark.level
                 wanted = [
@@ -198,15 +264,32 @@ class Topology:
                 ]
                 source.watermark.raise_to(max(wanted, default=before))
                 moved = source.watermark.level > before
-                progress[node_id] = Progress(before, [0] * moved, [source.watermark.level] * moved)
-            chunks = {node_id: Chunk(range(0), [], [], None) for node_id in self.sources}
-            self._step(chunks, progress, _NOTHING)
+                progress = Progress(before, [0] * moved, [source.watermark.level] * moved)
+                # Idle or not: the end of the input concerns all sources.
+                reached[node_id] = Reached(progress, progress)
+            self._step(self._no_rows(), reached, _NOTHING)
+
+    def _progress(self, above: tuple[int, ...], reached: Mapping[int, Reached]) -> Progress:
+        """The W of the operators that the sources `above` reach."""
+        if len(above) == 1:
+            return reached[above[0]].own
+        name = " + ".join(self.sources[each].node.topic for each in above)
+        contributions = [reached[each].contribution for each in above]
+        progress = least(contributions, self.shared.get(name, BEFORE_TIME))
+        if progress.end != BEFORE_TIME:
+            self.shared[name] = progress.end
+        return progress
 
     def _step(
-        self, chunks: dict[int, Chunk], progress: Mapping[int, Progress], batch: MicroBatch
+        self,
+        chunks: dict[int, Chunk],
+        reached: Mapping[int, Reached],
+        batch: MicroBatch,
+        *,
+        ticked: bool = False,
     ) -> None:
         """Take the rows of the sources through everything else."""
-        reached: dict[tuple[int, ...], Progress] = {}
+        progress: dict[tuple[int, ...], Progress] = {}
         ports: dict[int, Mapping[str, Chunk]] = {}
         for node in self.plan.nodes:
             inputs = [chunks[each] for each in node.inputs if each in chunks]
@@ -214,9 +297,9 @@ class Topology:
                 ports[node.id] = self._operators[node.id].process(inputs, batch)
             elif node.id in self.stateful:
                 above = self._sources_of[node.id]
-                if above not in reached:
-                    reached[above] = least([progress[each] for each in above])
-                step = Step(inputs, reached[above], batch)
+                if above not in progress:
+                    progress[above] = self._progress(above, reached)
+                step = Step(inputs, progress[above], batch, self.now_ms, ticked)
                 ports[node.id] = self.stateful[node.id].process(step)
             elif isinstance(node, PortNode):
                 chunks[node.id] = ports[node.parent][node.port]

@@ -6,8 +6,9 @@ never falls. It moves by rows in the order of the log and by nothing else: not b
 not by where a batch was cut. That is why results are the same for any batch size and any restart.
 
 A partition that has never had a row does not hold W back, also one added later: there is nothing
-in it to wait for, and its first rows are judged like any others. (Idle partitions, rows from the
-future and wall-clock ticks will enter here, as journaled facts beside the rows.)
+in it to wait for, and its first rows are judged like any others. Neither does a partition that is
+marked idle, until its next row. Marks, and what the wall clock adds, come in ticks: facts that the
+run loop takes from outside and writes into the pipeline's journal beside its results (ticks.py).
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from typing import Final, NamedTuple
 
 BEFORE_TIME: Final = -(1 << 80)
 """W before the first row. Below every int64 minus any disorder, so that nothing is late."""
+
+IDLE: Final = 1 << 80
+"""What an idle source contributes to the W of an operator it shares: it holds nothing back."""
 
 
 class Progress(NamedTuple):
@@ -37,36 +41,44 @@ class Progress(NamedTuple):
         return self.levels[-1] if self.levels else self.start
 
 
-def least(progresses: Sequence[Progress]) -> Progress:
+def least(contributions: Sequence[Progress], floor: int) -> Progress:
     """The W of an operator that several sources reach: the least of theirs, row by row.
 
     A source that has had no row yet holds it back, unlike a partition without rows: a topic that
-    waits to be filled is a common start, and its first rows must not all be late.
+    waits to be filled is a common start, and its first rows must not all be late. A source that
+    is `IDLE` holds nothing back; while all are, W stays where it is.
 
-    >>> least([Progress(5, [0, 2], [10, 20]), Progress(7, [1], [30])])
+    Args:
+        contributions: What each source has reached; unlike a W these may fall, from IDLE.
+        floor: The operator's W so far: it never falls.
+
+    >>> least([Progress(5, [0, 2], [10, 20]), Progress(7, [1], [30])], 5)
     Progress(start=5, rows=[0, 2], levels=[7, 20])
     """
-    if len(progresses) == 1:
-        return progresses[0]
-    now = [progress.start for progress in progresses]
-    start = level = min(now)
+    now = [progress.start for progress in contributions]
+    level = _not_below(floor, min(now))
+    # A source has become idle between the steps: that lets W move before the first row.
+    rows, levels = ([0], [level]) if level > floor else ([], [])
     moves = sorted(
         (row, number, reached)
-        for number, progress in enumerate(progresses)
+        for number, progress in enumerate(contributions)
         for row, reached in zip(progress.rows, progress.levels, strict=True)
     )
-    rows: list[int] = []
-    levels: list[int] = []
     for row, number, reached in moves:
         now[number] = reached
-        if min(now) > level:
-            level = min(now)
+        risen = _not_below(level, min(now))
+        if risen > level:
+            level = risen
             if rows and rows[-1] == row:
                 levels[-1] = level
             else:
                 rows.append(row)
                 levels.append(level)
-    return Progress(start, rows, levels)
+    return Progress(floor, rows, levels)
+
+
+def _not_below(level: int, reached: int) -> int:
+    return level if reached == IDLE else max(level, reached)
 
 
 class Watermark:
@@ -80,12 +92,18 @@ class Watermark:
     """
 
     def __init__(
-        self, disorder_ms: int, maxima: Mapping[int, int] | None = None, level: int = BEFORE_TIME
+        self,
+        disorder_ms: int,
+        maxima: Mapping[int, int] | None = None,
+        level: int = BEFORE_TIME,
+        idle: Iterable[int] = (),
     ) -> None:
         self.disorder_ms = disorder_ms
         self.maxima: dict[int, int] = dict(maxima or {})
         """Greatest time of each partition that has had a row."""
         self.level = level
+        self.idle: set[int] = set(idle)
+        """Partitions that hold nothing back until their next row."""
 
     def advance(
         self, partition: int, rows: Iterable[int], times: Iterable[int]
@@ -100,7 +118,7 @@ class Watermark:
         Returns:
             The rows after which W was higher than before, and W after them.
         """
-        others = [top for number, top in self.maxima.items() if number != partition]
+        others = [top for each, top in self._active() if each != partition]
         cap = min(others) if others else None
         top = self.maxima.get(partition, BEFORE_TIME)
         level, disorder_ms = self.level, self.disorder_ms
@@ -118,6 +136,19 @@ class Watermark:
             self.maxima[partition] = top
         self.level = level
         return moved_rows, levels
+
+    def _active(self) -> Iterable[tuple[int, int]]:
+        """The partitions that hold W back, with their greatest times."""
+        if not self.idle:
+            return self.maxima.items()
+        return [(each, top) for each, top in self.maxima.items() if each not in self.idle]
+
+    def mark_idle(self, partitions: Iterable[int]) -> None:
+        """Let W rise to the least of the other partitions; where all are idle it stays."""
+        self.idle.update(partitions)
+        tops = [top for _, top in self._active()]
+        if tops:
+            self.raise_to(min(tops) - self.disorder_ms)
 
     def raise_to(self, level: int) -> None:
         """Let W rise by decree, at the end of bounded input; it never falls."""

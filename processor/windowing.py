@@ -130,7 +130,7 @@ class WindowOperator(StatefulOperator):
         Raises:
             RecordError: An aggregate or its field raised.
         """
-        (chunk,), progress, batch = step
+        (chunk,), progress, batch = step.chunks, step.progress, step.batch
         results: list[Chunk] = []
         late: list[Chunk] = []
         level, done, moved = progress.start, 0, 0

@@ -8,7 +8,7 @@ import pytest
 
 from millstream import RecordError, UsageError
 from millstream.processor import Pipeline, Row, agg, tumbling
-from millstream.processor.watermark import Progress, least
+from millstream.processor.watermark import BEFORE_TIME, Progress, least
 
 
 def test_a_branch_sends_each_row_to_the_first_that_holds() -> None:
@@ -45,14 +45,14 @@ def test_e16_the_slower_of_two_merged_sources_rules() -> None:
 
 
 def test_a_source_without_rows_holds_w_back() -> None:
-    before = Progress(-(1 << 80), [], [])
-    assert before == least([Progress(5, [0], [10]), before])
+    before = Progress(BEFORE_TIME, [], [])
+    assert before == least([Progress(5, [0], [10]), before], BEFORE_TIME)
 
 
 def test_the_least_of_two_moves_where_the_slower_moves() -> None:
     fast, slow = Progress(3, [1, 4], [6, 8]), Progress(5, [2, 3], [7, 20])
-    assert Progress(3, [1, 2, 4], [5, 6, 8]) == least([fast, slow])
-    assert Progress(0, [0], [9]) == least([Progress(0, [0], [9]), Progress(2, [0], [30])])
+    assert Progress(3, [1, 2, 4], [5, 6, 8]) == least([fast, slow], 3)
+    assert Progress(0, [0], [9]) == least([Progress(0, [0], [9]), Progress(2, [0], [30])], 0)
 
 
 def test_map_batch_gives_one_result_for_each_row() -> None:

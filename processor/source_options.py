@@ -1,0 +1,73 @@
+"""What a source may be told about time beside its rows: checked, and put into its node."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, TypedDict
+
+from millstream import UsageError, parse_duration_ms
+
+from .fields import Field, describe
+from .nodes import MissingTime, SourceClock, SourceNode
+from .windows import duration_text
+
+
+class SourceOptions(TypedDict, total=False):
+    """See `Pipeline.source`."""
+
+    missing_time: MissingTime
+    max_ahead: str | int | timedelta | None
+    idle: str | int | timedelta | None
+    clock: SourceClock
+
+
+def source_node(
+    node_id: int,
+    topic: str,
+    value_type: Any,
+    time: Field,
+    disorder_ms: int,
+    options: SourceOptions,
+) -> SourceNode:
+    """The node of a source.
+
+    Raises:
+        UsageError: An unknown option, or a value it does not have.
+    """
+    unknown = set(options) - set(SourceOptions.__annotations__)
+    if unknown:
+        known = sorted(SourceOptions.__annotations__)
+        raise UsageError(f"source {topic}: unknown options {sorted(unknown)}; there are {known}")
+    missing_time, clock = options.get("missing_time", "dead_letter"), options.get("clock", "event")
+    if missing_time not in {"dead_letter", "append_time"}:
+        raise UsageError(f"missing_time={missing_time!r}: use 'dead_letter' or 'append_time'")
+    if clock not in {"event", "wall"}:
+        raise UsageError(f"clock={clock!r}: use 'event' or 'wall'")
+    max_ahead_ms, idle_ms = _ms(options.get("max_ahead")), _ms(options.get("idle"))
+    shown = "record timestamp" if time is None else describe(time)
+    kind = getattr(value_type, "__name__", repr(value_type))
+    label = f"source {topic}: {kind}, time {shown}, disorder {duration_text(disorder_ms)}"
+    if missing_time == "append_time":
+        label += ", or time of append"
+    if max_ahead_ms is not None:
+        label += f", at most {duration_text(max_ahead_ms)} ahead"
+    if idle_ms is not None:
+        label += f", idle after {duration_text(idle_ms)}"
+    if clock == "wall":
+        label += ", by the wall clock"
+    return SourceNode(
+        id=node_id,
+        label=label,
+        topic=topic,
+        type=value_type,
+        time=time,
+        disorder_ms=disorder_ms,
+        missing_time=missing_time,
+        max_ahead_ms=max_ahead_ms,
+        idle_ms=idle_ms,
+        clock=clock,
+    )
+
+
+def _ms(duration: str | int | timedelta | None) -> int | None:
+    return None if duration is None else parse_duration_ms(duration)
