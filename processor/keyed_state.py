@@ -1,0 +1,281 @@
+"""State by key: a dict that knows what changed and, where wanted, how long a value may stay.
+
+Operators that keep something per key (tables, deduplication, process functions) keep it here, so
+that how it is held can be changed in one place. It makes the records of `changes` and `sweep` and
+takes them back; what a state record is, is said in state.py.
+
+A key's value is filed under `[*prefix, key]` as `[value]`, or as `[value, time]` when it has a
+time to live. It is over once W has reached `time + ttl_ms`, where `time` is the greatest event time
+the value was put with: the wall clock has no say, so that every run forgets at the same row.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from millstream import DataError
+
+from .row_codec import PLAIN
+from .serde import INT64_MAX, INT64_MIN, ordered_keys
+from .state import StateEntry, StateRecords, encode_entries, encode_removed
+from .stateful import SWEEP_RECORDS
+
+V = TypeVar("V")
+
+
+class Codec(Protocol):
+    """How values become what state keeps: a `RowCodec`, or one built upon it."""
+
+    def pack(self, rows: Sequence[Any]) -> Sequence[object]:
+        """What state keeps of each value; proven to come back as it is."""
+        ...
+
+    def unpack(self, packed: object) -> Any:
+        """The value from what state kept."""
+        ...
+
+
+class KeyedState(Generic[V]):
+    """One value for each key. Not thread-safe.
+
+    Args:
+        name: Of the operator, for messages.
+        codec: Packs the values; by default they must be plain.
+        prefix: What the paths of its records begin with, for operators that keep several things.
+        ttl_ms: How long after its newest event time a value stays; None for ever.
+
+    >>> state = KeyedState[int]("orders.count")
+    >>> state.put("u1", 1)
+    >>> state.get("u1"), state.get("u2"), len(state), len(state.changes().keys)
+    (1, None, 1, 1)
+    """
+
+    def __init__(
+        self,
+        name: str,
+        codec: Codec = PLAIN,
+        *,
+        prefix: tuple[object, ...] = (),
+        ttl_ms: int | None = None,
+    ) -> None:
+        self.name = name
+        self.prefix = prefix
+        self.ttl_ms = ttl_ms
+        self._codec = codec
+        self._values: dict[object, V] = {}
+        self._changed: dict[object, None] = {}
+        """Keys put or removed since `changes`."""
+        self._fresh: set[object] = set()
+        """Those of `_changed` that no record is about."""
+        self._times: dict[object, int] = {}
+        """Newest event time of each key, with a time to live."""
+        self._waits: dict[object, int] = {}
+        """When to look whether a key is over. Its time may have moved on since."""
+        self._due: list[int] = []
+        """A heap of the times in `_waits`."""
+        self._due_keys: dict[int, list[object]] = {}
+        """Who waits for each time in `_due`; those whose entry in `_waits` differs do no more."""
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
+
+    # --- one key -------------------------------------------------------------------------------
+
+    def get(self, key: object, level: int | None = None) -> V | None:
+        """The value of `key`, or None.
+
+        Args:
+            key: A grouping key.
+            level: W before the row that asks, so that a value that is over by then is not given.
+        """
+        if level is not None and self.is_over(key, level):
+            return None
+        return self._values.get(key)
+
+    def is_over(self, key: object, level: int) -> bool:
+        """Whether the time to live of `key` has passed when W is `level`."""
+        return self.ttl_ms is not None and self._times.get(key, level) + self.ttl_ms <= level
+
+    def put(self, key: object, value: V, time_ms: int | None = None) -> None:
+        """Set the value of `key`.
+
+        Args:
+            key: A grouping key.
+            value: Must not be changed afterwards, but by way of `edit`.
+            time_ms: Event time of the row that sets it; needed with a time to live.
+        """
+        if key not in self._changed:
+            self._note(key)
+        self._values[key] = value
+        if self.ttl_ms is not None:
+            assert time_ms is not None
+            self.stamp(key, time_ms)
+
+    def stamp(self, key: object, time_ms: int) -> None:
+        """Let the value of `key`, which is being put or edited, live from `time_ms` on."""
+        assert self.ttl_ms is not None
+        known = self._times.get(key)
+        if known is None or known < time_ms:
+            self._times[key] = time_ms
+        if known is None:
+            self._wait(key, time_ms + self.ttl_ms)
+
+    def pop(self, key: object) -> V | None:
+        """Remove `key` and return its value, or None when there is none."""
+        if key not in self._values:
+            return None
+        if key not in self._changed:
+            self._note(key)
+        self._times.pop(key, None)
+        self._waits.pop(key, None)
+        return self._values.pop(key)
+
+    def ordered(self) -> list[object]:
+        """The keys in the order of their bytes: the only order that a restart does not change."""
+        return ordered_keys(list(self._values))
+
+    # --- many keys -----------------------------------------------------------------------------
+
+    def view(self, keys: Iterable[object]) -> Mapping[object, V]:
+        """A mapping that has the values of those of `keys` that have one, for reading now."""
+        del keys
+        return self._values
+
+    def edit(self, keys: Iterable[object]) -> dict[object, V]:
+        """The same as a dict in which those values may now be set, changed in place or removed.
+
+        For `keys` and no others; not with a time to live.
+        """
+        assert self.ttl_ms is None
+        each = dict.fromkeys(keys)
+        self._fresh.update(each.keys() - self._changed.keys() - self._values.keys())
+        self._changed.update(each)
+        return self._values
+
+    def expire(self, level: int) -> list[object]:
+        """Remove the values that are over when W is `level`.
+
+        Returns:
+            Their keys, in the order of (time they were over, bytes of the key).
+        """
+        over: list[object] = []
+        while self._due and self._due[0] <= level:
+            due = heapq.heappop(self._due)
+            gone: list[object] = []
+            for key in self._due_keys.pop(due):
+                if self._waits.get(key) != due:
+                    continue
+                ends = self._times[key] + (self.ttl_ms or 0)
+                if ends > due:
+                    self._wait(key, ends)
+                else:
+                    self.pop(key)
+                    gone.append(key)
+            over += ordered_keys(gone)
+        return over
+
+    def _note(self, key: object) -> None:
+        self._changed[key] = None
+        if key not in self._values:
+            self._fresh.add(key)
+
+    def _wait(self, key: object, due: int) -> None:
+        self._waits[key] = due
+        waiting = self._due_keys.get(due)
+        if waiting is None:
+            self._due_keys[due] = [key]
+            heapq.heappush(self._due, due)
+        else:
+            waiting.append(key)
+
+    # --- state ---------------------------------------------------------------------------------
+
+    def changes(self) -> StateRecords:
+        """What changed since the last call, and take it for written.
+
+        Raises:
+            UsageError: A value cannot be kept in state.
+        """
+        changed, fresh, values = self._changed, self._fresh, self._values
+        self._changed, self._fresh = {}, set()
+        removed = [key for key in changed if key not in values and key not in fresh]
+        records = encode_removed((*self.prefix, key) for key in removed)
+        records.extend(self._entries([key for key in changed if key in values]))
+        return records
+
+    def sweep(self) -> Iterator[StateRecords]:
+        """All values, in bounded pieces; see `StatefulOperator.sweep`.
+
+        Raises:
+            UsageError: A value cannot be kept in state.
+        """
+        keys = list(self._values)
+        for start in range(0, len(keys), SWEEP_RECORDS):
+            piece = keys[start : start + SWEEP_RECORDS]
+            yield self._entries([key for key in piece if key in self._values])
+
+    def _entries(self, keys: Sequence[object]) -> StateRecords:
+        paths = [(*self.prefix, key) for key in keys]
+        packed = self._codec.pack(list(map(self._values.__getitem__, keys)))
+        values: list[tuple[object, ...]]
+        if self.ttl_ms is None:
+            values = list(zip(packed, strict=True))
+        else:
+            values = list(zip(packed, map(self._times.__getitem__, keys), strict=True))
+        return encode_entries(self.name, paths, values, proven=True)
+
+    def restore(self, entries: Iterable[StateEntry]) -> None:
+        """Take the values from records in the order they were written.
+
+        Raises:
+            DataError: A record is not one of this state.
+        """
+        restore_states([self], entries)
+
+    def take(self, contents: Mapping[object, list[Any]]) -> None:
+        """Take over what state kept of each key.
+
+        Raises:
+            DataError: It is nothing that this state writes.
+        """
+        width = 1 if self.ttl_ms is None else 2
+        for key, content in contents.items():
+            if len(content) != width:
+                raise DataError(f"not the state of {self.name!r}: {content!r} for key {key!r}")
+            self._values[key] = self._codec.unpack(content[0])
+            if self.ttl_ms is not None:
+                time_ms = content[1]
+                if type(time_ms) is not int or not INT64_MIN <= time_ms <= INT64_MAX:
+                    raise DataError(f"not the state of {self.name!r}: time {time_ms!r}")
+                self.stamp(key, time_ms)
+
+
+def restore_states(states: Sequence[KeyedState[Any]], entries: Iterable[StateEntry]) -> None:
+    """Take the values of several states of one operator from its records.
+
+    Args:
+        states: With prefixes of one length, none twice.
+        entries: In the order they were written.
+
+    Raises:
+        DataError: A record belongs to none of them.
+    """
+    contents: dict[tuple[object, ...], dict[object, list[Any]]] = {
+        state.prefix: {} for state in states
+    }
+    width = len(states[0].prefix)
+    for path, content in entries:
+        known = contents.get(path[:width])
+        if known is None or len(path) != width + 1:
+            raise DataError(f"not the state of {states[0].name!r}: {path!r}")
+        if content is None:
+            known.pop(path[width], None)
+        else:
+            known[path[width]] = content
+    for state in states:
+        state.take(contents[state.prefix])

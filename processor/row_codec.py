@@ -1,0 +1,193 @@
+"""Rows as state keeps them, and back: the one way rows of any type enter and leave state.
+
+A row whose type is known (a msgspec Struct, dataclass, NamedTuple, Decimal, ...) becomes msgpack
+and comes back as what it was. A row of an unknown type must be plain: None, bool, int, float, str,
+bytes, and lists and dicts with str keys of these. What would come back as something else is
+refused, because a restart would change results; so what is packed here needs no other proof.
+
+What state records look like is said in state.py; which types rows have, in row_types.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any, Final
+
+import msgspec
+
+from millstream import DataError, UsageError
+
+from .serde import encode_state
+
+_SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
+_HINT: Final = "annotate the function that makes the rows, or give type="
+_SORTED: Final = msgspec.msgpack.Encoder(order="deterministic").encode
+_TEXT_TIMES: Final = (msgspec.inspect.DateTimeType, msgspec.inspect.TimeType)
+"""As msgpack they would lose their offset from UTC, as text they keep it."""
+
+
+def is_plain_type(row_type: object) -> bool:
+    """Whether rows of this type are taken as plain values: it is unknown, or a plain one itself."""
+    return any(row_type is each for each in (None, Any, object, dict, list, *_SCALARS))
+
+
+class RowCodec:
+    """Turns rows of one type into what state can keep, and back. Pure.
+
+    Args:
+        row_type: What the rows are; None where nobody said.
+        what: Names the rows in messages: `left rows of orders.join`.
+
+    Raises:
+        UsageError: msgspec cannot bring rows of this type back.
+
+    >>> codec = RowCodec(tuple[int, str], "pairs")
+    >>> bytes(codec.pack([(1, "a")])[0]).hex(), codec.unpack([1, "a"])
+    ('9201a161', (1, 'a'))
+    """
+
+    def __init__(self, row_type: object, what: str) -> None:
+        self.what = what
+        self._type: Any = None if is_plain_type(row_type) else row_type
+        if self._type is None:
+            return
+        kinds = _kinds(self._type, what)
+        encode: Callable[[Any], bytes] = encode_state
+        decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder(self._type).decode
+        if any(isinstance(kind, _TEXT_TIMES) for kind in kinds):
+            encode, decode = _encode_as_text, self._decode_text
+        self._encode = encode
+        self._decode = decode
+        self._open = any(isinstance(kind, msgspec.inspect.AnyType) for kind in kinds)
+        """Whether parts of a row may be anything, times among them."""
+
+    def pack(self, rows: Sequence[object]) -> list[Any]:
+        """What state keeps of each row, ready for the encoder of state.
+
+        Raises:
+            UsageError: A row would not come back as it is.
+        """
+        if self._type is None:
+            _require_plain(rows, self.what)
+            return list(rows)
+        return list(map(self._pack_one, rows))
+
+    def unpack(self, packed: object) -> Any:
+        """The row that was packed, from what the decoder of state gives for it.
+
+        Raises:
+            DataError: It is not a row of this type.
+        """
+        if self._type is None:
+            return packed
+        try:
+            return msgspec.convert(packed, self._type, builtin_types=(bytes,))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{self.what}: not a row of {_name(self._type)}: {error}") from error
+
+    def _pack_one(self, row: object) -> msgspec.Raw:
+        try:
+            packed = self._encode(row)
+            restored = self._decode(packed)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise UsageError(
+                f"{self.what}: {row!r} cannot be kept in state as {_name(self._type)}: {error};"
+                f" {_HINT}"
+            ) from error
+        if (
+            type(restored) is not type(row)
+            # Of NaN and of classes without equality, what they show must be the same.
+            or (restored != row and repr(restored) != repr(row))
+            # 1 equals 1.0, but is written otherwise. A set may have changed its order.
+            or (self._encode(restored) != packed and _SORTED(restored) != _SORTED(row))
+            or (self._open and _as_text(restored) != _as_text(row))
+        ):
+            raise UsageError(
+                f"{self.what}: {row!r} cannot be kept in state as {_name(self._type)}: it would"
+                f" come back as {restored!r}; {_HINT}"
+            )
+        return msgspec.Raw(packed)
+
+    def _decode_text(self, packed: bytes) -> Any:
+        return msgspec.convert(msgspec.msgpack.decode(packed), self._type, builtin_types=(bytes,))
+
+
+PLAIN: Final = RowCodec(None, "state")
+"""For values that the operator itself makes of plain ones."""
+
+
+def _encode_as_text(row: object) -> bytes:
+    return encode_state(msgspec.to_builtins(row, builtin_types=(bytes,)))
+
+
+def _as_text(row: object) -> object:
+    return msgspec.to_builtins(row, builtin_types=(bytes,), order="deterministic")
+
+
+def _kinds(row_type: object, what: str) -> list[msgspec.inspect.Type]:
+    """All types that a row may be made of."""
+    try:
+        waiting: list[object] = [msgspec.inspect.type_info(row_type)]
+        msgspec.msgpack.Decoder(row_type)
+    except (TypeError, NameError) as error:
+        raise UsageError(
+            f"{what}: rows of {_name(row_type)} cannot be kept in state: {error}"
+        ) from error
+    kinds: dict[int, msgspec.inspect.Type] = {}
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, tuple):
+            waiting += each
+        elif isinstance(each, msgspec.inspect.Field):
+            waiting.append(each.type)
+        elif isinstance(each, msgspec.inspect.Type) and id(each) not in kinds:
+            if isinstance(each, msgspec.inspect.CustomType):
+                raise UsageError(
+                    f"{what}: rows of {_name(row_type)} cannot be kept in state: nothing is known"
+                    f" of {_name(each.cls)}; use a msgspec Struct, a dataclass or plain values"
+                )
+            kinds[id(each)] = each
+            waiting += [getattr(each, name) for name in each.__struct_fields__]
+    return list(kinds.values())
+
+
+def _require_plain(rows: Sequence[Any], what: str) -> None:
+    """Refuse what msgpack would bring back as something else: mostly a pass in C over columns."""
+    types = set(map(type, rows))
+    if types == {dict} and set(map(type, chain.from_iterable(rows))) <= {str}:
+        types = set(map(type, chain.from_iterable(map(dict.values, rows))))
+    elif types == {list}:
+        types = set(map(type, chain.from_iterable(rows)))
+    if types <= _SCALARS:
+        return
+    for row in rows:
+        try:
+            foreign = _foreign(row)
+        except RecursionError:
+            foreign = "values nested without end"
+        if foreign is not None:
+            raise UsageError(
+                f"{what}: {row!r} cannot be kept in state: it has {foreign}, and without a known"
+                " type it must be made of None, bool, int, float, str, bytes, list, and dict with"
+                f" str keys; {_HINT}"
+            )
+
+
+def _foreign(value: object) -> str | None:
+    """What in a value is not plain, in words."""
+    kind = type(value)
+    if kind in _SCALARS:
+        return None
+    if isinstance(value, list) and kind is list:
+        return next(filter(None, map(_foreign, value)), None)
+    if isinstance(value, dict) and kind is dict:
+        for key in value:
+            if type(key) is not str:
+                return f"the dict key {key!r}"
+        return next(filter(None, map(_foreign, value.values())), None)
+    return f"a {_name(kind)}"
+
+
+def _name(row_type: object) -> str:
+    return getattr(row_type, "__qualname__", None) or repr(row_type)
