@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 from .agg import Aggregate
+from .calendar_windows import CalendarWindows
+from .count_windows import CountWindows
 from .fields import Field
+from .sessions import SessionWindows
 from .windows import FixedWindows, duration_text
 
 LATE: Final = "late"
@@ -26,6 +29,34 @@ MissingTime: TypeAlias = Literal["dead_letter", "append_time"]
 
 SourceClock: TypeAlias = Literal["event", "wall"]
 """Whether W moves by rows alone, or also by the wall clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """When a window says what it has: once as it closes, or before that, too."""
+
+    every_rows: int | None = None
+    """After so many rows of a key, counted from its last result."""
+    every_ms: int | None = None
+    """Whenever W passes a multiple of this, for the keys that have changed."""
+    corrections_ms: int = 0
+    """First when W reaches end + grace, and with each row that comes up to this much later."""
+
+    @property
+    def updating(self) -> bool:
+        """Whether there are results before the final one."""
+        return self != FINAL
+
+    def __str__(self) -> str:
+        if self.every_rows is not None:
+            return f", update every {self.every_rows} rows"
+        if self.every_ms is not None:
+            return f", update every {duration_text(self.every_ms)}"
+        return f", corrections {duration_text(self.corrections_ms)}" if self.updating else ""
+
+
+FINAL: Final = Emission()
+"""Once, as the window closes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,22 +229,68 @@ class StatefulNode(Node):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WindowNode(StatefulNode):
-    """Aggregates per key and window; one row per closed window."""
+class AggregatingNode(StatefulNode):
+    """Aggregates rows per key and window."""
 
     kind: ClassVar[str] = "window"
 
-    windows: FixedWindows
-    grace_ms: int
     aggregates: tuple[tuple[str, Aggregate[Any, Any, Any]], ...]
+    emission: Emission = FINAL
+
+    @property
+    def windows_text(self) -> str:
+        """The windows in words."""
+        raise NotImplementedError
+
+    def identity(self, keys: Sequence[str]) -> str:
+        """Key, windows, aggregates and when they are emitted."""
+        parts = ", ".join(f"{name}={one.describe()}" for name, one in self.aggregates)
+        return f"key_by {keys[0]}; window {self.windows_text}{self.emission}; agg {parts}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowNode(AggregatingNode):
+    """Windows that are the same for all keys: tumbling, hopping, daily."""
+
+    windows: FixedWindows | CalendarWindows
+    grace_ms: int
+
+    @property
+    def windows_text(self) -> str:
+        """The windows in words."""
+        return f"{self.windows}, grace {duration_text(self.grace_ms)}"
 
     @property
     def delay_ms(self) -> int:
-        """A window that ends at e emits when W reaches e + grace, with event time e - 1."""
+        """A window that ends at e emits at the latest when W reaches e + grace + corrections."""
+        return self.grace_ms + self.emission.corrections_ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionNode(AggregatingNode):
+    """Windows of activity of a key."""
+
+    windows: SessionWindows
+    grace_ms: int
+
+    @property
+    def windows_text(self) -> str:
+        """The windows in words."""
+        return f"{self.windows}, grace {duration_text(self.grace_ms)}"
+
+    @property
+    def delay_ms(self) -> int:
+        """A session that ends at e emits at the latest when W reaches e + grace."""
         return self.grace_ms
 
-    def identity(self, keys: Sequence[str]) -> str:
-        """Key, windows, grace and aggregates."""
-        parts = ", ".join(f"{name}={one.describe()}" for name, one in self.aggregates)
-        grace = duration_text(self.grace_ms)
-        return f"key_by {keys[0]}; window {self.windows}, grace {grace}; agg {parts}"
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountNode(AggregatingNode):
+    """Windows of a number of rows of a key."""
+
+    windows: CountWindows
+
+    @property
+    def windows_text(self) -> str:
+        """The windows in words."""
+        return str(self.windows)

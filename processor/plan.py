@@ -153,6 +153,10 @@ class PlanBuilder:
         self._types.append(row_type)
         return node.id
 
+    def replace(self, node: Node) -> None:
+        """Put `node` in the place of the one with its id, which nothing may read yet."""
+        self.nodes[node.id] = node
+
     def type_of(self, node_id: int) -> object:
         """The type of a node's rows, or None where nobody said."""
         return self._types[node_id]

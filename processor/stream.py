@@ -10,20 +10,19 @@ repeated after a crash.
 
 from __future__ import annotations
 
-import keyword
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any, Final, Generic, Literal, NamedTuple, Self, TypeVar, overload
+from typing import Any, Generic, Literal, Self, TypeVar, overload
 
-from millstream import UsageError, check_topic_name, parse_duration_ms
+from millstream import UsageError, check_topic_name
 
 from .agg import Aggregate
 from .fields import Field, label, require_field, require_function, require_readable
 from .nodes import (
     LATE,
+    AggregatingNode,
     BranchNode,
     DeadLettersNode,
     FilterNode,
@@ -37,27 +36,18 @@ from .nodes import (
     PeekNode,
     PortNode,
     SinkNode,
-    WindowNode,
 )
 from .plan import PlanBuilder
 from .row_types import element_type, returned_type
 from .serde import Key
-from .windows import FixedWindows, Windowed, duration_text
+from .window_declaration import Windowing, Windows, aggregating_node, emitting, windowing
+from .windows import Windowed
 
 T = TypeVar("T")
 U = TypeVar("U")
 K = TypeVar("K")
 J = TypeVar("J")
 R = TypeVar("R")
-
-_RESERVED: Final = frozenset({"key", "start", "end", "window_start", "window_end"})
-_COLUMN: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
-
-
-class _Windowing(NamedTuple):
-    windows: FixedWindows
-    grace_ms: int
-    name: str | None
 
 
 class Stream(Generic[T]):
@@ -377,72 +367,51 @@ class KeyedStream(Stream[T], Generic[K, T]):
 
     def window(
         self,
-        windows: FixedWindows,
+        windows: Windows,
         *,
         grace: str | int | timedelta = 0,
+        corrections: str | int | timedelta | None = None,
         name: str | None = None,
     ) -> WindowedStream[K, T]:
-        """Cut each key's rows into windows of event time.
+        """Cut each key's rows into windows.
 
         Args:
-            windows: `tumbling("1m")`, `hopping("10m", "1m")`.
+            windows: `tumbling("1m")`, `hopping("10m", "1m")`, `daily(tz="Europe/Berlin")`,
+                `session("30m")`, or `counting(100)`.
             grace: A window that ends at e closes when event time reaches e + grace. Rows that
                 come later are late.
+            corrections: Rows that come up to so much later still are added to the window, and each
+                gives another result. The results have a `status`: "update", and "final" for the
+                last, which comes when W reaches e + grace + corrections.
             name: Of the state; by default `<source topic>.window`. Give one to keep the state
                 when window operators are reordered.
         """
-        if not isinstance(windows, FixedWindows):
-            raise UsageError(f"window() takes tumbling(...) or hopping(...), not {windows!r}")
-        grace_ms = parse_duration_ms(grace)
-        return WindowedStream(self._builder, self._node, _Windowing(windows, grace_ms, name))
+        chosen = windowing(windows, grace, corrections, name)
+        return WindowedStream(self._builder, self._node, chosen)
 
 
 class WindowedStream(Generic[K, T]):
     """A keyed stream cut into windows, waiting for `agg`."""
 
-    __slots__ = ("_builder", "_node", "_windowing")
+    __slots__ = ("_builder", "_chosen", "_node")
 
-    def __init__(self, builder: PlanBuilder, node: int, windowing: _Windowing) -> None:
+    def __init__(self, builder: PlanBuilder, node: int, chosen: Windowing) -> None:
         self._builder = builder
         self._node = node
-        self._windowing = windowing
+        self._chosen = chosen
 
     # The accumulator's type is the aggregate's own business: hence the Any.
     def agg(self, **aggregates: Aggregate[T, Any, R]) -> WindowResults[K, T, R]:
-        """Compute named aggregates of every key and window, emitted once, when it closes.
+        """Compute named aggregates of every key and window; `emit` says when they are results.
 
         Args:
             aggregates: `n=agg.count(), total=agg.sum("amount")`; see `millstream.processor.agg`.
 
         Raises:
-            UsageError: No aggregate, a reserved name, or a field the source's type lacks.
+            UsageError: No aggregate, a reserved name, a field the source's type lacks, or an
+                aggregate that sessions cannot merge.
         """
-        if not aggregates:
-            raise UsageError("agg() needs at least one aggregate, such as n=agg.count()")
-        declared = self._builder.type_of(self._node)
-        for column, aggregate in aggregates.items():
-            if not _COLUMN.fullmatch(column) or column in _RESERVED or keyword.iskeyword(column):
-                raise UsageError(f"an aggregate cannot be called {column!r}")
-            if not isinstance(aggregate, Aggregate):
-                raise UsageError(
-                    f"{column} must be an aggregate such as agg.count() or agg.sum('amount'),"
-                    f" not {aggregate!r}"
-                )
-            if aggregate.field is not None:
-                require_readable(aggregate.field, f"agg {column}")
-            if isinstance(aggregate.field, str):
-                require_field(declared, aggregate.field, f"agg {column}")
-        windows, grace_ms, name = self._windowing
-        parts = ", ".join(f"{name}={one.describe()}" for name, one in aggregates.items())
-        node = WindowNode(
-            id=self._builder.next_id,
-            parents=(self._node,),
-            label=f"window {windows}, grace {duration_text(grace_ms)}, agg {parts}",
-            name=self._builder.state_name((self._node,), WindowNode.kind, name),
-            windows=windows,
-            grace_ms=grace_ms,
-            aggregates=tuple(aggregates.items()),
-        )
+        node = aggregating_node(self._builder, self._node, self._chosen, aggregates)
         return WindowResults(self._builder, self._builder.add(node))
 
 
@@ -454,10 +423,29 @@ class WindowResults(KeyedStream[K, Windowed[K, R]], Generic[K, T, R]):
 
     __slots__ = ()
 
-    def emit(self, mode: Literal["final"]) -> Self:
-        """When results are written: "final", once, as the window closes (the default)."""
-        if mode != "final":
-            raise UsageError(f"emit({mode!r}): only 'final' exists so far")
+    def emit(
+        self,
+        mode: Literal["final", "update"],
+        *,
+        every: int | str | timedelta | None = None,
+    ) -> Self:
+        """When results are written. Call it right after `agg`.
+
+        Args:
+            mode: "final" (the default): once, as the window closes. "update": also before that;
+                results then have a `status`, "update" or "final". Of a session whose start has
+                moved, because an older row or another session joined it, what was said before is
+                "retracted" first.
+            every: With "update": after so many rows of a key and window (1 by default), or, with a
+                duration, when W passes a multiple of it, for what has changed since.
+
+        Raises:
+            UsageError: The results are read already, or the windows do not emit so.
+        """
+        node = self._builder.nodes[self._node]
+        if not isinstance(node, AggregatingNode) or any(self._builder.plan().children(node.id)):
+            raise UsageError("call emit() right after agg(), before the results are used")
+        self._builder.replace(emitting(node, mode, every))
         return self
 
     @property

@@ -15,9 +15,11 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from .columns import Chunk, InputBatch, MicroBatch
+from .count_windowing import CountOperator
 from .nodes import (
     LATE,
     BranchNode,
+    CountNode,
     DeadLettersNode,
     FilterNode,
     FlatMapNode,
@@ -28,6 +30,7 @@ from .nodes import (
     Node,
     PeekNode,
     PortNode,
+    SessionNode,
     SinkNode,
     SourceNode,
     StatefulNode,
@@ -46,11 +49,12 @@ from .operators import (
 )
 from .outputs import Outputs, dead_letters, encode_rows
 from .plan import Plan
+from .session_windowing import SessionOperator
 from .source import Faults, Rejects, RoutedFaults, SourceStage
 from .stateful import MAIN, StatefulOperator, Step
 from .ticks import Tick
+from .updating import window_operator
 from .watermark import BEFORE_TIME, Progress, Watermark, least
-from .windowing import WindowOperator
 
 _NOTHING: Final = MicroBatch(())
 
@@ -66,7 +70,9 @@ _STATELESS: Final[Mapping[type[Node], Callable[[Any, Topology], Operator]]] = {
     MergeNode: lambda node, _: MergeOperator(node, keyed=node.keyed),
 }
 _STATEFUL: Final[Mapping[type[Node], Callable[[Any, int], StatefulOperator]]] = {
-    WindowNode: WindowOperator,
+    WindowNode: window_operator,
+    SessionNode: SessionOperator,
+    CountNode: CountOperator,
 }
 
 

@@ -17,13 +17,11 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count, repeat
-from typing import Any, Final, TypeAlias
-
-import msgspec
+from typing import Any, Final
 
 from millstream import DataError
 
-from .agg import Aggregate
+from .aggregating import Aggregates, result_type
 from .columns import Chunk, MicroBatch, join_chunks
 from .errors import fail, failed_index
 from .fields import field_getter
@@ -31,11 +29,9 @@ from .nodes import LATE, WindowNode
 from .serde import INT64_MAX, ordered_keys
 from .state import StateEntry, StateRecords, encode_entries, encode_removed
 from .stateful import MAIN, SWEEP_RECORDS, StatefulOperator, Step
-from .windows import Windowed
+from .windows import FixedWindows
 
 _PLAIN_CONSTANTS: Final = (int, float, str, bytes, bool, type(None))
-
-Aggregates: TypeAlias = Sequence[tuple[str, Aggregate[Any, Any, Any]]]
 
 
 class Window:
@@ -102,12 +98,16 @@ class WindowOperator(StatefulOperator):
         """Rows that lie in no window, because windows leave gaps."""
         self._windows = node.windows
         self._hold_ms = node.grace_ms + delay_ms
-        self._aggregates: Aggregates = node.aggregates
+        self._aggregates = self._kept()
         self._open: dict[int, Window] = {}
         self._ends: list[int] = []
         """A heap of the ends of the open windows."""
         self._closed_persisted: list[int] = []
         self._make = result_type(node)
+
+    def _kept(self) -> Aggregates:
+        """What state keeps of each key and window."""
+        return self.node.aggregates
 
     @property
     def live_count(self) -> int:
@@ -143,7 +143,7 @@ class WindowOperator(StatefulOperator):
             if not at_end:
                 stop = bisect_right(chunk.rows, progress.rows[moved], done)
             if stop > done:
-                closed_end = closing_end - self._windows.slide_ms
+                closed_end = self._windows.closed_end(level - self._hold_ms)
                 self._take(chunk.cut(done, stop), closed_end, batch, late)
                 done = stop
             if at_end:
@@ -173,10 +173,15 @@ class WindowOperator(StatefulOperator):
         self, times: Sequence[int], closed_end: int
     ) -> tuple[dict[int, list[int]], list[int]]:
         """Indexes of rows by the end of their window, and of late rows."""
-        slide, anchor = self._windows.slide_ms, self._windows.offset_ms
         groups: defaultdict[int, list[int]] = defaultdict(list)
-        for index, time in enumerate(times):
-            groups[time - (time - anchor) % slide + slide].append(index)
+        if isinstance(self._windows, FixedWindows):
+            # As `next_end`, without a call per row.
+            slide, anchor = self._windows.slide_ms, self._windows.offset_ms
+            for index, time in enumerate(times):
+                groups[time - (time - anchor) % slide + slide].append(index)
+        else:
+            for index, end in enumerate(map(self._windows.next_end, times)):
+                groups[end].append(index)
         late = [groups.pop(end) for end in sorted(groups) if end <= closed_end]
         return groups, sorted(chain.from_iterable(late))
 
@@ -241,11 +246,17 @@ class WindowOperator(StatefulOperator):
                 self._closed_persisted.append(end)
             keys = ordered_keys(list(window.slots))
             columns = self._results(window, keys, batch, row)
-            start = end - self._windows.size_ms
-            values = list(map(self._make, keys, repeat(start), repeat(end), *columns))
+            values = self._values_of(keys, end, columns)
             # The last window of time ends beyond int64, its rows must not.
             time = min(end - 1, INT64_MAX)
             results.append(Chunk([row] * len(keys), [time] * len(keys), values, keys))
+
+    def _values_of(
+        self, keys: Sequence[object], end: int, columns: Sequence[Sequence[object]]
+    ) -> list[object]:
+        """The final results of a window, one per key."""
+        start = self._windows.start_of(end)
+        return list(map(self._make, keys, repeat(start), repeat(end), *columns))
 
     def _results(
         self, window: Window, keys: Sequence[object], batch: MicroBatch, row: int
@@ -253,7 +264,7 @@ class WindowOperator(StatefulOperator):
         """The result columns of a window, in the order of `keys`."""
         slots = list(map(window.slots.__getitem__, keys))
         results = []
-        for column, (name, aggregate) in zip(window.columns, self._aggregates, strict=True):
+        for column, (name, aggregate) in zip(window.columns, self.node.aggregates, strict=False):
             try:
                 results.append(aggregate.result_column(list(map(column.__getitem__, slots))))
             except Exception as error:
@@ -328,15 +339,4 @@ def pick(chunk: Chunk, indexes: Sequence[int]) -> Chunk:
         [chunk.times[index] for index in indexes],
         [chunk.values[index] for index in indexes],
         [chunk.keys[index] for index in indexes],
-    )
-
-
-def result_type(node: WindowNode) -> type[Windowed[object, object]]:
-    """A Struct with the fields of `Windowed` and one per aggregate."""
-    return msgspec.defstruct(  # type: ignore[return-value]  # its base says what it is
-        "Windowed",
-        [(name, object) for name, _ in node.aggregates],
-        bases=(Windowed,),
-        frozen=True,
-        gc=False,
     )

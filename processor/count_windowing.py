@@ -1,0 +1,132 @@
+"""The operator of windows by count: rows in, one row per full window out.
+
+Where windows of a key end is decided in count_windows.py. State is filed under [key]: how many rows
+it holds, their least and greatest time, and the accumulators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from millstream import DataError
+
+from .aggregating import Results, RowAggregates, result_type
+from .columns import Chunk
+from .nodes import LATE, CountNode
+from .state import StateEntry, StateRecords, encode_entries, encode_removed
+from .stateful import MAIN, SWEEP_RECORDS, StatefulOperator, Step
+from .windowing import pick
+
+
+@dataclass(slots=True)
+class Content:
+    """What a window that is not full holds."""
+
+    accumulators: list[Any]
+    count: int
+    least_ms: int
+    greatest_ms: int
+
+
+class CountOperator(StatefulOperator):
+    """Windows of a number of rows, with aggregates. Not thread-safe.
+
+    Args:
+        node: What to compute.
+        delay_ms: Of no concern here: no row is late.
+    """
+
+    def __init__(self, node: CountNode, delay_ms: int) -> None:
+        super().__init__(node, delay_ms)
+        self.node = node
+        self._size = node.windows.size
+        self._aggregates = RowAggregates(node.name, node.aggregates)
+        self._open: dict[object, Content] = {}
+        """By key."""
+        self._changed: dict[object, None] = {}
+        self._make = result_type(node)
+        self._out = Results()
+
+    @property
+    def live_count(self) -> int:
+        """Number of keys with a window that is not full."""
+        return len(self._open)
+
+    @property
+    def required_level(self) -> int | None:
+        """Nothing waits for time: what is not full stays open."""
+        return None
+
+    def process(self, step: Step) -> dict[str, Chunk]:
+        """Add rows; a window that is full becomes a result of the row that filled it.
+
+        Raises:
+            RecordError: An aggregate or its field raised.
+        """
+        (chunk,), batch = step.chunks, step.batch
+        assert chunk.keys is not None
+        inputs = self._aggregates.inputs(chunk, batch)
+        for key, time, row, added in zip(chunk.keys, chunk.times, chunk.rows, inputs, strict=True):
+            held = self._open.get(key)
+            if held is None:
+                held = self._open[key] = Content(self._aggregates.init(), 0, time, time)
+            held.count += 1
+            held.least_ms = min(held.least_ms, time)
+            held.greatest_ms = max(held.greatest_ms, time)
+            self._aggregates.add(held.accumulators, added, batch, row)
+            self._changed[key] = None
+            if held.count == self._size:
+                del self._open[key]
+                results = self._aggregates.results(held.accumulators, batch, row)
+                value = self._make(key, held.least_ms, held.greatest_ms + 1, *results)
+                self._out.add(row, held.greatest_ms, value, key)
+        return {MAIN: self._out.take(), LATE: pick(chunk, ())}
+
+    def changes(self) -> StateRecords:
+        """What changed since the last call, and take it for written.
+
+        Raises:
+            UsageError: An accumulator cannot be kept in state.
+        """
+        records = encode_removed((key,) for key in self._changed if key not in self._open)
+        records.extend(self._entries([key for key in self._changed if key in self._open]))
+        self._changed = {}
+        return records
+
+    def sweep(self) -> Iterator[StateRecords]:
+        """What every key holds now, as long as it does.
+
+        Raises:
+            UsageError: An accumulator cannot be kept in state.
+        """
+        keys = iter(list(self._open))
+        while piece := list(islice(keys, SWEEP_RECORDS)):
+            yield self._entries([key for key in piece if key in self._open])
+
+    def _entries(self, keys: list[object]) -> StateRecords:
+        values = [
+            (held.count, held.least_ms, held.greatest_ms, *held.accumulators)
+            for held in map(self._open.__getitem__, keys)
+        ]
+        return encode_entries(self.name, [(key,) for key in keys], values)
+
+    def restore(self, entries: Iterable[StateEntry]) -> None:
+        """Take state from records in the order they were written.
+
+        Raises:
+            DataError: Not the state of windows by count.
+        """
+        kept_count = len(self.node.aggregates)
+        for path, value in entries:
+            match path, value:
+                case (key,), None:
+                    self._open.pop(key, None)
+                case (key,), [int(count), int(least), int(greatest), *held] if (
+                    len(held) == kept_count
+                ):
+                    self._open[key] = Content(held, count, least, greatest)
+                case _:
+                    raise DataError(f"not the state of windows by count: {path!r}")

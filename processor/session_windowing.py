@@ -1,0 +1,278 @@
+"""The session operator: rows in, one row per closed session out, and before that if asked for.
+
+Which rows form a session is decided in sessions.py. What happens at one input row, in this order:
+the row is judged against W as it was before the row, late or put into its session; then the row
+moves W; then the sessions that W has passed close, in the order of (end, start, bytes of the key).
+State is filed under [key, first time].
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final
+
+from millstream import DataError
+
+from .aggregating import FINAL_RESULT, RETRACTED, UPDATE, Results, RowAggregates, result_type
+from .columns import Chunk, MicroBatch
+from .nodes import LATE, SessionNode
+from .serde import INT64_MAX, ordered_keys
+from .sessions import OpenSessions, Session, Taken
+from .state import StateEntry, StateRecords, encode_entries, encode_removed
+from .stateful import MAIN, SWEEP_RECORDS, StatefulOperator, Step
+from .windowing import pick
+
+
+@dataclass(slots=True)
+class Content:
+    """What an open session holds."""
+
+    accumulators: list[Any]
+    unsaid: int = 0
+    """Rows since the last result before the final one."""
+    said: bool = False
+    """Whether there has been a result under the session's present start."""
+
+
+class SessionOperator(StatefulOperator):
+    """Sessions with aggregates. Not thread-safe.
+
+    Args:
+        node: What to compute.
+        delay_ms: How far behind W its rows may lie.
+    """
+
+    def __init__(self, node: SessionNode, delay_ms: int) -> None:
+        super().__init__(node, delay_ms)
+        self.node = node
+        self._gap_ms = node.windows.gap_ms
+        self._aggregates = RowAggregates(node.name, node.aggregates)
+        self._kept_count = len(node.aggregates)
+        self._sessions = OpenSessions[object](self._gap_ms, node.grace_ms)
+        self._every = node.emission.every_rows
+        self._every_ms = node.emission.every_ms
+        self._dirty: dict[int, Session[object]] = {}
+        """Sessions that have changed since they were said, when W says when that is."""
+        self._changed: dict[int, Session[object]] = {}
+        """Sessions to write, by identity: a session has no other name that stays."""
+        self._removed: dict[tuple[object, int], None] = {}
+        """Paths that state holds and nothing alive has any more."""
+        self._written: dict[tuple[object, int], None] = {}
+        """Paths that state holds."""
+        self._make = result_type(node)
+        self._out = Results()
+
+    @property
+    def live_count(self) -> int:
+        """Number of open sessions."""
+        return self._sessions.count
+
+    @property
+    def required_level(self) -> int | None:
+        """The W that closes every session; None when none is open."""
+        return self._sessions.last_deadline
+
+    # --- rows ----------------------------------------------------------------------------------
+
+    def process(self, step: Step) -> dict[str, Chunk]:
+        """Put rows into sessions and close those that are complete.
+
+        Raises:
+            RecordError: An aggregate or its field raised.
+        """
+        (chunk,), progress, batch = step.chunks, step.progress, step.batch
+        assert chunk.keys is not None
+        inputs = self._aggregates.inputs(chunk, batch)
+        late: list[int] = []
+        level, done = progress.start - self.delay_ms, 0
+        moves = [*zip(progress.rows, progress.levels, strict=True), (None, 0)]
+        for row, reached in moves:
+            stop = len(chunk.rows)
+            if row is not None:
+                stop = bisect_right(chunk.rows, row, done)
+            late += self._take(chunk, inputs, range(done, stop), level, batch)
+            done = stop
+            if row is not None:
+                before, level = level, reached - self.delay_ms
+                if self._every_ms and before // self._every_ms != level // self._every_ms:
+                    self._update_dirty(row, batch)
+                if level >= self._sessions.next_deadline:
+                    self._close(level, row, batch)
+        self.late_count += len(late)
+        return {MAIN: self._out.take(), LATE: pick(chunk, late)}
+
+    def _take(
+        self,
+        chunk: Chunk,
+        inputs: list[tuple[object, ...]],
+        indexes: range,
+        level: int,
+        batch: MicroBatch,
+    ) -> list[int]:
+        """Put rows among which W does not move into their sessions; returns those that are late."""
+        keys, times, take = chunk.keys, chunk.times, self._sessions.take
+        assert keys is not None
+        late: list[int] = []
+        for index in indexes:
+            taken = take(keys[index], times[index], level)
+            if taken is None:
+                late.append(index)
+                continue
+            self._join(taken, chunk.rows[index], batch)
+            self._add(taken.session, inputs[index], chunk.rows[index], batch)
+        return late
+
+    def _join(self, taken: Taken[object], row: int, batch: MicroBatch) -> None:
+        """Note what a row did to the sessions, and merge those it joined."""
+        session, before = taken.session, taken.before
+        if before is None:
+            session.content = Content(self._aggregates.init())
+            return
+        first_ms, last_ms = before
+        if not taken.absorbed and first_ms == session.first_ms:
+            return
+        if self.node.emission.updating:
+            self._retract(taken, first_ms, last_ms, row, batch)
+        self._forget(session.key, first_ms)
+        for other in taken.absorbed:
+            self._forget(other.key, other.first_ms)
+            self._changed.pop(id(other), None)
+            session.content.unsaid += other.content.unsaid
+            kept, added = session.content.accumulators, other.content.accumulators
+            self._aggregates.merge(kept, added, batch, row)
+
+    def _retract(
+        self, taken: Taken[object], first_ms: int, last_ms: int, row: int, batch: MicroBatch
+    ) -> None:
+        """Take back what was said of the parts: it does not hold any more."""
+        session = taken.session
+        parts = [(session, first_ms, last_ms)]
+        parts += [(other, other.first_ms, other.last_ms) for other in taken.absorbed]
+        for part, first, last in parts:
+            if part.content.said:
+                self._say(part, first, last, RETRACTED, row, batch)
+                # The row that follows says at once what holds now.
+                session.content.unsaid = max(session.content.unsaid, (self._every or 1) - 1)
+                session.content.said = False
+
+    def _add(
+        self, session: Session[object], inputs: Sequence[object], row: int, batch: MicroBatch
+    ) -> None:
+        """Add a row to the content of its session."""
+        content: Content = session.content
+        self._aggregates.add(content.accumulators, inputs, batch, row)
+        self._changed[id(session)] = session
+        if self.node.emission.updating:
+            content.unsaid += 1
+            if self._every is None:
+                self._dirty[id(session)] = session
+            elif content.unsaid >= self._every:
+                self._update(session, row, batch)
+
+    def _update(self, session: Session[object], row: int, batch: MicroBatch) -> None:
+        session.content.unsaid, session.content.said = 0, True
+        self._say(session, session.first_ms, session.last_ms, UPDATE, row, batch)
+
+    def _update_dirty(self, row: int, batch: MicroBatch) -> None:
+        """Say what has changed since W passed the last multiple of the interval."""
+        dirty = [one for one in self._dirty.values() if one.open and one.content.unsaid]
+        rank = {key: number for number, key in enumerate(ordered_keys([one.key for one in dirty]))}
+        for one in sorted(dirty, key=lambda one: (one.last_ms, one.first_ms, rank[one.key])):
+            self._update(one, row, batch)
+            self._changed[id(one)] = one
+        self._dirty = {}
+
+    def _close(self, level: int, row: int, batch: MicroBatch) -> None:
+        for session in self._sessions.close(level):
+            self._changed.pop(id(session), None)
+            self._forget(session.key, session.first_ms)
+            self._say(session, session.first_ms, session.last_ms, FINAL_RESULT, row, batch)
+
+    def _say(
+        self,
+        session: Session[object],
+        first_ms: int,
+        last_ms: int,
+        status: str,
+        row: int,
+        batch: MicroBatch,
+    ) -> None:
+        """Emit what a session holds, as a result caused by input `row`."""
+        results = self._aggregates.results(session.content.accumulators, batch, row)
+        end_ms = last_ms + self._gap_ms
+        extra = (status,) if self.node.emission.updating else ()
+        value = self._make(session.key, first_ms, end_ms, *results, *extra)
+        # The window of the last row of time ends beyond int64, its result must not.
+        self._out.add(row, min(end_ms - 1, INT64_MAX), value, session.key)
+
+    # --- state ---------------------------------------------------------------------------------
+
+    def _forget(self, key: object, first_ms: int) -> None:
+        if self._written.pop((key, first_ms), _ABSENT) is not _ABSENT:
+            self._removed[key, first_ms] = None
+
+    def changes(self) -> StateRecords:
+        """What changed since the last call, and take it for written.
+
+        Raises:
+            UsageError: An accumulator cannot be kept in state.
+        """
+        changed = list(self._changed.values())
+        records = encode_removed(self._removed)
+        records.extend(self._entries(changed))
+        self._written.update(((one.key, one.first_ms), None) for one in changed)
+        self._changed, self._removed = {}, {}
+        return records
+
+    def sweep(self) -> Iterator[StateRecords]:
+        """All sessions that are open now, as long as they are.
+
+        Raises:
+            UsageError: An accumulator cannot be kept in state.
+        """
+        sessions = iter(list(self._sessions))
+        while piece := list(islice(sessions, SWEEP_RECORDS)):
+            yield self._entries([one for one in piece if one.open])
+
+    def _entries(self, sessions: list[Session[object]]) -> StateRecords:
+        paths = [(one.key, one.first_ms) for one in sessions]
+        values = [
+            (one.last_ms, one.content.unsaid, one.content.said, *one.content.accumulators)
+            for one in sessions
+        ]
+        return encode_entries(self.name, paths, values)
+
+    def restore(self, entries: Iterable[StateEntry]) -> None:
+        """Take state from records in the order they were written.
+
+        Raises:
+            DataError: Not the state of sessions.
+        """
+        found: dict[tuple[object, int], list[Any]] = {}
+        for path, value in entries:
+            match path:
+                case (key, int(first_ms)):
+                    if value is None:
+                        found.pop((key, first_ms), None)
+                    else:
+                        found[key, first_ms] = value
+                case _:
+                    raise DataError(f"not the state of sessions: {path!r}")
+        for (key, first_ms), value in found.items():
+            match value:
+                case [int(last_ms), int(unsaid), bool(said), *held] if (
+                    len(held) == self._kept_count
+                ):
+                    content = Content(held, unsaid, said)
+                    self._sessions.restore(key, first_ms, last_ms, content)
+                case _:
+                    raise DataError(f"not the state of a session: {value!r}")
+        if self._every_ms is not None:
+            self._dirty = {id(one): one for one in self._sessions if one.content.unsaid}
+        self._written = dict.fromkeys(found)
+
+
+_ABSENT: Final = object()

@@ -1,0 +1,199 @@
+"""Fixed windows that speak before they close: updates while they fill, corrections afterwards.
+
+The same windows as windowing.py, one row at a time, because every row may have something to say.
+Each result has a status: "update", or "final" for the last one, which comes when the window closes.
+
+What happens at one input row, in this order: it is judged, late or added; the keys and windows it
+touched are said if their turn has come; then it moves W, and what W has passed is said, in the
+order of (end, bytes of the key): first results of windows that take corrections, then what is due
+by the interval, then final results.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from .aggregate import Aggregate
+from .aggregating import FINAL_RESULT, UPDATE, Aggregates, Results, RowAggregates, detached
+from .columns import Chunk, MicroBatch
+from .nodes import LATE, WindowNode
+from .serde import INT64_MAX, ordered_keys
+from .state import StateEntry
+from .stateful import MAIN, Step
+from .windowing import WindowOperator, pick
+
+_SINCE: Final = -1
+"""The last column of a window: rows of a key since its last result."""
+
+
+class _Since(Aggregate[object, int, int]):
+    """Counts rows; set back from outside."""
+
+    def init(self) -> int:
+        return 0
+
+    def add(self, accumulator: int, value: object) -> int:
+        return accumulator + 1
+
+    def result(self, accumulator: int) -> int:
+        return accumulator
+
+
+class UpdatingWindowOperator(WindowOperator):
+    """Fixed windows with results before the final one. Not thread-safe."""
+
+    def __init__(self, node: WindowNode, delay_ms: int) -> None:
+        super().__init__(node, delay_ms)
+        emission = node.emission
+        self._corrections_ms = emission.corrections_ms
+        self._every_rows = emission.every_rows
+        self._every_ms = emission.every_ms
+        # Windows close only after the time for corrections.
+        self._first_ms = node.grace_ms + delay_ms
+        self._hold_ms = self._first_ms + self._corrections_ms
+        self._dirty: dict[tuple[int, object], None] = {}
+        """(end, key) with rows that have not been said, where W says when that is."""
+        self._row_aggregates = RowAggregates(node.name, self._aggregates)
+        self._out = Results()
+
+    def _kept(self) -> Aggregates:
+        return (*self.node.aggregates, ("rows since the last result", _Since()))
+
+    @property
+    def required_level(self) -> int | None:
+        """The W that closes every open window for good; None when none is open."""
+        if not self._open:
+            return None
+        return max(self._open) + self.node.grace_ms + self._corrections_ms
+
+    def process(self, step: Step) -> dict[str, Chunk]:
+        """Add rows, say what has changed, close windows.
+
+        Raises:
+            RecordError: An aggregate or its field raised.
+        """
+        (chunk,), progress, batch = step.chunks, step.progress, step.batch
+        inputs = self._row_aggregates.inputs(chunk, batch)
+        late: list[int] = []
+        level, done = progress.start, 0
+        for row, reached in zip(progress.rows, progress.levels, strict=True):
+            stop = bisect_right(chunk.rows, row, done)
+            self._take_rows(chunk, inputs, range(done, stop), level, batch, late)
+            self._advance(level, reached, row, batch)
+            level, done = reached, stop
+        self._take_rows(chunk, inputs, range(done, len(chunk.rows)), level, batch, late)
+        self.late_count += len(late)
+        return {MAIN: self._out.take(), LATE: pick(chunk, late)}
+
+    def _take_rows(
+        self,
+        chunk: Chunk,
+        inputs: list[tuple[object, ...]],
+        indexes: range,
+        level: int,
+        batch: MicroBatch,
+        late: list[int],
+    ) -> None:
+        """Add rows among which W does not move."""
+        keys = chunk.keys
+        assert keys is not None
+        closed_end = self._windows.closed_end(level - self._hold_ms)
+        said_end = self._windows.closed_end(level - self._first_ms)
+        for index in indexes:
+            ends = self._windows.ends(chunk.times[index])
+            if not ends:
+                self.gap_count += 1
+            elif ends[-1] <= closed_end:
+                late.append(index)
+            for end in ends:
+                if end > closed_end:
+                    key, row = keys[index], chunk.rows[index]
+                    self._add_row(end, key, inputs[index], row, batch)
+                    self._row_added(end, key, row, said_end, batch)
+
+    def _add_row(
+        self, end: int, key: object, inputs: Sequence[object], row: int, batch: MicroBatch
+    ) -> None:
+        window = self._window(end)
+        if window.persisted:
+            window.touched.append((key,))
+        (slot,) = window.slots_of((key,))
+        accumulators = [column[slot] for column in window.columns]
+        self._row_aggregates.add(accumulators, inputs, batch, row)
+        for column, accumulator in zip(window.columns, accumulators, strict=True):
+            column[slot] = accumulator
+
+    def _row_added(self, end: int, key: object, row: int, said_end: int, batch: MicroBatch) -> None:
+        """Say what a key has, if its turn has come with this row."""
+        if self._corrections_ms:
+            if end <= said_end:
+                self._say(end, [key], UPDATE, row, batch)
+        elif self._every_rows is not None:
+            window = self._open[end]
+            if window.columns[_SINCE][window.slots[key]] >= self._every_rows:
+                self._say(end, [key], UPDATE, row, batch)
+        else:
+            self._dirty[end, key] = None
+
+    def _advance(self, before: int, level: int, row: int, batch: MicroBatch) -> None:
+        """W has moved with input `row`: say what it has passed."""
+        if self._corrections_ms:
+            said_end = self._windows.closed_end(before - self._first_ms)
+            for end in sorted(end for end in self._open if said_end < end):
+                if end + self._first_ms <= level:
+                    self._say(end, ordered_keys(list(self._open[end].slots)), UPDATE, row, batch)
+        if self._every_ms and before // self._every_ms != level // self._every_ms:
+            by_end: dict[int, list[object]] = {}
+            for end, key in self._dirty:
+                if end in self._open:
+                    by_end.setdefault(end, []).append(key)
+            for end in sorted(by_end):
+                self._say(end, ordered_keys(by_end[end]), UPDATE, row, batch)
+            self._dirty = {}
+        chunks: list[Chunk] = []
+        self._close(level - self._hold_ms, row, chunks, batch)
+        for chunk in chunks:
+            self._out.extend(chunk)
+
+    def _say(self, end: int, keys: list[object], status: str, row: int, batch: MicroBatch) -> None:
+        """Emit what keys of a window have, as results caused by input `row`."""
+        window = self._open[end]
+        start, time = self._windows.start_of(end), min(end - 1, INT64_MAX)
+        columns = self._results(window, keys, batch, row)
+        for number, key in enumerate(keys):
+            results = [detached(column[number]) for column in columns]
+            value = self._make(key, start, end, *results, status)  # type: ignore[call-arg]  # its fields follow
+            self._out.add(row, time, value, key)
+            window.columns[_SINCE][window.slots[key]] = 0
+        if window.persisted:
+            window.touched.append(list(keys))
+
+    def _values_of(
+        self, keys: Sequence[object], end: int, columns: Sequence[Sequence[object]]
+    ) -> list[object]:
+        columns = [*columns, [FINAL_RESULT] * len(keys)]
+        return super()._values_of(keys, end, columns)
+
+    def restore(self, entries: Iterable[StateEntry]) -> None:
+        """Take state from records in the order they were written.
+
+        Raises:
+            DataError: Not the state of windows.
+        """
+        super().restore(entries)
+        if self._every_ms:
+            self._dirty = {
+                (end, key): None
+                for end, window in self._open.items()
+                for key, slot in window.slots.items()
+                if window.columns[_SINCE][slot]
+            }
+
+
+def window_operator(node: WindowNode, delay_ms: int) -> WindowOperator:
+    """The operator for a window node: row by row only where rows have something to say."""
+    if node.emission.updating:
+        return UpdatingWindowOperator(node, delay_ms)
+    return WindowOperator(node, delay_ms)

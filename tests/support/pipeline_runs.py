@@ -1,0 +1,76 @@
+"""Runs of a plan over lists, cut into steps and killed in between: what must change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from millstream import Record
+from millstream.processor import Pipeline
+from millstream.processor.checkpoint import (
+    Checkpoint,
+    decode_checkpoint,
+    encode_checkpoint,
+    source_state,
+)
+from millstream.processor.state import decode_entry
+from millstream.processor.testkit import as_batches
+from millstream.processor.topology import Topology
+
+
+class Run:
+    """A topology with the state an epoch would have written, and everything it put out."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.plan = pipeline.plan
+        self.topology = Topology(self.plan)
+        self.state: dict[str, list[tuple[bytes, bytes | None]]] = {}
+        self.out: dict[str, list[Record]] = {topic: [] for topic in self.plan.output_topics()}
+
+    def commit(self, *, sweep: bool = False) -> None:
+        """Keep outputs and state, as the commit of an epoch does."""
+        for place, columns in self.topology.outputs.records.items():
+            headers = columns.headers or [()] * len(columns.values)
+            rows = zip(columns.timestamps_ms, columns.keys, columns.values, headers, strict=True)
+            for time, key, value, extra in rows:
+                self.out[place.topic].append(Record(*place, 0, time, key, value, extra))
+        self.topology.outputs.clear()
+        for operator in self.topology.stateful.values():
+            records = self.state.setdefault(operator.name, [])
+            records += zip(*operator.changes(), strict=True)
+            if sweep:
+                # A whole sweep at once makes all that was written before superfluous.
+                records.clear()
+                for piece in operator.sweep():
+                    records += zip(*piece, strict=True)
+
+    def crash(self) -> None:
+        """Forget everything that no commit kept, and start again from what one did."""
+        topology = self.topology
+        sources = {each.node.topic: source_state(each) for each in topology.sources.values()}
+        kept = Checkpoint(1, [], sources, {}, {}, topology.shared, topology.now_ms)
+        resumed = decode_checkpoint(encode_checkpoint(kept)).resumed()
+        self.topology = Topology(self.plan, resumed)
+        for operator in self.topology.stateful.values():
+            records = self.state.get(operator.name, [])
+            operator.restore(decode_entry(key, value) for key, value in records)
+
+
+def run_in_pieces(
+    pipeline: Pipeline,
+    inputs: Mapping[str, Iterable[object]],
+    *,
+    batch_records: int | None = None,
+    crash_every: int = 0,
+    flush: bool = True,
+) -> dict[str, list[Record]]:
+    """Every output record, by topic, of a run in steps that crashes after every so many of them."""
+    run = Run(pipeline)
+    for number, batches in enumerate(as_batches(inputs, batch_records), 1):
+        run.topology.process(batches)
+        run.commit(sweep=number % 3 == 0)
+        if crash_every and number % crash_every == 0:
+            run.crash()
+    if flush:
+        run.topology.flush()
+    run.commit()
+    return run.out
