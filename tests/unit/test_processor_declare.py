@@ -22,7 +22,7 @@ from millstream.processor import Pipeline, SourceStream, agg, tumbling
         (lambda s: s.key_by(None), r"key_by\(\) takes a field name or a function"),
         (
             lambda s: s.key_by("k").window("1m"),
-            r"takes tumbling\(...\) or hopping\(...\), not '1m'",
+            r"window\(\) takes tumbling\(...\), .* or counting\(...\), not '1m'",
         ),
         (
             lambda s: s.key_by("k").window(tumbling(1)).agg(n=agg.count),
