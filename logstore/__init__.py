@@ -45,6 +45,8 @@ from .errors import (
 )
 from .groups import GroupInfo, GroupMember, OffsetChange, PartitionLag, ResetPlan
 from .inspect import BatchDump, SegmentDump, dump_segment
+from .job import Job
+from .job_queue import Queue
 from .positions import (
     Position,
     datetime_to_ms,
@@ -54,6 +56,7 @@ from .positions import (
     parse_size_bytes,
 )
 from .producer import Producer
+from .queues import QueueInfo, QueuePartition, QueueWorker, Redriven
 from .reader import LogReader
 from .record import AppendMetadata, Headers, Record, RecordMetadata, TopicPartition
 from .record_batch import RecordBatch
@@ -85,6 +88,7 @@ __all__ = [
     "GroupMember",
     "Headers",
     "Isolation",
+    "Job",
     "LockedError",
     "LogReader",
     "MillstreamError",
@@ -96,10 +100,15 @@ __all__ = [
     "PoisonedError",
     "Position",
     "Producer",
+    "Queue",
+    "QueueInfo",
+    "QueuePartition",
+    "QueueWorker",
     "Record",
     "RecordBatch",
     "RecordError",
     "RecordMetadata",
+    "Redriven",
     "ResetPlan",
     "Scan",
     "SegmentDump",

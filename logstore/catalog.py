@@ -343,7 +343,7 @@ class Catalog:
                 )
             return OwnerRow(*(as_int(value) for value in rows[0]))
 
-    def decide(
+    def decide(  # noqa: PLR0913 - all that is decided with it
         self,
         owner_id: int,
         epoch: int,
@@ -351,8 +351,12 @@ class Catalog:
         committed: bool,
         offsets: Sequence[GroupOffset] = (),
         checkpoints: Mapping[str, bytes] | None = None,
+        *,
+        also: Sequence[Callable[[], None]] = (),
     ) -> None:
         """Commit or abort transaction `number`, with its offsets and checkpoints, in one step.
+
+        Each of `also` is called inside the step of a commit, to write what belongs to it.
 
         After a StorageError the outcome is unknown until the owner is acquired again, because
         the commit may have reached the disk before the failure.
@@ -385,6 +389,8 @@ class Catalog:
                     " ON CONFLICT (name) DO UPDATE SET data = excluded.data",
                     (checkpoint_name, data),
                 )
+            for write in also:
+                write()
 
     def owner(self, owner_id: int) -> OwnerState | None:
         """The state of one owner's transactions, or None if there is no such owner."""

@@ -393,6 +393,7 @@ class Engine:
         for log in list(self._logs.values()):
             if log.dirty:
                 log.wait_durable(log.slot[Slot.LOG_END])
+        self.catalog.sync()
         self.tail.wake()
 
     def abandon(self) -> None:
@@ -424,6 +425,7 @@ class Engine:
             rest.callback(self._stop_syncing)
             if not self.read_only:
                 rest.callback(self.tail.wake)
+                rest.callback(self.catalog.sync)
                 rest.callback(self._checkpoint_logs)
             rest.callback(self.background.close)
 

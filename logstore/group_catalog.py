@@ -19,6 +19,7 @@ from .assignment import assign
 from .catalog import Catalog, GroupOffset
 from .database import Row, SQLValue, as_int, as_text
 from .errors import LockedError, UnknownGroupError
+from .queue_catalog import refuse_live_workers
 from .record import TopicPartition
 
 
@@ -194,6 +195,7 @@ class GroupCatalog:
                 f"cannot {what} group {group!r}: it has {len(members)} live member(s), one is"
                 f" {first.client!r} in process {first.pid} on {first.host}. Close them first"
             )
+        refuse_live_workers(self._catalog, group, what)
 
     def _remove(self, group: str, dead: Collection[MemberRow]) -> bool:
         removed = False

@@ -10,11 +10,13 @@ from datetime import datetime
 from typing import NamedTuple, TypeAlias
 
 from .catalog import GroupOffset
+from .claiming import remove_dead_workers
 from .engine import Engine
 from .errors import UnknownTopicError, UsageError
 from .group_catalog import GroupCatalog, GroupPartition, MemberRow
 from .membership import remove_dead_members
 from .positions import Position, parse_position
+from .queue_catalog import QueueCatalog, refuse_queue
 from .reader import LogReader
 from .record import TopicPartition
 from .topics import resolve
@@ -186,9 +188,10 @@ def plan_reset(
     Raises:
         UnknownGroupError, UnknownTopicError: No such group or topic.
         UsageError: Neither or both of `to` and `shift_by`; a bad position; nothing to reset; the
-            group is a pipeline.
+            group is a pipeline or that of a queue.
     """
     engine.ensure_open()
+    refuse_queue(engine.catalog, name)
     if engine.catalog.is_pipeline(name):
         raise UsageError(
             f"{name!r} is a pipeline: its offsets belong to its state and are not moved alone. Run"
@@ -266,5 +269,8 @@ def delete(engine: Engine, name: str) -> None:
     """Forget a group and what it committed; errors as `reset`."""
     engine.ensure_writable()
     remove_dead_members(engine, name)
+    for queue in QueueCatalog(engine.catalog).listing():
+        if queue.group == name:
+            remove_dead_workers(engine, queue)
     GroupCatalog(engine.catalog).delete(name)
     engine.tail.bump("groups_version")

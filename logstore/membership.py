@@ -26,6 +26,7 @@ from .config import check_group_name
 from .engine import Engine
 from .errors import FencedError, UsageError
 from .group_catalog import GroupCatalog, GroupPartition, MemberRow
+from .queue_catalog import refuse_queue
 from .record import TopicPartition
 
 LIVENESS_INTERVAL_SECONDS: Final = 0.2
@@ -48,7 +49,7 @@ class Membership:
         lease_ms: See LEASE_MS.
 
     Raises:
-        UsageError: The store is open read-only, or the group is a pipeline.
+        UsageError: The store is open read-only, or the group is a pipeline or that of a queue.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Membership:
         engine.ensure_writable()
         client = client or os.path.basename(sys.argv[0]) or "python"
         self.group = check_group_name(group)
+        refuse_queue(engine.catalog, group)
         if engine.catalog.is_pipeline(group):
             raise UsageError(
                 f"{group!r} is a pipeline, whose offsets are its own: choose another group"

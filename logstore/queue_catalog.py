@@ -5,24 +5,24 @@ that was never claimed, and below it a range for everything that is not done: le
 waiting to be claimed again. What lies in no range is done. A worker claims many records as one
 range and settles many at once, so in steady state there are as many rows as workers.
 
-The floor, below which all is done, is the committed offset of the group: lag and retention see a
-queue as they see any group. Every method is one statement or one transaction, and an ack counts
-only while its lease is held: range, worker and number of deliveries must be as they were when the
-job was handed out. Deciding when and what to claim is `job_queue.py`.
+The floor, below which all is done, is the committed offset of the group, up to date whenever a
+range is done as a whole: lag and retention see a queue as they see any group.
+
+Every method is one statement or one transaction. An ack counts only while its lease is held: range,
+worker and number of deliveries must be as they were when the job was handed out. When and what to
+claim is decided in `claiming.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
 
 from .catalog import Catalog
 from .config import check_group_name
-from .database import Row, SQLValue, as_int, as_text
+from .database import SQLValue, as_int, as_text
 from .errors import LockedError, UnknownTopicError, UsageError
-
-NOBODY: Final = 0
-"""Worker of a range that waits to be claimed."""
+from .queue_ranges import NOBODY, Fate, Range, Settlement, coalesced
 
 
 class QueueRow(NamedTuple):
@@ -48,31 +48,6 @@ class WorkerRow(NamedTuple):
     client: str
 
 
-class Range(NamedTuple):
-    """The offsets [start, stop) of a partition, delivered so many times."""
-
-    partition: int
-    start: int
-    stop: int
-    deliveries: int
-
-
-class Fate(NamedTuple):
-    """What becomes of a range that is not done."""
-
-    worker_id: int
-    due_ms: int
-    """End of the lease, by the monotonic clock; for NOBODY the UTC time it waits for."""
-    deliveries: int
-
-
-class Settlement(NamedTuple):
-    """A leased range, as it was handed out, and what becomes of it; None: it is done."""
-
-    range: Range
-    fate: Fate | None
-
-
 class Look(NamedTuple):
     """A queue at one moment."""
 
@@ -82,6 +57,8 @@ class Look(NamedTuple):
     """UTC time from which the first waiting range may be claimed."""
     lease_end_ms: int | None
     """When the first lease ends, by the monotonic clock."""
+    others: bool
+    """Whether other workers hold leases."""
 
 
 class Counts(NamedTuple):
@@ -92,29 +69,6 @@ class Counts(NamedTuple):
     leased: int
     waiting: int
     delayed: int
-
-
-def coalesced(settlements: Iterable[Settlement]) -> list[Settlement]:
-    """The same settlements with neighbours of one fate and as many deliveries joined. Pure.
-
-    >>> coalesced([Settlement(Range(0, 6, 7, 1), None), Settlement(Range(0, 5, 6, 1), None)])
-    [Settlement(range=Range(partition=0, start=5, stop=7, deliveries=1), fate=None)]
-    """
-    joined: list[Settlement] = []
-    for each in sorted(settlements, key=lambda settlement: settlement.range):
-        if joined:
-            before = joined[-1]
-            follows = before.range._replace(start=each.range.start, stop=each.range.stop)
-            if (follows, before.range.stop, before.fate) == (
-                each.range,
-                each.range.start,
-                each.fate,
-            ):
-                whole = before.range._replace(stop=each.range.stop)
-                joined[-1] = before._replace(range=whole)
-                continue
-        joined.append(each)
-    return joined
 
 
 class QueueCatalog:
@@ -249,7 +203,7 @@ class QueueCatalog:
 
     # Looking
 
-    def look(self, queue: QueueRow) -> Look:
+    def look(self, queue: QueueRow, worker_id: int = NOBODY) -> Look:
         """What there may be to claim, and when there will be more.
 
         Raises:
@@ -262,13 +216,16 @@ class QueueCatalog:
             self._require(queue)
         due = self._database.query(
             "SELECT (SELECT min(due_ms) FROM queue_ranges WHERE queue_id = ?1 AND worker_id = 0),"
-            " (SELECT min(due_ms) FROM queue_ranges WHERE queue_id = ?1 AND worker_id > 0)",
-            (queue.id,),
+            " (SELECT min(due_ms) FROM queue_ranges WHERE queue_id = ?1 AND worker_id > 0),"
+            " EXISTS (SELECT 1 FROM queue_ranges"
+            "  WHERE queue_id = ?1 AND worker_id > 0 AND worker_id <> ?2)",
+            (queue.id, worker_id),
         )
         return Look(
             {as_int(partition): as_int(offset) for partition, offset in rows},
             None if due[0][0] is None else as_int(due[0][0]),
             None if due[0][1] is None else as_int(due[0][1]),
+            bool(due[0][2]),
         )
 
     def waiting(self, queue: QueueRow, now_ms: int, limit: int) -> list[Range]:
@@ -389,46 +346,66 @@ class QueueCatalog:
         self, queue: QueueRow, worker_id: int, settlements: Sequence[Settlement]
     ) -> list[Range]:
         """As `settle`, inside a transaction of the database."""
-        self._require(queue)
         lost: list[Range] = []
+        ended: set[int] = set()
         for settlement in coalesced(settlements):
-            lost += self._settle(queue, worker_id, settlement)
-        for partition in sorted({each.range.partition for each in settlements}):
+            lost += self._settle(queue, worker_id, settlement, ended)
+        if lost:
+            self._require(queue)
+        # Not for every job: the floor lags behind within a range that is being settled in order.
+        for partition in sorted(ended):
             self._move_floor(queue, partition)
         return lost
 
-    def _settle(self, queue: QueueRow, worker_id: int, settlement: Settlement) -> list[Range]:
+    def _settle(
+        self, queue: QueueRow, worker_id: int, settlement: Settlement, ended: set[int]
+    ) -> list[Range]:
+        """Settle one range; adds its partition to `ended` if a row is gone."""
         (partition, first, end, deliveries), fate = settlement
         lost = []
         covered = first
-        for row in self._overlapping(queue, partition, first, end):
-            start, stop, *holder = (as_int(value) for value in row)
+        for start, stop, *holder in self._overlapping(queue, partition, first, end):
             if holder[:2] != [worker_id, deliveries]:
                 continue
             cut = Range(partition, max(start, first), min(stop, end), deliveries)
             if covered < cut.start:
                 lost.append(Range(partition, covered, cut.start, deliveries))
             covered = cut.stop
-            self._cut(queue, Range(partition, start, stop, deliveries), cut, holder)
+            row = Range(partition, start, stop, deliveries)
+            if self._cut(queue, row, cut, holder):
+                ended.add(partition)
             if fate is not None:
                 self._insert(queue, partition, cut.start, cut.stop, fate)
         if covered < end:
             lost.append(Range(partition, covered, end, deliveries))
         return lost
 
-    def _overlapping(self, queue: QueueRow, partition: int, first: int, end: int) -> list[Row]:
-        return self._database.query(
+    def _overlapping(
+        self, queue: QueueRow, partition: int, first: int, end: int
+    ) -> list[list[int]]:
+        """Ranges that reach into [first, end): start, stop, worker, deliveries, due."""
+        # Ranges do not overlap: at most one of those that start before `first` reaches into it,
+        # and mostly it is the only one.
+        rows = self._database.query(
             "SELECT start_offset, stop_offset, worker_id, deliveries, due_ms FROM queue_ranges"
-            " WHERE queue_id = ?1 AND partition = ?2 AND start_offset < ?4 AND stop_offset > ?3"
-            # Ranges do not overlap, so at most one of those before `first` reaches into it.
-            " AND start_offset >= coalesce((SELECT max(start_offset) FROM queue_ranges"
-            "  WHERE queue_id = ?1 AND partition = ?2 AND start_offset <= ?3), ?3)"
+            " WHERE queue_id = ? AND partition = ? AND start_offset <= ?"
+            " ORDER BY start_offset DESC LIMIT 1",
+            (queue.id, partition, first),
+        )
+        found = [[as_int(value) for value in row] for row in rows]
+        if found and found[0][1] >= end:
+            return found
+        found = [row for row in found if row[1] > first]
+        rows = self._database.query(
+            "SELECT start_offset, stop_offset, worker_id, deliveries, due_ms FROM queue_ranges"
+            " WHERE queue_id = ? AND partition = ? AND start_offset > ? AND start_offset < ?"
             " ORDER BY start_offset",
             (queue.id, partition, first, end),
         )
+        return found + [[as_int(value) for value in row] for row in rows]
 
-    def _cut(self, queue: QueueRow, row: Range, cut: Range, holder: Sequence[int]) -> None:
-        """Take `cut` out of a row; what is left and right of it stays as it is."""
+    def _cut(self, queue: QueueRow, row: Range, cut: Range, holder: Sequence[int]) -> bool:
+        """Take `cut` out of a row; what is left and right of it stays as it is. True if nothing."""
         key = (queue.id, row.partition, row.start)
         where = "WHERE queue_id = ? AND partition = ? AND start_offset = ?"
         if row.start < cut.start:
@@ -446,37 +423,45 @@ class QueueCatalog:
             )
         else:
             self._database.query(f"DELETE FROM queue_ranges {where}", key)  # noqa: S608 - ours
+            return True
+        return False
 
     # Removing and giving back
 
     def forget_below(self, queue: QueueRow, partition: int, offset: int) -> int:
         """Count everything below `offset` as done; how many offsets were not."""
+        if not self._undone_below(queue, partition, offset):
+            return 0
         with self._database.transaction("skip jobs"):
             self._require(queue)
-            rows = self._database.query(
-                "SELECT next_offset FROM queue_partitions WHERE queue_id = ? AND partition = ?",
-                (queue.id, partition),
-            )
-            next_offset = as_int(rows[0][0])
-            skipped = max(0, offset - next_offset)
-            for row in self._overlapping_from_start(queue, partition, offset):
-                start, stop, *holder = (as_int(value) for value in row)
-                cut = Range(partition, start, min(stop, offset), holder[1])
-                skipped += cut.stop - cut.start
-                self._cut(queue, Range(partition, start, stop, holder[1]), cut, holder)
-            self._database.query(
-                "UPDATE queue_partitions SET next_offset = ? WHERE queue_id = ? AND partition = ?",
-                (max(offset, next_offset), queue.id, partition),
-            )
+            skipped = 0
+            for start, stop, *holder in self._undone_below(queue, partition, offset):
+                skipped += min(stop, offset) - start
+                if holder:
+                    cut = Range(partition, start, min(stop, offset), holder[1])
+                    self._cut(queue, Range(partition, start, stop, holder[1]), cut, holder)
+                else:
+                    self._database.query(
+                        "UPDATE queue_partitions SET next_offset = ?"
+                        " WHERE queue_id = ? AND partition = ?",
+                        (offset, queue.id, partition),
+                    )
             self._move_floor(queue, partition)
             return skipped
 
-    def _overlapping_from_start(self, queue: QueueRow, partition: int, end: int) -> list[Row]:
-        return self._database.query(
+    def _undone_below(self, queue: QueueRow, partition: int, end: int) -> list[list[int]]:
+        """What is not done below `end`: start, stop and, if it was claimed, by whom; see `_cut`."""
+        rows = self._database.query(
             "SELECT start_offset, stop_offset, worker_id, deliveries, due_ms FROM queue_ranges"
-            " WHERE queue_id = ? AND partition = ? AND start_offset < ?",
+            " WHERE queue_id = ?1 AND partition = ?2 AND start_offset < ?3",
             (queue.id, partition, end),
         )
+        rows += self._database.query(
+            "SELECT next_offset, ?3 FROM queue_partitions"
+            " WHERE queue_id = ?1 AND partition = ?2 AND next_offset < ?3",
+            (queue.id, partition, end),
+        )
+        return [[as_int(value) for value in row] for row in rows]
 
     def write_again(self, queue: QueueRow, partition: int, offset: int) -> bool:
         """Let a record that is done be delivered again, inside a transaction of the database.
@@ -512,14 +497,16 @@ class QueueCatalog:
 
     def _move_floor(self, queue: QueueRow, partition: int) -> None:
         """Commit for the group what is done as a whole."""
+        (floor,) = self._database.query(
+            "SELECT coalesce((SELECT min(start_offset) FROM queue_ranges"
+            " WHERE queue_id = ?1 AND partition = ?2), next_offset)"
+            " FROM queue_partitions WHERE queue_id = ?1 AND partition = ?2",
+            (queue.id, partition),
+        )[0]
         self._database.query(
-            "UPDATE group_partitions SET committed_offset = f.floor, commit_ms = ?3 FROM ("
-            " SELECT coalesce((SELECT min(start_offset) FROM queue_ranges"
-            "  WHERE queue_id = ?1 AND partition = ?2), next_offset) AS floor"
-            " FROM queue_partitions WHERE queue_id = ?1 AND partition = ?2) f"
-            " WHERE group_name = ?4 AND topic_id = ?5 AND partition = ?2"
-            " AND committed_offset <> f.floor",
-            (queue.id, partition, self._catalog.now_ms(), queue.group, queue.topic_id),
+            "UPDATE group_partitions SET committed_offset = ?, commit_ms = ?"
+            " WHERE group_name = ? AND topic_id = ? AND partition = ? AND committed_offset <> ?",
+            (floor, self._catalog.now_ms(), queue.group, queue.topic_id, partition, floor),
         )
 
     def _rows(self, where: str, *bindings: SQLValue) -> list[QueueRow]:

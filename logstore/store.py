@@ -14,7 +14,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Self
 
-from . import groups, topics
+from . import groups, queues, topics
 from .append import Appender
 from .clock import Clock, SystemClock
 from .config import Durability, Isolation, TopicConfig, TopicInfo, check_durability
@@ -22,9 +22,12 @@ from .consumer import Consumer
 from .engine import Engine
 from .errors import UsageError
 from .groups import GroupInfo, PartitionLag, Place, ResetPlan
+from .job import Duration
+from .job_queue import DEFAULT_GROUP, DEFAULT_VISIBILITY, Queue
 from .memory import MemoryStorage
 from .positions import Position
 from .producer import Producer
+from .queues import QueueInfo, Redriven
 from .reader import LogReader
 from .record import AppendMetadata, Headers, RecordMetadata, TopicPartition
 from .retention import SegmentInfo
@@ -337,6 +340,89 @@ class Store:
         return Consumer(
             self._engine, topics, group=group, start=start, follow=follow, isolation=isolation
         )
+
+    def queue(  # noqa: PLR0913 - what there is to say about a queue
+        self,
+        topic: str,
+        *,
+        group: str = DEFAULT_GROUP,
+        visibility: Duration = DEFAULT_VISIBILITY,
+        max_deliveries: int | None = None,
+        dead_letter: str | None = None,
+        start: int | str | datetime | Position = "earliest",
+        follow: bool = True,
+        durability: Durability | None = None,
+    ) -> Queue:
+        """A worker of a queue over a topic: records handed out one by one, to be acknowledged.
+
+        Any number of workers, in threads and processes, share a queue. Order is kept only where
+        one works alone and nothing fails; who needs it per key takes a `consumer` with a group.
+
+        Args:
+            topic: An existing topic; append to it as ever. Its other readers do not notice.
+            group: Name of the queue; two groups each get every record.
+            visibility: How long a worker may take for a job before others get it.
+            max_deliveries: A job delivered so often without an ack becomes a dead letter; None:
+                it is delivered again and again. Needs `dead_letter`.
+            dead_letter: Topic for dead letters, made if there is none: the record as it was, with
+                headers that say where it comes from and why.
+            start: Where a queue that is new begins; see `read`.
+            follow: Whether iterating waits for more at the end.
+            durability: Of acks, instead of the store's. An ack that is lost with the machine means
+                that the job comes again.
+
+        Raises:
+            UnknownTopicError: Create the topic first.
+            UsageError: Bad argument; the group is one of consumers; the store is read-only.
+
+        >>> with open_store() as store:
+        ...     info = store.create_topic("jobs")
+        ...     metadata = store.append("jobs", b"work")
+        ...     with store.queue("jobs", visibility="1m") as queue:
+        ...         job = queue.get()
+        ...         print(job.value, job.deliveries)
+        ...         job.ack()
+        b'work' 1
+        """
+        return queues.open_queue(
+            self._engine,
+            self.transaction,
+            topic,
+            group=group,
+            visibility=visibility,
+            max_deliveries=max_deliveries,
+            dead_letter=dead_letter,
+            start=start,
+            follow=follow,
+            durability=durability,
+        )
+
+    def queues(self, topic: str | None = None) -> list[QueueInfo]:
+        """The queues of all topics, or of one: settings, workers, and how many jobs there are."""
+        return queues.listing(self._engine, topic)
+
+    def redrive(self, dead_letter: str, *, limit: int | None = None) -> Redriven:
+        """Give the dead letters of a topic back to the queues they come from, at most `limit`.
+
+        They are delivered there as the records they were, with no deliveries counted, each
+        exactly once. Where the record has been removed, or the queue, a copy without the added
+        headers is appended to the topic, for all its readers.
+        """
+        return queues.redrive(self._engine, self.transaction, dead_letter, limit)
+
+    def skip_jobs(
+        self,
+        topic: str,
+        group: str,
+        before: int | str | datetime | Position,
+        *,
+        partition: int | None = None,
+    ) -> int:
+        """Count all jobs before a position as done, leased ones too; how many offsets that were.
+
+        "latest" empties the queue; an offset gets past damage.
+        """
+        return queues.skip(self._engine, topic, group, before, partition)
 
     def offsets(self, topic: str) -> dict[int, OffsetRange]:
         """First offset and visible end (exclusive) of each partition."""

@@ -53,6 +53,7 @@ _WORDS = {
     "topics_version": TOPICS_VERSION_WORD,
     "groups_version": 8,
     "transactions_version": 9,
+    "queues_version": 10,
 }
 
 

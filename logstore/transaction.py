@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Literal, Self
 
@@ -20,8 +20,10 @@ from .catalog import GroupOffset, OwnerRow
 from .clock import Clock
 from .engine import Engine
 from .errors import LockedError, MillstreamError, OffsetOutOfRangeError, UsageError
+from .job import Job
 from .log import Log
 from .membership import remove_dead_members
+from .queue_catalog import refuse_queue
 from .record import AppendMetadata, Headers, RecordMetadata, TopicPartition
 from .storage import Lock
 from .transaction_states import transaction_id
@@ -190,6 +192,8 @@ class Transaction:
         self._ends: dict[Log, int] = {}
         self._offsets: dict[tuple[str, int, int], GroupOffset] = {}
         self._checkpoints: dict[str, bytes] = {}
+        self._jobs: list[Job] = []
+        self._also: list[Callable[[], None]] = []
         self._state: Literal["open", "committed", "aborted", "unknown"] = "open"
         self._written = False
         """Whether the log may hold a batch of it."""
@@ -267,6 +271,7 @@ class Transaction:
             OffsetOutOfRangeError: An offset is past the log end.
         """
         self._ensure_open()
+        refuse_queue(self._engine.catalog, group)
         remove_dead_members(self._engine, group)
         for (topic, partition), offset in offsets.items():
             info = self._engine.topic(topic)
@@ -287,6 +292,24 @@ class Transaction:
         self._ensure_open()
         self._checkpoints[name] = data
 
+    def ack(self, *jobs: Job) -> None:
+        """Ack jobs of queues together with the transaction: exactly once.
+
+        If a job's lease has passed and another worker got it, `commit` raises FencedError, and
+        nothing of the transaction is ever visible. If it aborts, the jobs are still leased.
+
+        Raises:
+            UsageError: A job is settled already. FencedError: It is lost.
+        """
+        self._ensure_open()
+        for job in jobs:
+            self.also(job.settle_in())
+            self._jobs.append(job)
+
+    def also(self, write: Callable[[], None]) -> None:
+        """Have `write` called inside the commit, for what is kept in the catalog."""
+        self._also.append(write)
+
     def commit(self) -> None:
         """Make everything durable, then visible, in one step.
 
@@ -294,8 +317,8 @@ class Transaction:
         the `state` unknown, until the owner is acquired again or its process ends.
 
         Raises:
-            FencedError: Somebody newer owns the name, or a partition whose offset is committed;
-                nothing of it will ever be visible.
+            FencedError: Somebody newer owns the name, a partition whose offset is committed, or a
+                job; nothing of it will ever be visible.
             UnknownTopicError: An offset is of a topic that was deleted.
             UsageError: An append of the transaction failed.
             StorageError, PoisonedError: See `state`.
@@ -315,6 +338,8 @@ class Transaction:
                 self._abort()
             raise
         self._state = "committed"
+        for job in self._jobs:
+            job.state = "acked"
 
     def abort(self) -> None:
         """Make sure nothing of it is ever seen."""
@@ -343,6 +368,7 @@ class Transaction:
             committed,
             list(self._offsets.values()),
             self._checkpoints,
+            also=self._also,
         )
         ownership.decided = self._number
         self._engine.tail.bump("transactions_version")

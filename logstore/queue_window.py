@@ -1,0 +1,102 @@
+"""Records of one partition read ahead for a queue, to be claimed piece by piece.
+
+Reading comes before claiming, so that no lock is held meanwhile and damage is met before anything
+is leased. What is read may be claimed by others first; then the window moves on to what is left.
+The claim itself is in the catalog (`queue_catalog.py`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from .engine import Engine
+from .reader import LogReader
+from .record import Record, TopicPartition
+from .record_batch import RecordBatch
+
+WINDOW_BYTES = 256 * 1024
+"""Stored bytes read at once; at least one batch."""
+
+
+class Piece(NamedTuple):
+    """One record, and the offsets [start, stop) it stands for."""
+
+    record: Record
+    start: int
+    stop: int
+
+
+class QueueWindow:
+    """What was read of a partition, from `start` to `end`. For one thread at a time."""
+
+    def __init__(self, engine: Engine, partition: TopicPartition) -> None:
+        self._engine = engine
+        self._partition = partition
+        self._reader: LogReader | None = None
+        self._batches: deque[RecordBatch] = deque()
+        self.start = 0
+        self.end = 0
+        """Below it, every offset has a record here or has none at all."""
+
+    def fill(self, offset: int) -> None:
+        """Let the window start at `offset`, with records behind it unless there are none to see.
+
+        Raises:
+            OffsetOutOfRangeError: The offset is outside the log.
+            DataError: Damage there.
+            UnknownTopicError: The topic was deleted.
+        """
+        if self._reader is None:
+            self._reader = LogReader(self._engine, {self._partition: offset}, isolation="committed")
+            self.start = self.end = offset
+        elif not self.start <= offset <= self.end:
+            self._reader.seek(self._partition, offset)
+            self._batches.clear()
+            self.end = offset
+        self.start = offset
+        while self._batches and self._batches[0].last_offset < offset:
+            self._batches.popleft()
+        if not self.has_records(offset):
+            self._batches.extend(self._reader.poll(max_bytes=WINDOW_BYTES))
+            self.end = self._reader.positions[self._partition]
+
+    def has_records(self, offset: int) -> bool:
+        """Whether a record at or after `offset` has been read."""
+        return any(batch.from_offset(offset).record_count for batch in self._batches)
+
+    def stop_after(self, offset: int, count: int) -> int:
+        """Where a piece ends that starts at `offset` and holds `count` records, or all there are.
+
+        `offset` itself if the window does not cover it or holds no record behind it.
+        """
+        if not self.start <= offset < self.end or not self.has_records(offset):
+            return offset
+        for batch in self._batches:
+            part = batch.from_offset(offset)
+            if part.record_count > count:
+                return part.offsets[count]
+            count -= part.record_count
+        return self.end
+
+    def pieces(self, start: int, stop: int) -> list[Piece]:
+        """The records in [start, stop), each with the offsets it stands for.
+
+        Offsets without a record go with the record before them, the first ones with the first.
+        """
+        found: list[Record] = []
+        for batch in self._batches:
+            part = batch.from_offset(start)
+            if part.record_count and part.base_offset < stop:
+                found += part.slice(0, part.index_of(stop))
+        begins = [record.offset for record in found[1:]]
+        if not found:
+            return []
+        return list(map(Piece, found, [start, *begins], [*begins, stop]))
+
+    def close(self) -> None:
+        """Close the files."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        self._batches.clear()
