@@ -25,6 +25,7 @@ from .config import (
 from .consumer import Consumer
 from .errors import (
     BackpressureTimeoutError,
+    ConnectorError,
     CorruptBatchError,
     CorruptSegmentError,
     DataError,
@@ -62,9 +63,11 @@ from .record import AppendMetadata, Headers, Record, RecordMetadata, TopicPartit
 from .record_batch import RecordBatch
 from .retention import SegmentInfo
 from .scan import Scan
+from .storage import File, PosixStorage, Storage
 from .store import Store, open_store
 from .topics import OffsetRange
 from .transaction import Ownership, Transaction
+from .user_database import DatabaseColumn, UserDatabase
 from .verify import VerifyFinding, VerifyReport
 
 __version__ = "0.1.0"
@@ -77,12 +80,15 @@ __all__ = [
     "BatchDump",
     "Clock",
     "Compression",
+    "ConnectorError",
     "Consumer",
     "CorruptBatchError",
     "CorruptSegmentError",
     "DataError",
+    "DatabaseColumn",
     "Durability",
     "FencedError",
+    "File",
     "FormatVersionError",
     "GroupInfo",
     "GroupMember",
@@ -99,6 +105,7 @@ __all__ = [
     "PartitionLag",
     "PoisonedError",
     "Position",
+    "PosixStorage",
     "Producer",
     "Queue",
     "QueueInfo",
@@ -113,6 +120,7 @@ __all__ = [
     "Scan",
     "SegmentDump",
     "SegmentInfo",
+    "Storage",
     "StorageError",
     "Store",
     "StoreClosedError",
@@ -126,6 +134,7 @@ __all__ = [
     "UnknownGroupError",
     "UnknownTopicError",
     "UsageError",
+    "UserDatabase",
     "VerifyFinding",
     "VerifyReport",
     "__version__",

@@ -1,6 +1,7 @@
 """One SQLite database: its connection, its transactions, and its errors as ours.
 
-Only this module imports apsw. What the tables mean is in `catalog.py` and `group_catalog.py`.
+Only this module imports apsw. What the tables of the catalog mean is in `catalog.py` and
+`group_catalog.py`; a database that belongs to the user is opened by `user_database.py`.
 
 A write is one `BEGIN IMMEDIATE` transaction with synchronous=FULL: when the block ends its changes
 are durable, and when it raises nothing has changed. One that says so is not synced: a process that
@@ -16,6 +17,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final, NoReturn, TypeAlias, cast
 
 import apsw
@@ -35,8 +37,24 @@ BUSY_TIMEOUT_SECONDS: Final = 10.0
 
 _logger = logging.getLogger("millstream")
 
-SQLValue: TypeAlias = str | int | bytes | None
+SQLValue: TypeAlias = str | int | float | bytes | None
 Row: TypeAlias = tuple[SQLValue, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseUse:
+    """Whose database it is, which decides about its journal and about what an error means."""
+
+    title: str
+    """What messages call it."""
+    absent: str
+    """What to say where there is none to be read."""
+    ours: bool
+    """Its tables are of our making: its journal is set to WAL, and a statement that SQLite refuses
+    means damage. Of another's database the journal stays, and the statement is at fault."""
+
+
+CATALOG: Final = DatabaseUse("the catalog", "there is no store here", ours=True)
 
 
 class Database:
@@ -48,6 +66,7 @@ class Database:
         read_only: Open what exists, write nothing.
         on_commit: Called with "catalog.commit" right before each COMMIT that is synced, and with
             "catalog.unsynced" before each transaction that is not; crash tests hook in here.
+        use: Whose it is.
 
     Raises:
         UsageError: `read_only` and there is no such file.
@@ -63,14 +82,16 @@ class Database:
         clock: Clock,
         read_only: bool = False,
         on_commit: Callable[[str], None] | None = None,
+        use: DatabaseUse = CATALOG,
     ) -> None:
         self.filename = filename
         self.read_only = read_only
+        self._use = use
         self._on_commit = on_commit
         self._lock = threading.RLock()
         self._unsynced = False
         """Whether a transaction of this connection was not synced, nor any since."""
-        self._connection = _connect(filename, clock, read_only=read_only)
+        self._connection = _connect(filename, clock, use, read_only=read_only)
 
     def close(self) -> None:
         """Close the connection. Idempotent."""
@@ -81,14 +102,23 @@ class Database:
         """Run one statement and return all its rows.
 
         Raises:
-            LockedError: The catalog stayed locked for 10 s.
+            LockedError: The database stayed locked for 10 s.
             StorageError: Disk full, read-only, I/O.
-            DataError: The catalog is damaged.
+            DataError: The database is damaged, or, in one of the user's, a constraint fails.
+            UsageError: In a database of the user's: the statement is wrong.
         """
         with self._lock:
             try:
-                # What this module stored are the four types of SQLValue.
+                # SQLite has no more types than SQLValue.
                 return cast("list[Row]", self._connection.execute(sql, bindings).fetchall())
+            except apsw.Error as error:
+                self._fail(error)
+
+    def execute_many(self, sql: str, rows: Sequence[Sequence[SQLValue]]) -> None:
+        """Run one statement for each of `rows`; call it inside a transaction. Errors as `query`."""
+        with self._lock:
+            try:
+                self._connection.executemany(sql, rows)
             except apsw.Error as error:
                 self._fail(error)
 
@@ -103,7 +133,8 @@ class Database:
         Not reentrant. Other threads wait.
         """
         if self.read_only:
-            raise UsageError(f"the store is open read-only: cannot {name}", path=self.filename)
+            what = "the store" if self._use.ours else self._use.title
+            raise UsageError(f"{what} is open read-only: cannot {name}", path=self.filename)
         with self._lock:
             self.query("SELECT 1")  # a closed connection is refused here
             assert not self._connection.in_transaction, "transactions do not nest"
@@ -150,11 +181,13 @@ class Database:
                 self._connection.execute("ROLLBACK")
         except apsw.Error as error:
             # Closing the connection is the one way left to be sure that nothing is half done.
-            _logger.warning("closed the catalog %s: rollback failed: %s", self.filename, error)
+            _logger.warning(
+                "closed %s %s: rollback failed: %s", self._use.title, self.filename, error
+            )
             self._connection.close()
 
     def _fail(self, error: apsw.Error) -> NoReturn:
-        raise _typed_error(error, self.filename, self._system_errno()) from error
+        raise _typed_error(error, self.filename, self._system_errno(), self._use) from error
 
     def _system_errno(self) -> int:
         try:
@@ -163,33 +196,33 @@ class Database:
             return 0
 
 
-def _connect(filename: str, clock: Clock, *, read_only: bool) -> apsw.Connection:
+def _connect(filename: str, clock: Clock, use: DatabaseUse, *, read_only: bool) -> apsw.Connection:
     try:
-        connection = _open(filename, read_only=read_only)
+        connection = _open(filename, use, read_only=read_only)
     except apsw.Error as error:
-        raise _typed_error(error, filename, 0) from error
+        raise _typed_error(error, filename, 0, use) from error
     try:
         connection.set_busy_timeout(int(BUSY_TIMEOUT_SECONDS * 1000))
         connection.execute("PRAGMA foreign_keys = ON")
         # Every commit is synced, and on macOS past the disk's own cache.
         connection.execute("PRAGMA synchronous = FULL; PRAGMA fullfsync = ON")
-        if not read_only:
+        if use.ours and not read_only:
             _use_wal(connection, clock)
     except apsw.Error as error:
         number = connection.system_errno
         connection.close()
-        raise _typed_error(error, filename, number) from error
+        raise _typed_error(error, filename, number, use) from error
     return connection
 
 
-def _open(filename: str, *, read_only: bool) -> apsw.Connection:
+def _open(filename: str, use: DatabaseUse, *, read_only: bool) -> apsw.Connection:
     if not read_only:
         flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
         return apsw.Connection(filename, flags=flags)
     if filename.startswith("file:"):
         return apsw.Connection(filename, flags=_READ_ONLY)
     if not _exists(filename):
-        raise UsageError("there is no store here", path=filename)
+        raise UsageError(use.absent, path=filename)
     connection = apsw.Connection(filename, flags=_READ_ONLY)
     try:
         connection.execute("SELECT 1 FROM sqlite_schema").fetchall()
@@ -258,24 +291,31 @@ def _use_wal(connection: apsw.Connection, clock: Clock) -> None:
 
 _ERRNO: Final[Mapping[type[apsw.Error], tuple[int, str]]] = {
     apsw.FullError: (errno.ENOSPC, "the disk is full"),
-    apsw.ReadOnlyError: (errno.EROFS, "the catalog cannot be written"),
-    apsw.PermissionsError: (errno.EACCES, "the catalog cannot be accessed"),
-    apsw.AuthError: (errno.EACCES, "the catalog cannot be accessed"),
-    apsw.CantOpenError: (errno.ENOENT, "the catalog cannot be opened"),
-    apsw.IOError: (errno.EIO, "reading or writing the catalog failed"),
+    apsw.ReadOnlyError: (errno.EROFS, "{} cannot be written"),
+    apsw.PermissionsError: (errno.EACCES, "{} cannot be accessed"),
+    apsw.AuthError: (errno.EACCES, "{} cannot be accessed"),
+    apsw.CantOpenError: (errno.ENOENT, "{} cannot be opened"),
+    apsw.IOError: (errno.EIO, "reading or writing {} failed"),
     apsw.NoMemError: (errno.ENOMEM, "out of memory"),
 }
 
 
-def _typed_error(error: apsw.Error, filename: str, system_errno: int) -> MillstreamError:
+_DAMAGE: Final = (apsw.CorruptError, apsw.NotADBError, apsw.FormatError)
+_REFUSED_DATA: Final = (apsw.ConstraintError, apsw.MismatchError, apsw.TooBigError)
+
+
+def _typed_error(
+    error: apsw.Error, filename: str, system_errno: int, use: DatabaseUse
+) -> MillstreamError:
     """The error of ours that tells the caller what to do about SQLite's."""
     if isinstance(error, (apsw.BusyError, apsw.LockedError)):
         return LockedError(
-            f"another process kept the catalog locked for {BUSY_TIMEOUT_SECONDS:.0f} s",
+            f"another process kept {use.title} locked for {BUSY_TIMEOUT_SECONDS:.0f} s",
             path=filename,
         )
     if isinstance(error, apsw.ConnectionClosedError):
-        return StoreClosedError("the store is closed", path=filename)
+        closed = "the store is closed" if use.ours else f"{use.title} is closed"
+        return StoreClosedError(closed, path=filename)
     if type(error) in _ERRNO:
         number, message = _ERRNO[type(error)]
         # The system's number may be left over from an earlier call; only these two errors set it.
@@ -283,8 +323,13 @@ def _typed_error(error: apsw.Error, filename: str, system_errno: int) -> Millstr
             number = system_errno
             if number == errno.ENOSPC:
                 message = "the disk is full"
-        return StorageError(f"{message}: {error}", errno=number, path=filename)
-    return DataError(f"the catalog is damaged: {error}", path=filename)
+        text = f"{message.format(use.title)}: {error}"
+        return StorageError(text, errno=number, path=filename)
+    if use.ours or isinstance(error, _DAMAGE):
+        return DataError(f"{use.title} is damaged: {error}", path=filename)
+    if isinstance(error, _REFUSED_DATA):
+        return DataError(f"{use.title} refuses the row: {error}", path=filename)
+    return UsageError(f"{use.title} cannot do this: {error}", path=filename)
 
 
 # STRICT tables hold what their columns say, so these only tell the type checker.

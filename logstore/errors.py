@@ -17,6 +17,7 @@
             StorageError (OSError)           the operating system refused (full, read-only, denied)
             PoisonedError                    a sync failed: close and reopen the store
             BackpressureTimeoutError (TimeoutError)
+            ConnectorError                   a source or sink outside the store failed
         FencedError                      somebody newer owns it: stop writing
 
 Each carries `topic`, `partition`, `offset`, `path` and `position` (bytes) where known; they are
@@ -162,6 +163,27 @@ class PoisonedError(UnavailableError):
 
 class BackpressureTimeoutError(UnavailableError, TimeoutError):
     """The producer's byte bound stayed full for the whole timeout."""
+
+
+class ConnectorError(UnavailableError):
+    """A source or sink outside the store failed, as often as it was tried.
+
+    `connector` is its name; for a sink, topic, partition and offset say from which record on the
+    delivery is still to be done. What has been taken in or delivered before stays so.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        connector: str,
+        topic: str | None = None,
+        partition: int | None = None,
+        offset: int | None = None,
+        path: str | None = None,
+    ) -> None:
+        super().__init__(message, topic=topic, partition=partition, offset=offset, path=path)
+        self.connector = connector
 
 
 class FencedError(MillstreamError):

@@ -101,6 +101,11 @@ class Store:
         state = "closed" if self.closed else self._engine.durability
         return f"<Store {self._engine.storage.root} {state}>"
 
+    @property
+    def uid(self) -> str:
+        """Identity of the store, 32 hexadecimal digits; a copy of its files has the same."""
+        return self._engine.catalog.store_uid.hex()
+
     # --- topics --------------------------------------------------------------------------------
 
     def create_topic(
