@@ -93,6 +93,7 @@ cli.lazy = MappingProxyType(
         "process": "process:process",
         "dump": "inspect:dump",
         "verify": "inspect:verify",
+        "compact": "upkeep:compact",
         "config": "about:config",
         "demo": "demo:demo",
         "version": "about:version",

@@ -23,6 +23,7 @@ _LIST_COLUMNS = (
     "bytes",
     "retention_ms",
     "retention_bytes",
+    "compact",
     "compression",
     "created",
 )
@@ -63,6 +64,7 @@ def _list_row(store: Store, topic: TopicInfo) -> dict[str, Cell]:
         "bytes": sum(int(row["bytes"] or 0) for row in partitions),
         "retention_ms": topic.config.retention_ms,
         "retention_bytes": topic.config.retention_bytes,
+        "compact": topic.config.compact,
         "compression": topic.config.compression,
         "created": topic.created_ms,
     }
@@ -89,6 +91,7 @@ def _partition_rows(store: Store, topic: TopicInfo) -> list[Row]:
     epilog=examples(
         "millstream topics create orders -p 4",
         "millstream topics create clicks --retention 7d --max-bytes 10GB -z lz4",
+        "millstream topics create users --compact tombstone_retention=48h",
         "millstream topics create small segment_bytes=1MiB",
     )
 )
@@ -100,6 +103,7 @@ def _partition_rows(store: Store, topic: TopicInfo) -> list[Row]:
 @click.option(
     "-z", "--compression", type=click.Choice(["none", "lz4", "zstd"]), help="Codec of batches."
 )
+@click.option("--compact", is_flag=True, help="Keep the last record of each key.")
 @click.option("--exist-ok", is_flag=True, help="No error if it exists with as many partitions.")
 def create(name: str, config: Sequence[str], partitions: int, **options: str | bool | None) -> None:
     """Create topic NAME. The number of partitions is final: keys are spread over them."""
@@ -112,6 +116,8 @@ def create(name: str, config: Sequence[str], partitions: int, **options: str | b
     ):
         if options[option] is not None:
             values[field] = options[option]
+    if options["compact"]:
+        values["compact"] = True
     TopicConfig.from_options(**values)  # a bad option must not leave a new directory behind
     with current.open(create=True) as store:
         exist_ok = bool(options["exist_ok"])
@@ -148,6 +154,8 @@ def info(name: str) -> None:
         "created": topic.created_ms,
         "retention_ms": topic.config.retention_ms,
         "retention_bytes": topic.config.retention_bytes,
+        "compact": topic.config.compact,
+        "tombstone_retention_ms": topic.config.tombstone_retention_ms,
         "compression": topic.config.compression,
         "segment_bytes": topic.config.segment_bytes,
         "segment_ms": topic.config.segment_ms,

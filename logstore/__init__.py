@@ -14,6 +14,7 @@ pipelines over the log are in `millstream.processor`, the command line in `mills
 
 from .append import partition_of
 from .clock import Clock, SystemClock
+from .compactor import CompactionResult
 from .config import (
     Compression,
     Durability,
@@ -33,6 +34,7 @@ from .errors import (
     FormatVersionError,
     LockedError,
     MillstreamError,
+    MissingKeyError,
     OffsetOutOfRangeError,
     PoisonedError,
     RecordError,
@@ -79,6 +81,7 @@ __all__ = [
     "BackpressureTimeoutError",
     "BatchDump",
     "Clock",
+    "CompactionResult",
     "Compression",
     "ConnectorError",
     "Consumer",
@@ -98,6 +101,7 @@ __all__ = [
     "LockedError",
     "LogReader",
     "MillstreamError",
+    "MissingKeyError",
     "OffsetChange",
     "OffsetOutOfRangeError",
     "OffsetRange",

@@ -16,7 +16,7 @@ from xxhash import xxh3_64_intdigest
 from .batch import EncodedBatch, encode_batch
 from .config import TopicInfo
 from .engine import Engine
-from .errors import UsageError
+from .errors import UsageError, missing_key
 from .format import CODEC_BY_NAME
 from .group_append import GroupAppend, Row
 from .log import Log
@@ -35,6 +35,7 @@ def partition_of(key: bytes, partitions: int) -> int:
 class _Route(NamedTuple):
     topic: str
     version: int
+    needs_key: bool
     groups: list[GroupAppend | None]
 
 
@@ -59,6 +60,8 @@ class Appender:
     ) -> tuple[Log, EncodedBatch]:
         """One record as a batch and the log it goes to."""
         info = self._engine.topic(topic)
+        if key is None and info.config.compact:
+            raise missing_key(topic)
         log = self._log_of(info, key, partition)
         return log, encode_batch(
             (value,),
@@ -73,6 +76,8 @@ class Appender:
         route = self._routes.get(topic)
         if route is None or route.version != self._engine.tail.get("topics_version"):
             route = self._route(topic)
+        if route.needs_key and row[1] is None:
+            raise missing_key(topic)
         if partition is None:
             partition = self._partition(len(route.groups), row[1])
         group = route.groups[partition] if 0 <= partition < len(route.groups) else None
@@ -85,7 +90,9 @@ class Appender:
         engine = self._engine
         version = engine.tail.get("topics_version")
         info = engine.topic(topic)
-        route = self._routes[topic] = _Route(topic, version, [None] * info.partitions)
+        route = self._routes[topic] = _Route(
+            topic, version, info.config.compact, [None] * info.partitions
+        )
         return route
 
     def _group(self, route: _Route, partition: int) -> GroupAppend:
@@ -126,6 +133,8 @@ class Appender:
         columns = (values, keys, timestamps_ms, headers)
         if isinstance(values, Sized) and not len(values):
             return []
+        if info.config.compact and (keys is None or None in keys):
+            raise missing_key(topic)
         if partition is None and info.partitions == 1:
             partition = 0
         if partition is None and keys is None:

@@ -44,6 +44,7 @@ from .format import (
     UNIFORM_TIMESTAMP,
     BatchHeader,
     Buffer,
+    Section,
     parse_header,
 )
 from .record import Headers
@@ -54,6 +55,7 @@ __all__ = [
     "BatchPlacement",
     "EncodedBatch",
     "RecordBatch",
+    "body_buffers",
     "buffers",
     "decode_batch",
     "encode_batch",
@@ -61,6 +63,7 @@ __all__ = [
     "encode_one",
     "encode_retained",
     "parse_header",
+    "retained_header",
     "seal",
     "verify_body",
 ]
@@ -263,7 +266,8 @@ def encode_retained(
     """Encode again the records of `batch` at `indexes` (rising), for compaction.
 
     Records keep their offsets and timestamps, and the batch keeps covering all of its offsets; with
-    no index it becomes a gap. Seal it with the base offset and append time of the original.
+    no index it becomes a gap. Seal it with the base offset and append time of the original, or
+    take its header from `retained_header`.
 
     Args:
         batch: A whole batch, not a slice.
@@ -285,15 +289,32 @@ def encode_retained(
     if deltas != list(range(last_offset_delta + 1)):
         flags |= OFFSET_DELTAS
         lead += pack(f"<{len(deltas)}I{-4 * len(deltas) & 7}x", *deltas)
-    keys, values, headers = batch.keys, batch.values, batch.headers
+    keys = batch.keys if batch.header.flags & HAS_KEYS else None
+    headers = batch.headers if batch.header.flags & HAS_HEADERS else None
     more, sections = _encode_sections(
         lead,
-        [keys[index] for index in indexes],
-        [values[index] for index in indexes],
-        [headers[index] for index in indexes],
+        None if keys is None else [keys[index] for index in indexes],
+        batch.values_at(indexes),
+        None if headers is None else [headers[index] for index in indexes],
     )
     counts = (len(deltas), last_offset_delta)
     return EncodedBatch(counts, flags | more, extremes, sections, codec)
+
+
+def retained_header(original: BatchHeader, encoded: EncodedBatch) -> BatchHeader:
+    """The header of what `encode_retained` made of a batch; links and cleaning are not its task."""
+    a, b, c = encoded.section_meta
+    return original._replace(
+        codec=encoded.codec,
+        last_offset_delta=encoded.last_offset_delta,
+        record_count=encoded.record_count,
+        body_bytes=encoded.body_bytes,
+        flags=encoded.flags,
+        min_timestamp_ms=encoded.min_timestamp_ms,
+        max_timestamp_ms=encoded.max_timestamp_ms,
+        sections=(Section(*a), Section(*b), Section(*c)),
+        cleaned_ms=0,
+    )
 
 
 def seal(encoded: EncodedBatch, placement: BatchPlacement) -> tuple[bytes, int]:
@@ -334,6 +355,11 @@ def seal(encoded: EncodedBatch, placement: BatchPlacement) -> tuple[bytes, int]:
     )
     header_hash = xxh3_64_intdigest(fields, placement.segment_uid)
     return fields + header_hash.to_bytes(8, "little"), header_hash
+
+
+def body_buffers(encoded: EncodedBatch) -> list[bytes]:
+    """The body: sections and padding."""
+    return [part for part in buffers(encoded, b"") if part]
 
 
 def buffers(encoded: EncodedBatch, header: bytes) -> list[bytes]:
@@ -391,7 +417,7 @@ def decode_batch(
 def _encode_sections(
     lead: bytes,
     keys: Sequence[bytes | None] | None,
-    values: Sequence[bytes | None],
+    values: Sequence[Buffer | None],
     headers: Sequence[Headers] | None,
 ) -> tuple[int, tuple[bytes, bytes, bytes]]:
     """The flags that describe the sections, and the sections; `lead` goes before the keys."""

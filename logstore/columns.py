@@ -37,7 +37,7 @@ def padded(length: int) -> int:
 
 
 def encode_binary(
-    values: Sequence[bytes | None], what: str, prefix: bytes = b"", *, bitmap: bool = False
+    values: Sequence[Buffer | None], what: str, prefix: bytes = b"", *, bitmap: bool = False
 ) -> tuple[bytes, bool]:
     """The buffers of a column behind `prefix`, and whether they end with a validity bitmap.
 
@@ -130,6 +130,27 @@ def decode_binary(
     valid = decode_bitmap(section, end, count)
     values = [value if bit else None for value, bit in zip(values, valid, strict=True)]
     return values, end + padded(count + 7 >> 3)
+
+
+def decode_selected(
+    section: Buffer, count: int, indexes: Sequence[int], *, nullable: bool
+) -> list[Buffer | None]:
+    """The entries at `indexes` of the column that fills `section`; the others are not touched.
+
+    Raises:
+        CorruptBatchError: The buffers do not fit the section or each other.
+    """
+    offsets, start = decode_offsets(section, 0, count)
+    bounds = rising(offsets)
+    end = start + padded(bounds[-1])
+    if end + (padded(count + 7 >> 3) if nullable else 0) != len(section):
+        raise CorruptBatchError(f"section of {len(section)} bytes does not end with its column")
+    data = memoryview(section)[start:end]
+    entries: list[Buffer | None] = [data[bounds[i] : bounds[i + 1]] for i in indexes]
+    if nullable:
+        valid = decode_bitmap(section, end, count)
+        entries = [entry if valid[i] else None for i, entry in zip(indexes, entries, strict=True)]
+    return entries
 
 
 def decode_offsets(section: Buffer, position: int, count: int) -> tuple[tuple[int, ...], int]:

@@ -131,6 +131,14 @@ class TopicConfig:
     """Remove the oldest sealed segments of a partition while at least this much stays. None: keep
     everything."""
 
+    compact: bool = False
+    """Keep the last record of each key: a background task removes from sealed segments what later
+    records have replaced. Every record needs a key. Together with a retention both apply."""
+
+    tombstone_retention_ms: int = DAY_MS
+    """Compaction keeps a tombstone this long after it has removed what the tombstone replaces, so
+    that a reader who is slow, but not slower, learns of the deletion."""
+
     compression: Compression = "none"
     """none: fastest, readable in place. lz4: about half the size of JSON at little cost. zstd:
     smallest."""
@@ -146,6 +154,9 @@ class TopicConfig:
     def __post_init__(self) -> None:
         _check_count("retention_ms", self.retention_ms, optional=True)
         _check_count("retention_bytes", self.retention_bytes, optional=True)
+        if not isinstance(self.compact, bool):
+            raise UsageError(f"compact is {self.compact!r}; give True or False")
+        _check_count("tombstone_retention_ms", self.tombstone_retention_ms, minimum=0)
         if self.compression not in get_args(Compression):
             known = ", ".join(get_args(Compression))
             raise UsageError(f"compression is {self.compression!r}; choose one of {known}")
@@ -240,11 +251,11 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _check_count(name: str, value: object, *, optional: bool = False) -> None:
+def _check_count(name: str, value: object, *, optional: bool = False, minimum: int = 1) -> None:
     if value is None and optional:
         return
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        hint = "a positive whole number or None" if optional else "a positive whole number"
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        hint = f"a whole number of at least {minimum}" + (" or None" if optional else "")
         raise UsageError(f"{name} is {value!r}; give {hint}")
 
 
@@ -257,6 +268,11 @@ def _size(value: object) -> object:
     return None if value is None else parse_size_bytes(value)  # type: ignore[arg-type]  # as above
 
 
+def _flag(value: object) -> object:
+    words = {"true": True, "yes": True, "false": False, "no": False}
+    return words.get(value, value) if isinstance(value, str) else value
+
+
 def _as_is(value: object) -> object:
     return value
 
@@ -265,6 +281,9 @@ _OPTIONS: Final[Mapping[str, tuple[str, Callable[[object], object]]]] = {
     "retention": ("retention_ms", _duration),
     "retention_ms": ("retention_ms", _duration),
     "retention_bytes": ("retention_bytes", _size),
+    "compact": ("compact", _flag),
+    "tombstone_retention": ("tombstone_retention_ms", _duration),
+    "tombstone_retention_ms": ("tombstone_retention_ms", _duration),
     "compression": ("compression", _as_is),
     "segment_bytes": ("segment_bytes", _size),
     "segment_ms": ("segment_ms", _duration),

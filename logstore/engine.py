@@ -21,6 +21,7 @@ from .background import Background
 from .batch import EncodedBatch
 from .catalog import Catalog
 from .clock import Clock
+from .compaction_schedule import CompactionSchedule
 from .components import Components
 from .config import Durability, TopicInfo
 from .errors import (
@@ -29,7 +30,9 @@ from .errors import (
     StoreClosedError,
     UnknownTopicError,
     UsageError,
+    missing_key,
 )
+from .format import CONTROL, HAS_KEYS, NULL_KEYS
 from .liveness import Liveness
 from .log import Log
 from .retention import SegmentInfo, expired
@@ -90,6 +93,9 @@ class Engine:
             self.transactions = TransactionStates(self.catalog, self.tail, self.liveness, clock)
             self.components = Components(
                 storage, clock, self.catalog, self.tail, self.append_lock, self.catalog.store_uid
+            )
+            self.compactions = CompactionSchedule(
+                self.components, self.transactions, self.background, self.roll
             )
             self.append_lock.on_interrupted = self._recover_slot
             if not read_only:
@@ -291,6 +297,9 @@ class Engine:
     ) -> tuple[list[int], int]:
         if self.tail.words[TOPICS_VERSION_WORD] != self._topics_version:
             self._refresh_topics()
+        for log, encoded in batches:
+            if log.config.compact:
+                _require_keys(log, encoded)
         now_ms = self.clock.now_ms()
         offsets: list[int] = []
         for log, encoded in batches:
@@ -323,6 +332,8 @@ class Engine:
                 self.background.submit((log, "zero"), log.zero_fill)
             if log.config.retention_ms is not None or log.config.retention_bytes is not None:
                 self._retain_later(log)
+            if log.config.compact:
+                self.compactions.appended(log)
 
     def _show(self, ends: Sequence[tuple[Log, int]]) -> None:
         try:
@@ -345,6 +356,13 @@ class Engine:
         return self.tail.wait(seen, timeout)
 
     # --- retention -----------------------------------------------------------------------------
+
+    def roll(self, log: Log) -> None:
+        """Seal the active segment of a partition and start a new one."""
+        with self.append_lock:
+            log.prepare_locked()
+            with self.changing_locked(log):
+                log.roll_locked()
 
     def _retain_later(self, log: Log) -> None:
         def retain() -> None:
@@ -427,6 +445,7 @@ class Engine:
                 rest.callback(self.tail.wake)
                 rest.callback(self.catalog.sync)
                 rest.callback(self._checkpoint_logs)
+            rest.callback(self.compactions.close)
             rest.callback(self.background.close)
 
     def _checkpoint_logs(self) -> None:
@@ -452,3 +471,9 @@ class Engine:
             self.append_lock.abandon()
             self._open_lock.close()
             self.tail.abandon()
+
+
+def _require_keys(log: Log, encoded: EncodedBatch) -> None:
+    keyed = encoded.flags & (HAS_KEYS | NULL_KEYS) == HAS_KEYS
+    if not keyed and not encoded.flags & CONTROL:
+        raise missing_key(log.topic, log.partition)

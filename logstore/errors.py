@@ -5,6 +5,7 @@
             UnknownTopicError (KeyError)     no such topic
             UnknownGroupError (KeyError)     no such consumer group
             TopicExistsError
+            MissingKeyError                  a record without a key for a compacted topic
             OffsetOutOfRangeError (IndexError)
         DataError                        restore or skip; retrying will not help
             CorruptBatchError                a batch on disk fails its checks
@@ -106,6 +107,10 @@ class TopicExistsError(UsageError):
     """The topic exists already, with other partitions or configuration."""
 
 
+class MissingKeyError(UsageError):
+    """A record for a compacted topic has no key, so nothing could ever replace it."""
+
+
 class OffsetOutOfRangeError(UsageError, IndexError):
     """The offset is before the log start (retention removed it) or past the log end."""
 
@@ -188,3 +193,13 @@ class ConnectorError(UnavailableError):
 
 class FencedError(MillstreamError):
     """Somebody newer owns the partition, transaction or pipeline. Stop writing and start again."""
+
+
+def missing_key(topic: str, partition: int | None = None) -> MissingKeyError:
+    """The error for a record without a key in a compacted topic."""
+    return MissingKeyError(
+        "the topic is compacted, and a record without a key can never be replaced: give every"
+        " record a key",
+        topic=topic,
+        partition=partition,
+    )

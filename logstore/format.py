@@ -306,6 +306,35 @@ class BatchHeader(NamedTuple):
         return max(self.prior_max_timestamp_ms, self.max_timestamp_ms)
 
 
+EMPTY_SECTION: Final = Section(0, 0, xxh3_64_intdigest(b""))
+
+
+def encode_header(header: BatchHeader, segment_uid: int) -> tuple[bytes, int]:
+    """The 192 bytes of `header` in that segment, and their hash; `header_hash` is ignored."""
+    a, b, c = header.sections
+    fields = BATCH_FIELDS.pack(
+        BATCH_MAGIC, *header[:16], 0, *header[16:21], *a, *b, *c, header.cleaned_ms
+    )
+    header_hash = xxh3_64_intdigest(fields, segment_uid)
+    return fields + _U64.pack(header_hash), header_hash
+
+
+def gap_of(header: BatchHeader) -> BatchHeader:
+    """The header of a gap in the place of that batch. Its producer stays named."""
+    return header._replace(
+        codec=CODEC_NONE,
+        record_count=0,
+        body_bytes=0,
+        flags=CONTROL,
+        min_timestamp_ms=NO_TIMESTAMP,
+        max_timestamp_ms=NO_TIMESTAMP,
+        schema_id=0,
+        transaction_id=0,
+        sections=(EMPTY_SECTION, EMPTY_SECTION, EMPTY_SECTION),
+        cleaned_ms=0,
+    )
+
+
 def parse_header(buffer: Buffer, position: int, segment_uid: int) -> BatchHeader:
     """Check and decode the batch header at `position` of `buffer`.
 

@@ -41,11 +41,13 @@ class Lane:
     it is sealed it is the next partition's turn.
     """
 
-    __slots__ = ("open", "partitions", "topic", "turn")
+    __slots__ = ("needs_key", "open", "partitions", "topic", "turn")
 
-    def __init__(self, topic: str, partitions: int) -> None:
+    def __init__(self, topic: str, partitions: int, *, needs_key: bool = False) -> None:
         self.topic = topic
         self.partitions = partitions
+        self.needs_key = needs_key
+        """The topic is compacted; one that becomes so later refuses the whole batch."""
         self.open: list[Batch | None] = [None] * (partitions + 1)
         self.turn = 0
 

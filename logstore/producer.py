@@ -24,7 +24,7 @@ from xxhash import xxh3_64_intdigest
 
 from .config import MIB, Durability, check_durability
 from .engine import Engine
-from .errors import MillstreamError, UsageError
+from .errors import MillstreamError, UsageError, missing_key
 from .outgoing import Extras, Lane, SendFuture
 from .record import Headers
 from .sender import Sender, SendLimits
@@ -79,7 +79,7 @@ class Producer:
         _watch_forks()
         _producers.add(self)
 
-    def send(  # noqa: C901 - the hot path: a call to a part of it would cost 60 ns
+    def send(  # noqa: C901, PLR0912 - the hot path: a call to a part of it would cost 60 ns
         self,
         topic: str,
         value: bytes | None = None,
@@ -102,6 +102,7 @@ class Producer:
 
         Raises:
             UnknownTopicError: There is no such topic.
+            MissingKeyError: The topic is compacted.
             UsageError: A wrong type or size. Nothing was queued; its neighbours are unharmed.
             BackpressureTimeoutError: `buffer_bytes` stayed full for the whole timeout.
             StoreClosedError: The producer is closed, or was made before a fork.
@@ -123,6 +124,8 @@ class Producer:
             lane = self._lanes[topic]
         except KeyError:
             lane = self._sender.add_lane(topic)
+        if key is None and lane.needs_key:
+            raise missing_key(topic)
         if partition is not None:
             number = _checked_partition(lane, partition)
         elif key is None or lane.partitions == 1:

@@ -13,7 +13,14 @@ from itertools import repeat
 from struct import calcsize, unpack
 from typing import Final
 
-from .columns import decode_binary, decode_offsets, padded, rising
+from .columns import (
+    decode_binary,
+    decode_bitmap,
+    decode_offsets,
+    decode_selected,
+    padded,
+    rising,
+)
 from .compression import decompress
 from .errors import CorruptBatchError
 from .format import (
@@ -31,6 +38,7 @@ from .record import Headers, Record
 _SECTION_A: Final = 0
 _SECTION_B: Final = 1
 _SECTION_C: Final = 2
+_INVERTED: Final = bytes.maketrans(b"\x00\x01", b"\x01\x00")
 
 
 class _Columns:
@@ -123,6 +131,20 @@ class _Columns:
             _require_end(section, end)
             self._values = values
         return self._values
+
+    def tombstones(self) -> bytes:
+        count = self.header.record_count
+        if not self.header.flags & NULL_VALUES:
+            return bytes(count)
+        section = self._section(_SECTION_B)
+        offsets, start = decode_offsets(section, 0, count)
+        return decode_bitmap(section, start + padded(offsets[-1]), count).translate(_INVERTED)
+
+    def values_at(self, indexes: Sequence[int]) -> list[Buffer | None]:
+        """Some values, without decoding the others."""
+        nullable = bool(self.header.flags & NULL_VALUES)
+        section = self._section(_SECTION_B)
+        return decode_selected(section, self.header.record_count, indexes, nullable=nullable)
 
     @property
     def headers(self) -> list[Headers]:
@@ -275,6 +297,16 @@ class RecordBatch:
             CorruptBatchError: The verified bytes do not make sense.
         """
         return list(self)
+
+    def values_at(self, indexes: Sequence[int]) -> list[Buffer | None]:
+        """The values at `indexes` of a whole batch, as buffers; the others are not decoded."""
+        assert self._whole
+        return self._columns.values_at(indexes)
+
+    def tombstones(self) -> bytes:
+        """A byte per record of a whole batch: 1 for a tombstone. No value is decoded."""
+        assert self._whole
+        return self._columns.tombstones()
 
     def slice(self, start: int, stop: int | None = None) -> RecordBatch:
         """The records of index [start, stop) as a batch that shares the decoded columns.

@@ -128,7 +128,17 @@ CREATE TABLE queue_ranges (             -- below next_offset: what is in none of
 CREATE INDEX queue_ranges_due ON queue_ranges (queue_id, worker_id, due_ms);
 """
 
-_ADDED: Final[Mapping[int, Sequence[str]]] = {2: (QUEUES,)}
+COMPACTIONS: Final = """
+CREATE TABLE compactions (
+    topic_id INTEGER NOT NULL REFERENCES topics ON DELETE CASCADE,
+    partition INTEGER NOT NULL,
+    purpose TEXT NOT NULL,              -- what was done to the records below clean_offset
+    clean_offset INTEGER NOT NULL,
+    PRIMARY KEY (topic_id, partition)
+) STRICT, WITHOUT ROWID;
+"""
+
+_ADDED: Final[Mapping[int, Sequence[str]]] = {2: (QUEUES, COMPACTIONS)}
 """The tables each later version added, made for new and for upgraded stores alike.
 
 Only CREATE TABLE and CREATE INDEX, because a reader of an older store imagines them.

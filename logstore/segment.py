@@ -26,7 +26,7 @@ from .storage import File, Storage
 SEGMENT_SUFFIX = ".segment"
 INDEX_SUFFIX = ".index"
 TEMPORARY_SUFFIX = ".tmp"
-REWRITE_SUFFIX = ".segment.rewrite.tmp"
+REWRITE_SUFFIX = ".rewrite.tmp"
 """Of a segment being rewritten; a recovery sweeps it as it does every temporary file."""
 QUARANTINE = "quarantine"
 OFFSET_DIGITS = 20
@@ -47,9 +47,9 @@ def index_path(directory: str, base_offset: int) -> str:
     return f"{directory}/{base_offset:0{OFFSET_DIGITS}d}{INDEX_SUFFIX}"
 
 
-def rewrite_path(directory: str, base_offset: int) -> str:
-    """Path of what is being written to replace that segment."""
-    return f"{directory}/{base_offset:0{OFFSET_DIGITS}d}{REWRITE_SUFFIX}"
+def rewrite_path(directory: str, base_offset: int, segment_uid: int) -> str:
+    """Path of what is being written to replace that segment; no other writer has the same."""
+    return f"{directory}/{base_offset:0{OFFSET_DIGITS}d}.{segment_uid:016x}{REWRITE_SUFFIX}"
 
 
 def base_offset_of(name: str) -> int | None:

@@ -111,7 +111,8 @@ class Sender:
         self._ensure_open()
         info = self.engine.topic(topic)
         with self.lock:
-            return self.lanes.setdefault(topic, Lane(topic, info.partitions))
+            lane = Lane(topic, info.partitions, needs_key=info.config.compact)
+            return self.lanes.setdefault(topic, lane)
 
     def _ensure_open(self) -> None:
         if self._broken is not None:

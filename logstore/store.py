@@ -14,9 +14,10 @@ from datetime import datetime
 from types import TracebackType
 from typing import Self
 
-from . import groups, queues, topics
+from . import groups, maintenance, queues, topics
 from .append import Appender
 from .clock import Clock, SystemClock
+from .compactor import CompactionResult
 from .config import Durability, Isolation, TopicConfig, TopicInfo, check_durability
 from .consumer import Consumer
 from .engine import Engine
@@ -118,8 +119,8 @@ class Store:
             partitions: Fixed for the topic's life. Order is kept within a partition, and records
                 of one key share one.
             exist_ok: Return the existing topic if it has as many partitions.
-            **config: retention, retention_bytes, compression, segment_bytes, segment_ms; see
-                `TopicConfig`.
+            **config: retention, retention_bytes, compact, compression, segment_bytes, segment_ms
+                and more; see `TopicConfig`.
 
         Raises:
             TopicExistsError: It exists.
@@ -175,6 +176,7 @@ class Store:
 
         Raises:
             UnknownTopicError: Create the topic first.
+            MissingKeyError: The topic is compacted.
             UsageError: Wrong types, a record over 64 MiB.
             StorageError: Not appended. PoisonedError: a sync failed, it may or may not be there.
 
@@ -460,6 +462,35 @@ class Store:
     def apply_retention(self, *, dry_run: bool = False) -> list[tuple[TopicPartition, SegmentInfo]]:
         """Remove what the topics' configuration no longer keeps; also done in the background."""
         return topics.retain_all(self._engine, dry_run=dry_run)
+
+    def compact(
+        self, topic: str, partition: int | None = None, *, dry_run: bool = False
+    ) -> list[CompactionResult]:
+        """Compact a topic now, with `compact=True`; also done in the background when it pays.
+
+        Rolls first, so that of every key one record is left of all that has been acknowledged,
+        up to the first open transaction. Appends and reads go on meanwhile. Offsets stay; those
+        of removed records are gaps.
+
+        Args:
+            topic: Configured with `compact=True`.
+            partition: Only this one.
+            dry_run: Only say what would be removed from the sealed segments; also read-only.
+
+        Raises:
+            UsageError: The topic is not compacted.
+            LockedError: Another process is compacting it.
+            DataError: Damage; nothing from there on was changed.
+            StorageError: The disk is full: a segment is written anew before the old one goes.
+
+        >>> with open_store() as store:
+        ...     info = store.create_topic("t", compact=True)
+        ...     for value in (b"1", b"2"):
+        ...         metadata = store.append("t", value, key=b"k")
+        ...     [result.removed_records for result in store.compact("t")]
+        [1]
+        """
+        return maintenance.compact(self._engine, topic, partition, dry_run=dry_run)
 
     def verify(self, topic: str | None = None, *, deep: bool = False) -> VerifyReport:
         """Check one topic, or all and the catalog; changes nothing, see `VerifyReport`.

@@ -341,8 +341,10 @@ class PartitionVerifier:
         """Check all batches in [header, stop); the index they should have, and where they end."""
         report, deep = self._report, self._report.deep
         checkpoint = self._facts.checkpoint
-        if checkpoint is not None and checkpoint.segment_base != segment.base_offset:
-            checkpoint = None
+        if checkpoint is not None and (
+            checkpoint.segment_base != segment.base_offset or segment.rewrite
+        ):
+            checkpoint = None  # recovery begins behind a segment that was rewritten since
         index = SparseIndex()
         newest = segment.prior_max_timestamp_ms
         window = Window(file, BODIES_BYTES if deep else HEADERS_BYTES)

@@ -81,7 +81,9 @@ def test_golden_store_takes_appends(golden: tuple[Path, dict[str, object]]) -> N
     path, _ = golden
     with millstream.open(path) as store:
         ends = {info.name: store.offsets(info.name)[0].end for info in store.topics()}
-        assert {name: store.append(name, b"new", partition=0).offset for name in ends} == ends
+        assert {
+            name: store.append(name, b"new", key=b"k", partition=0).offset for name in ends
+        } == ends
     with millstream.open(path) as store:
         assert [next(iter(store.read(name, "-1", partition=0))).value for name in ends] == [
             b"new"

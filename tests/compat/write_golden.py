@@ -1,9 +1,11 @@
-"""Write the golden store of the format version this code writes.
+"""Write the golden stores of the formats this code writes.
 
     python tests/compat/write_golden.py tests/compat/golden/v1
+    python tests/compat/write_golden.py tests/compat/golden/v1-rewritten
 
-Run once per format version, never again: what a released version wrote is what the tests read for
-ever. Derived files (tail words, locks, bells) are left out.
+Run once per format, never again: what a released version wrote is what the tests read for ever.
+Beside each is a JSON file with what it must say (`test_golden.content`). Derived files (tail words,
+locks, bells) are left out.
 """
 
 from __future__ import annotations
@@ -57,10 +59,60 @@ def write_golden(directory: Path) -> None:
         for n in range(20):
             store.append("trimmed", b"%d" % n * 200)
         store.trim("trimmed", {0: 12})
+    _remove_derived(directory)
+
+
+def write_rewritten(directory: Path) -> None:
+    """Segments that compaction wrote: copied, cut and emptied batches, gaps, tombstones, aborts."""
+    clock = ManualClock(1_357_000_000_000)
+    with millstream.open(directory, clock=clock) as store:
+        for compression in ("none", "lz4", "zstd"):
+            store.create_topic(
+                compression, compression=compression, compact=True, segment_bytes="4KiB"
+            )
+            for number in range(3):
+                _keyed(store, compression, number)
+                clock.advance(1000)
+            with store.transaction() as transaction:
+                transaction.append(compression, b"aborted", key=b"key-0")
+                transaction.abort()
+            with store.transaction() as transaction:
+                transaction.append(compression, b"committed", key=b"key-1")
+                transaction.put_checkpoint("golden", b"checkpoint")
+                transaction.commit_offsets("readers", {millstream.TopicPartition("none", 0): 17})
+            store.compact(compression)
+            clock.advance(3_600_000)
+            _keyed(store, compression, 3)
+            store.compact(compression)
+            store.append(compression, b"active", key=b"key-2")
+        store.trim("zstd", {0: 30})
+        # The tables of the first schema: only the segments are new.
+        store._engine.catalog.database.query("DROP TABLE compactions")
+        store._engine.catalog.database.query("PRAGMA user_version = 1")
+    _remove_derived(directory)
+
+
+def _keyed(store: millstream.Store, topic: str, batch: int) -> None:
+    numbers = range(batch * 20, batch * 20 + 20)
+    store.append_many(
+        topic,
+        [None if n % 7 == 0 else b'{"n": %d, "pad": "%s"}' % (n, b"x" * 90) for n in numbers],
+        [b"key-%d" % (n % 23) for n in numbers],
+        [1_356_000_000_000 + n * 10 - n % 4 for n in numbers] if batch % 2 else None,
+        headers=[[("n", b"%d" % n), ("none", None)] if n % 2 else () for n in numbers]
+        if batch == 1
+        else None,
+    )
+    for n in range(5):
+        store.append(topic, b"%d" % n * 100, key=b"own-%d" % (n + batch))
+
+
+def _remove_derived(directory: Path) -> None:
     for name in DERIVED:
         path = directory / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
-    write_golden(Path(sys.argv[1]))
+    target = Path(sys.argv[1])
+    write_rewritten(target) if target.name.endswith("-rewritten") else write_golden(target)

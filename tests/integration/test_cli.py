@@ -306,6 +306,22 @@ def test_topics_are_created_listed_changed_and_deleted(cli: Cli) -> None:
     assert json.loads(cli("topics", "ls", "--output", "json").out) == {"schema": 1, "topics": []}
 
 
+def test_compact_shows_what_it_would_remove_and_removes_it(cli: Cli) -> None:
+    cli("topics", "create", "t", "--compact", "-p", "2")
+    cli("produce", "t", "-K", ":", stdin=b"a:1\nb:1\na:2\nc:1\na:3\n")
+    cli("topics", "roll", "t")
+
+    would = json.loads(cli("compact", "t", "--dry-run", "--output", "json").out)["compaction"]
+    assert [2] == [row["removed_records"] for row in would if row["removed_records"]]
+    assert b"a:3" not in cli("compact", "t").out
+    assert {b"a:3", b"b:1", b"c:1"} == set(cli("consume", "t", "-e", "-K", ":").out.split())
+    again = json.loads(cli("compact", "t", "-p", "0", "--output", "json").out)["compaction"]
+    assert [(0, 0)] == [(row["partition"], row["removed_records"]) for row in again]
+    assert (2, b"") == cli("produce", "t", stdin=b"no key\n")[:2]
+    cli("topics", "create", "plain")
+    assert 2 == cli("compact", "plain").code
+
+
 def test_trim_shows_its_plan_first(cli: Cli) -> None:
     cli("produce", "t", stdin=b"a\nb\nc\n")
     plan = cli("topics", "trim", "t", "--before", "2")

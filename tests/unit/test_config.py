@@ -81,8 +81,8 @@ def test_a_missing_stored_field_takes_its_default() -> None:
 
 
 def test_a_stored_field_of_a_newer_version_is_refused() -> None:
-    with pytest.raises(FormatVersionError, match="compact"):
-        TopicConfig.from_json('{"compact": true}')
+    with pytest.raises(FormatVersionError, match="shape"):
+        TopicConfig.from_json('{"shape": true}')
 
 
 @pytest.mark.parametrize("text", ["", "[]", "7", '{"retention_ms": "7d"}', '{"segment_ms": null}'])

@@ -1,0 +1,230 @@
+"""Compaction dies at every operation: the machine, or the process beside others. Scenarios 70, 71.
+
+Whatever it leaves, the records are those that were written, of each key the last one is there, and
+what comes next, appends, a second crash, another compaction, finds a whole log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+from collections import Counter
+from random import Random
+
+import pytest
+from compacted_model import CompactedModel
+from interrupted_process import Killed, ProcessStorage
+from restarts import explained, unexpected_files
+from simulated_stores import START_MS, abandon, kill, log_of, open_quietly
+
+from millstream import Store, TopicPartition
+from millstream.config import Compression
+from millstream.storage_protocols import Storage
+from millstream.testing import ManualClock, MemoryStorage, SimulatedCrash, crash_cases
+
+DAY = 86_400_000
+T0 = TopicPartition("t", 0)
+EVERY = 1 if "MILLSTREAM_SEED" in os.environ else 5
+"""`make crash` tries every operation, other runs every fifth."""
+
+
+class Life:
+    """Appends, compactions and a trim; the same for the same seed."""
+
+    def __init__(self, seed: int, compression: Compression, segment_bytes: int) -> None:
+        self.seed = seed
+        self.compression: Compression = compression
+        self.segment_bytes = segment_bytes
+
+    def run(self, storage: Storage, model: CompactedModel) -> None:
+        store: Store | None = None
+        try:
+            clock = ManualClock(START_MS)
+            store = open_quietly(storage, clock)
+            self.create(store)
+            self.live(store, model, clock)
+            store.close()
+        except SimulatedCrash:
+            if store is not None:
+                abandon(store)
+            raise
+        except Killed:
+            if store is not None:
+                kill(store)
+            raise
+
+    def create(self, store: Store) -> None:
+        store.create_topic(
+            "t",
+            exist_ok=True,
+            compact=True,
+            compression=self.compression,
+            segment_bytes=self.segment_bytes,
+        )
+
+    def live(self, store: Store, model: CompactedModel, clock: ManualClock) -> None:
+        random = Random(self.seed)
+        for number in range(3):
+            for _ in range(5):
+                rows = [self.row(random) for _ in range(random.randrange(1, 7))]
+                model.append_many(store, rows)
+                if random.random() < 0.4:
+                    store.roll("t", 0)
+            store.compact("t")
+            clock.advance(DAY if number else 1)
+        before = random.randrange(model.acknowledged)
+        model.start = before
+        store.trim("t", {0: before})
+        model.append(store, *self.row(random))
+
+    def row(self, random: Random) -> tuple[bytes, bytes | None]:
+        letters = b"ab" if random.random() < 0.5 else bytes(range(256))
+        value = bytes(random.choices(letters, k=random.randrange(500)))
+        return b"key-%d" % random.randrange(6), None if random.random() < 0.2 else value
+
+    def go_on(self, storage: MemoryStorage, model: CompactedModel) -> None:
+        """Restart twice on what a crash has left."""
+        asked = model.start
+        for number in range(2):
+            store = open_quietly(storage, ManualClock(START_MS + 10 * DAY))
+            self.create(store)
+            model.start = store.offsets("t")[0].start
+            assert model.start in (0, asked)
+            model.check(store)
+            model.settle(store)
+            model.append(store, b"key-%d" % number, b"after the crash")
+            if number:
+                store.compact("t")
+                model.check(store, compacted=True)
+                store.close()
+            else:
+                abandon(store)
+                storage = storage.crash(keep="none")
+        assert [] == unexpected_files(storage)
+
+
+LIVES = pytest.mark.parametrize(
+    "life",
+    [
+        Life(1, "none", 4096),
+        Life(2, "lz4", 4096),
+        Life(3, "zstd", 1 << 26),
+        Life(4, "none", 1 << 26),
+    ],
+    ids=["none-4K", "lz4-4K", "zstd-64M", "none-64M"],
+)
+
+
+@pytest.mark.slow
+@pytest.mark.crash
+@LIVES
+def test_scenario_71_power_fails_at_any_operation_of_compactions(life: Life) -> None:
+    model = CompactedModel()
+
+    def work(storage: MemoryStorage) -> None:
+        nonlocal model
+        model = CompactedModel()
+        life.run(storage, model)
+
+    kinds: Counter[str] = Counter()
+    for case in crash_cases(work, seeds=(life.seed,), every=EVERY):
+        with explained(str(case)):
+            life.go_on(case.storage, copy.deepcopy(model))
+        kinds[case.kind] += 1
+    assert kinds["rename"] >= 10 // EVERY
+    assert kinds["sync_directory"] >= 10 // EVERY
+
+
+@pytest.mark.slow
+@pytest.mark.crash
+@LIVES
+def test_a_process_is_killed_at_any_operation_of_compactions(life: Life) -> None:
+    index, finished = 0, False
+    while not finished:
+        storage, model = MemoryStorage(), CompactedModel()
+        survivor = open_quietly(storage, ManualClock(START_MS + 10 * DAY))
+        life.create(survivor)
+        process = ProcessStorage(storage)
+        process.interrupt(Killed(), at=index, after=bool(index % 2))
+        with contextlib.suppress(Killed), explained(f"killed at operation {index}"):
+            life.run(process, model)
+        with explained(f"{life.seed=}: after a kill at operation {index}"):
+            _survive(survivor, model)
+            reader = survivor.reader({T0: model.start})
+            seen = [record for batch in reader.poll(3) for record in batch]
+            survivor.compact("t")
+            left = model.check(survivor, compacted=True)
+            while found := reader.poll(3):
+                seen += [record for batch in found for record in batch]
+            reader.close()
+            assert set(left) <= set(seen) <= set(model.written.values())
+        abandon(survivor)
+        finished = process.operations <= index
+        index += EVERY
+
+
+def _survive(survivor: Store, model: CompactedModel) -> None:
+    with survivor._engine.append_lock:
+        pass  # whoever takes the lock recovers what was interrupted
+    log = log_of(survivor)
+    log.wait_durable(log.end_locked().next_offset)
+    asked = model.start
+    model.start = survivor.offsets("t")[0].start
+    assert model.start in (0, asked)
+    model.check(survivor)
+    model.settle(survivor)
+    model.append(survivor, b"key-0", b"after the kill")
+
+
+SWAP_POINTS = {
+    1: ("write", 0, "while the new segment is written"),
+    2: ("rename", 0, "when it is written and synced, but under its temporary name"),
+    3: ("sync_directory", 0, "when it has the name of the first old one, not yet for good"),
+    4: ("remove", 0, "when it has its name for good, and the others are still there"),
+    5: ("remove", 3, "when some of the others are removed"),
+    6: ("sync_directory", 1, "when all of the others are removed, not yet for good"),
+}
+"""Kind of operation, which of its kind within the swap, and what has been done before it."""
+
+
+@pytest.mark.parametrize("point", SWAP_POINTS)
+@pytest.mark.parametrize("keep", ["none", "all"])
+def test_scenario_70_the_six_points_of_a_swap(point: int, keep: str) -> None:
+    kind, nth, what = SWAP_POINTS[point]
+    storage, model = MemoryStorage(), CompactedModel()
+    store = open_quietly(storage)
+    store.create_topic("t", compact=True, segment_bytes=1 << 20)
+    for number in range(12):
+        model.append(store, b"key-%d" % (number % 5), b"%d" % number)
+        if number % 3 == 2:
+            store.roll("t", 0)
+    trace = list(storage.trace)
+    twin = storage.crash(keep="all")
+    steps = [*_operations(twin), None]
+    first_write = next(n for n, step in enumerate(steps) if step == "write")
+    places = [n for n in range(first_write, len(steps)) if steps[n] == kind]
+
+    with explained(what):
+        storage.faults.crash_at = len(trace) + places[nth]
+        with pytest.raises(SimulatedCrash):
+            store.compact("t")
+        abandon(store)
+        after = storage.crash(keep=keep)  # type: ignore[arg-type] # one of the two
+        with open_quietly(after) as again:
+            found = {record.key: record.value for record in model.check(again)}
+            assert {b"key-%d" % (n % 5): b"%d" % n for n in range(7, 12)} == found
+            again.compact("t")
+            model.check(again, compacted=True)
+        assert [] == unexpected_files(after)
+
+
+def _operations(storage: MemoryStorage) -> list[str]:
+    """The kinds of operations of a compaction on a copy that was opened already."""
+    store = open_quietly(storage)
+    log_of(store)
+    before = len(storage.trace)
+    store.compact("t")
+    kinds = [kind for kind, _ in storage.trace[before:]]
+    store.close()
+    return kinds

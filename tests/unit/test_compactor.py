@@ -1,0 +1,421 @@
+"""Compaction keeps the last record of each key, as it was, and disturbs nobody.
+
+How it dies is in `crash/test_compaction_crash.py`, random lives in `property/test_compaction.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from compacted_model import CompactedModel, compactor, fill
+from simulated_stores import START_MS, kill, log_of, open_quietly
+
+from millstream import (
+    MissingKeyError,
+    Record,
+    Store,
+    TopicPartition,
+    Transaction,
+    UsageError,
+)
+from millstream.format import CONTROL, OFFSET_DELTAS, BatchHeader
+from millstream.segment import scan_headers
+from millstream.testing import ManualClock, MemoryStorage
+
+DAY = 86_400_000
+DIRECTORY = "topics/t/0"
+
+
+@pytest.fixture
+def storage() -> MemoryStorage:
+    return MemoryStorage()
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(START_MS)
+
+
+@pytest.fixture
+def store(storage: MemoryStorage, clock: ManualClock) -> Iterator[Store]:
+    with open_quietly(storage, clock) as opened:
+        opened.create_topic("t", compact=True, segment_bytes=4096)
+        yield opened
+
+
+@pytest.fixture
+def model() -> CompactedModel:
+    return CompactedModel()
+
+
+def batches(store: Store) -> list[BatchHeader]:
+    """The headers of all batches, by segment and position."""
+    found = []
+    log = log_of(store)
+    for base in log.files.bases():
+        file, header = log.files.open(base)
+        stop = file.size()
+        found += [
+            each for _, each in scan_headers(file, header.data_start, stop, header.segment_uid)
+        ]
+        file.close()
+    return found
+
+
+def content(records: list[Record]) -> list[tuple[int, bytes | None, bytes | None]]:
+    return [(record.offset, record.key, record.value) for record in records]
+
+
+# --- what stays ----------------------------------------------------------------------------------
+
+
+def test_the_last_record_of_each_key_stays_as_it_was(store: Store, model: CompactedModel) -> None:
+    fill(store, model)
+
+    (result,) = store.compact("t")
+
+    assert 7 == len(model.check(store, compacted=True))
+    assert (53, 60) == (result.removed_records, result.end_offset)
+    assert result.bytes_after < result.bytes_before
+    assert 60 == store.append("t", b"next", key=b"key-0").offset
+
+
+def test_everything_about_a_record_is_kept(store: Store) -> None:
+    rows = [(b"old", b"a", ()), (None, b"b", (("h", None),)), (b"", b"", (("h", b"v"),) * 2)]
+    values, keys, headers = (list(column) for column in zip(*rows, strict=True))
+    store.append_many("t", values, keys, [30, -20, 10], headers=headers)
+    store.append_many("t", [b"new"], [b"a"], [5], headers=[[("n", b"")]])
+
+    store.compact("t")
+
+    assert [
+        Record("t", 0, 1, -20, b"b", None, (("h", None),)),
+        Record("t", 0, 2, 10, b"", b"", (("h", b"v"), ("h", b"v"))),
+        Record("t", 0, 3, 5, b"a", b"new", (("n", b""),)),
+    ] == list(store.read("t"))
+
+
+@pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
+def test_a_batch_that_survives_whole_is_copied_as_it_is_stored(compression: str) -> None:
+    with open_quietly(MemoryStorage()) as store:
+        store.create_topic("t", compact=True, compression=compression)
+        store.append_many("t", [b"v" * 500] * 5, [b"%d" % number for number in range(5)])
+        store.append_many("t", [b"gone", b"w" * 500], [b"x", b"y"])
+        store.append_many("t", [b"x" * 500], [b"x"])
+        before = batches(store)
+
+        store.compact("t")
+
+        after = batches(store)
+        assert [each.sections for each in before[::2]] == [each.sections for each in after[::2]]
+        assert (1, 1) == (after[1].record_count, after[1].last_offset_delta)
+        assert after[1].flags & OFFSET_DELTAS
+        for name in ("sequence", "append_timestamp_ms", "prior_max_timestamp_ms", "codec"):
+            assert [getattr(each, name) for each in before] == [
+                getattr(each, name) for each in after
+            ]
+
+
+def test_offsets_stay_covered_and_a_reader_reaches_the_end(store: Store) -> None:
+    for number in range(30):
+        store.append("t", b"%d" % number, key=b"same")
+    store.append_many("t", [b"a", None], [b"a", b"b"])
+    store.compact("t")
+    (gap, *rest) = batches(store)
+
+    assert (CONTROL, 0, 28) == (gap.flags, gap.base_offset, gap.last_offset)
+    assert [29, 30] == [each.base_offset for each in rest]
+    with store.reader({TopicPartition("t", 0): 0}) as reader:
+        assert [29, 30, 31] == [r.offset for batch in reader.poll() for r in batch]
+        assert {TopicPartition("t", 0): 32} == reader.positions
+    with store.consumer("t", group="g") as consumer:
+        assert 3 == len(list(consumer))
+        consumer.commit()
+        assert [0] == [lag.lag for lag in store.group_lag("g")]
+
+
+def test_scenario_63_the_last_record_is_removed_and_a_reader_still_reaches_the_end(
+    store: Store, clock: ManualClock
+) -> None:
+    store.append("t", b"v", key=b"k")
+    store.append("t", None, key=b"k")
+    store.configure_topic("t", tombstone_retention=0)
+
+    store.compact("t")
+
+    assert [] == list(store.read("t"))
+    with store.reader({TopicPartition("t", 0): 0}) as reader:
+        assert [] == reader.poll()
+        assert {TopicPartition("t", 0): 2} == reader.positions
+        assert reader.at_end()
+
+
+def test_several_rounds_with_little_memory_leave_the_same(
+    store: Store, model: CompactedModel
+) -> None:
+    fill(store, model, count=300, keys=40)
+    store.roll("t", 0)
+
+    small = compactor(store, map_bytes=2000)
+    steps = list(small.run())
+
+    model.check(store, compacted=True)
+    assert 300 == small.result.end_offset
+    assert steps == [None] * len(steps)
+
+
+def test_a_second_compaction_finds_nothing_to_do(store: Store, model: CompactedModel) -> None:
+    fill(store, model)
+    store.compact("t")
+    uids = [header.segment_uid for header in log_of(store).files.headers()]
+
+    (result,) = store.compact("t")
+
+    assert (0, result.bytes_before) == (result.removed_records, result.bytes_after)
+    assert uids == [header.segment_uid for header in log_of(store).files.headers()]
+
+
+def test_segments_without_replaced_records_are_not_written_again(store: Store) -> None:
+    for number in range(40):
+        store.append("t", b"v" * 300, key=b"%d" % number)
+    store.compact("t")
+    uids = {header.base_offset: header.segment_uid for header in log_of(store).files.headers()}
+    store.append("t", b"new", key=b"39")
+
+    store.compact("t")
+
+    kept = {
+        header.base_offset
+        for header in log_of(store).files.headers()
+        if uids.get(header.base_offset) == header.segment_uid
+    }
+    assert len(kept) >= len(uids) - 3
+
+
+def test_small_neighbours_become_one_segment(store: Store, model: CompactedModel) -> None:
+    for _ in range(10):
+        fill(store, model, count=3, keys=3)
+        store.roll("t", 0)
+    before = len(store.segments("t", 0))
+
+    store.compact("t")
+
+    assert (11, 2) == (before, len(store.segments("t", 0)))
+    model.check(store, compacted=True)
+
+
+def test_a_dry_run_says_what_would_happen_and_changes_nothing(
+    store: Store, storage: MemoryStorage, model: CompactedModel
+) -> None:
+    fill(store, model)
+    store.roll("t", 0)
+    before = len(storage.trace)
+
+    (would,) = store.compact("t", dry_run=True)
+
+    assert before == len(storage.trace)
+    with open_quietly(storage, read_only=True) as onlooker:
+        assert [would] == onlooker.compact("t", dry_run=True)
+    (result,) = store.compact("t")
+    assert (result.removed_records, result.end_offset) == (would.removed_records, would.end_offset)
+
+
+def test_only_compacted_topics_can_be_compacted(store: Store) -> None:
+    store.create_topic("plain")
+
+    with pytest.raises(UsageError, match="compact=True"):
+        store.compact("plain")
+
+
+def test_compaction_and_retention_go_together(
+    store: Store, model: CompactedModel, clock: ManualClock
+) -> None:
+    store.configure_topic("t", retention="1d")
+    fill(store, model)
+    store.compact("t")
+    clock.advance(DAY + 1)
+    model.append(store, b"young", b"v")
+    store.compact("t")
+
+    store.apply_retention()
+
+    model.start = store.offsets("t")[0].start
+    assert [b"young"] == [record.key for record in store.read("t")]
+    assert store.verify().ok
+
+
+# --- keys ----------------------------------------------------------------------------------------
+
+
+def test_a_record_without_a_key_is_refused_by_every_way_in(store: Store) -> None:
+    with pytest.raises(MissingKeyError, match=r"key.*topic t"):
+        store.append("t", b"v")
+    with pytest.raises(MissingKeyError):
+        store.append("t", b"v", durability="os")
+    with pytest.raises(MissingKeyError):
+        store.append_many("t", [b"v", b"v"], [b"k", None])
+    with pytest.raises(MissingKeyError):
+        store.append_many("t", [b"v"])
+    with store.transaction() as transaction, pytest.raises(MissingKeyError):
+        transaction.append("t", b"v")
+    with store.producer() as producer, pytest.raises(MissingKeyError):
+        producer.send("t", b"v")
+    assert 0 == store.offsets("t")[0].end
+
+
+def test_a_producer_learns_that_its_topic_is_compacted_now(store: Store) -> None:
+    store.create_topic("later")
+    with store.producer() as producer:
+        producer.send("later", b"v").result()
+        store.configure_topic("later", compact=True)
+        with pytest.raises(MissingKeyError):
+            producer.send("later", b"v").result()
+        with pytest.raises(MissingKeyError):
+            producer.flush()
+
+
+def test_scenario_73_records_without_a_key_from_before_stay(store: Store) -> None:
+    store.create_topic("later")
+    store.append_many("later", [b"1", b"2", b"3", b"4"], [None, b"k", None, b"k"])
+    store.configure_topic("later", compact=True)
+
+    store.compact("later")
+
+    assert [0, 2, 3] == [record.offset for record in store.read("later")]
+
+
+def test_scenario_73_empty_and_huge_keys(store: Store) -> None:
+    long, longer = b"k" * 65, b"k" * 100_000
+    for number, key in enumerate((b"", long, longer, b"k" * 64, b"", long, longer)):
+        store.append("t", b"%d" % number, key=key)
+
+    store.compact("t")
+
+    assert [(3, b"k" * 64), (4, b""), (5, long), (6, longer)] == [
+        (record.offset, record.key) for record in store.read("t")
+    ]
+
+
+def test_scenario_73_a_gap_of_more_than_2_to_the_31_offsets_in_a_segment(
+    store: Store, storage: MemoryStorage
+) -> None:
+    from millstream.batch import encode_gap  # noqa: PLC0415
+
+    log = log_of(store)
+    store.append("t", b"1", key=b"a")
+    for _ in range(3):
+        store._engine.acknowledge([(log, 0)])
+        store._engine.append([(log, encode_gap(1 << 32))])
+    store.append("t", b"2", key=b"b")
+    store.append("t", b"3", key=b"a")
+
+    store.compact("t")
+
+    far = 1 + (3 << 32)
+    assert [(far, b"b", b"2"), (far + 1, b"a", b"3")] == content(list(store.read("t")))
+    assert [far] == [record.offset for record in store.read("t", start=1 << 33, stop=far + 1)]
+    assert store.verify().ok
+
+
+# --- tombstones ----------------------------------------------------------------------------------
+
+
+def test_scenario_72_a_tombstone_is_seen_until_its_horizon(
+    store: Store, clock: ManualClock
+) -> None:
+    store.append("t", b"v", key=b"k")
+    store.append("t", b"w", key=b"other")
+    store.append("t", None, key=b"k")
+    slow = store.reader({TopicPartition("t", 0): 0})
+
+    clock.advance(10 * DAY)  # the horizon counts from the first cleaning, not from the append
+    store.compact("t")
+    assert [(1, b"other", b"w"), (2, b"k", None)] == content(list(store.read("t")))
+
+    clock.advance(DAY - 1)
+    store.compact("t")
+    assert [1, 2] == [record.offset for record in store.read("t")]
+    assert [1, 2] == [record.offset for batch in slow.poll() for record in batch]
+
+    clock.advance(1)
+    store.compact("t")
+    assert [1] == [record.offset for record in store.read("t")]
+    slow.close()
+
+
+def test_a_later_compaction_does_not_put_the_horizon_off(store: Store, clock: ManualClock) -> None:
+    store.append("t", None, key=b"k")
+    for number in range(4):
+        store.append("t", b"%d" % number, key=b"other")
+        store.compact("t")
+        clock.advance(DAY // 3)
+
+    store.compact("t")
+
+    assert [b"other"] == [record.key for record in store.read("t")]
+
+
+def test_a_tombstone_that_was_replaced_goes_at_once(store: Store) -> None:
+    store.append("t", None, key=b"k")
+    store.append("t", b"back", key=b"k")
+
+    store.compact("t")
+
+    assert [(1, b"k", b"back")] == content(list(store.read("t")))
+
+
+def test_a_clock_set_back_keeps_tombstones_longer(store: Store, clock: ManualClock) -> None:
+    store.append("t", None, key=b"k")
+    store.compact("t")
+    clock.jump(-10 * DAY)
+
+    store.compact("t")
+
+    assert 1 == len(list(store.read("t")))
+
+
+# --- transactions --------------------------------------------------------------------------------
+
+
+def test_scenario_68_aborted_records_are_dropped_and_hide_nothing(store: Store) -> None:
+    store.append("t", b"before", key=b"k")
+    with store.transaction() as transaction:
+        transaction.append("t", b"never", key=b"k")
+        transaction.abort()
+    with store.transaction() as transaction:
+        transaction.append("t", b"committed", key=b"c")
+
+    store.compact("t")
+
+    expected = [(0, b"k", b"before"), (2, b"c", b"committed")]
+    assert expected == content(list(store.read("t")))
+    assert expected == content(list(store.read("t", isolation="uncommitted")))
+
+
+def test_scenario_68_an_open_transaction_holds_compaction_back(store: Store) -> None:
+    store.append_many("t", [b"1", b"2"], [b"k", b"k"])
+    store.roll("t", 0)
+    with store.transaction() as transaction:
+        transaction.append("t", b"3", key=b"k")
+        (result,) = store.compact("t")
+        assert (1, 2) == (result.removed_records, result.end_offset)
+        assert [1] == [record.offset for record in store.read("t")]
+        assert [1, 2] == [record.offset for record in store.read("t", isolation="uncommitted")]
+
+    (result,) = store.compact("t")
+    assert (1, 3) == (result.removed_records, result.end_offset)
+    assert [2] == [record.offset for record in store.read("t")]
+
+
+def test_scenario_68_a_dead_owner_holds_nothing_back(storage: MemoryStorage) -> None:
+    dying = open_quietly(storage)
+    dying.create_topic("t", compact=True)
+    dying.append("t", b"1", key=b"k")
+    Transaction(dying._engine, dying._owners.take()).append("t", b"never", key=b"k")
+    kill(dying)
+
+    with open_quietly(storage) as store:
+        (result,) = store.compact("t")
+        assert 2 == result.end_offset
+        assert [0] == [record.offset for record in store.read("t", isolation="uncommitted")]
