@@ -9,6 +9,7 @@ from . import agg
 from .agg import Aggregate
 from .calendar_windows import CalendarWindows, daily
 from .count_windows import CountWindows, counting
+from .expressions import Expression, col, lit, parse_expression, when
 from .pipeline import Pipeline
 from .plan import Plan
 from .runtime import Metrics
@@ -21,6 +22,7 @@ __all__ = [
     "Aggregate",
     "CalendarWindows",
     "CountWindows",
+    "Expression",
     "FixedWindows",
     "KeyedStream",
     "Metrics",
@@ -35,9 +37,13 @@ __all__ = [
     "Windowed",
     "WindowedStream",
     "agg",
+    "col",
     "counting",
     "daily",
     "hopping",
+    "lit",
+    "parse_expression",
     "session",
     "tumbling",
+    "when",
 ]

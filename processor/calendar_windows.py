@@ -55,7 +55,7 @@ class CalendarWindows:
     offset_ms: int
 
     def __post_init__(self) -> None:
-        _zone(self.zone)
+        time_zone(self.zone)
         if not -DAY_MS < self.offset_ms < DAY_MS:
             raise UsageError(
                 f"a day is offset by less than 24 hours, not by {duration_text(self.offset_ms)}"
@@ -106,7 +106,7 @@ def daily(*, tz: str = "UTC", offset: str | int | timedelta = 0) -> CalendarWind
 
 
 @cache
-def _zone(name: str) -> tzinfo:
+def time_zone(name: str) -> tzinfo:
     """The rules of a zone.
 
     Raises:
@@ -126,7 +126,7 @@ def _zone(name: str) -> tzinfo:
 @lru_cache(_DAYS_REMEMBERED)
 def _edges(zone: str, offset_ms: int, utc_day: int) -> tuple[int, ...]:
     """Where days start around a day of UTC, rising, each once: some before it and some after."""
-    edge = _edge_function(_zone(zone), offset_ms)
+    edge = _edge_function(time_zone(zone), offset_ms)
     near = range(utc_day - _NEAR_DAYS, utc_day + _NEAR_DAYS + 2)
     return tuple(sorted({edge(day) for day in near}))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter, itemgetter
 from types import CodeType, FunctionType
@@ -34,6 +35,31 @@ def field_getter(field: Field, values: Sequence[object]) -> Callable[[object], o
     if any(issubclass(one, Mapping) for one in types):
         return _MixedGetter(field)
     return attrgetter(field)
+
+
+class ComputedField(ABC):
+    """A function of a value that can say what it reads and what it is, and take many at once."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def __call__(self, value: object) -> Any:
+        """Its result for one value."""
+
+    @abstractmethod
+    def evaluate(self, values: Sequence[object]) -> list[Any]:
+        """Its results for many values, in order.
+
+        Raises what one of them would raise by itself; which one is found by calling for each.
+        """
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What it computes, in words that stay the same; part of the plan's identity."""
+
+    @abstractmethod
+    def columns(self) -> list[str]:
+        """Names of the fields it reads."""
 
 
 class FieldPair:
@@ -101,6 +127,8 @@ def field_names(field: Field) -> list[str]:
     """The names by which `field` reads a value, as far as they are known without calling it."""
     if isinstance(field, FieldPair):
         return field_names(field.first) + field_names(field.second)
+    if isinstance(field, ComputedField):
+        return field.columns()
     return [field] if isinstance(field, str) else []
 
 
@@ -138,6 +166,8 @@ def describe(field: str | Callable[..., object] | None) -> str:
         return repr(field) if field else "value"
     if isinstance(field, FieldPair):
         return f"{describe(field.second)}, by={describe(field.first)}"
+    if isinstance(field, ComputedField):
+        return field.describe()
     name = getattr(field, "__qualname__", None) or type(field).__qualname__
     name = name.rsplit("<locals>.", 1)[-1]
     if isinstance(field, FunctionType) and field.__name__ == "<lambda>":

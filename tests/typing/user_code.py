@@ -13,12 +13,17 @@ import msgspec
 import millstream
 from millstream.processor import (
     Aggregate,
+    Expression,
     KeyedStream,
     Pipeline,
     SourceStream,
     Stream,
     agg,
+    col,
+    lit,
+    parse_expression,
     tumbling,
+    when,
 )
 
 
@@ -105,3 +110,19 @@ def _larger(left: float, right: float) -> float:
 
 def _count(count: int, order: Order) -> int:
     return count + 1
+
+
+def expressions_stand_where_functions_do() -> None:
+    large = (col("amount") > 50) & (col("user") == "u1") & ~col("user").is_null()
+    assert_type(large, Expression)
+    assert_type(col("amount") == lit(1), Expression)
+    assert_type(1 - col("amount") * 2.5, Expression)
+    assert_type(when(large).then("large").otherwise("small"), Expression)
+    assert_type(parse_expression("amount > 50"), Expression)
+    orders = Pipeline("p").source("orders", type=Order)
+    assert_type(orders.filter(large), SourceStream[Order])
+    orders.key_by(col("user").lower()).window(tumbling("1m")).agg(
+        total=agg.sum(col("amount") * 2), top=agg.top_k(3, col("user"), by=col("amount"))
+    )
+    col(5)  # type: ignore[arg-type]
+    col("amount").cast("decimal")  # type: ignore[arg-type]
