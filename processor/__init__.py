@@ -12,6 +12,7 @@ from .count_windows import CountWindows, counting
 from .expressions import Expression, col, lit, parse_expression, when
 from .pipeline import Pipeline
 from .plan import Plan
+from .process import Context, Timer
 from .runtime import Metrics
 from .sessions import SessionWindows, session
 from .stream import KeyedStream, SourceStream, Stream, WindowedStream, WindowResults
@@ -21,6 +22,7 @@ from .windows import FixedWindows, Windowed, hopping, tumbling
 __all__ = [
     "Aggregate",
     "CalendarWindows",
+    "Context",
     "CountWindows",
     "Expression",
     "FixedWindows",
@@ -33,6 +35,7 @@ __all__ = [
     "SourceStream",
     "Stream",
     "TestOutput",
+    "Timer",
     "WindowResults",
     "Windowed",
     "WindowedStream",

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final, Literal, TypeAlias
 from .agg import Aggregate
 from .calendar_windows import CalendarWindows
 from .count_windows import CountWindows
-from .fields import Field
+from .fields import Field, describe
 from .sessions import SessionWindows
 from .windows import FixedWindows, duration_text
 
@@ -294,3 +294,27 @@ class CountNode(AggregatingNode):
     def windows_text(self) -> str:
         """The windows in words."""
         return str(self.windows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessNode(StatefulNode):
+    """Calls a function for every row of a key, with state and timers."""
+
+    kind: ClassVar[str] = "process"
+
+    function: Callable[[Any, Any], object]
+    on_timer: Callable[[Any, Any], object] | None
+    state_type: object
+    ttl_ms: int | None
+    wall_clock: bool
+
+    @property
+    def needs_ticks(self) -> bool:
+        """Whether it may ask for the time of the wall clock."""
+        return self.wall_clock
+
+    def identity(self, keys: Sequence[str]) -> str:
+        """Key, function and the type of the state."""
+        kept = getattr(self.state_type, "__qualname__", repr(self.state_type))
+        ttl = "" if self.ttl_ms is None else f", ttl {duration_text(self.ttl_ms)}"
+        return f"key_by {keys[0]}; process {describe(self.function)}, state {kept}{ttl}"

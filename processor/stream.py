@@ -16,7 +16,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, Generic, Literal, Self, TypeVar, overload
 
-from millstream import UsageError, check_topic_name
+from millstream import UsageError, check_topic_name, parse_duration_ms
 
 from .agg import Aggregate
 from .fields import Field, label, require_field, require_function, require_readable
@@ -38,6 +38,8 @@ from .nodes import (
     SinkNode,
 )
 from .plan import PlanBuilder
+from .process import Context, Timer
+from .process_declaration import process_node
 from .row_types import element_type, returned_type
 from .serde import Key
 from .window_declaration import Windowing, Windows, aggregating_node, emitting, windowing
@@ -48,6 +50,7 @@ U = TypeVar("U")
 K = TypeVar("K")
 J = TypeVar("J")
 R = TypeVar("R")
+S = TypeVar("S")
 
 
 class Stream(Generic[T]):
@@ -388,6 +391,75 @@ class KeyedStream(Stream[T], Generic[K, T]):
         """
         chosen = windowing(windows, grace, corrections, name)
         return WindowedStream(self._builder, self._node, chosen)
+
+    @overload
+    def process(
+        self,
+        function: Callable[[Context[K, S], T], Iterable[U] | None],
+        *,
+        state: type[S],
+        on_timer: Callable[[Context[K, S], Timer], Iterable[U] | None] | None = None,
+        ttl: str | int | timedelta | None = None,
+        wall_clock: bool = False,
+        name: str | None = None,
+    ) -> KeyedStream[K, U]: ...
+    @overload
+    def process(
+        self,
+        function: Callable[[Context[K, None], T], Iterable[U] | None],
+        *,
+        on_timer: Callable[[Context[K, None], Timer], Iterable[U] | None] | None = None,
+        wall_clock: bool = False,
+        name: str | None = None,
+    ) -> KeyedStream[K, U]: ...
+    def process(
+        self,
+        function: Callable[[Context[K, Any], T], Iterable[U] | None],
+        *,
+        state: type[Any] | None = None,
+        on_timer: Callable[[Context[K, Any], Timer], Iterable[U] | None] | None = None,
+        ttl: str | int | timedelta | None = None,
+        wall_clock: bool = False,
+        name: str | None = None,
+    ) -> KeyedStream[K, U]:
+        """Call `function(context, value)` for every row: the way out where no operator fits.
+
+        The rows it yields or returns have the key and the event time of the row. It must depend
+        on what it is given alone. One call sees one key; rows of a key come in the order in
+        which the store got them.
+
+        Args:
+            function: See `Context` for what it can do: state, timers, W.
+            state: Made without arguments for a new key: a msgspec Struct or dataclass with
+                defaults, dict, list, int, ...
+            on_timer: `on_timer(context, timer)` for each timer that is due; its rows get the
+                timer's time.
+            ttl: State of a key is forgotten when W is so far past the newest row that touched it.
+            wall_clock: Let it see `context.now_ms` and set timers of the wall clock. Both come
+                from journaled ticks, so that a replay sees the same.
+            name: Of the state; by default `<source topic>.process`.
+
+        >>> from millstream.processor import Context, Pipeline
+        >>> def number(context: Context[str, list[str]], word: str) -> list[str]:
+        ...     context.state.append(word)
+        ...     return [f"{word} {len(context.state)}"]
+        >>> pipeline = Pipeline("numbers")
+        >>> words = pipeline.source("words", type=str).key_by(lambda word: word[0])
+        >>> _ = words.process(number, state=list).to("numbered")
+        >>> pipeline.test({"words": ["ant", "bee", "ape"]})["numbered"]
+        ['ant 1', 'bee 1', 'ape 2']
+        """
+        node = process_node(
+            self._builder,
+            self._node,
+            (function, on_timer),
+            state,
+            None if ttl is None else parse_duration_ms(ttl),
+            wall_clock=wall_clock,
+            name=name,
+        )
+        made = element_type(returned_type(function))
+        return KeyedStream(self._builder, self._builder.add(node, made))
 
 
 class WindowedStream(Generic[K, T]):

@@ -30,6 +30,7 @@ from .nodes import (
     Node,
     PeekNode,
     PortNode,
+    ProcessNode,
     SessionNode,
     SinkNode,
     SourceNode,
@@ -49,6 +50,7 @@ from .operators import (
 )
 from .outputs import Outputs, dead_letters, encode_rows
 from .plan import Plan
+from .process_operator import ProcessOperator
 from .session_windowing import SessionOperator
 from .source import Faults, Rejects, RoutedFaults, SourceStage
 from .stateful import MAIN, StatefulOperator, Step
@@ -73,6 +75,7 @@ _STATEFUL: Final[Mapping[type[Node], Callable[[Any, int], StatefulOperator]]] = 
     WindowNode: window_operator,
     SessionNode: SessionOperator,
     CountNode: CountOperator,
+    ProcessNode: ProcessOperator,
 }
 
 

@@ -1,0 +1,205 @@
+"""The operator of process functions: one row of one key at a time, with state and timers.
+
+What happens at one input row, in this order: the function is called with W as it was before the
+row; timers it set for times W has reached already are called; then the row moves W; then the timers
+that W has reached are called, in the order of (time, bytes of the key, name), as rows caused by
+this input row. A tick calls the timers of the wall clock after those of event time.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, Final
+
+from millstream import DataError, UsageError
+
+from .aggregating import Results
+from .columns import Chunk, MicroBatch
+from .errors import fail
+from .keyed_state import KeyedState
+from .nodes import ProcessNode
+from .process import Context, Timer
+from .row_codec import RowCodec
+from .state import StateEntry, StateRecords
+from .stateful import MAIN, StatefulOperator, Step
+from .timers import PREFIX as TIMER_PREFIX, Timers
+from .watermark import BEFORE_TIME
+
+_STATE_PREFIX: Final = "s"
+
+
+class ProcessOperator(StatefulOperator):
+    """Runs a process function. Not thread-safe.
+
+    Args:
+        node: The function and what it keeps.
+        delay_ms: How far behind W its rows may lie.
+    """
+
+    def __init__(self, node: ProcessNode, delay_ms: int) -> None:
+        super().__init__(node, delay_ms)
+        self.node = node
+        codec = RowCodec(node.state_type, f"the state of {node.name!r}")
+        self._state = KeyedState[Any](node.name, codec, prefix=(_STATE_PREFIX,), ttl_ms=node.ttl_ms)
+        self._timers = Timers(node.name)
+        self._out = Results()
+        self._level = BEFORE_TIME
+        self._in_timer: Timer | None = None
+        self._context: Context[Any, Any] = Context(
+            self._fresh_state, self._set_timer, self._timers.cancel, wall_clock=node.wall_clock
+        )
+
+    def _fresh_state(self) -> Any:
+        make: Any = self.node.state_type
+        if make is None:
+            raise UsageError("process(..., state=TYPE) gives a function something to keep")
+        return make()
+
+    def _set_timer(self, timer: Timer, key: object) -> None:
+        if self.node.on_timer is None:
+            raise UsageError("a timer calls on_timer: declare process(..., on_timer=function)")
+        if timer.clock == "wall" and not self.node.wall_clock:
+            raise UsageError("process(..., wall_clock=True) allows timers of the wall clock")
+        now = self._in_timer
+        if now is not None and now.clock == timer.clock and timer.at_ms <= now.at_ms:
+            # Called at once it could set itself again for ever.
+            self._timers.postpone(timer, key)
+        else:
+            self._timers.set(timer, key, by_row=now is None)
+
+    @property
+    def live_count(self) -> int:
+        """Keys with state, and timers."""
+        return len(self._state) + len(self._timers)
+
+    @property
+    def required_level(self) -> int | None:
+        """The W that calls every timer a row has set; None when there is none."""
+        return self._timers.last_by_row_ms()
+
+    @property
+    def required_wall_ms(self) -> int | None:
+        """The time of the first timer of the wall clock."""
+        return self._timers.first_ms("wall")
+
+    # --- rows ----------------------------------------------------------------------------------
+
+    def process(self, step: Step) -> dict[str, Chunk]:
+        """Call the function for each row, and the timers that are due.
+
+        Raises:
+            RecordError: The function raised.
+        """
+        (chunk,), progress, batch = step.chunks, step.progress, step.batch
+        if self.node.wall_clock:
+            self._context._wall_ms = step.now_ms  # noqa: SLF001 - the context is this operator's
+        self._level = progress.start - self.delay_ms
+        done = 0
+        for row, reached in zip(progress.rows, progress.levels, strict=True):
+            stop = bisect_right(chunk.rows, row, done)
+            self._rows(chunk, done, stop, batch)
+            self._level, done = reached - self.delay_ms, stop
+            self._advance(row, batch)
+        self._rows(chunk, done, len(chunk.rows), batch)
+        if step.ticked:
+            self._timers.release("wall")
+            self._call_due("wall", step.now_ms, 0, batch)
+        return {MAIN: self._out.take()}
+
+    def _rows(self, chunk: Chunk, start: int, stop: int, batch: MicroBatch) -> None:
+        """Call the function for rows among which W does not move."""
+        function, keys = self.node.function, chunk.keys
+        assert keys is not None
+        level, timers = self._level, self._timers
+        for index in range(start, stop):
+            row = chunk.rows[index]
+            call = partial(function, self._context, chunk.values[index])
+            self._call(call, keys[index], chunk.times[index], row, batch)
+            first = timers.first_ms("event")
+            if first is not None and first <= level:
+                self._call_due("event", level, row, batch)
+
+    def _advance(self, row: int, batch: MicroBatch) -> None:
+        """W has moved with input `row`."""
+        self._timers.release("event")
+        if self.node.ttl_ms is not None:
+            self._state.expire(self._level)
+        self._call_due("event", self._level, row, batch)
+
+    def _call_due(self, clock: str, until_ms: int, row: int, batch: MicroBatch) -> None:
+        on_timer = self.node.on_timer
+        while (due := self._timers.pop_due(clock, until_ms)) is not None:
+            timer, key = due
+            assert on_timer is not None
+            time_ms = timer.at_ms if clock == "event" else max(self._level, 0)
+            self._in_timer = timer
+            self._call(partial(on_timer, self._context, timer), key, time_ms, row, batch)
+            self._in_timer = None
+
+    def _call(
+        self, function: Callable[[], Any], key: object, time_ms: int, row: int, batch: MicroBatch
+    ) -> None:
+        """Call one function with the context set up, and take in what it did."""
+        context, state, level = self._context, self._state, self._level
+        context.key = key
+        context.time_ms = time_ms
+        context.watermark_ms = None if level <= BEFORE_TIME else level
+        context._state = state.get(key, level)  # noqa: SLF001 - the context is this operator's
+        context._touched = False  # noqa: SLF001
+        context._random = None  # noqa: SLF001
+        context._seed = partial(self._seed, key, time_ms, row, batch)  # noqa: SLF001
+        try:
+            results = function()
+            if results is not None:
+                for result in results:
+                    self._out.add(row, time_ms, result, key)
+        except Exception as error:
+            fail(self.node.label, error, batch, row)
+        if context._touched:  # noqa: SLF001
+            kept = context._state  # noqa: SLF001
+            if kept is None:
+                state.pop(key)
+            else:
+                state.put(key, kept, time_ms)
+
+    def _seed(self, key: object, time_ms: int, row: int, batch: MicroBatch) -> str:
+        """What the numbers of a call depend on: the record, and the timer if it is one."""
+        place = batch.place(row)
+        return repr((self.name, place, self._in_timer, key, time_ms))
+
+    # --- state ---------------------------------------------------------------------------------
+
+    def changes(self) -> StateRecords:
+        """What changed since the last call, and take it for written.
+
+        Raises:
+            UsageError: A state cannot be kept.
+        """
+        records = self._state.changes()
+        records.extend(self._timers.changes())
+        return records
+
+    def sweep(self) -> Iterator[StateRecords]:
+        """All state and timers, in pieces.
+
+        Raises:
+            UsageError: A state cannot be kept.
+        """
+        yield from self._state.sweep()
+        yield from self._timers.sweep()
+
+    def restore(self, entries: Iterable[StateEntry]) -> None:
+        """Take state from records in the order they were written.
+
+        Raises:
+            DataError: Not the state of a process function.
+        """
+        parts: dict[object, list[StateEntry]] = {_STATE_PREFIX: [], TIMER_PREFIX: []}
+        for entry in entries:
+            if entry.path[0] not in parts:
+                raise DataError(f"not the state of {self.name!r}: {entry.path!r}")
+            parts[entry.path[0]].append(entry)
+        self._state.restore(parts[_STATE_PREFIX])
+        self._timers.restore(parts[TIMER_PREFIX])
