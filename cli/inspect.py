@@ -1,21 +1,33 @@
-"""`millstream dump` and `millstream verify`: look at what is on disk. Changes nothing."""
+"""`millstream dump` and `verify` look at what is on disk and change nothing; `repair` does."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 
 import click
 import msgspec
 
-from millstream import BatchDump, Record, SegmentDump, VerifyReport, dump_segment
+from millstream import (
+    BatchDump,
+    DataError,
+    Record,
+    SegmentDump,
+    VerifyFinding,
+    VerifyReport,
+    dump_segment,
+    plan_repair,
+    repair as do_repair,
+)
 
 from .command import Command, examples
 from .complete import complete_topic
 from .envelope import to_text
 from .format_string import rfc3339
 from .output import Cell, print_document, print_rows
-from .settings import settings
+from .repair_plan import explain_plan, plan_document
+from .settings import StoreNotFoundError, settings
 
 EXIT_CORRUPT = 4
 
@@ -156,27 +168,42 @@ def _record_document(record: Record, with_data: bool) -> dict[str, object]:
 @click.command(
     cls=Command,
     short_help="Check every byte of the store, or of a topic.",
-    epilog=examples("millstream verify", "millstream verify orders --deep --json"),
+    epilog=examples(
+        "millstream verify",
+        "millstream verify orders --deep --json",
+        "millstream verify --deep --explain",
+    ),
 )
 @click.argument("topic", required=False, shell_complete=complete_topic)
 @click.option("--deep", is_flag=True, help="Check every byte, and that every record decodes.")
+@click.option("--explain", is_flag=True, help="Also say what is lost and what `repair` would do.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def verify(topic: str | None, deep: bool, as_json: bool) -> int:
+def verify(topic: str | None, deep: bool, explain: bool, as_json: bool) -> int:
     """Check TOPIC, or the whole store and its catalog: headers, links, offsets, sizes, indexes.
 
     Findings go to stdout with topic, partition, file, position and offset. With --deep, none means
     that every record can be read. Torn tails and indexes that have to be built again are notes:
     they cost no record and go away by themselves. Nothing is repaired. Exit code 4 if there are
-    findings.
+    findings. --explain needs the store to be closed by all who write, and reads all of it.
     """
     current = settings()
-    with current.open(read_only=True) as store:
-        report = store.verify(topic, deep=deep)
+    try:
+        with current.open(read_only=True) as store:
+            report = store.verify(topic, deep=deep)
+    except DataError as error:
+        if not explain:
+            raise
+        # The catalog: nothing can be looked up in it, but what repair would do can be said.
+        report = VerifyReport(deep)
+        place = (error.topic, error.partition, error.path, error.position, error.offset)
+        report.add(VerifyFinding(*place, error.message, "catalog"))
     mode = "json" if as_json and current.mode != "jsonl" else current.mode
     findings: list[dict[str, Cell]] = [finding._asdict() for finding in report.findings]
     notes: list[dict[str, Cell]] = [note._asdict() for note in report.notes]
     if mode == "json":
-        lists = {"findings": findings, "notes": notes}
+        lists: dict[str, object] = {"findings": findings, "notes": notes}
+        if explain:
+            lists["repair"] = plan_document(plan_repair(current.directory))
         print_document({"ok": report.ok, "deep": deep, **_counts(report), **lists}, mode)
     elif findings or notes or mode != "table":
         print_rows("findings", [*findings, *notes], _FINDING_COLUMNS, mode)
@@ -184,7 +211,51 @@ def verify(topic: str | None, deep: bool, as_json: bool) -> int:
         f"{value} {name.replace('_', ' ')}" for name, value in _counts(report).items()
     )
     current.say(f"{counts}: {len(findings) or 'no'} problem{'s' * (len(findings) != 1)} found")
+    if explain and mode != "json":
+        explain_plan(plan_repair(current.directory), mode)
     return 0 if report.ok else EXIT_CORRUPT
+
+
+@click.command(
+    cls=Command,
+    short_help="Save what can be saved of a damaged store; shows the plan first.",
+    epilog=examples(
+        "millstream repair                     shows what would be done and what is lost",
+        "millstream repair --yes",
+    ),
+)
+@click.option("-y", "--yes", is_flag=True, help="Do it; without, only the plan is shown.")
+@click.option(
+    "--undecided",
+    type=click.Choice(["hide", "show"]),
+    default="hide",
+    show_default=True,
+    help="Transactions of whose end a lost catalog knows nothing: abort or commit them.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def repair(yes: bool, undecided: str, as_json: bool) -> int:
+    """Make a damaged store whole: what can be read stays, at its offsets; what is lost is a gap.
+
+    Nothing is deleted: damaged files go to a directory `quarantine` beside them. Every process must
+    have closed the store. Exit code 4 if there is something to repair, or that cannot be repaired.
+    """
+    current = settings()
+    if not os.path.isdir(current.directory):
+        raise StoreNotFoundError(f"no store in {current.directory}; name one with --dir")
+    if yes:
+        plan = do_repair(current.directory, show_undecided=undecided == "show")
+    else:
+        plan = plan_repair(current.directory)
+    mode = "json" if as_json and current.mode != "jsonl" else current.mode
+    if mode == "json":
+        print_document(plan_document(plan), mode)
+    else:
+        explain_plan(plan, mode)
+    if not yes and not plan.empty:
+        current.say("nothing was changed: this is the plan, --yes does it")
+    if plan.report_path:
+        current.say(f"the report is in {current.directory}/{plan.report_path}")
+    return EXIT_CORRUPT if plan.refused or (plan.actions and not yes) else 0
 
 
 def _counts(report: VerifyReport) -> dict[str, int]:

@@ -67,6 +67,7 @@ from .retention import SegmentInfo
 from .scan import Scan
 from .storage import File, PosixStorage, Storage
 from .store import Store, open_store
+from .store_repair import LostRange, RepairAction, RepairPlan, plan_repair, repair
 from .topics import OffsetRange
 from .transaction import Ownership, Transaction
 from .user_database import DatabaseColumn, UserDatabase
@@ -100,6 +101,7 @@ __all__ = [
     "Job",
     "LockedError",
     "LogReader",
+    "LostRange",
     "MillstreamError",
     "MissingKeyError",
     "OffsetChange",
@@ -120,6 +122,8 @@ __all__ = [
     "RecordError",
     "RecordMetadata",
     "Redriven",
+    "RepairAction",
+    "RepairPlan",
     "ResetPlan",
     "Scan",
     "SegmentDump",
@@ -151,4 +155,6 @@ __all__ = [
     "parse_range",
     "parse_size_bytes",
     "partition_of",
+    "plan_repair",
+    "repair",
 ]

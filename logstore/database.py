@@ -12,6 +12,7 @@ Not fork-safe: the engine refuses to be used in a child process.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import threading
@@ -241,6 +242,39 @@ def _open(filename: str, use: DatabaseUse, *, read_only: bool) -> apsw.Connectio
         connection.close()
         raise
     return connection
+
+
+def readable_rows(filename: str) -> dict[str, tuple[list[str], list[Row]]]:
+    """What can be read of a damaged database: by table, the columns and rows up to the damage.
+
+    Tables are read from both ends, so what one bad page hides is what lies in it. Nothing, if not
+    even the list of tables can be read.
+    """
+    found: dict[str, tuple[list[str], list[Row]]] = {}
+    try:
+        connection = _open(filename, CATALOG, read_only=True)
+    except (apsw.Error, UsageError):
+        return found
+    try:
+        tables = _rows(connection, "SELECT name FROM sqlite_schema WHERE type = 'table'")
+        for table in (as_text(row[0]) for row in tables):
+            columns = [as_text(row[1]) for row in _rows(connection, f"PRAGMA table_info({table})")]
+            names = ", ".join(columns)
+            rows = _rows(connection, f"SELECT {names} FROM {table}")  # noqa: S608 - no user's
+            order = f"ORDER BY {columns[0]} DESC" if columns else ""
+            rows += _rows(connection, f"SELECT {names} FROM {table} {order}")  # noqa: S608
+            found[table] = columns, list(dict.fromkeys(rows))
+    finally:
+        connection.close()
+    return found
+
+
+def _rows(connection: apsw.Connection, sql: str) -> list[Row]:
+    """The rows up to the first that cannot be read."""
+    rows: list[Row] = []
+    with contextlib.suppress(apsw.Error):
+        rows.extend(cast("Row", row) for row in connection.execute(sql))
+    return rows
 
 
 _READ_ONLY: Final = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI

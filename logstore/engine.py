@@ -43,7 +43,8 @@ from .transaction_states import TransactionStates
 INTERVAL_SECONDS: Final = 0.1
 """Durability `interval`: a machine that dies loses at most about this much."""
 RETENTION_INTERVAL_SECONDS: Final = 5.0
-_OPEN_LOCK = "open.lock"
+OPEN_LOCK: Final = "open.lock"
+"""Held shared by every process that has the store open for writing."""
 
 _logger = logging.getLogger("millstream")
 
@@ -85,7 +86,7 @@ class Engine:
             opened.callback(self.tail.close)
             self.append_lock = AppendLock(locks.lock("append.lock"), self.tail, clock)
             opened.callback(self.append_lock.close, self._close_logs)
-            self._open_lock = locks.lock(_OPEN_LOCK)
+            self._open_lock = locks.lock(OPEN_LOCK)
             opened.callback(self._open_lock.close)
             self.liveness = Liveness(storage)
             opened.callback(self.liveness.close)

@@ -20,13 +20,13 @@ import apsw
 
 from .errors import StorageError, StoreClosedError, UsageError
 from .faults import FaultPlan, SimulatedCrash
+from .memory_words import MemoryBell, MemoryWords
 from .simulated_disk import (
     Entries,
     Inode,
     Keep,
     NameChange,
     NameTable,
-    SharedWords,
     after_power_failure,
     table_of,
 )
@@ -166,62 +166,6 @@ class MemoryLock:
         self._storage.machine.ensure_alive()
         if not self._open:
             raise StoreClosedError("the lock is closed: open the store again", path=self.path)
-
-
-class MemoryWords:
-    """Words shared by the users of one `MemoryStorage`. See `millstream.storage.Words`."""
-
-    __slots__ = ("_inode", "_machine", "_open", "_read_only", "inode", "path", "view")
-
-    def __init__(self, machine: Machine, inode: Inode, path: str, *, read_only: bool) -> None:
-        self.path = path
-        self.inode = inode.number
-        self.view = memoryview(b"").cast("q")
-        self._machine = machine
-        self._inode = inode
-        self._read_only = read_only
-        self._open = True
-
-    def grow(self, count: int) -> None:
-        """See `Words.grow`. At most 2 Mi words, the address space reserved for them."""
-        machine = self._machine
-        with machine.changed:
-            machine.ensure_alive()
-            if not self._open:
-                raise StoreClosedError("the shared words are closed", path=self.path)
-            inode = self._inode
-            if inode.words is None:
-                inode.words = SharedWords(bytes(inode.data))
-            words = inode.words
-            if words.count < count:
-                if self._read_only or count > words.COUNT_MAX:
-                    raise storage_error("extend shared words", ROOT, errno.EINVAL, self.path)
-                with machine.operation("truncate", self.path, "extend shared words"):
-                    words.count = count
-            view = words.view()
-            self.view = view.toreadonly() if self._read_only else view
-
-    def close(self) -> None:
-        """See `Words.close`. There is no word left, for writing either."""
-        self._open = False
-        self.view = memoryview(bytearray()).cast("q")
-
-
-class MemoryBell:
-    """A bell between threads. See `millstream.storage.Bell`."""
-
-    __slots__ = ("_event",)
-
-    def __init__(self, event: threading.Event) -> None:
-        self._event = event
-
-    def wait(self, seconds: float) -> None:
-        """See `Bell.wait`."""
-        if self._event.wait(seconds):
-            self._event.clear()
-
-    def close(self) -> None:
-        """See `Bell.close`."""
 
 
 class MemoryStorage:
@@ -443,6 +387,24 @@ class MemoryStorage:
                 number = errno.ENOTEMPTY
         if number:
             raise storage_error(action, ROOT, number, source)
+
+    def link(self, source: str, target: str) -> None:
+        """See `Storage.link`."""
+        checked_path(source)
+        checked_path(target)
+        machine = self.machine
+        action = f"link to {target}"
+        with machine.changed:
+            machine.ensure_alive()
+            self._ensure_writable("link", source)
+            inode = self._find(source, action)
+            number = self._parent_problem(target)
+            if machine.names.find(target) is not None or machine.names.is_directory(target):
+                number = errno.EEXIST
+            if number:
+                raise storage_error(action, ROOT, number, source)
+            with machine.operation("create", target, action):
+                machine.names.change(NameChange("create", target, inode=inode))
 
     def remove(self, path: str) -> None:
         """See `Storage.remove`. A missing file is no operation."""

@@ -110,7 +110,7 @@ def read_headers(
         except CorruptSegmentError as error:
             # A fresh segment is made whole before its name exists, so only a disk that lost
             # synced bytes or a copy cut short gets here; harmless while it held nothing durable.
-            if base != bases[-1] or base < facts.durable_offset or _holds_batches(storage, path):
+            if base != bases[-1] or base < facts.durable_offset or holds_batches(storage, path):
                 raise
             return segments, Tear(base, 0, error.message, blank=False, header_torn=True)
         if header.partition_uid != facts.partition_uid or header.store_uid != facts.store_uid:
@@ -123,7 +123,7 @@ def read_headers(
     return segments, None
 
 
-def _holds_batches(storage: Storage, path: str) -> bool:
+def holds_batches(storage: Storage, path: str) -> bool:
     """Whether anything that looks like a batch follows the (damaged) segment header."""
     file = storage.open(path, "r")
     try:

@@ -8,7 +8,7 @@ too takes them from the same window of the file and asks `body_problem`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from .batch import verify_body
 from .column_checks import check_columns
@@ -20,7 +20,6 @@ from .format import (
     BatchHeader,
     parse_header,
 )
-from .storage import File
 
 HEADERS_BYTES: Final = 64 * 1024
 """What a window reads at once for somebody who looks at headers only."""
@@ -30,10 +29,18 @@ processor's cache when it is hashed."""
 PROBE_BYTES: Final = 1 << 20
 
 
+class Readable(Protocol):
+    """What is read of a `File`."""
+
+    def read(self, length: int, position: int) -> bytes:
+        """See `File.read`."""
+        ...
+
+
 class Window:
     """Reads a file in large pieces. Used by one thread."""
 
-    def __init__(self, file: File, chunk_bytes: int) -> None:
+    def __init__(self, file: Readable, chunk_bytes: int) -> None:
         self.file = file
         self._chunk_bytes = chunk_bytes
         self._chunk = memoryview(b"")

@@ -495,6 +495,14 @@ class PosixStorage:
         except OSError as error:
             raise self._error(f"rename to {target}", error, source) from error
 
+    def link(self, source: str, target: str) -> None:
+        """See `Storage.link`."""
+        self._ensure_writable("link", source)
+        try:
+            os.link(self._full_path(source), self._full_path(target))
+        except OSError as error:
+            raise self._error(f"link to {target}", error, source) from error
+
     def remove(self, path: str) -> None:
         """See `Storage.remove`."""
         self._ensure_writable("remove", path)

@@ -178,6 +178,14 @@ class Storage(Protocol):
         """
         ...
 
+    def link(self, source: str, target: str) -> None:
+        """Give a file another name, which must be free; both stand for the same bytes from then on.
+
+        Durable after syncing the directory of `target`. A file system without this answers
+        EPERM or ENOTSUP.
+        """
+        ...
+
     def remove(self, path: str) -> None:
         """Remove a file; a missing one is fine. Durable after syncing the directory."""
         ...

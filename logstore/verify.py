@@ -341,10 +341,8 @@ class PartitionVerifier:
         """Check all batches in [header, stop); the index they should have, and where they end."""
         report, deep = self._report, self._report.deep
         checkpoint = self._facts.checkpoint
-        if checkpoint is not None and (
-            checkpoint.segment_base != segment.base_offset or segment.rewrite
-        ):
-            checkpoint = None  # recovery begins behind a segment that was rewritten since
+        if checkpoint is not None and checkpoint.segment_uid != segment.segment_uid:
+            checkpoint = None  # in another one, or what it was in has been rewritten
         index = SparseIndex()
         newest = segment.prior_max_timestamp_ms
         window = Window(file, BODIES_BYTES if deep else HEADERS_BYTES)
@@ -428,7 +426,9 @@ class PartitionVerifier:
         file = storage.open(path, "r")
         try:
             content = file.read(min(file.size(), INDEX_BYTES_MAX), 0)
-            SparseIndex.decode(content, segment.segment_uid)
+            found = SparseIndex.decode(content, segment.segment_uid)
+            if found.end_position > end:
+                raise CorruptBatchError("the index is ahead of the segment")  # noqa: TRY301
         except CorruptBatchError as error:
             message = f"{error.message}; it will be built again"
             self._add("index", message, 0, path=path)

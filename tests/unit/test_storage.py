@@ -201,6 +201,34 @@ def test_rename_replaces_a_file(storage: Storage) -> None:
     assert content_of(storage, "old") == b"new"
 
 
+def test_a_link_is_another_name_of_the_same_file(storage: Storage) -> None:
+    create(storage, "a", b"1")
+    storage.make_directory("d")
+    storage.link("a", "d/b")
+    storage.sync_directory("d")
+    with contextlib.closing(storage.open("a", "rw")) as file:
+        file.write([b"2"], 1)
+    assert content_of(storage, "d/b") == b"12"
+    storage.remove("a")
+    assert content_of(storage, "d/b") == b"12"
+
+
+def test_a_link_takes_no_name_that_is_there(storage: Storage) -> None:
+    create(storage, "a", b"1")
+    create(storage, "b", b"2")
+    storage.make_directory("d")
+    for source, target, number in (
+        ("a", "b", errno.EEXIST),
+        ("a", "d", errno.EEXIST),
+        ("none", "c", errno.ENOENT),
+        ("a", "nowhere/c", errno.ENOENT),
+    ):
+        with pytest.raises(StorageError) as caught:
+            storage.link(source, target)
+        assert number == caught.value.errno
+    assert content_of(storage, "b") == b"2"
+
+
 def test_rename_moves_a_directory_with_its_content(storage: Storage) -> None:
     storage.make_directory("a/b/c")
     storage.make_directory("x")

@@ -1,0 +1,108 @@
+"""Topics as they can be told from their files alone, for a catalog that has lost them. Reads only.
+
+The directory gives a topic's name and its partitions, the headers of the segments give the uids and
+times. Configuration, groups, transactions and checkpoints are not in the files.
+"""
+
+from __future__ import annotations
+
+import errno
+import secrets
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from .config import TopicConfig
+from .errors import CorruptSegmentError, FormatVersionError, StorageError
+from .format import SegmentHeader
+from .segment import base_offset_of, read_segment_header
+from .storage import Storage
+
+DELETED_MARK: Final = "deleted"
+"""A file with this name beside the partitions says that they are being deleted."""
+_DEPTH_MAX: Final = 8
+
+
+class FoundPartition(NamedTuple):
+    """One partition's directory."""
+
+    directory: str
+    uid: int
+    store_uid: bytes | None
+    """None: no header can be read."""
+    start_offset: int
+    created_ms: int
+
+
+class FoundTopic(NamedTuple):
+    """A topic's directories."""
+
+    name: str
+    partitions: tuple[FoundPartition, ...]
+
+    @property
+    def created_ms(self) -> int:
+        """When its first segment that is left was made."""
+        return min(partition.created_ms for partition in self.partitions)
+
+    @property
+    def config(self) -> str:
+        """The default: what it was is not in the files."""
+        return TopicConfig().to_json()
+
+
+def find_topics(storage: Storage) -> list[FoundTopic]:
+    """All topics that have at least one segment, internal ones too, without deleted ones."""
+    found = []
+    for directory, numbers in _directories(storage, "", 0):
+        top, _, rest = directory.partition("/")
+        name = rest if top == "topics" else f"@{directory}"
+        partitions = [
+            _partition(storage, f"{directory}/{number}") for number in range(max(numbers) + 1)
+        ]
+        found.append(FoundTopic(name, tuple(partitions)))
+    return found
+
+
+def _directories(storage: Storage, path: str, depth: int) -> Iterator[tuple[str, list[int]]]:
+    """Directories that hold partitions, with the numbers of those that have segments."""
+    names = _list(storage, path)
+    if DELETED_MARK in names or depth > _DEPTH_MAX:
+        return
+    numbers = []
+    for name in names:
+        below = f"{path}/{name}" if path else name
+        if name.isascii() and name.isdigit() and str(int(name)) == name and depth > 1:
+            if any(base_offset_of(each) is not None for each in _list(storage, below)):
+                numbers.append(int(name))
+        else:
+            yield from _directories(storage, below, depth + 1)
+    if numbers:
+        yield path, numbers
+
+
+def _list(storage: Storage, path: str) -> list[str]:
+    try:
+        return storage.list(path)
+    except StorageError as error:
+        if error.errno != errno.ENOTDIR:
+            raise
+        return []
+
+
+def _partition(storage: Storage, directory: str) -> FoundPartition:
+    names = _list(storage, directory)
+    bases = sorted(base for name in names if (base := base_offset_of(name)) is not None)
+    headers: list[SegmentHeader] = []
+    for base in bases:
+        try:
+            headers.append(read_segment_header(storage, directory, base))
+        except (CorruptSegmentError, FormatVersionError):
+            continue  # planning the repair of the partition looks at it again
+    start_offset = bases[0] if bases else 0
+    if not headers:
+        uid = secrets.randbelow(2**63 - 1) + 1
+        return FoundPartition(directory, uid, None, start_offset, 0)
+    owners = Counter((header.partition_uid, header.store_uid) for header in headers)
+    (uid, store_uid), _ = owners.most_common(1)[0]
+    return FoundPartition(directory, uid, store_uid, start_offset, headers[0].created_ms)
