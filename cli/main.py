@@ -94,6 +94,7 @@ cli.lazy = MappingProxyType(
         "dump": "inspect:dump",
         "verify": "inspect:verify",
         "compact": "upkeep:compact",
+        "retention": "upkeep:retention",
         "repair": "inspect:repair",
         "config": "about:config",
         "demo": "demo:demo",

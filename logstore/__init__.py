@@ -63,7 +63,8 @@ from .queues import QueueInfo, QueuePartition, QueueWorker, Redriven
 from .reader import LogReader
 from .record import AppendMetadata, Headers, Record, RecordMetadata, TopicPartition
 from .record_batch import RecordBatch
-from .retention import SegmentInfo
+from .retention import RetentionBlocker, SegmentInfo
+from .retention_schedule import RetentionReport
 from .scan import Scan
 from .storage import File, PosixStorage, Storage
 from .store import Store, open_store
@@ -125,6 +126,8 @@ __all__ = [
     "RepairAction",
     "RepairPlan",
     "ResetPlan",
+    "RetentionBlocker",
+    "RetentionReport",
     "Scan",
     "SegmentDump",
     "SegmentInfo",
