@@ -10,11 +10,14 @@ from .agg import Aggregate
 from .calendar_windows import CalendarWindows, daily
 from .count_windows import CountWindows, counting
 from .expressions import Expression, col, lit, parse_expression, when
+from .fork import fork
 from .pipeline import Pipeline
 from .plan import Plan
 from .process import Context, Timer
+from .replay import Difference, Replay, dry_run
 from .runtime import Metrics
 from .sessions import SessionWindows, session
+from .state_view import StateInfo, StateItem, list_state, read_state
 from .stream import KeyedStream, SourceStream, Stream, WindowedStream, WindowResults
 from .testkit import Row, TestOutput
 from .windows import FixedWindows, Windowed, hopping, tumbling
@@ -24,15 +27,19 @@ __all__ = [
     "CalendarWindows",
     "Context",
     "CountWindows",
+    "Difference",
     "Expression",
     "FixedWindows",
     "KeyedStream",
     "Metrics",
     "Pipeline",
     "Plan",
+    "Replay",
     "Row",
     "SessionWindows",
     "SourceStream",
+    "StateInfo",
+    "StateItem",
     "Stream",
     "TestOutput",
     "Timer",
@@ -43,9 +50,13 @@ __all__ = [
     "col",
     "counting",
     "daily",
+    "dry_run",
+    "fork",
     "hopping",
+    "list_state",
     "lit",
     "parse_expression",
+    "read_state",
     "session",
     "tumbling",
     "when",
