@@ -96,6 +96,7 @@ cli.lazy = MappingProxyType(
         "compact": "upkeep:compact",
         "retention": "upkeep:retention",
         "repair": "inspect:repair",
+        "doctor": "doctor:doctor",
         "config": "about:config",
         "demo": "demo:demo",
         "version": "about:version",

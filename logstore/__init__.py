@@ -24,6 +24,7 @@ from .config import (
     check_topic_name,
 )
 from .consumer import Consumer
+from .doctor import diagnose
 from .errors import (
     BackpressureTimeoutError,
     ConnectorError,
@@ -50,6 +51,7 @@ from .groups import GroupInfo, GroupMember, OffsetChange, PartitionLag, ResetPla
 from .inspect import BatchDump, SegmentDump, dump_segment
 from .job import Job
 from .job_queue import Queue
+from .machine_checks import Diagnosis
 from .positions import (
     Position,
     datetime_to_ms,
@@ -91,6 +93,7 @@ __all__ = [
     "CorruptSegmentError",
     "DataError",
     "DatabaseColumn",
+    "Diagnosis",
     "Durability",
     "FencedError",
     "File",
@@ -151,6 +154,7 @@ __all__ = [
     "__version__",
     "check_topic_name",
     "datetime_to_ms",
+    "diagnose",
     "dump_segment",
     "open",
     "parse_duration_ms",

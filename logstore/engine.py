@@ -48,6 +48,17 @@ OPEN_LOCK: Final = "open.lock"
 _logger = logging.getLogger("millstream")
 
 
+def in_use(storage: Storage) -> bool:
+    """Whether a process has the store open for writing, at this moment."""
+    if not storage.exists(OPEN_LOCK):
+        return False
+    lock = storage.lock(OPEN_LOCK)
+    try:
+        return not lock.try_acquire()
+    finally:
+        lock.close()
+
+
 class Engine:
     """One open store in one process. Thread-safe; refuses to work in a forked child.
 
