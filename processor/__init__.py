@@ -10,37 +10,37 @@ from .agg import Aggregate
 from .calendar_windows import CalendarWindows, daily
 from .count_windows import CountWindows, counting
 from .expressions import Expression, col, lit, parse_expression, when
-from .fork import fork
 from .pipeline import Pipeline
 from .plan import Plan
 from .process import Context, Timer
-from .replay import Difference, Replay, dry_run
+from .row_shapes import Aggregated, Joined
 from .runtime import Metrics
 from .sessions import SessionWindows, session
-from .state_view import StateInfo, StateItem, list_state, read_state
 from .stream import KeyedStream, SourceStream, Stream, WindowedStream, WindowResults
+from .tables import GroupedTable, SourceTable, Table
 from .testkit import Row, TestOutput
 from .windows import FixedWindows, Windowed, hopping, tumbling
 
 __all__ = [
     "Aggregate",
+    "Aggregated",
     "CalendarWindows",
     "Context",
     "CountWindows",
-    "Difference",
     "Expression",
     "FixedWindows",
+    "GroupedTable",
+    "Joined",
     "KeyedStream",
     "Metrics",
     "Pipeline",
     "Plan",
-    "Replay",
     "Row",
     "SessionWindows",
     "SourceStream",
-    "StateInfo",
-    "StateItem",
+    "SourceTable",
     "Stream",
+    "Table",
     "TestOutput",
     "Timer",
     "WindowResults",
@@ -50,13 +50,9 @@ __all__ = [
     "col",
     "counting",
     "daily",
-    "dry_run",
-    "fork",
     "hopping",
-    "list_state",
     "lit",
     "parse_expression",
-    "read_state",
     "session",
     "tumbling",
     "when",

@@ -27,12 +27,12 @@ class RowAggregates:
     """The aggregates of an operator, applied to one row at a time. Not thread-safe.
 
     Args:
-        name: Of the operator's state, for messages.
+        label: Of the operator, for messages.
         aggregates: By the names of their results.
     """
 
-    def __init__(self, name: str, aggregates: Aggregates) -> None:
-        self._name = name
+    def __init__(self, label: str, aggregates: Aggregates) -> None:
+        self._label = label
         self._aggregates = aggregates
 
     def init(self) -> list[Any]:
@@ -102,7 +102,7 @@ class RowAggregates:
         return values
 
     def _fail(self, what: str, error: Exception, batch: MicroBatch, row: int) -> None:
-        fail(f"window {self._name}, {what}", error, batch, row)
+        fail(f"{self._label}, {what}", error, batch, row)
 
 
 def detached(result: object) -> object:

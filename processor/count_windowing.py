@@ -43,7 +43,7 @@ class CountOperator(StatefulOperator):
         super().__init__(node, delay_ms)
         self.node = node
         self._size = node.windows.size
-        self._aggregates = RowAggregates(node.name, node.aggregates)
+        self._aggregates = RowAggregates(f"window {node.name}", node.aggregates)
         self._open: dict[object, Content] = {}
         """By key."""
         self._changed: dict[object, None] = {}

@@ -5,7 +5,7 @@ that how it is held can be changed in one place. It makes the records of `change
 takes them back; what a state record is, is said in state.py.
 
 A key's value is filed under `[*prefix, key]` as `[value]`, or as `[value, time]` when it has a
-time to live. It is over once W has reached `time + ttl_ms`, where `time` is the greatest event time
+time to live. It is over when event time has reached `time + ttl_ms`, where `time` is the greatest
 the value was put with: the wall clock has no say, so that every run forgets at the same row.
 """
 
@@ -91,15 +91,13 @@ class KeyedState(Generic[V]):
 
         Args:
             key: A grouping key.
-            level: W before the row that asks, so that a value that is over by then is not given.
+            level: Where event time stands for who asks; what is over by then is not given.
         """
-        if level is not None and self.is_over(key, level):
-            return None
+        if level is not None and self.ttl_ms is not None:
+            time_ms = self._times.get(key)
+            if time_ms is not None and time_ms + self.ttl_ms <= level:
+                return None
         return self._values.get(key)
-
-    def is_over(self, key: object, level: int) -> bool:
-        """Whether the time to live of `key` has passed when W is `level`."""
-        return self.ttl_ms is not None and self._times.get(key, level) + self.ttl_ms <= level
 
     def put(self, key: object, value: V, time_ms: int | None = None) -> None:
         """Set the value of `key`.
@@ -153,7 +151,8 @@ class KeyedState(Generic[V]):
         """
         assert self.ttl_ms is None
         each = dict.fromkeys(keys)
-        self._fresh.update(each.keys() - self._changed.keys() - self._values.keys())
+        # The values first: nearly all keys have one, and what is left is little.
+        self._fresh.update(each.keys() - self._values.keys() - self._changed.keys())
         self._changed.update(each)
         return self._values
 

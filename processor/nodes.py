@@ -77,6 +77,11 @@ class Node:
         """Whether what it does depends on the wall clock, too."""
         return False
 
+    @property
+    def grouping(self) -> str | None:
+        """How it groups its rows, in words; None where they stay as they come."""
+        return None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceNode(Node):
@@ -93,6 +98,8 @@ class SourceNode(Node):
     idle_ms: int | None = None
     """A partition that got nothing for so long holds W back no more."""
     clock: SourceClock = "event"
+    tombstones: bool = False
+    """Whether a record without a value is a row, whose value is None."""
 
     @property
     def needs_ticks(self) -> bool:
@@ -155,6 +162,11 @@ class KeyByNode(ChildNode):
     """Groups the rows by a field or function."""
 
     key: Field
+
+    @property
+    def grouping(self) -> str:
+        """The field or function."""
+        return describe(self.key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ raises, the row is an error that names its record, or one of the source's dead l
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import compress
 from typing import Any, Protocol
@@ -23,9 +24,10 @@ from .nodes import (
     MergeNode,
     PeekNode,
 )
-from .serde import all_plain_keys, key_problem
+from .serde import all_plain_keys, key_decoder, key_problem
 from .source import Rejects
 from .stateful import MAIN
+from .table_nodes import RecordKeyNode
 
 
 class Operator(Protocol):
@@ -216,6 +218,44 @@ class KeyByOperator:
         self, problem: str, batch: MicroBatch, row: int, cause: Exception | None = None
     ) -> None:
         _reject(self._rejects, f"{self._node.label}: {problem}", batch, row, cause)
+
+
+class RecordKeyOperator:
+    """Groups the records of a topic by their own keys, or by a field of their values.
+
+    Rows without a key, or with one of another type than declared, are rejected: such a key would
+    be another than that of the record's tombstone.
+    """
+
+    def __init__(self, node: RecordKeyNode, rejects: Rejects | None) -> None:
+        self._node = node
+        self._rejects = rejects
+        self._decode = key_decoder(node.key_type)
+        self._kind = typing.get_origin(node.key_type) or node.key_type
+
+    def process(self, chunks: Sequence[Chunk], batch: MicroBatch) -> dict[str, Chunk]:
+        """The rows with their keys."""
+        (chunk,) = chunks
+        read = field_getter(self._node.key, [value for value in chunk.values if value is not None])
+        records = batch.keys(chunk.rows)
+        bad: dict[int, Exception] = {}
+
+        def key_of(index: int) -> object:
+            value = chunk.values[index]
+            key = self._decode(records[index]) if value is None or read is None else read(value)
+            problem = "the key is None" if key is None else key_problem(key)
+            if problem is None and not isinstance(key, self._kind):
+                problem = f"the key {key!r} is no {self._kind.__name__}: give key_type="
+            if problem is not None:
+                raise ValueError(problem)
+            return key
+
+        keys = convert(range(len(chunk.values)), key_of, bad.__setitem__)
+        for index, error in bad.items():
+            message = f"{self._node.label}: {reason(error)}"
+            _reject(self._rejects, message, batch, chunk.rows[index], error)
+        whole = Chunk(chunk.rows, chunk.times, chunk.values, keys)
+        return {MAIN: keep(whole, [key is not REJECTED for key in keys]) if bad else whole}
 
 
 class BranchOperator:

@@ -6,19 +6,20 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeVar, Unpack, overload
 
-from millstream import Store, UsageError, check_topic_name, parse_duration_ms
+from millstream import Store
 
-from .fields import Field, require_field, require_readable
+from .fields import Field
 from .plan import Plan, PlanBuilder
-from .replay import Replay, replay
 from .runtime import Metrics, RunOptions, run_over_store
-from .serde import Json, value_decoder
-from .source_options import SourceOptions, source_node
-from .state_view import StateItem, read_state
-from .stream import SourceStream
+from .serde import Json
+from .source_options import Reading, SourceOptions, source_node
+from .stream import KeyedStream, SourceStream
+from .table_declaration import TableOptions, TableSource, source_table_node
+from .tables import SourceTable
 from .testkit import TestOutput, run_over_lists
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 class Pipeline:
@@ -108,23 +109,81 @@ class Pipeline:
             UsageError: Not a topic name, or one that is read already; the type cannot be decoded,
                 or it lacks the field.
         """
-        check_topic_name(topic)
-        if topic in self.plan.input_topics():
-            raise UsageError(f"{self.name!r} reads {topic!r} already: use that stream again")
-        value_decoder(type)
-        if time is not None:
-            require_readable(time, f"source {topic}: time")
-        if isinstance(time, str):
-            require_field(type, time, f"source {topic}")
-        node = source_node(
-            self._builder.next_id,
-            topic,
-            type,
-            time,
-            parse_duration_ms(disorder),
-            options,
-        )
+        node = source_node(self._builder, Reading(topic, type, time, disorder), options)
         return SourceStream(self._builder, self._builder.add(node, type))
+
+    @overload
+    def table(
+        self,
+        topic: str,
+        *,
+        key: str | Callable[[Json], str] | None = None,
+        **options: Unpack[TableOptions],
+    ) -> SourceTable[str, dict[str, Json]]: ...
+    @overload
+    def table(
+        self,
+        topic: str,
+        *,
+        type: type[T],
+        key: str | Callable[[T], str] | None = None,
+        **options: Unpack[TableOptions],
+    ) -> SourceTable[str, T]: ...
+    @overload
+    def table(
+        self,
+        topic: str,
+        *,
+        key_type: type[K],
+        type: type[T],
+        key: str | Callable[[T], K] | None = None,
+        **options: Unpack[TableOptions],
+    ) -> SourceTable[K, T]: ...
+    def table(
+        self,
+        topic: str,
+        *,
+        type: type[Any] = dict,  # noqa: A002 - the word users expect here
+        key: Field = None,
+        key_type: type[Any] = str,
+        **options: Unpack[TableOptions],
+    ) -> SourceTable[Any, Any]:
+        """Read a topic as a table: the last record of a key is its value.
+
+        A record without a value (a tombstone) deletes its key. A record without a key is a dead
+        letter.
+
+        Args:
+            topic: Must exist when the pipeline runs; read from its earliest record on.
+            type: What a value is; see `source`.
+            key: A field or function of the value; None: the key of the record. A tombstone has no
+                value, so its key is that of the record always.
+            key_type: What a key is: `str` is UTF-8, `bytes` are taken as they are, int, float,
+                bool and `tuple[...]` are JSON.
+            **options: All may be left out.
+
+                versioned: Whether joins look up the value a row's event time belongs to, and not
+                the latest; see `KeyedStream.join_table`.
+
+                ttl: Joins forget a key when W reaches its newest event time and this.
+
+                time, disorder and the others: see `source`. The event time of a tombstone is the
+                timestamp of its record.
+
+        Raises:
+            UsageError: See `source`; a key type that cannot group rows.
+
+        >>> from millstream.processor import Pipeline, Row
+        >>> pipeline = Pipeline("prices")
+        >>> _ = pipeline.table("quotes", type=float).filter(lambda price: price > 1).to("dear")
+        >>> quotes = [Row(2.5, key=b"a"), Row(0.5, key=b"a"), Row(3.0, key=b"b")]
+        >>> [(each.key, each.value) for each in pipeline.test({"quotes": quotes}).records("dear")]
+        [(b'a', b'2.5'), (b'a', None), (b'b', b'3.0')]
+        """
+        declared = TableSource(topic, type, key, key_type)
+        node, ttl_ms = source_table_node(self._builder, declared, options)
+        updates = KeyedStream[Any, Any](self._builder, node)
+        return SourceTable(updates, ttl_ms, versioned=options.get("versioned", False))
 
     def explain(self) -> str:
         """The plan as an indented tree, with the names of its state."""
@@ -180,37 +239,6 @@ class Pipeline:
         [b'"HELLO"']
         """
         return run_over_store(self.plan, store, options)
-
-    def verify(self, store: Store, *, since: str | None = None) -> Replay:
-        """Run again over what has been read, and compare with what has been written.
-
-        Nothing is written; the pipeline may be running meanwhile. It compares up to the last
-        commit, record by record: key, value, headers, timestamp, in each output partition.
-
-        Args:
-            store: May be open read-only.
-            since: Start from a fork of this pipeline, with its state, instead of with nothing at
-                the beginning of the input. See `fork`.
-
-        Returns:
-            What was compared, and the first difference of each output partition.
-
-        Raises:
-            UsageError: It has never run, or the plan differs from that of the fork.
-            OffsetOutOfRangeError: The beginning of the input is gone.
-        """
-        return replay(self.plan, store, since=since)
-
-    def query(self, store: Store, operator: str, key: object = None) -> list[StateItem]:
-        """What an operator keeps, as of the last commit; also while the pipeline runs.
-
-        Args:
-            store: May be open read-only.
-            operator: The name of its state, as `explain()` tells it.
-            key: Only what is kept for this grouping key; None for everything.
-        """
-        items = read_state(store, self.name, operator)
-        return [item for item in items if key is None or item.has_key(key)]
 
     def test(
         self,

@@ -15,8 +15,7 @@ from typing import Final
 
 from millstream import UsageError
 
-from .fields import describe
-from .nodes import KeyByNode, Node, SinkNode, SourceNode, StatefulNode
+from .nodes import Node, SinkNode, SourceNode, StatefulNode
 
 _STATE_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _NOT_STATE_NAME: Final = re.compile(r"[^A-Za-z0-9._-]")
@@ -67,8 +66,8 @@ class Plan:
 
     def _key_above(self, node_id: int) -> str:
         node = self.nodes[node_id]
-        if isinstance(node, KeyByNode):
-            return describe(node.key)
+        if node.grouping is not None:
+            return node.grouping
         return self._key_above(node.inputs[0]) if node.inputs else "nothing"
 
     def input_topics(self) -> list[str]:

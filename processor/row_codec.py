@@ -1,9 +1,10 @@
 """Rows as state keeps them, and back: the one way rows of any type enter and leave state.
 
 A row whose type is known (a msgspec Struct, dataclass, NamedTuple, Decimal, ...) becomes msgpack
-and comes back as what it was. A row of an unknown type must be plain: None, bool, int, float, str,
-bytes, and lists and dicts with str keys of these. What would come back as something else is
-refused, because a restart would change results; so what is packed here needs no other proof.
+and comes back as what it was; None does so whatever the type. A row of an unknown type must be
+plain: None, bool, int, float, str, bytes, and lists and dicts with str keys of these. What would
+come back as something else is refused, because a restart would change results; so what is packed
+here needs no other proof.
 
 What state records look like is said in state.py; which types rows have, in row_types.py.
 """
@@ -79,14 +80,16 @@ class RowCodec:
         Raises:
             DataError: It is not a row of this type.
         """
-        if self._type is None:
+        if self._type is None or packed is None:
             return packed
         try:
             return msgspec.convert(packed, self._type, builtin_types=(bytes,))
         except (TypeError, ValueError) as error:
             raise DataError(f"{self.what}: not a row of {_name(self._type)}: {error}") from error
 
-    def _pack_one(self, row: object) -> msgspec.Raw:
+    def _pack_one(self, row: object) -> msgspec.Raw | None:
+        if row is None:
+            return None
         try:
             packed = self._encode(row)
             restored = self._decode(packed)

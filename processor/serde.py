@@ -10,6 +10,7 @@ other than NaN, or a tuple of these. As in any Python dict 1, 1.0 and True are t
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -48,6 +49,29 @@ def value_decoder(value_type: object) -> Callable[[Any], object]:
         return msgspec.json.Decoder(value_type).decode
     except TypeError as error:
         raise UsageError(f"type={value_type!r} cannot be decoded from JSON: {error}") from error
+
+
+def key_decoder(key_type: Any) -> Callable[[bytes | None], object]:
+    """The function that turns the key of a record into a grouping key, as `encode_key` made it.
+
+    `str` is UTF-8 text, `bytes` are taken as they are, anything else is JSON of that type. None,
+    where a record has no key, stays None.
+
+    Raises:
+        UsageError: Nothing that rows can be grouped by.
+    """
+    decode: Callable[[bytes], object]
+    if key_type is bytes:
+        decode = bytes
+    elif key_type is str:
+        decode = bytes.decode
+    elif key_type in {int, float, bool} or typing.get_origin(key_type) is tuple:
+        decode = msgspec.json.Decoder(key_type).decode
+    else:
+        raise UsageError(
+            f"key_type={key_type!r}: use str, bytes, int, float, bool or a tuple[...] of them"
+        )
+    return lambda key: None if key is None else decode(key)
 
 
 def encode_value(value: object) -> bytes | None:

@@ -49,7 +49,7 @@ class SessionOperator(StatefulOperator):
         super().__init__(node, delay_ms)
         self.node = node
         self._gap_ms = node.windows.gap_ms
-        self._aggregates = RowAggregates(node.name, node.aggregates)
+        self._aggregates = RowAggregates(f"window {node.name}", node.aggregates)
         self._kept_count = len(node.aggregates)
         self._sessions = OpenSessions[object](self._gap_ms, node.grace_ms)
         self._every = node.emission.every_rows

@@ -99,6 +99,8 @@ class SourceStage:
         self.appended_ms: dict[int, int] = {}
         """When the last batch of each partition was appended, as far as that is known."""
         self._decode = value_decoder(node.type)
+        if node.tombstones:
+            self._decode = _TableDecoder(self._decode)
 
     def process(self, batch: MicroBatch) -> tuple[Chunk, Progress, Progress]:
         """Take the source's rows from a micro-batch.
@@ -155,8 +157,6 @@ class SourceStage:
         self.watermark.mark_idle(tick.idle.get(self.node.topic, ()))
         if self.node.clock == "wall" and tick.caught_up:
             self.watermark.raise_to(tick.now_ms - self.watermark.disorder_ms)
-        if tick.level is not None:
-            self.watermark.raise_to(tick.level)
         self.quiet = self.quiet or self.node.topic in tick.quiet
         level = self.watermark.level
         moved = level > before
@@ -178,9 +178,13 @@ class SourceStage:
             assert getter is not None
             if node.missing_time == "append_time":
                 getter = _or_none(getter)
+            if node.tombstones:
+                getter = _or_deleted(getter)
             times = self._convert(values, getter, "cannot read the event time", batch, rows)
             if node.missing_time == "append_time" and None in times:
                 times = _filled(times, part)
+            if node.tombstones and None in values:
+                times = _timed(times, values, part)
             if not all_ms(times):
                 times = self._convert(times, to_ms, "bad event time", batch, rows)
         if node.max_ahead_ms is not None and part.append_timestamp_ms is not None:
@@ -246,6 +250,34 @@ def _or_none(getter: Callable[[object], object]) -> Callable[[object], object]:
             return None
 
     return read
+
+
+class _TableDecoder:
+    """Decodes the values of a table, where a record without a value says that its key is gone."""
+
+    def __init__(self, decode: Callable[[object], object]) -> None:
+        self._decode = decode
+
+    def __call__(self, value: object) -> object:
+        if value is None:
+            return None
+        decoded = self._decode(value)
+        if decoded is None:
+            raise ValueError("null is no value: a record without a value deletes its key")
+        return decoded
+
+
+def _or_deleted(getter: Callable[[object], object]) -> Callable[[object], object]:
+    """The getter, giving None for a tombstone."""
+    return lambda value: None if value is None else getter(value)
+
+
+def _timed(times: Sequence[object], values: Sequence[object], part: InputBatch) -> list[object]:
+    """The times, with the record's timestamp where there is no value to read one from."""
+    return [
+        own if value is None else time
+        for time, value, own in zip(times, values, part.timestamps_ms, strict=True)
+    ]
 
 
 def _filled(times: Sequence[object], part: InputBatch) -> list[object]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
-from millstream import UsageError, parse_duration_ms
+from millstream import UsageError, check_topic_name, parse_duration_ms
 
-from .fields import Field, describe
+from .fields import Field, describe, require_field, require_readable
 from .nodes import MissingTime, SourceClock, SourceNode
+from .plan import PlanBuilder
+from .serde import value_decoder
 from .windows import duration_text
 
 
@@ -21,19 +23,26 @@ class SourceOptions(TypedDict, total=False):
     clock: SourceClock
 
 
-def source_node(
-    node_id: int,
-    topic: str,
-    value_type: Any,
-    time: Field,
-    disorder_ms: int,
-    options: SourceOptions,
-) -> SourceNode:
+class Reading(NamedTuple):
+    """What of a topic's records is read, and how."""
+
+    topic: str
+    type: Any
+    time: Field
+    disorder: str | int | timedelta
+    tombstones: bool = False
+
+
+def source_node(builder: PlanBuilder, reading: Reading, options: SourceOptions) -> SourceNode:
     """The node of a source.
 
     Raises:
-        UsageError: An unknown option, or a value it does not have.
+        UsageError: Not a topic name, or one that is read already; the type cannot be decoded, or
+            it lacks the field; an unknown option, or a value it does not have.
     """
+    topic, value_type, time, disorder, tombstones = reading
+    _check(builder, reading)
+    disorder_ms = parse_duration_ms(disorder)
     unknown = set(options) - set(SourceOptions.__annotations__)
     if unknown:
         known = sorted(SourceOptions.__annotations__)
@@ -56,7 +65,7 @@ def source_node(
     if clock == "wall":
         label += ", by the wall clock"
     return SourceNode(
-        id=node_id,
+        id=builder.next_id,
         label=label,
         topic=topic,
         type=value_type,
@@ -66,7 +75,20 @@ def source_node(
         max_ahead_ms=max_ahead_ms,
         idle_ms=idle_ms,
         clock=clock,
+        tombstones=tombstones,
     )
+
+
+def _check(builder: PlanBuilder, reading: Reading) -> None:
+    topic, time = reading.topic, reading.time
+    check_topic_name(topic)
+    if topic in builder.plan().input_topics():
+        raise UsageError(f"{builder.name!r} reads {topic!r} already: use that stream again")
+    value_decoder(reading.type)
+    if time is not None:
+        require_readable(time, f"source {topic}: time")
+    if isinstance(time, str):
+        require_field(reading.type, time, f"source {topic}")
 
 
 def _ms(duration: str | int | timedelta | None) -> int | None:

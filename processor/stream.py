@@ -10,38 +10,29 @@ repeated after a crash.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from functools import partial
 from typing import Any, Generic, Literal, Self, TypeVar, overload
 
-from millstream import UsageError, check_topic_name, parse_duration_ms
+from millstream import UsageError, parse_duration_ms
 
 from .agg import Aggregate
-from .fields import Field, label, require_field, require_function, require_readable
+from .fields import Field, label, require_field, require_readable
 from .nodes import (
     LATE,
     AggregatingNode,
-    BranchNode,
-    DeadLettersNode,
     FilterNode,
-    FlatMapNode,
     KeyByNode,
-    MapBatchNode,
-    MapNode,
-    MergeNode,
-    Node,
     OnError,
     PeekNode,
-    PortNode,
-    SinkNode,
 )
 from .plan import PlanBuilder
 from .process import Context, Timer
 from .process_declaration import process_node
 from .row_types import element_type, returned_type
+from .rows import DeadLetters, Rows
 from .serde import Key
+from .tables import TableMethods
 from .window_declaration import Windowing, Windows, aggregating_node, emitting, windowing
 from .windows import Windowed
 
@@ -53,17 +44,10 @@ R = TypeVar("R")
 S = TypeVar("S")
 
 
-class Stream(Generic[T]):
+class Stream(Rows[T]):
     """Rows of type T, each with an event time."""
 
-    __slots__ = ("_builder", "_node")
-
-    def __init__(self, builder: PlanBuilder, node: int) -> None:
-        self._builder = builder
-        self._node = node
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._builder.nodes[self._node].label}>"
+    __slots__ = ()
 
     def map(
         self, function: Callable[[T], U], *, name: str | None = None, on_error: OnError = "stop"
@@ -87,39 +71,6 @@ class Stream(Generic[T]):
         on its own value alone.
         """
         return Stream(self._builder, self._add_map_batch(function, name))
-
-    def peek(self, function: Callable[[T], object], *, name: str | None = None) -> Self:
-        """Show every value to `function`, for logging or counting. A crash shows some again."""
-        require_function(function, "peek()")
-        node = PeekNode(
-            id=self._builder.next_id,
-            parent=self._node,
-            label=name or label("peek", function),
-            function=function,
-        )
-        return self._same(self._builder.add(node, self._type))
-
-    def print(self, prefix: str = "") -> Self:
-        """Print every value to standard output while the pipeline runs, for looking at it."""
-        return self.peek(partial(_print, prefix), name=f"print {prefix}".strip())
-
-    def filter(
-        self,
-        predicate: Callable[[T], object],
-        *,
-        name: str | None = None,
-        on_error: OnError = "stop",
-    ) -> Self:
-        """The rows for which `predicate` is true. The others still move event time."""
-        require_function(predicate, "filter()")
-        node = FilterNode(
-            id=self._builder.next_id,
-            parent=self._node,
-            label=name or label("filter", predicate),
-            predicate=predicate,
-            on_error=_on_error(on_error),
-        )
-        return self._same(self._builder.add(node, self._type))
 
     def flat_map(
         self,
@@ -175,122 +126,6 @@ class Stream(Generic[T]):
         )
         return KeyedStream(self._builder, self._builder.add(node, self._type))
 
-    def to(self, topic: str) -> Self:
-        """Write the rows to `topic`, which is created with one partition when it is missing.
-
-        The value is JSON (bytes as they are, None as a tombstone), the timestamp the event time
-        and the key the grouping key, or the input record's key when the stream is not keyed.
-        """
-        check_topic_name(topic)
-        node = SinkNode(
-            id=self._builder.next_id, parent=self._node, label=f"to {topic}", topic=topic
-        )
-        self._builder.add(node)
-        return self
-
-    @property
-    def _type(self) -> object:
-        """The type of the rows, or None where it is not known."""
-        return self._builder.type_of(self._node)
-
-    def _same(self, node: int) -> Self:
-        """A stream of the same kind at another node."""
-        return type(self)(self._builder, node)
-
-    def _add_map(self, function: Callable[[Any], object], name: str | None, on_error: str) -> int:
-        require_function(function, "map()")
-        node = MapNode(
-            id=self._builder.next_id,
-            parent=self._node,
-            label=name or label("map", function),
-            function=function,
-            on_error=_on_error(on_error),
-        )
-        return self._builder.add(node, returned_type(function))
-
-    def _add_map_batch(self, function: Callable[[Any], Sequence[object]], name: str | None) -> int:
-        require_function(function, "map_batch()")
-        node = MapBatchNode(
-            id=self._builder.next_id,
-            parent=self._node,
-            label=name or label("map_batch", function),
-            function=function,
-        )
-        return self._builder.add(node, element_type(returned_type(function)))
-
-    def _add_flat_map(
-        self, function: Callable[[Any], object], name: str | None, on_error: str
-    ) -> int:
-        require_function(function, "flat_map()")
-        node = FlatMapNode(
-            id=self._builder.next_id,
-            parent=self._node,
-            label=name or label("flat_map", function),
-            function=function,
-            on_error=_on_error(on_error),
-        )
-        return self._builder.add(node, element_type(returned_type(function)))
-
-    def _add_branch(self, predicates: Mapping[str, Callable[[Any], object]]) -> BranchNode:
-        if not predicates or "rest" in predicates:
-            raise UsageError(
-                'branch() takes named predicates, such as branch(big=...); "rest" names what none'
-                " of them takes"
-            )
-        for port, predicate in predicates.items():
-            require_function(predicate, f"branch() {port}")
-        node = BranchNode(
-            id=self._builder.next_id,
-            parent=self._node,
-            label=f"branch {', '.join(predicates)}",
-            predicates=tuple(predicates.values()),
-            ports=(*predicates, "rest"),
-        )
-        self._builder.add(node, self._type)
-        return node
-
-    def _port(self, node: Node, port: str) -> int:
-        """The node of another output of `node`, made once."""
-        for known in self._builder.nodes:
-            if isinstance(known, PortNode) and (known.parent, known.port) == (node.id, port):
-                return known.id
-        named = PortNode(id=self._builder.next_id, parent=node.id, label=f"{port} rows", port=port)
-        return self._builder.add(named, self._type)
-
-    def _add_merge(self, others: Sequence[Stream[Any]], *, keyed: bool) -> int:
-        if not others:
-            raise UsageError("merge() takes at least one other stream")
-        for other in others:
-            self._require_same_pipeline(other, "merge()")
-        node = MergeNode(
-            id=self._builder.next_id,
-            parents=(self._node, *(other._node for other in others)),
-            label="merge",
-            keyed=keyed,
-        )
-        types = {self._type, *(other._type for other in others)}
-        return self._builder.add(node, self._type if len(types) == 1 else None)
-
-    def _require_same_pipeline(self, other: object, what: str) -> None:
-        """Refuse what is no stream, or one of another pipeline."""
-        if not isinstance(other, Stream):
-            raise UsageError(f"{what} takes a stream, not {other!r}")
-        if other._builder is not self._builder:
-            raise UsageError(
-                f"{what}: {other!r} belongs to pipeline {other._builder.name!r},"
-                f" not to {self._builder.name!r}"
-            )
-
-
-def _print(prefix: str, value: object) -> None:
-    sys.stdout.write(f"{prefix} {value!r}\n" if prefix else f"{value!r}\n")
-
-
-def _on_error(mode: str) -> OnError:
-    if mode not in {"stop", "dead_letter"}:
-        raise UsageError(f"on_error={mode!r}: use 'stop' or 'dead_letter'")
-    return "stop" if mode == "stop" else "dead_letter"
-
 
 class SourceStream(Stream[T]):
     """The rows of a source."""
@@ -300,35 +135,16 @@ class SourceStream(Stream[T]):
     @property
     def dead_letters(self) -> DeadLetters:
         """The records that cannot be decoded, timed or keyed. Without a sink they are errors."""
-        node = self._builder.nodes[self._node]
-        while node.inputs:
-            node = self._builder.nodes[node.inputs[0]]
-        return DeadLetters(self._builder, node.id)
+        return DeadLetters(self._builder, self._source)
 
 
-class DeadLetters:
-    """The bad records of a source, unchanged, with a header `error` that says why."""
-
-    __slots__ = ("_builder", "_source")
-
-    def __init__(self, builder: PlanBuilder, source: int) -> None:
-        self._builder = builder
-        self._source = source
-
-    def to(self, topic: str) -> None:
-        """Write them to `topic` instead of stopping at the first."""
-        check_topic_name(topic)
-        builder = self._builder
-        port = builder.add(
-            DeadLettersNode(id=builder.next_id, parent=self._source, label="dead letters")
-        )
-        builder.add(SinkNode(id=builder.next_id, parent=port, label=f"to {topic}", topic=topic))
-
-
-class KeyedStream(Stream[T], Generic[K, T]):
+class KeyedStream(TableMethods[K, T], Stream[T]):
     """Rows of type T grouped by a key of type K."""
 
     __slots__ = ()
+
+    def _keyed(self, node: int) -> KeyedStream[K, Any]:
+        return KeyedStream(self._builder, node)
 
     def map(
         self, function: Callable[[T], U], *, name: str | None = None, on_error: OnError = "stop"

@@ -47,13 +47,17 @@ from .operators import (
     MergeOperator,
     Operator,
     PeekOperator,
+    RecordKeyOperator,
 )
 from .outputs import Outputs, dead_letters, encode_rows
 from .plan import Plan
 from .process_operator import ProcessOperator
+from .regrouping import RegroupOperator
+from .running import RunningOperator
 from .session_windowing import SessionOperator
 from .source import Faults, Rejects, RoutedFaults, SourceStage
 from .stateful import MAIN, StatefulOperator, Step
+from .table_nodes import RecordKeyNode, RegroupNode, RunningNode
 from .ticks import Tick
 from .updating import window_operator
 from .watermark import BEFORE_TIME, Progress, Watermark, least
@@ -70,12 +74,15 @@ _STATELESS: Final[Mapping[type[Node], Callable[[Any, Topology], Operator]]] = {
     KeyByNode: lambda node, topology: KeyByOperator(node, topology.rejects(node)),
     BranchNode: lambda node, _: BranchOperator(node),
     MergeNode: lambda node, _: MergeOperator(node, keyed=node.keyed),
+    RecordKeyNode: lambda node, topology: RecordKeyOperator(node, topology.rejects(node)),
 }
 _STATEFUL: Final[Mapping[type[Node], Callable[[Any, int], StatefulOperator]]] = {
     WindowNode: window_operator,
     SessionNode: SessionOperator,
     CountNode: CountOperator,
     ProcessNode: ProcessOperator,
+    RunningNode: RunningOperator,
+    RegroupNode: RegroupOperator,
 }
 
 
@@ -205,10 +212,6 @@ class Topology:
         """W of the whole pipeline: the least of its sources."""
         return min(source.watermark.level for source in self.sources.values())
 
-    def waits(self) -> bool:
-        """Whether something waits for event time."""
-        return any(operator.required_level is not None for operator in self.stateful.values())
-
     def waits_until(self, now_ms: int) -> bool:
         """Whether something waits for the wall clock that is due at `now_ms`."""
         for node_id, operator in self.stateful.items():
@@ -245,14 +248,11 @@ class Topology:
         self._step(chunks, reached, batch)
 
     def tick(self, tick: Tick) -> None:
-        """Let what a tick says have its effect, between two steps. The clock never goes back.
+        """Let the wall clock have its effect, between two steps. It never goes back here.
 
         Raises:
             RecordError: A user function raised.
         """
-        if tick.flush:
-            self.flush()
-            return
         self.now_ms = max(self.now_ms, tick.now_ms)
         tick = msgspec.structs.replace(tick, now_ms=self.now_ms)
         reached = {node_id: Reached(*source.tick(tick)) for node_id, source in self.sources.items()}

@@ -55,7 +55,7 @@ class UpdatingWindowOperator(WindowOperator):
         self._hold_ms = self._first_ms + self._corrections_ms
         self._dirty: dict[tuple[int, object], None] = {}
         """(end, key) with rows that have not been said, where W says when that is."""
-        self._row_aggregates = RowAggregates(node.name, self._aggregates)
+        self._row_aggregates = RowAggregates(f"window {node.name}", self._aggregates)
         self._out = Results()
 
     def _kept(self) -> Aggregates:

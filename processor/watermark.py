@@ -23,6 +23,10 @@ IDLE: Final = 1 << 80
 """What an idle source contributes to the W of an operator it shares: it holds nothing back."""
 
 
+_NEVER: Final = 1 << 62
+"""After every row."""
+
+
 class Progress(NamedTuple):
     """How W moved while one micro-batch was read: a step function over its row numbers.
 
@@ -39,6 +43,22 @@ class Progress(NamedTuple):
     def end(self) -> int:
         """W after the last row."""
         return self.levels[-1] if self.levels else self.start
+
+    def before(self, rows: Iterable[int]) -> list[int]:
+        """W before each of `rows`, whose numbers never fall: what a row is judged against.
+
+        >>> Progress(5, [0, 2], [10, 20]).before([0, 1, 2, 2, 3])
+        [5, 10, 10, 10, 20]
+        """
+        level, moves = self.start, zip(self.rows, self.levels, strict=True)
+        moved, reached = next(moves, (_NEVER, level))
+        levels: list[int] = []
+        for row in rows:
+            while moved < row:
+                level = reached
+                moved, reached = next(moves, (_NEVER, level))
+            levels.append(level)
+        return levels
 
 
 def least(contributions: Sequence[Progress], floor: int) -> Progress:

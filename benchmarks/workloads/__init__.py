@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from benchmarks.harness import Workload
-from benchmarks.workloads import bulk, durable, following, opening, pipeline, reading, single
+from benchmarks.workloads import (
+    bulk,
+    counting,
+    durable,
+    following,
+    mapping,
+    opening,
+    pipeline,
+    reading,
+    single,
+)
 
 WORKLOADS: tuple[Workload, ...] = (
     single.WORKLOAD,
@@ -14,5 +24,7 @@ WORKLOADS: tuple[Workload, ...] = (
     durable.THREADS,
     opening.WORKLOAD,
     following.WORKLOAD,
+    mapping.WORKLOAD,
     pipeline.WORKLOAD,
+    counting.WORKLOAD,
 )

@@ -96,7 +96,7 @@ def pipeline(context: Context) -> Sample:
         events.key_by("user").window(tumbling("1m")).agg(n=agg.count(), total=agg.sum("amount"))
     )
     totals.to("totals")
-    _copy(Path(context.prepared, "store"), Path(context.directory, "store"))
+    copy_events(context)
     with millstream.open(Path(context.directory, "store")) as store:
         with Stopwatch() as watch:
             job.run(store, until="end")
@@ -111,11 +111,11 @@ def pipeline(context: Context) -> Sample:
     return {**sample, "windows": float(windows), "counted": float(counted)}
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy_events(context: Context) -> None:
     """A fresh store with the same events, because files of a store know which they are."""
     with (
-        millstream.open(source, read_only=True) as before,
-        millstream.open(target, durability="os") as after,
+        millstream.open(Path(context.prepared, "store"), read_only=True) as before,
+        millstream.open(Path(context.directory, "store"), durability="os") as after,
     ):
         after.create_topic("events")
         for batch in before.read("events").batches():

@@ -13,11 +13,14 @@ import msgspec
 import millstream
 from millstream.processor import (
     Aggregate,
+    Aggregated,
     Expression,
     KeyedStream,
     Pipeline,
     SourceStream,
+    SourceTable,
     Stream,
+    Table,
     agg,
     col,
     lit,
@@ -126,3 +129,27 @@ def expressions_stand_where_functions_do() -> None:
     )
     col(5)  # type: ignore[arg-type]
     col("amount").cast("decimal")  # type: ignore[arg-type]
+
+
+def tables_know_their_keys_and_values() -> None:
+    pipeline = Pipeline("tables")
+    keyed = pipeline.source("orders", type=Order).key_by(lambda order: order.user)
+    assert_type(keyed.count(ttl="1h"), Table[str, int])
+    assert_type(keyed.reduce(lambda left, right: right), Table[str, Order])
+    assert_type(keyed.fold(lambda: 0.0, lambda total, row: total + row.amount), Table[str, float])
+    assert_type(keyed.count().updates(), KeyedStream[str, int])
+    assert_type(keyed.count().updates(deletions=True), KeyedStream[str, int | None])
+    assert_type(keyed.count().map(str).filter(lambda text: len(text) > 1), Table[str, str])
+    named = keyed.agg(n=agg.count(), last=agg.last("note"))
+    named.updates().map(lambda row: row.key.upper())
+    named.updates().map(lambda row: row.key.price)  # type: ignore[attr-defined]
+    assert_type(pipeline.table("prices", type=float), SourceTable[str, float])
+    assert_type(pipeline.table("stock", type=Order, key_type=int), SourceTable[int, Order])
+    assert_type(
+        pipeline.table("users", type=Order).group_by(len_of).agg(n=agg.count()),
+        Table[int, Aggregated[int, int]],
+    )
+
+
+def len_of(order: Order) -> int:
+    return len(order.user)

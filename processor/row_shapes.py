@@ -1,0 +1,65 @@
+"""The rows that operators make of others: named aggregates of a key, and pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+K = TypeVar("K")
+R = TypeVar("R")
+LeftT = TypeVar("LeftT")
+RightT = TypeVar("RightT")
+
+
+class Aggregated(msgspec.Struct, Generic[K, R], frozen=True, gc=False):
+    """The aggregates of one key, as they flow on and as they are written to a topic.
+
+    They are read by name, `row["total"]`. As JSON it is `{"key": ..., <aggregates>}`.
+    """
+
+    key: K
+
+    def __getitem__(self, name: str) -> R:
+        """The aggregate called `name`; KeyError if there is none."""
+        if name not in self.__struct_fields__[1:]:
+            raise KeyError(name)
+        value: R = getattr(self, name)
+        return value
+
+
+class Joined(msgspec.Struct, Generic[LeftT, RightT], frozen=True):
+    """Two rows that belong together. As JSON it is `{"left": ..., "right": ...}`.
+
+    A side without a match is None, where the join keeps such rows.
+
+    >>> left, right = Joined({"n": 1}, None)
+    >>> left, right
+    ({'n': 1}, None)
+    """
+
+    left: LeftT
+    right: RightT
+
+    def __iter__(self) -> Iterator[LeftT | RightT]:
+        """Left, then right: a pair can be taken apart like a tuple."""
+        return iter((self.left, self.right))
+
+
+@cache
+def aggregated_type(names: tuple[str, ...]) -> type[Aggregated[Any, Any]]:
+    """A Struct with the key and one field per aggregate; the same one for the same names."""
+    return msgspec.defstruct(  # type: ignore[return-value]  # its base says what it is
+        "Aggregated",
+        [(name, object) for name in names],
+        bases=(Aggregated,),
+        frozen=True,
+        gc=False,
+    )
+
+
+def joined_type(left: object, right: object) -> object:
+    """The type of pairs of rows of two types, None standing for an unknown one."""
+    return Joined[Any if left is None else left, Any if right is None else right]  # type: ignore[misc]  # at run time
