@@ -154,6 +154,8 @@ def info(name: str) -> None:
         "created": topic.created_ms,
         "retention_ms": topic.config.retention_ms,
         "retention_bytes": topic.config.retention_bytes,
+        "retention_groups": ",".join(topic.config.retention_groups) or None,
+        "retention_limit_bytes": topic.config.retention_limit_bytes,
         "compact": topic.config.compact,
         "tombstone_retention_ms": topic.config.tombstone_retention_ms,
         "compression": topic.config.compression,

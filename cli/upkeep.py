@@ -1,14 +1,15 @@
-"""`millstream compact`: what the background does by itself, done now or only shown."""
+"""`millstream compact` and `retention`: what the background does, done now or only shown."""
 
 from __future__ import annotations
 
 import click
 
-from millstream import CompactionResult
+from millstream import CompactionResult, RetentionReport
 
 from .command import Command, examples
 from .complete import complete_topic
-from .output import Row, print_rows
+from .format_string import rfc3339
+from .output import Mode, Row, print_document, print_rows
 from .partitions import parse_partitions, require_partitions
 from .settings import settings
 
@@ -60,3 +61,53 @@ def compact(topic: str, partition_list: str | None, dry_run: bool) -> None:
 
 def _row(result: CompactionResult) -> Row:
     return {column: getattr(result, column) for column in _COMPACT_COLUMNS}
+
+
+_REMOVED_COLUMNS = ("topic", "partition", "base_offset", "end_offset", "bytes", "newest")
+_BLOCKER_COLUMNS = ("topic", "partition", "group", "offset", "held_bytes")
+
+
+@click.command(
+    cls=Command,
+    short_help="Remove what topics no longer keep; show who holds back what.",
+    epilog=examples(
+        "millstream retention --dry-run",
+        "millstream retention orders",
+    ),
+)
+@click.argument("topic", required=False, shell_complete=complete_topic)
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
+def retention(topic: str | None, dry_run: bool) -> None:
+    """Remove the segments of TOPIC, or of all topics, which their configuration no longer keeps.
+
+    Then lists the groups that hold back others: what they have not done begins at OFFSET.
+    """
+    current = settings()
+    with current.open(read_only=dry_run) as store:
+        report = store.apply_retention(topic, dry_run=dry_run)
+    _print_report(report, current.mode)
+    if dry_run:
+        current.say("nothing was removed: this is what would be")
+
+
+def _print_report(report: RetentionReport, mode: Mode) -> None:
+    removed: list[Row] = [
+        {
+            "topic": place.topic,
+            "partition": place.partition,
+            "base_offset": segment.base_offset,
+            "end_offset": segment.end_offset,
+            "bytes": segment.size_bytes,
+            "newest": rfc3339(segment.max_timestamp_ms)
+            if mode == "table"
+            else segment.max_timestamp_ms,
+        }
+        for place, segment in report.removed
+    ]
+    blockers: list[Row] = [blocker._asdict() for blocker in report.blockers]
+    if mode in {"json", "jsonl"}:
+        print_document({"removed": removed, "blockers": blockers}, mode)
+        return
+    print_rows("removed", removed, _REMOVED_COLUMNS, mode)
+    if blockers:
+        print_rows("blockers", blockers, _BLOCKER_COLUMNS, mode)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
@@ -131,6 +131,15 @@ class TopicConfig:
     """Remove the oldest sealed segments of a partition while at least this much stays. None: keep
     everything."""
 
+    retention_groups: tuple[str, ...] = ()
+    """Remove nothing these groups have not read (or, as queues, done). Without `retention_ms` and
+    `retention_bytes` a sealed segment goes when all of them have; with one of these, when that
+    wants it to go as well. A group that never committed has read nothing."""
+
+    retention_limit_bytes: int | None = None
+    """With `retention_groups`: above this size of a partition the oldest sealed segments go, read
+    or not. None: groups may hold back anything."""
+
     compact: bool = False
     """Keep the last record of each key: a background task removes from sealed segments what later
     records have replaced. Every record needs a key. Together with a retention both apply."""
@@ -154,6 +163,13 @@ class TopicConfig:
     def __post_init__(self) -> None:
         _check_count("retention_ms", self.retention_ms, optional=True)
         _check_count("retention_bytes", self.retention_bytes, optional=True)
+        _check_count("retention_limit_bytes", self.retention_limit_bytes, optional=True)
+        # The stored form, JSON, knows lists only.
+        object.__setattr__(self, "retention_groups", _group_names(self.retention_groups))
+        if self.retention_limit_bytes is not None and not self.retention_groups:
+            raise UsageError(
+                "retention_limit_bytes bounds what retention_groups hold back: name some"
+            )
         if not isinstance(self.compact, bool):
             raise UsageError(f"compact is {self.compact!r}; give True or False")
         _check_count("tombstone_retention_ms", self.tombstone_retention_ms, minimum=0)
@@ -167,6 +183,15 @@ class TopicConfig:
                 f"give {SEGMENT_BYTES_MIN} (4 KiB) to {SEGMENT_BYTES_MAX} (2 GiB)"
             )
         _check_count("segment_ms", self.segment_ms)
+
+    @property
+    def removes_segments(self) -> bool:
+        """Whether some retention is configured."""
+        return (
+            self.retention_ms is not None
+            or self.retention_bytes is not None
+            or bool(self.retention_groups)
+        )
 
     @classmethod
     def from_options(cls, **options: object) -> TopicConfig:
@@ -268,6 +293,18 @@ def _size(value: object) -> object:
     return None if value is None else parse_size_bytes(value)  # type: ignore[arg-type]  # as above
 
 
+def _names(value: object) -> object:
+    if value is None:
+        return ()
+    return value.split(",") if isinstance(value, str) else value
+
+
+def _group_names(value: object) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise UsageError(f"retention_groups is {value!r}; give a list of group names")
+    return tuple(dict.fromkeys(check_group_name(name) for name in value))
+
+
 def _flag(value: object) -> object:
     words = {"true": True, "yes": True, "false": False, "no": False}
     return words.get(value, value) if isinstance(value, str) else value
@@ -281,6 +318,8 @@ _OPTIONS: Final[Mapping[str, tuple[str, Callable[[object], object]]]] = {
     "retention": ("retention_ms", _duration),
     "retention_ms": ("retention_ms", _duration),
     "retention_bytes": ("retention_bytes", _size),
+    "retention_groups": ("retention_groups", _names),
+    "retention_limit_bytes": ("retention_limit_bytes", _size),
     "compact": ("compact", _flag),
     "tombstone_retention": ("tombstone_retention_ms", _duration),
     "tombstone_retention_ms": ("tombstone_retention_ms", _duration),

@@ -58,6 +58,11 @@ class DatabaseUse:
 CATALOG: Final = DatabaseUse("the catalog", "there is no store here", ours=True)
 
 
+def sqlite_version() -> str:
+    """Of the library in use."""
+    return apsw.sqlite_lib_version()
+
+
 class Database:
     """An open SQLite database; see the module docstring.
 

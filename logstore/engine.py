@@ -35,18 +35,28 @@ from .errors import (
 from .format import CONTROL, HAS_KEYS, NULL_KEYS
 from .liveness import Liveness
 from .log import Log
-from .retention import SegmentInfo, expired
+from .retention_schedule import RetentionSchedule
 from .storage import Storage
 from .tail import TOPICS_VERSION_WORD, Slot, Tail
 from .transaction_states import TransactionStates
 
 INTERVAL_SECONDS: Final = 0.1
 """Durability `interval`: a machine that dies loses at most about this much."""
-RETENTION_INTERVAL_SECONDS: Final = 5.0
 OPEN_LOCK: Final = "open.lock"
 """Held shared by every process that has the store open for writing."""
 
 _logger = logging.getLogger("millstream")
+
+
+def in_use(storage: Storage) -> bool:
+    """Whether a process has the store open for writing, at this moment."""
+    if not storage.exists(OPEN_LOCK):
+        return False
+    lock = storage.lock(OPEN_LOCK)
+    try:
+        return not lock.try_acquire()
+    finally:
+        lock.close()
 
 
 class Engine:
@@ -98,6 +108,7 @@ class Engine:
             self.compactions = CompactionSchedule(
                 self.components, self.transactions, self.background, self.roll
             )
+            self.retention = RetentionSchedule(self.components, self.background, self.roll)
             self.append_lock.on_interrupted = self._recover_slot
             if not read_only:
                 self._join()
@@ -331,8 +342,8 @@ class Engine:
                 self._sync_later(log, 0)
             if mode == "sync" and log.zeros_run_low:
                 self.background.submit((log, "zero"), log.zero_fill)
-            if log.config.retention_ms is not None or log.config.retention_bytes is not None:
-                self._retain_later(log)
+            if log.config.removes_segments:
+                self.retention.appended(log)
             if log.config.compact:
                 self.compactions.appended(log)
 
@@ -356,53 +367,12 @@ class Engine:
         """Block until something became visible since `seen`, or the timeout; the new stamp."""
         return self.tail.wait(seen, timeout)
 
-    # --- retention -----------------------------------------------------------------------------
-
     def roll(self, log: Log) -> None:
         """Seal the active segment of a partition and start a new one."""
         with self.append_lock:
             log.prepare_locked()
             with self.changing_locked(log):
                 log.roll_locked()
-
-    def _retain_later(self, log: Log) -> None:
-        def retain() -> None:
-            self.retain(log)
-
-        self.background.submit(
-            (log, "retention"),
-            retain,
-            delay_seconds=RETENTION_INTERVAL_SECONDS,
-        )
-
-    def retain(self, log: Log, *, dry_run: bool = False) -> list[SegmentInfo]:
-        """Remove the segments of a partition that its configuration no longer keeps."""
-        config = log.config
-        now_ms = self.clock.now_ms()
-        with nullcontext() if self.read_only else self.append_lock:
-            segments = [] if log.gone else log.files.infos()
-            if not segments:
-                return []
-            active = segments[-1]
-            idle = config.retention_ms is not None and (
-                now_ms - active.max_timestamp_ms > config.retention_ms
-            )
-            if idle and active.end_offset > active.base_offset:
-                # Retention works on sealed segments; a quiet topic must not keep its last one.
-                if not dry_run:
-                    with self.changing_locked(log):
-                        log.roll_locked()
-                segments[-1] = active._replace(sealed=True)
-            count = expired(
-                segments,
-                now_ms=now_ms,
-                retention_ms=config.retention_ms,
-                retention_bytes=config.retention_bytes,
-            )
-            if count and not dry_run:
-                with self.changing_locked(log):
-                    log.trim_locked(segments[count - 1].end_offset)
-        return segments[:count]
 
     # --- closing -------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""One partition: append under the store-wide lock, roll, sync in groups, find, trim.
+"""One partition: append under the store-wide lock, roll, sync in groups, find.
 
 The log end, the durable end and the link to the next batch live in the partition's slot of the
 tail words, so that every process continues where the last one stopped. What is on disk after a
@@ -10,7 +10,6 @@ Methods named `*_locked` are called with the append lock held.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 from collections.abc import Iterable
@@ -34,7 +33,6 @@ from .recovery import examine, repair, rewrite_unsynced
 from .segment import (
     TEMPORARY_SUFFIX,
     create_segment,
-    index_path,
     read_segment_header,
     segment_path,
 )
@@ -553,32 +551,7 @@ class Log:
         """One past the last acknowledged record."""
         return self.slot[Slot.VISIBLE_OFFSET]
 
-    # --- retention -----------------------------------------------------------------------------
-
-    def trim_locked(self, before: int) -> list[int]:
-        """Forget the records below `before`; remove segments wholly below it, return their bases.
-
-        The new start is in the catalog before a file goes, so an interrupted trim is finished by
-        the next recovery and never looks like a lost segment.
-        """
-        slot = self.slot
-        before = min(before, slot[Slot.VISIBLE_OFFSET])
-        if before <= slot[Slot.START_OFFSET]:
-            return []
-        self._c.catalog.set_start_offset(self.topic_id, self.partition, before)
-        slot[Slot.START_OFFSET] = before
-        bases = self.files.bases()
-        gone = [base for base, following in itertools.pairwise(bases) if following <= before]
-        try:
-            for base in gone:
-                self._c.storage.remove(index_path(self.directory, base))
-                self._c.storage.remove(segment_path(self.directory, base))
-                self.files.indexes.forget(base)
-        finally:
-            slot[Slot.SEGMENTS_VERSION] = self._c.tail.stamp()
-        if gone:
-            self._c.storage.sync_directory(self.directory)
-        return gone
+    # --- closing -------------------------------------------------------------------------------
 
     def stop_syncing(self) -> None:
         """Let a sync under way end and begin no other; before `close`."""

@@ -1,13 +1,17 @@
-"""Upkeep that is asked for: compact a topic now, wherever the background stands."""
+"""Upkeep that is asked for: trim, retention and compaction, now or only to be shown."""
 
 from __future__ import annotations
 
-from . import topics
+from collections.abc import Mapping
+
+from . import topics, trimming
 from .compactor import CompactionResult, Compactor
 from .engine import Engine
 from .errors import UsageError
 from .format import SEGMENT_HEADER_BYTES
 from .log import Log
+from .record import TopicPartition
+from .retention_schedule import RetentionReport
 from .tail import Slot
 
 
@@ -37,3 +41,38 @@ def _seal(engine: Engine, log: Log) -> None:
     if log.slot[Slot.END_POSITION] > SEGMENT_HEADER_BYTES:
         engine.roll(log)
     log.wait_durable(log.slot[Slot.ACTIVE_BASE])
+
+
+def trim(
+    engine: Engine, topic: str, before: Mapping[int, int], *, dry_run: bool
+) -> RetentionReport:
+    """Raise the start offset of partitions; see `Store.trim`."""
+    if not dry_run:
+        engine.ensure_writable()
+    report = RetentionReport([], [])
+    for number, offset in before.items():
+        log = engine.log(topic, number)
+        place = TopicPartition(topic, number)
+        end = min(offset, log.visible_offset)
+        segments = log.files.infos()
+        gone = [each for each in segments if each.sealed and each.end_offset <= end]
+        report.removed.extend((place, each) for each in gone)
+        report.blockers.extend(engine.retention.passed(log, segments, end))
+        if not dry_run:
+            trimming.trim(engine.components, log, offset)
+    return report
+
+
+def retain_all(engine: Engine, topic: str | None, *, dry_run: bool) -> RetentionReport:
+    """Apply retention to one topic or to every one that has any."""
+    if not dry_run:
+        engine.ensure_writable()
+    report = RetentionReport([], [])
+    for info in engine.topics() if topic is None else [engine.topic(topic)]:
+        if not info.config.removes_segments:
+            continue
+        for place in topics.partitions(engine, info.name, None):
+            found = engine.retention.retain(engine.log(*place), dry_run=dry_run)
+            report.removed.extend(found.removed)
+            report.blockers.extend(found.blockers)
+    return report

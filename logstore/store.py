@@ -32,6 +32,7 @@ from .queues import QueueInfo, Redriven
 from .reader import LogReader
 from .record import AppendMetadata, Headers, RecordMetadata, TopicPartition
 from .retention import SegmentInfo
+from .retention_schedule import RetentionReport
 from .scan import Scan
 from .storage import PosixStorage, Storage
 from .topics import OffsetRange
@@ -447,9 +448,16 @@ class Store:
         """Return when everything appended through this handle is durable, whatever the mode."""
         self._engine.sync()
 
-    def trim(self, topic: str, before: Mapping[int, int]) -> None:
-        """Forget the records of each partition below the given offset; files go when empty."""
-        topics.trim(self._engine, topic, before)
+    def trim(
+        self, topic: str, before: Mapping[int, int], *, dry_run: bool = False
+    ) -> RetentionReport:
+        """Forget the records of each partition below the given offset; files go when empty.
+
+        The report names the segments that go, and those of the topic's `retention_groups` which
+        have not read everything below: a trim does not wait for them. With `dry_run` nothing
+        happens, and the store may be read-only.
+        """
+        return maintenance.trim(self._engine, topic, before, dry_run=dry_run)
 
     def roll(self, topic: str, partition: int) -> None:
         """Seal the active segment and start a new one."""
@@ -459,9 +467,23 @@ class Store:
         """The segments of a partition, oldest first."""
         return self._engine.log(topic, partition).files.infos()
 
-    def apply_retention(self, *, dry_run: bool = False) -> list[tuple[TopicPartition, SegmentInfo]]:
-        """Remove what the topics' configuration no longer keeps; also done in the background."""
-        return topics.retain_all(self._engine, dry_run=dry_run)
+    def apply_retention(
+        self, topic: str | None = None, *, dry_run: bool = False
+    ) -> RetentionReport:
+        """Remove what the topics' configuration no longer keeps; also done in the background.
+
+        Args:
+            topic: Only this one.
+            dry_run: Only say what would go, and which groups hold back what.
+
+        >>> with open_store() as store:
+        ...     info = store.create_topic("t", retention_groups=["billing"])
+        ...     metadata = store.append("t", b"a")
+        ...     store.roll("t", 0)
+        ...     [(each.group, each.offset) for each in store.apply_retention().blockers]
+        [('billing', 0)]
+        """
+        return maintenance.retain_all(self._engine, topic, dry_run=dry_run)
 
     def compact(
         self, topic: str, partition: int | None = None, *, dry_run: bool = False

@@ -24,7 +24,7 @@ from .catalog_checks import decided_transactions
 from .catalog_rebuild import catalog_problem, rebuild_catalog
 from .clock import Clock, SystemClock
 from .components import partition_directory
-from .engine import OPEN_LOCK
+from .engine import OPEN_LOCK, in_use
 from .errors import DataError, LockedError, UsageError
 from .found_topics import FoundTopic, find_topics
 from .partition_plan import (
@@ -188,18 +188,19 @@ class _StoreRepair:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Nobody else has the store open; with something to do, nobody can open it meanwhile."""
-        if not self._act and not self._storage.exists(OPEN_LOCK):
+        if not self._act:
+            if in_use(self._storage):
+                raise _in_use()
             yield
             return
         lock = self._storage.lock(OPEN_LOCK)
         try:
             if not lock.try_acquire():
-                raise LockedError(
-                    "a process has the store open: close it before repairing", path=OPEN_LOCK
-                )
-            if not self._act:
-                lock.release()  # who opens it while only a plan is made need not wait
+                raise _in_use()
             yield
+            # What they say may not be true any more: the next to open the store starts anew.
+            with contextlib.closing(Tail(self._storage, self._clock)) as tail:
+                tail.set("magic", 0)
         finally:
             lock.close()
 
@@ -328,6 +329,10 @@ class _StoreRepair:
         finally:
             file.close()
         storage.sync_directory(path.rpartition("/")[0])
+
+
+def _in_use() -> LockedError:
+    return LockedError("a process has the store open: close it before repairing", path=OPEN_LOCK)
 
 
 def _in_memory(storage: Storage) -> bool:

@@ -1,4 +1,4 @@
-"""Topics of an open store: create, list, delete, positions to offsets, trim and retention."""
+"""Topics of an open store: create, list, delete, roll, positions to offsets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ from .log import Log
 from .positions import Position, parse_position
 from .reader import LogReader
 from .record import TopicPartition
-from .retention import SegmentInfo
 from .segment import base_offset_of
 from .tail import DELETED, Slot
 
@@ -259,34 +258,7 @@ def _search(engine: Engine, log: Log, first: int, timestamp_ms: int) -> int:
     return log.visible_offset
 
 
-def trim(engine: Engine, topic: str, before: Mapping[int, int]) -> None:
-    """Raise the start offset of partitions; see `Store.trim`."""
-    engine.ensure_writable()
-    for number, offset in before.items():
-        log = engine.log(topic, number)
-        with engine.append_lock, engine.changing_locked(log):
-            log.trim_locked(offset)
-
-
 def roll(engine: Engine, topic: str, partition: int) -> None:
     """Start a new segment."""
     engine.ensure_writable()
-    log = engine.log(topic, partition)
-    with engine.append_lock:
-        log.prepare_locked()
-        with engine.changing_locked(log):
-            log.roll_locked()
-
-
-def retain_all(engine: Engine, *, dry_run: bool) -> list[tuple[TopicPartition, SegmentInfo]]:
-    """Apply retention to every topic that has any; what was, or would be, removed."""
-    if not dry_run:
-        engine.ensure_writable()
-    removed = []
-    for info in engine.topics():
-        if info.config.retention_ms is None and info.config.retention_bytes is None:
-            continue
-        for partition in partitions(engine, info.name, None):
-            log = engine.log(*partition)
-            removed += [(partition, gone) for gone in engine.retain(log, dry_run=dry_run)]
-    return removed
+    engine.roll(engine.log(topic, partition))

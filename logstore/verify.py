@@ -16,7 +16,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 from . import catalog_checks
 from .catalog import LogCheckpoint
 from .config import TopicInfo
-from .engine import Engine
+from .engine import Engine, in_use
 from .errors import (
     CorruptBatchError,
     CorruptSegmentError,
@@ -39,7 +39,7 @@ from .segment_walk import (
     body_problem,
     walk,
 )
-from .storage import CATALOG_NAME, File
+from .storage import CATALOG_NAME, File, Storage
 from .tail import Slot
 from .transaction_states import NUMBER_BITS
 
@@ -160,6 +160,24 @@ def _verify_catalog(engine: Engine, report: VerifyReport, transactions: dict[int
                 f"the log holds transaction {number} of owner {owner_id}, the catalog knows"
                 f" {what}: catalog.db is older than the log"
             )
+
+
+def torn_bytes(storage: Storage, log: Log) -> int:
+    """Size of the torn tail of a log open read-only; 0 if there is none or a writer lives."""
+    path = segment_path(log.directory, log.slot[Slot.ACTIVE_BASE])
+    if not storage.read_only or not storage.exists(path) or in_use(storage):
+        return 0
+    end = log.slot[Slot.END_POSITION]
+    file = storage.open(path, "r")
+    try:
+        size = file.size()
+        for position in range(end, size, PROBE_BYTES):
+            chunk = file.read(PROBE_BYTES, position)
+            if chunk.count(0) != len(chunk):
+                return size - end
+    finally:
+        file.close()
+    return 0
 
 
 class PartitionVerifier:
@@ -285,7 +303,7 @@ class PartitionVerifier:
             if segment.rewrite:
                 self._check_rewrite(segment.rewrite)
             if not sealed:
-                self._check_tail(file, stop)
+                self._check_tail(stop)
             elif len(self._found) == found and self._expected == following:
                 self._check_index(segment, index, position)
         finally:
@@ -439,18 +457,13 @@ class PartitionVerifier:
             message = "the index is whole but not that of these batches"
             self._add("misplaced", message, 0, path=path, offset=segment.base_offset)
 
-    def _check_tail(self, file: File, stop: int) -> None:
+    def _check_tail(self, stop: int) -> None:
         """Behind the end of a store nobody writes to, a crash may have left a torn append."""
-        if not self._engine.read_only or self._log.words_fit():
-            return
-        size = file.size()
-        for position in range(stop, size, PROBE_BYTES):
-            chunk = file.read(PROBE_BYTES, position)
-            if chunk.count(0) != len(chunk):
-                message = "a torn append, never acknowledged: the next writer saves and cuts it"
-                self._add("torn", message, stop, offset=self._expected)
-                self._found[-1] = self._found[-1]._replace(size_bytes=size - stop)
-                return
+        torn = torn_bytes(self._storage, self._log)
+        if torn:
+            message = "a torn append, never acknowledged: the next writer saves and cuts it"
+            self._add("torn", message, stop, offset=self._expected)
+            self._found[-1] = self._found[-1]._replace(size_bytes=torn)
 
     def _finish(self, bases: list[int]) -> None:
         """Tell torn from rotten, and see that the log reaches as far as it should."""

@@ -10,12 +10,15 @@ from .agg import Aggregate
 from .calendar_windows import CalendarWindows, daily
 from .count_windows import CountWindows, counting
 from .expressions import Expression, col, lit, parse_expression, when
+from .fork import fork
 from .pipeline import Pipeline
 from .plan import Plan
 from .process import Context, Timer
+from .replay import Difference, Replay, dry_run
 from .row_shapes import Aggregated, Joined
 from .runtime import Metrics
 from .sessions import SessionWindows, session
+from .state_view import StateInfo, StateItem, list_state, read_state
 from .stream import KeyedStream, SourceStream, Stream, WindowedStream, WindowResults
 from .tables import GroupedTable, SourceTable, Table
 from .testkit import Row, TestOutput
@@ -27,6 +30,7 @@ __all__ = [
     "CalendarWindows",
     "Context",
     "CountWindows",
+    "Difference",
     "Expression",
     "FixedWindows",
     "GroupedTable",
@@ -35,10 +39,13 @@ __all__ = [
     "Metrics",
     "Pipeline",
     "Plan",
+    "Replay",
     "Row",
     "SessionWindows",
     "SourceStream",
     "SourceTable",
+    "StateInfo",
+    "StateItem",
     "Stream",
     "Table",
     "TestOutput",
@@ -50,9 +57,13 @@ __all__ = [
     "col",
     "counting",
     "daily",
+    "dry_run",
+    "fork",
     "hopping",
+    "list_state",
     "lit",
     "parse_expression",
+    "read_state",
     "session",
     "tumbling",
     "when",

@@ -44,7 +44,9 @@ class OperatorState(msgspec.Struct, frozen=True):
     change_count: int
     """State records since that snapshot, itself included."""
     live_count: int
-    """Keys of open windows."""
+    """About how many state records everything alive makes."""
+    end_offset: int | None = None
+    """Where the state topic ended with this epoch."""
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
@@ -63,11 +65,21 @@ class Checkpoint(msgspec.Struct, frozen=True):
     """W where several sources meet, by their topics."""
     now_ms: int = 0
     """The wall clock at the last tick, UTC ms."""
+    outputs: list[tuple[str, int, int]] = []
+    """(topic, partition, next offset) behind the newest record the pipeline has written."""
+    journal_end: int = 0
+    """Where the journal ended with this epoch."""
 
     def next_offsets(self) -> dict[TopicPartition, int]:
         """The input positions as the store takes them."""
         return {
             TopicPartition(topic, partition): offset for topic, partition, offset in self.positions
+        }
+
+    def output_ends(self) -> dict[TopicPartition, int]:
+        """Where what the pipeline has written ends, as the store takes it."""
+        return {
+            TopicPartition(topic, partition): offset for topic, partition, offset in self.outputs
         }
 
     def resumed(self) -> Resumed:

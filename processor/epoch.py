@@ -12,10 +12,8 @@ of records, and the pipeline never stops for it. A crash in a sweep only means a
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Final
 
 from millstream import (
@@ -23,7 +21,6 @@ from millstream import (
     OffsetOutOfRangeError,
     OffsetRange,
     Ownership,
-    RecordBatch,
     Store,
     TopicExistsError,
     TopicInfo,
@@ -35,13 +32,20 @@ from millstream import (
 from .checkpoint import (
     Checkpoint,
     OperatorState,
-    decode_checkpoint,
     encode_checkpoint,
     refuse_changed_plan,
     source_state,
 )
 from .plan import Plan
-from .state import StateEntry, StateRecords, decode_entry
+from .state import StateRecords
+from .state_log import (
+    checkpoint_name,
+    cuts,
+    read_checkpoint,
+    state_entries,
+    state_topic,
+    write_state_records,
+)
 from .stateful import SWEEP_RECORDS, StatefulOperator
 from .ticks import JournalEntry, Tick, encode_entry, journal_topic
 from .topology import Topology
@@ -49,21 +53,7 @@ from .topology import Topology
 SNAPSHOT_RECORDS_MIN: Final = 10_000
 """A changelog shorter than this is read back in milliseconds: not worth a sweep."""
 
-BATCH_BYTES_MAX: Final = 1 << 20
-BATCH_RECORDS_MAX: Final = 1 << 16
-"""Outputs are appended in batches of at most this much: a reader decodes a batch as a whole."""
-
 _START_ANEW: Final = "Run the pipeline under another name to start with what is there"
-
-
-def checkpoint_name(pipeline: str) -> str:
-    """The name of a pipeline's lock and checkpoint in a store."""
-    return f"pipeline/{pipeline}"
-
-
-def state_topic(pipeline: str, operator: str) -> str:
-    """The internal topic that holds the state of an operator."""
-    return f"@state/{pipeline}/{operator}"
 
 
 @dataclass(slots=True)
@@ -91,7 +81,7 @@ class Epochs:
         self._plan = plan
         self._ownership = ownership
         self._identities = plan.identities()
-        self.checkpoint = decode_checkpoint(store.checkpoint(checkpoint_name(plan.name)))
+        self.checkpoint = read_checkpoint(store, plan.name)
         """The last committed one."""
         self._topics: dict[str, int] = {}
         """Ids of the input and state topics of this run."""
@@ -149,7 +139,7 @@ class Epochs:
             known = self.checkpoint.operators.get(name)
             # State of another identity is dead, or the plan would have been refused.
             if known is not None and known.identity == self._identities[name]:
-                operator.restore(self._entries(name, known.snapshot_offset))
+                operator.restore(state_entries(self._store, topic, known))
         return topology
 
     def _ensure_topic(self, topic: str) -> TopicInfo:
@@ -180,11 +170,6 @@ class Epochs:
             offset=offset,
         )
 
-    def _entries(self, operator: str, snapshot_offset: int) -> Iterator[StateEntry]:
-        topic = state_topic(self._plan.name, operator)
-        for batch in self._store.read(topic, snapshot_offset).batches():
-            yield from _decoded(batch)
-
     # --- committing ----------------------------------------------------------------------------
 
     def commit(self, topology: Topology, positions: Mapping[TopicPartition, int]) -> None:
@@ -196,10 +181,11 @@ class Epochs:
         """
         store, name = self._store, self._plan.name
         self._begin_sweeps(topology)
+        ends = self.checkpoint.output_ends()
         with store.transaction(owner=self._ownership) as transaction:
             for place, records in topology.outputs.records.items():
-                for start, stop in _cuts(records.values):
-                    transaction.append_many(
+                for start, stop in cuts(records.values):
+                    written = transaction.append_many(
                         place.topic,
                         records.values[start:stop],
                         records.keys[start:stop],
@@ -207,6 +193,7 @@ class Epochs:
                         place.partition,
                         headers=records.headers and records.headers[start:stop],
                     )
+                    ends[place] = written[-1].base_offset + written[-1].record_count
             operators = {
                 operator.name: self._write_state(operator, transaction)
                 for operator in topology.stateful.values()
@@ -219,8 +206,9 @@ class Epochs:
                 self._topics,
                 topology.shared,
                 topology.now_ms,
+                [(*place, end) for place, end in sorted(ends.items())],
+                self._write_journal(transaction),
             )
-            self._write_journal(transaction)
             transaction.commit_offsets(name, positions)
             transaction.put_checkpoint(checkpoint_name(name), encode_checkpoint(checkpoint))
         self._journal.clear()
@@ -236,12 +224,15 @@ class Epochs:
         places = [(*place, offset) for place, offset in sorted(positions.items())]
         self._journal.append(JournalEntry(places, tick))
 
-    def _write_journal(self, transaction: Transaction) -> None:
-        if self._journal:
-            topic = self._ensure_topic(journal_topic(self._plan.name)).name
-            times = [entry.tick.now_ms for entry in self._journal]
-            values = list(map(encode_entry, self._journal))
-            transaction.append_many(topic, values, None, times, 0)
+    def _write_journal(self, transaction: Transaction) -> int:
+        """Write the ticks of the epoch; returns where the journal ends."""
+        if not self._journal:
+            return self.checkpoint.journal_end
+        topic = self._ensure_topic(journal_topic(self._plan.name)).name
+        times = [entry.tick.now_ms for entry in self._journal]
+        values = list(map(encode_entry, self._journal))
+        written = transaction.append_many(topic, values, None, times, 0)
+        return written[-1].base_offset + written[-1].record_count
 
     def _begin_sweeps(self, topology: Topology) -> None:
         """Begin to write again the state of the operators whose changes have become many.
@@ -272,38 +263,16 @@ class Epochs:
                 swept = piece is None
                 records.extend(piece or StateRecords([], []))
             sweep.count += len(records.keys)
-        for start, stop in _cuts(records.values):
-            transaction.append_many(
-                state_topic(self._plan.name, name),
-                records.values[start:stop],
-                records.keys[start:stop],
-                None,
-                0,
-            )
         known = self.checkpoint.operators.get(name)
+        topic = state_topic(self._plan.name, name)
+        written = write_state_records(transaction, topic, records)
+        end = known.end_offset if known else None
+        if written is not None:
+            end = written[1]
         offset, before = (known.snapshot_offset, known.change_count) if known else (0, 0)
         count = before + len(records.keys)
         if sweep is not None and swept:
             offset, count = sweep.offset, sweep.count
+            end = max(offset, end or 0)
             del self._sweeps[name]
-        return OperatorState(self._identities[name], offset, count, operator.live_count)
-
-
-def _decoded(batch: RecordBatch) -> Iterator[StateEntry]:
-    for offset, key, value in zip(batch.offsets, batch.keys, batch.values, strict=True):
-        try:
-            yield decode_entry(key, value)
-        except DataError as error:
-            raise error.at(topic=batch.topic, partition=batch.partition, offset=offset) from None
-
-
-def _cuts(values: Sequence[bytes | None]) -> Iterator[tuple[int, int]]:
-    """Ranges of at most BATCH_BYTES_MAX and BATCH_RECORDS_MAX; one record may be larger."""
-    sizes = list(accumulate(map(len, [value or b"" for value in values])))
-    start = 0
-    while start < len(values):
-        before = sizes[start - 1] if start else 0
-        stop = bisect_left(sizes, before + BATCH_BYTES_MAX, start) + 1
-        stop = min(stop, start + BATCH_RECORDS_MAX, len(values))
-        yield start, stop
-        start = stop
+        return OperatorState(self._identities[name], offset, count, operator.live_count, end)

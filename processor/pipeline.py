@@ -10,9 +10,11 @@ from millstream import Store
 
 from .fields import Field
 from .plan import Plan, PlanBuilder
+from .replay import Replay, replay
 from .runtime import Metrics, RunOptions, run_over_store
 from .serde import Json
 from .source_options import Reading, SourceOptions, source_node
+from .state_view import StateItem, read_state
 from .stream import KeyedStream, SourceStream
 from .table_declaration import TableOptions, TableSource, source_table_node
 from .tables import SourceTable
@@ -239,6 +241,37 @@ class Pipeline:
         [b'"HELLO"']
         """
         return run_over_store(self.plan, store, options)
+
+    def verify(self, store: Store, *, since: str | None = None) -> Replay:
+        """Run again over what has been read, and compare with what has been written.
+
+        Nothing is written; the pipeline may be running meanwhile. It compares up to the last
+        commit, record by record: key, value, headers, timestamp, in each output partition.
+
+        Args:
+            store: May be open read-only.
+            since: Start from a fork of this pipeline, with its state, instead of with nothing at
+                the beginning of the input. See `fork`.
+
+        Returns:
+            What was compared, and the first difference of each output partition.
+
+        Raises:
+            UsageError: It has never run, or the plan differs from that of the fork.
+            OffsetOutOfRangeError: The beginning of the input is gone.
+        """
+        return replay(self.plan, store, since=since)
+
+    def query(self, store: Store, operator: str, key: object = None) -> list[StateItem]:
+        """What an operator keeps, as of the last commit; also while the pipeline runs.
+
+        Args:
+            store: May be open read-only.
+            operator: The name of its state, as `explain()` tells it.
+            key: Only what is kept for this grouping key; None for everything.
+        """
+        items = read_state(store, self.name, operator)
+        return [item for item in items if key is None or item.has_key(key)]
 
     def test(
         self,

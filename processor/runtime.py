@@ -16,9 +16,11 @@ from typing import Final, Literal, TypedDict
 
 from millstream import LogReader, Store, UsageError
 
-from .epoch import Epochs, checkpoint_name
+from .epoch import Epochs
 from .plan import Plan
+from .state_log import checkpoint_name
 from .ticker import TICK_MS, Ticker
+from .ticks import Tick
 from .topology import Topology
 from .watermark import BEFORE_TIME
 
@@ -139,9 +141,8 @@ class _Run:
             elif self._tick(at_end=True):
                 continue
             elif self._until_end and self._reader.at_end():
-                if self._flush:
-                    self._topology.flush()
-                    self._uncommitted = True
+                if self._flush and self._topology.waits():
+                    self._take(Tick(self._topology.now_ms, flush=True))
                 break
             else:
                 self._idle()
@@ -153,10 +154,14 @@ class _Run:
         tick = self._ticker.due(self._reader, at_end=at_end)
         if tick is None:
             return False
+        self._take(tick)
+        return True
+
+    def _take(self, tick: Tick) -> None:
+        """Let a tick have its effect, and write it down."""
         self._epochs.note(tick, self._reader.positions)
         self._topology.tick(tick)
         self._uncommitted = True
-        return True
 
     def _full(self) -> bool:
         return self._topology.outputs.size_bytes >= EPOCH_BYTES

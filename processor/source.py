@@ -157,6 +157,8 @@ class SourceStage:
         self.watermark.mark_idle(tick.idle.get(self.node.topic, ()))
         if self.node.clock == "wall" and tick.caught_up:
             self.watermark.raise_to(tick.now_ms - self.watermark.disorder_ms)
+        if tick.level is not None:
+            self.watermark.raise_to(tick.level)
         self.quiet = self.quiet or self.node.topic in tick.quiet
         level = self.watermark.level
         moved = level > before

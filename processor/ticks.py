@@ -30,6 +30,11 @@ class Tick(msgspec.Struct, frozen=True):
     """Partitions that have become idle, by topic."""
     quiet: list[str] = []
     """Topics of which every partition is idle now."""
+    flush: bool = False
+    """The input was said to end here: everything that waits for time was ended. No look at the
+    clock."""
+    level: int | None = None
+    """W was raised to this by decree, in a test."""
 
 
 class JournalEntry(msgspec.Struct, frozen=True):

@@ -212,6 +212,10 @@ class Topology:
         """W of the whole pipeline: the least of its sources."""
         return min(source.watermark.level for source in self.sources.values())
 
+    def waits(self) -> bool:
+        """Whether something waits for event time."""
+        return any(operator.required_level is not None for operator in self.stateful.values())
+
     def waits_until(self, now_ms: int) -> bool:
         """Whether something waits for the wall clock that is due at `now_ms`."""
         for node_id, operator in self.stateful.items():
@@ -248,11 +252,14 @@ class Topology:
         self._step(chunks, reached, batch)
 
     def tick(self, tick: Tick) -> None:
-        """Let the wall clock have its effect, between two steps. It never goes back here.
+        """Let what a tick says have its effect, between two steps. The clock never goes back.
 
         Raises:
             RecordError: A user function raised.
         """
+        if tick.flush:
+            self.flush()
+            return
         self.now_ms = max(self.now_ms, tick.now_ms)
         tick = msgspec.structs.replace(tick, now_ms=self.now_ms)
         reached = {node_id: Reached(*source.tick(tick)) for node_id, source in self.sources.items()}

@@ -322,6 +322,23 @@ def test_compact_shows_what_it_would_remove_and_removes_it(cli: Cli) -> None:
     assert 2 == cli("compact", "plain").code
 
 
+def test_retention_shows_what_goes_and_who_holds_back_what(cli: Cli) -> None:
+    cli("topics", "create", "t", "retention_groups=billing")
+    for _ in range(2):
+        cli("produce", "t", stdin=b"a\nb\n")
+        cli("topics", "roll", "t")
+    cli("consume", "t", "-g", "billing", "-e", "-c", "2")
+
+    would = json.loads(cli("retention", "--dry-run", "--output", "json").out)
+    assert [0] == [row["base_offset"] for row in would["removed"]]
+    (blocker,) = would["blockers"]
+    assert ("t", 0, "billing", 2) == tuple(blocker.values())[:4]
+    printed = cli("retention", "t").out
+    assert b"billing" in printed
+    assert b"newest" in printed
+    assert [] == json.loads(cli("retention", "--output", "json").out)["removed"]
+
+
 def test_trim_shows_its_plan_first(cli: Cli) -> None:
     cli("produce", "t", stdin=b"a\nb\nc\n")
     plan = cli("topics", "trim", "t", "--before", "2")

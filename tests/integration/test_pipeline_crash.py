@@ -20,7 +20,8 @@ from simulated_stores import abandon, open_quietly
 import millstream
 from millstream import FencedError, Record, Store
 from millstream.processor import Pipeline, Row, agg, tumbling
-from millstream.processor.epoch import Epochs, checkpoint_name
+from millstream.processor.epoch import Epochs
+from millstream.processor.state_log import checkpoint_name
 from millstream.testing import MemoryStorage, crash_cases
 
 SEED = int(os.environ.get("MILLSTREAM_SEED", "0"))

@@ -32,7 +32,7 @@ def test_what_retention_would_remove_can_be_asked() -> None:
         store.roll("t", 0)
         store.append("t", b"b")
         with look(storage) as onlooker:
-            (gone,) = onlooker.apply_retention(dry_run=True)
+            (gone,) = onlooker.apply_retention(dry_run=True).removed
 
     assert 0 == gone[1].base_offset
 
@@ -44,7 +44,7 @@ def test_a_partition_that_was_never_opened_is_empty() -> None:
         store.create_topic("t", retention_bytes=1)
         with look(storage) as onlooker:
             assert [] == values(onlooker)
-            assert [] == onlooker.apply_retention(dry_run=True)
+            assert [] == onlooker.apply_retention(dry_run=True).removed
             reader = onlooker.reader({millstream.TopicPartition("t", 0): 0})
 
             store.append("t", b"a")

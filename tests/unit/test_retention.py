@@ -1,6 +1,6 @@
 import pytest
 
-from millstream.retention import SegmentInfo, expired
+from millstream.retention import Removal, RetentionRules, SegmentInfo, expired, removable
 
 DAY = 86_400_000
 NOW = 100 * DAY
@@ -68,3 +68,47 @@ def test_appends_from_the_future_stay_and_do_not_fail() -> None:
 
 def test_a_clock_before_1970_does_not_fail() -> None:
     assert expired(segments((1, -5)), now_ms=-10, retention_ms=1, retention_bytes=None) == 0
+
+
+# --- groups --------------------------------------------------------------------------------------
+
+ANY = RetentionRules(None, None, None)
+
+
+def test_without_groups_the_rules_of_age_and_bytes_decide() -> None:
+    logs = segments((1, NOW - 10 * DAY), (1, NOW))
+
+    assert Removal(1, {}) == removable(logs, ANY._replace(retention_ms=DAY), {}, now_ms=NOW)
+    assert Removal(0, {}) == removable(logs, ANY, {}, now_ms=NOW)
+
+
+def test_what_every_group_has_read_goes_and_the_rest_is_held() -> None:
+    logs = segments((1, NOW), (2, NOW), (4, NOW))
+
+    done = {"slow": 15, "quick": 20, "finished": 30}
+    assert Removal(1, {"slow": 6, "quick": 4}) == removable(logs, ANY, done, now_ms=NOW)
+    assert Removal(3, {}) == removable(logs, ANY, {"all": 31}, now_ms=NOW)
+    assert Removal(0, {"new": 7}) == removable(logs, ANY, {"new": 0}, now_ms=NOW)
+
+
+def test_with_an_age_both_have_to_agree() -> None:
+    logs = segments((1, NOW - 10 * DAY), (2, NOW - 5 * DAY), (4, NOW))
+    week = ANY._replace(retention_ms=7 * DAY)
+    day = ANY._replace(retention_ms=DAY)
+
+    assert Removal(1, {}) == removable(logs, week, {"g": 30}, now_ms=NOW)
+    assert Removal(1, {"g": 2}) == removable(logs, day, {"g": 10}, now_ms=NOW)
+
+
+@pytest.mark.parametrize(("limit", "count"), [(1, 3), (14, 2), (16, 1), (17, 0), (100, 0)])
+def test_above_the_limit_the_oldest_go_whoever_has_not_read_them(limit: int, count: int) -> None:
+    logs = segments((1, NOW), (2, NOW), (4, NOW))
+    rules = ANY._replace(limit_bytes=limit)
+
+    assert count == removable(logs, rules, {"g": 0}, now_ms=NOW).leading
+
+
+def test_the_active_segment_is_never_removed() -> None:
+    rules = ANY._replace(limit_bytes=1)
+
+    assert 0 == removable(segments(), rules, {"g": 99}, now_ms=NOW).leading

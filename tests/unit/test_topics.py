@@ -155,7 +155,9 @@ def test_retention_by_age_removes_what_is_older_but_not_the_active_segment(
         clock.advance(HOUR_MS)
     would = store.apply_retention(dry_run=True)
     assert [0, 1, 2, 3, 4] == bases(store)
-    assert [(T0, 0), (T0, 1)] == [(partition, info.base_offset) for partition, info in would]
+    assert [(T0, 0), (T0, 1)] == [
+        (partition, info.base_offset) for partition, info in would.removed
+    ]
 
     assert would == store.apply_retention()
     assert [2, 3, 4] == bases(store)
@@ -194,9 +196,9 @@ def test_a_clock_that_was_set_back_removes_nothing_too_early(
     store.append("t", b"x")
     store.roll("t", 0)
     clock.jump(-10 * HOUR_MS)
-    assert [] == store.apply_retention()
+    assert [] == store.apply_retention().removed
     clock.jump(10 * HOUR_MS + 1)
-    assert [] == store.apply_retention()
+    assert [] == store.apply_retention().removed
 
 
 def test_old_timestamps_do_not_make_a_segment_old(store: Store) -> None:
@@ -204,7 +206,7 @@ def test_old_timestamps_do_not_make_a_segment_old(store: Store) -> None:
     store.append("t", b"history", timestamp_ms=5)
     store.roll("t", 0)
 
-    assert [] == store.apply_retention()
+    assert [] == store.apply_retention().removed
 
 
 def test_a_segment_is_rolled_when_it_is_old(store: Store, clock: ManualClock) -> None:

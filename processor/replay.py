@@ -1,0 +1,276 @@
+"""Replay: run a pipeline again over what it has read, and compare with what it has written.
+
+Nothing is written. Results depend on the log and the journal alone, so a replay must give the same
+records in the same order in every output partition. Where it does not, a function depends on
+something else, its code has changed, somebody else writes to the topic, or a disk has lied; the
+first difference tells which record.
+
+A replay starts with nothing at the beginning of the input, or where a fork was made, with its
+state (fork.py). It ends where the pipeline stood at its last commit.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+
+from millstream import (
+    LogReader,
+    OffsetOutOfRangeError,
+    Position,
+    Record,
+    RecordBatch,
+    Store,
+    TopicPartition,
+    UsageError,
+)
+
+from .checkpoint import EMPTY, Checkpoint, refuse_changed_plan
+from .outputs import OutputRecords
+from .plan import Plan
+from .state_log import read_checkpoint, state_entries, state_topic
+from .ticks import JournalEntry, decode_journal, journal_topic
+from .topology import Topology
+
+_INPUT_BYTES = 1 << 19
+_INPUT_RECORDS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The first place where a replay gives something else."""
+
+    topic: str
+    partition: int
+    offset: int | None
+    """Of the record that was written; None where there is none."""
+    written: Record | None
+    """What the topic holds; None when it ends before."""
+    replayed: Record | None
+    """What the replay gives (its offset means nothing); None when it gives nothing more."""
+
+    def __str__(self) -> str:
+        place = f"{self.topic}/{self.partition}"
+        if self.written is None:
+            return f"{place}: the replay gives a record more: {self.replayed}"
+        if self.replayed is None:
+            return f"{place}: the replay does not give the record at offset {self.offset}"
+        return (
+            f"{place}: offset {self.offset} holds {self.written}, the replay gives {self.replayed}"
+        )
+
+
+@dataclass(slots=True)
+class Replay:
+    """What a replay found."""
+
+    records_in: int = 0
+    records_compared: int = 0
+    differences: list[Difference] = field(default_factory=list)
+    """The first of each output partition that differs."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything written is what a replay gives."""
+        return not self.differences
+
+
+class _Input:
+    """The input in store-wide order, cut exactly where the journal says."""
+
+    def __init__(self, reader: LogReader) -> None:
+        self._reader = reader
+        self._held: deque[RecordBatch] = deque()
+
+    def before(self, positions: Mapping[TopicPartition, int]) -> Iterator[list[RecordBatch]]:
+        """The batches up to `positions`, in steps."""
+        while True:
+            if not self._held:
+                self._held.extend(self._reader.poll(_INPUT_RECORDS, _INPUT_BYTES))
+            step: list[RecordBatch] = []
+            while self._held:
+                batch = self._held.popleft()
+                stop = positions.get(TopicPartition(batch.topic, batch.partition), 0)
+                if batch.last_offset < stop:
+                    step.append(batch)
+                    continue
+                if batch.base_offset < stop:
+                    step.append(batch.slice(0, batch.index_of(stop)))
+                    batch = batch.from_offset(stop)
+                self._held.appendleft(batch)
+                break
+            if not step:
+                return
+            yield step
+
+
+class _Written:
+    """What a pipeline has written, read beside the replay. Not thread-safe."""
+
+    def __init__(self, store: Store, start: Checkpoint, end: Checkpoint, result: Replay) -> None:
+        self._store = store
+        self._start = start.output_ends()
+        self._end = end.output_ends()
+        self._result = result
+        self._readers: dict[TopicPartition, Iterator[Record]] = {}
+        self._differing: set[TopicPartition] = set()
+
+    def compare(self, outputs: Mapping[TopicPartition, OutputRecords]) -> None:
+        """Hold what one step gives against what was written."""
+        for place, columns in outputs.items():
+            if place in self._differing:
+                continue
+            headers = columns.headers or [()] * len(columns.values)
+            replayed = [
+                Record(place.topic, place.partition, 0, time, key, value, extra)
+                for time, key, value, extra in zip(
+                    columns.timestamps_ms, columns.keys, columns.values, headers, strict=True
+                )
+            ]
+            written = list(islice(self._reader(place), len(replayed)))
+            self._result.records_compared += len(written)
+            for number, each in enumerate(replayed):
+                found = written[number] if number < len(written) else None
+                if found is None or not _same(found, each):
+                    self._differ(place, found, each)
+                    break
+
+    def finish(self) -> None:
+        """Note what was written that no step gave."""
+        for place in self._end:
+            if place not in self._differing:
+                left = next(self._reader(place), None)
+                if left is not None:
+                    self._differ(place, left, None)
+
+    def _differ(self, place: TopicPartition, found: Record | None, given: Record | None) -> None:
+        offset = None if found is None else found.offset
+        self._differing.add(place)
+        self._result.differences.append(Difference(*place, offset, found, given))
+
+    def _reader(self, place: TopicPartition) -> Iterator[Record]:
+        if place not in self._readers:
+            end = self._end.get(place, 0)
+            held = self._store.offsets(place.topic)[place.partition]
+            start = max(self._start.get(place, 0), held.start)
+            records = self._store.read(place.topic, start, end, partition=place.partition)
+            self._readers[place] = iter(records if start < end else ())
+        return self._readers[place]
+
+
+def _same(left: Record, right: Record) -> bool:
+    return (left.timestamp_ms, left.key, left.value, tuple(left.headers)) == (
+        right.timestamp_ms,
+        right.key,
+        right.value,
+        tuple(right.headers),
+    )
+
+
+def replay(plan: Plan, store: Store, *, since: str | None = None) -> Replay:
+    """Run a plan again over what its pipeline has read; see `Pipeline.verify`."""
+    plan.check()
+    end = read_checkpoint(store, plan.name)
+    if end.epoch == 0:
+        raise UsageError(f"pipeline {plan.name!r} has never run here: there is nothing to verify")
+    start = EMPTY if since is None else read_checkpoint(store, since)
+    if since is not None and start.epoch == 0:
+        raise UsageError(f"there is no pipeline {since!r} here to start from: fork one first")
+    refuse_changed_plan(plan.name, start, plan.identities())
+    topology = _topology(plan, store, start, since or plan.name)
+    result = Replay()
+    written = _Written(store, start, end, result)
+    positions = _start_positions(plan, store, start)
+    with store.reader(positions) as reader:
+        source = _Input(reader)
+        for entry in _journal(store, plan.name, start.journal_end, end.journal_end):
+            _steps(topology, source, entry.next_offsets(), written)
+            topology.tick(entry.tick)
+            _compare(topology, written)
+        _steps(topology, source, end.next_offsets(), written)
+    written.finish()
+    result.records_in = topology.row_count
+    return result
+
+
+def _steps(
+    topology: Topology, source: _Input, until: Mapping[TopicPartition, int], written: _Written
+) -> None:
+    for batches in source.before(until):
+        topology.process(batches)
+        _compare(topology, written)
+
+
+def _compare(topology: Topology, written: _Written) -> None:
+    written.compare(topology.outputs.records)
+    topology.outputs.clear()
+
+
+def _topology(plan: Plan, store: Store, start: Checkpoint, name: str) -> Topology:
+    partitions = {topic: store.topic(topic).partitions for topic in plan.output_topics()}
+    topology = Topology(plan, start.resumed(), partitions)
+    for operator in topology.stateful.values():
+        known = start.operators.get(operator.name)
+        if known is not None:
+            operator.restore(state_entries(store, state_topic(name, operator.name), known))
+    return topology
+
+
+def _start_positions(plan: Plan, store: Store, start: Checkpoint) -> dict[TopicPartition, int]:
+    known = start.next_offsets()
+    positions = {}
+    for topic in plan.input_topics():
+        for partition, held in store.offsets(topic).items():
+            place = TopicPartition(topic, partition)
+            positions[place] = known.get(place, 0)
+            if positions[place] < held.start:
+                raise OffsetOutOfRangeError(
+                    f"the input from offset {positions[place]} to {held.start} is gone: a replay"
+                    " from the beginning is not possible any more; start from a fork",
+                    topic=topic,
+                    partition=partition,
+                    offset=positions[place],
+                )
+    return positions
+
+
+def _journal(store: Store, pipeline: str, start: int, end: int) -> Iterator[JournalEntry]:
+    if start < end:
+        for record in store.read(journal_topic(pipeline), start, end):
+            yield decode_journal(record.value)
+
+
+def dry_run(
+    plan: Plan, store: Store, start: int | str | Position
+) -> Iterator[tuple[TopicPartition, OutputRecords]]:
+    """Run a plan over what is there now, write nothing, and give what it would write, in steps.
+
+    It begins with nothing at `start` of every input partition, and ends at the end of the input
+    as it is now, with all windows closed.
+
+    Args:
+        plan: What to run.
+        store: May be open read-only.
+        start: A position: "earliest", an offset, "@<time>", "-10".
+    """
+    plan.check()
+    positions = {
+        TopicPartition(topic, partition): store.offset_at(topic, partition, start)
+        for topic in plan.input_topics()
+        for partition in store.offsets(topic)
+    }
+    ends = {
+        TopicPartition(topic, partition): held.end
+        for topic in plan.input_topics()
+        for partition, held in store.offsets(topic).items()
+    }
+    topology = Topology(plan)
+    with store.reader(positions) as reader:
+        for batches in _Input(reader).before(ends):
+            topology.process(batches)
+            yield from topology.outputs.records.items()
+            topology.outputs.clear()
+    topology.flush()
+    yield from topology.outputs.records.items()

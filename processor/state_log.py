@@ -1,0 +1,101 @@
+"""State topics and checkpoints in a store: their names, and how they are written and read.
+
+What their records mean is said in state.py and checkpoint.py; when they are written, in epoch.py.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Final
+
+from millstream import DataError, RecordBatch, Store, Transaction
+
+from .checkpoint import Checkpoint, OperatorState, decode_checkpoint
+from .state import StateEntry, StateRecords, decode_entry
+
+BATCH_BYTES_MAX: Final = 1 << 20
+BATCH_RECORDS_MAX: Final = 1 << 16
+"""Records are appended in batches of at most this much: a reader decodes a batch as a whole."""
+
+
+def checkpoint_name(pipeline: str) -> str:
+    """The name of a pipeline's lock and checkpoint in a store."""
+    return f"pipeline/{pipeline}"
+
+
+def state_topic(pipeline: str, operator: str) -> str:
+    """The internal topic that holds the state of an operator."""
+    return f"@state/{pipeline}/{operator}"
+
+
+def read_checkpoint(store: Store, pipeline: str) -> Checkpoint:
+    """The last committed checkpoint of a pipeline; an empty one when it has never run.
+
+    Raises:
+        DataError: It is damaged, or of a newer version.
+    """
+    return decode_checkpoint(store.checkpoint(checkpoint_name(pipeline)))
+
+
+def state_entries(store: Store, topic: str, known: OperatorState) -> Iterator[StateEntry]:
+    """The records that make up the state of an operator as of a checkpoint, in order.
+
+    Raises:
+        DataError: A record is damaged, or the topic is shorter than the checkpoint says: it was
+            restored from an older copy.
+    """
+    end = known.end_offset
+    visible = store.offsets(topic)[0].end
+    if end is not None and end > visible:
+        raise DataError(
+            f"the state ends at offset {visible}, its checkpoint was made at {end}: state and"
+            " catalog are of different times. Restore both from one backup",
+            topic=topic,
+            partition=0,
+            offset=visible,
+        )
+    for batch in store.read(
+        topic, known.snapshot_offset, visible if end is None else end
+    ).batches():
+        yield from _decoded(batch)
+
+
+def _decoded(batch: RecordBatch) -> Iterator[StateEntry]:
+    for offset, key, value in zip(batch.offsets, batch.keys, batch.values, strict=True):
+        try:
+            yield decode_entry(key, value)
+        except DataError as error:
+            raise error.at(topic=batch.topic, partition=batch.partition, offset=offset) from None
+
+
+def write_state_records(
+    transaction: Transaction, topic: str, records: StateRecords
+) -> tuple[int, int] | None:
+    """Append state records in a transaction.
+
+    Returns:
+        The first offset and the one behind the last; None when there are no records.
+    """
+    first: int | None = None
+    end = 0
+    for start, stop in cuts(records.values):
+        written = transaction.append_many(
+            topic, records.values[start:stop], records.keys[start:stop], None, 0
+        )
+        first = written[0].base_offset if first is None else first
+        end = written[-1].base_offset + written[-1].record_count
+    return None if first is None else (first, end)
+
+
+def cuts(values: Sequence[bytes | None]) -> Iterator[tuple[int, int]]:
+    """Ranges of at most BATCH_BYTES_MAX and BATCH_RECORDS_MAX; one record may be larger."""
+    sizes = list(accumulate(map(len, [value or b"" for value in values])))
+    start = 0
+    while start < len(values):
+        before = sizes[start - 1] if start else 0
+        stop = bisect_left(sizes, before + BATCH_BYTES_MAX, start) + 1
+        stop = min(stop, start + BATCH_RECORDS_MAX, len(values))
+        yield start, stop
+        start = stop

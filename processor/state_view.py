@@ -1,0 +1,100 @@
+"""State seen from outside: what there is, and what it holds, also while its pipeline runs.
+
+It is read from the state topics, as of the last commit, and needs no pipeline: paths and values as
+state.py describes them. What an operator files under which path is said in its module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from millstream import OffsetOutOfRangeError, Store, UsageError
+
+from .state_log import read_checkpoint, state_entries, state_topic
+
+_PREFIX = "@state/"
+
+
+class StateInfo(NamedTuple):
+    """One operator with state."""
+
+    pipeline: str
+    operator: str
+    identity: str
+    """What it computes; empty when nothing was committed yet."""
+    live_count: int
+    """About how many state records are alive."""
+    change_count: int
+    """State records that a restart reads."""
+    size_bytes: int
+    """Of the state topic on disk."""
+
+
+class StateItem(NamedTuple):
+    """One thing an operator keeps."""
+
+    path: tuple[Any, ...]
+    """What it is filed under: `(key,)`, `(window_end, key)`, `(key, first_time)`, ..."""
+    value: list[Any]
+    """What it holds: accumulators, or a packed row."""
+
+    def has_key(self, key: object) -> bool:
+        """Whether it is about a grouping key."""
+        return any(part == key and type(part) is type(key) for part in self.path)
+
+
+def list_state(store: Store, pipeline: str | None = None) -> list[StateInfo]:
+    """The operators with state in a store, or of one pipeline."""
+    found = []
+    for topic in store.topics(internal=True):
+        if not topic.name.startswith(_PREFIX):
+            continue
+        _, name, operator = topic.name.split("/")
+        if pipeline not in {None, name}:
+            continue
+        known = read_checkpoint(store, name).operators.get(operator)
+        size_bytes = sum(segment.size_bytes for segment in store.segments(topic.name, 0))
+        if known is None:
+            found.append(StateInfo(name, operator, "", 0, 0, size_bytes))
+        else:
+            counts = known.live_count, known.change_count
+            found.append(StateInfo(name, operator, known.identity, *counts, size_bytes))
+    return found
+
+
+def read_state(store: Store, pipeline: str, operator: str) -> Iterator[StateItem]:
+    """Everything an operator keeps, as of its pipeline's last commit.
+
+    Args:
+        store: May be open read-only, while the pipeline runs in another process.
+        pipeline: Its name.
+        operator: The name of the state; `list_state` and `explain()` tell it.
+
+    Raises:
+        UsageError: There is no such state.
+        DataError: It is damaged.
+    """
+    while True:
+        known = read_checkpoint(store, pipeline).operators.get(operator)
+        if known is None:
+            names = [info.operator for info in list_state(store, pipeline)]
+            raise UsageError(
+                f"pipeline {pipeline!r} has no state called {operator!r}; it has"
+                f" {', '.join(names) or 'none'}"
+            )
+        items: dict[tuple[Any, ...], list[Any]] = {}
+        try:
+            for path, value in state_entries(store, state_topic(pipeline, operator), known):
+                if value is not None:
+                    items[path] = value
+                elif items.pop(path, None) is None:
+                    for gone in [each for each in items if each[: len(path)] == path]:
+                        del items[gone]
+        except OffsetOutOfRangeError:
+            # A sweep has ended since the checkpoint was read, and what came before it is gone.
+            if read_checkpoint(store, pipeline).operators.get(operator) == known:
+                raise
+            continue
+        yield from (StateItem(path, value) for path, value in items.items())
+        return

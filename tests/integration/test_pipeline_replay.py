@@ -1,0 +1,202 @@
+"""Replays, forks and state seen from outside: a pipeline that can be checked against its log."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+import millstream
+from millstream import DataError, OffsetOutOfRangeError, Store, UsageError
+from millstream.processor import (
+    Context,
+    Pipeline,
+    Timer,
+    agg,
+    dry_run,
+    fork,
+    list_state,
+    read_state,
+    session,
+    tumbling,
+)
+from millstream.processor.state_log import read_checkpoint, state_entries
+from millstream.testing import ManualClock
+
+
+def remind(context: Context[str, dict[str, int]], row: dict[str, Any]) -> Iterator[dict[str, int]]:
+    context.state["n"] = context.state.get("n", 0) + 1
+    context.set_timer(row["t"] + 30)
+    yield {"n": context.state["n"], "now": context.now_ms}
+
+
+def reminded(context: Context[str, dict[str, int]], timer: Timer) -> Iterator[dict[str, int]]:
+    yield {"timer": timer.at_ms}
+
+
+def shop(name: str = "shop", suffix: str = "") -> Pipeline:
+    pipeline = Pipeline(name)
+    orders = pipeline.source("orders", time="t", disorder=20, idle=500)
+    refunds = pipeline.source("refunds", time="t", disorder=20, idle=500)
+    both = orders.merge(refunds).key_by("k")
+    both.window(tumbling(50)).agg(n=agg.count(), total=agg.sum("x")).to(f"totals{suffix}")
+    sessions = both.window(session(25), name="visits").agg(n=agg.count()).emit("update")
+    sessions.to(f"visits{suffix}")
+    process = both.process(remind, state=dict, on_timer=reminded, wall_clock=True)
+    process.to(f"reminders{suffix}")
+    return pipeline
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(1_000)
+
+
+@pytest.fixture
+def store(clock: ManualClock) -> Iterator[Store]:
+    with millstream.open(":memory:", clock=clock) as opened:
+        opened.create_topic("orders", partitions=2)
+        opened.create_topic("refunds")
+        yield opened
+
+
+def live(store: Store, clock: ManualClock, pipeline: Pipeline, rounds: int, seed: int) -> None:
+    """Some life: records, pauses, restarts."""
+    chance = random.Random(seed)
+    base = chance.randrange(100) + seed * 10_000
+    for number in range(rounds):
+        for topic in ("orders", "refunds"):
+            lines = [
+                b'{"k":"k%d","t":%d,"x":%d}'
+                % (chance.randrange(3), base + number * 40 + chance.randrange(60), number)
+                for _ in range(chance.randrange(6))
+            ]
+            partition = chance.randrange(2) if topic == "orders" else 0
+            if lines:
+                store.append_many(topic, lines, partition=partition)
+        clock.advance(chance.choice([10, 100, 700, 1500]))
+        flush = chance.random() < 0.1
+        pipeline.run(
+            store,
+            until="end",
+            on_end="flush" if flush else "hold",
+            batch_records=chance.choice([1, 3, None]),
+            epoch_ms=0,
+            tick_ms=1,
+        )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_replay_gives_what_was_written(store: Store, clock: ManualClock, seed: int) -> None:
+    live(store, clock, shop(), 25, seed + 1)
+    found = shop().verify(store)
+    assert [] == found.differences
+    assert found.ok
+    assert found.records_in == sum(
+        held.end for topic in ("orders", "refunds") for held in store.offsets(topic).values()
+    )
+    assert found.records_compared == sum(
+        len(list(store.read(topic))) for topic in ("totals", "visits", "reminders")
+    )
+    assert found.records_compared > 100
+
+
+def test_a_replay_from_a_fork_begins_with_its_state(store: Store, clock: ManualClock) -> None:
+    live(store, clock, shop(), 10, 1)
+    before = sum(len(list(store.read(topic))) for topic in ("totals", "visits", "reminders"))
+    fork(store, "shop", "point")
+    live(store, clock, shop(), 10, 2)
+    store.trim("orders", {0: store.offsets("orders")[0].end // 3})
+    with pytest.raises(OffsetOutOfRangeError, match="start from a fork"):
+        shop().verify(store)
+    found = shop().verify(store, since="point")
+    after = sum(len(list(store.read(topic))) for topic in ("totals", "visits", "reminders"))
+    assert [] == found.differences
+    assert after - before == found.records_compared > 50
+
+
+def test_a_replay_names_the_first_difference(store: Store, clock: ManualClock) -> None:
+    live(store, clock, shop(), 10, 3)
+    store.append("totals", b"foreign", key=b"k1")
+    live(store, clock, shop(), 10, 4)
+    (difference,) = shop().verify(store).differences
+    assert ("totals", 0) == (difference.topic, difference.partition)
+    assert difference.written is not None
+    assert b"foreign" == difference.written.value
+    assert f"offset {difference.offset} holds" in str(difference)
+
+    changed = Pipeline("shop")
+    changed_orders = changed.source("orders", time="t", disorder=20, idle=500)
+    refunds = changed.source("refunds", time="t", disorder=20, idle=500)
+    both = changed_orders.merge(refunds).key_by("k")
+    both.window(tumbling(50)).agg(n=agg.count()).to("totals")
+    assert not changed.verify(store).ok
+
+
+def test_a_fork_goes_on_where_the_original_stood(store: Store, clock: ManualClock) -> None:
+    live(store, clock, shop(), 12, 5)
+    fork(store, "shop", "shop-2")
+    marks = {topic: store.offsets(topic)[0].end for topic in ("totals", "visits", "reminders")}
+    live(store, clock, shop(), 1, 6)
+    shop("shop-2", ".new").run(store, until="end", tick_ms=1)
+    for topic, mark in marks.items():
+        original = [(one.key, one.value, one.timestamp_ms) for one in store.read(topic, mark)]
+        forked = [(one.key, one.value, one.timestamp_ms) for one in store.read(f"{topic}.new")]
+        assert original == forked
+    with pytest.raises(UsageError, match="there is a pipeline 'shop-2' already"):
+        fork(store, "shop", "shop-2")
+    with pytest.raises(UsageError, match="never run"):
+        fork(store, "nothing", "copy")
+
+
+def test_state_can_be_read_from_outside(store: Store) -> None:
+    pipeline = Pipeline("p")
+    keyed = pipeline.source("orders", time="t").key_by("k")
+    keyed.window(tumbling(50)).agg(n=agg.count(), total=agg.sum("x")).to("out")
+    keyed.process(remind, state=dict, on_timer=reminded, wall_clock=True).to("out")
+    rows = [b'{"k":"a","t":1,"x":5}', b'{"k":"b","t":2,"x":7}', b'{"k":"a","t":3,"x":6}']
+    store.append_many("orders", rows, partition=0)
+    pipeline.run(store, until="end")
+    items = pipeline.query(store, "orders.window")
+    assert {((50, "a"), (2, 11)), ((50, "b"), (1, 7))} == {
+        (item.path, tuple(item.value)) for item in items
+    }
+    assert [((50, "b"), [1, 7])] == pipeline.query(store, "orders.window", "b")
+    assert [{"n": 2}] == [
+        item.value[0]
+        for item in pipeline.query(store, "orders.process", "a")
+        if len(item.path) == 2
+    ]
+    window, process = sorted(list_state(store), key=lambda info: info.operator, reverse=True)
+    assert ("p", "orders.window", 2) == (window.pipeline, window.operator, window.live_count)
+    assert "tumbling" in window.identity
+    assert 2 + 3 == process.live_count
+    with pytest.raises(UsageError, match=r"has no state called 'x'; it has orders\."):
+        list(read_state(store, "p", "x"))
+
+
+def test_e62_state_older_than_its_checkpoint_is_refused(store: Store) -> None:
+    pipeline = Pipeline("p")
+    keyed = pipeline.source("orders", time="t").key_by("k")
+    keyed.window(tumbling(50)).agg(n=agg.count()).to("out")
+    store.append("orders", b'{"k":"a","t":1}')
+    pipeline.run(store, until="end")
+    known = read_checkpoint(store, "p").operators["orders.window"]
+    assert known.end_offset == store.offsets("@state/p/orders.window")[0].end == 1
+    later = msgspec.structs.replace(known, end_offset=9)
+    with pytest.raises(DataError, match="the state ends at offset 1, its checkpoint was made at 9"):
+        list(state_entries(store, "@state/p/orders.window", later))
+
+
+def test_a_dry_run_writes_nothing(store: Store) -> None:
+    pipeline = shop()
+    store.append_many("orders", [b'{"k":"a","t":%d,"x":1}' % time for time in (1, 2, 60)])
+    store.append("refunds", b'{"k":"a","t":3,"x":-1}')
+    found: dict[str, list[bytes | None]] = {}
+    for place, records in dry_run(pipeline.plan, store, "earliest"):
+        found.setdefault(place.topic, []).extend(records.values)
+    assert 2 == len(found["totals"])
+    assert ["orders", "refunds"] == [topic.name for topic in store.topics(internal=True)]
