@@ -34,6 +34,7 @@ from .progress import Progress
 from .settings import Settings, settings
 from .signals import StopSignals
 from .sources import Commit, GroupSource, RangeSource, Source
+from .where import Where
 
 EXIT_TIMEOUT: Final = 124
 
@@ -53,6 +54,7 @@ class ConsumeOptions:
     exit_eof: bool
     num: int | None
     timeout: str | None
+    where: str | None
     format_text: str | None
     as_json: bool
     key_delimiter: str | None
@@ -81,6 +83,7 @@ class ConsumeOptions:
         "millstream consume orders -o -10               the last ten, then follow",
         "millstream consume orders -o @-1h:end -J       the last hour as JSON lines",
         r"millstream consume orders -f '%p:%o %k=%s\n'",
+        "millstream consume orders -e --where 'amount > 50 and user == \"u1\"'",
         "millstream consume orders -g billing           go on where the group stands",
     ),
 )
@@ -97,6 +100,7 @@ class ConsumeOptions:
 @click.option("-e", "--exit-eof", is_flag=True, help="Exit at the end instead of following.")
 @click.option("-n", "--num", "-c", type=click.IntRange(min=1), help="Exit after so many records.")
 @click.option("--timeout", metavar="DURATION", help="Exit when no record came for so long: 5s.")
+@click.option("-w", "--where", metavar="EXPRESSION", help="Only records it is true for; see above.")
 @click.option("-f", "--format", "format_text", metavar="FORMAT", help="Print by format; see above.")
 @click.option("-J", "as_json", is_flag=True, help="Print JSON lines that `produce -J` reads.")
 @click.option("-K", "key_delimiter", metavar="DELIM", help="Print the key and DELIM first.")
@@ -132,6 +136,12 @@ def consume(**options: object) -> int:
       %t topic       %p partition     %o offset      %T timestamp, UTC ms
       %s{hex} %k{base64} %S{big32} %d{strftime[%F %T]} %h{%k=%v }   \\n \\t \\xNN %%
 
+    \b
+    EXPRESSION: fields of a JSON value, and _key _timestamp _offset _partition _topic _headers
+    _value _text of any record:
+      amount > 50 and user == "u1"     lower(name) in ("ann", "bob")
+      status is null or retries >= 3   _timestamp >= parse_time("2013-01-31T12:00:00Z")
+
     Exit code 124 after --timeout if fewer records than -n came, or none. 130 after Ctrl-C; what
     was printed is committed.
     """
@@ -141,6 +151,7 @@ def consume(**options: object) -> int:
 def run(current: Settings, options: ConsumeOptions) -> int:
     """Consume as `options` say and return the exit code."""
     formatter = _formatter(current, options)
+    where = None if options.where is None else Where(options.where)
     timeout_seconds = _FOR_EVER
     if options.timeout is not None:
         timeout_seconds = parse_duration_ms(options.timeout) / 1000
@@ -152,8 +163,14 @@ def run(current: Settings, options: ConsumeOptions) -> int:
         _source(store, options, start, stop_position) as source,
     ):
         pump = _Pump(source, formatter, limit=options.num, timeout_seconds=timeout_seconds)
+        pump.where = where
         pump.progress = Progress(_progress_wanted(current, options.progress))
-        return pump.run(stop)
+        code = pump.run(stop)
+        printed = pump.progress.record_count
+        if where is not None and where.unseen and not printed and not current.quiet:
+            names = ", ".join(sorted(where.unseen))
+            click.echo(f"millstream: --where: no record had a field {names}", err=True)
+        return code
 
 
 def _source(
@@ -238,6 +255,7 @@ class _Pump:
         self._timeout_seconds = timeout_seconds
         self._output = RecordOutput()
         self.progress = Progress(enabled=False)
+        self.where: Where | None = None
 
     def run(self, stop: StopSignals) -> int:
         """Pump and return the exit code."""
@@ -247,9 +265,12 @@ class _Pump:
             wait_seconds = quiet_since + self._timeout_seconds - time.monotonic()
             if wait_seconds <= 0:
                 break
-            records = source.poll(self._room(), min(_POLL_SECONDS, wait_seconds))
+            polled = source.poll(self._poll_size(), min(_POLL_SECONDS, wait_seconds))
+            records = polled if self.where is None else self._select(self.where, polled)
             if not records:
                 output.check_reader()
+                if polled:
+                    source.written()
                 continue
             before = output.bytes_written
             output.write(self._formatter(records))
@@ -263,6 +284,16 @@ class _Pump:
         wanted = self._limit if self._limit is not None else 1
         return EXIT_TIMEOUT if progress.record_count < wanted else 0
 
+    def _select(self, where: Where, polled: Sequence[Record]) -> list[Record]:
+        """Those to print. If one is in error, those before it are printed here."""
+        records, error = where.select(polled)
+        if self._limit is not None and len(records) >= self._room():
+            return records[: self._room()]
+        if error is None:
+            return records
+        self._output.write(self._formatter(records))
+        raise error
+
     def _has_all(self) -> bool:
         return self._limit is not None and self.progress.record_count >= self._limit
 
@@ -270,6 +301,11 @@ class _Pump:
         if self._limit is None:
             return _RECORDS_MAX
         return min(_RECORDS_MAX, self._limit - self.progress.record_count)
+
+    def _poll_size(self) -> int:
+        # A group must not be given more than is printed: the rest would be committed with it.
+        grouped = isinstance(self._source, GroupSource)
+        return self._room() if self.where is None or grouped else _RECORDS_MAX
 
 
 @click.command(
