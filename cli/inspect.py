@@ -27,6 +27,7 @@ from .envelope import to_text
 from .format_string import rfc3339
 from .output import Cell, print_document, print_rows
 from .repair_plan import explain_plan, plan_document
+from .replay import verify_pipeline
 from .settings import StoreNotFoundError, settings
 
 EXIT_CORRUPT = 4
@@ -167,25 +168,36 @@ def _record_document(record: Record, with_data: bool) -> dict[str, object]:
 
 @click.command(
     cls=Command,
-    short_help="Check every byte of the store, or of a topic.",
+    short_help="Check the store, a topic, or what a pipeline has written.",
     epilog=examples(
         "millstream verify",
+        "millstream verify app:pipeline             replay it and compare, writing nothing",
         "millstream verify orders --deep --json",
         "millstream verify --deep --explain",
     ),
 )
-@click.argument("topic", required=False, shell_complete=complete_topic)
+@click.argument(
+    "topic", metavar="[TOPIC|MODULE:PIPELINE]", required=False, shell_complete=complete_topic
+)
+@click.option("--since", metavar="NAME", help="Replay a pipeline from this fork of it on.")
 @click.option("--deep", is_flag=True, help="Check every byte, and that every record decodes.")
 @click.option("--explain", is_flag=True, help="Also say what is lost and what `repair` would do.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def verify(topic: str | None, deep: bool, explain: bool, as_json: bool) -> int:
+def verify(topic: str | None, since: str | None, deep: bool, explain: bool, as_json: bool) -> int:
     """Check TOPIC, or the whole store and its catalog: headers, links, offsets, sizes, indexes.
 
     Findings go to stdout with topic, partition, file, position and offset. With --deep, none means
     that every record can be read. Torn tails and indexes that have to be built again are notes:
     they cost no record and go away by themselves. Nothing is repaired. Exit code 4 if there are
     findings. --explain needs the store to be closed by all who write, and reads all of it.
+
+    MODULE:PIPELINE is replayed over what it has read, ticks of the clock included, and compared
+    record by record with what it has written. Exit code 1 if something differs.
     """
+    if topic is not None and ":" in topic:
+        return verify_pipeline(topic, since, as_json=as_json)
+    if since is not None:
+        raise click.UsageError("--since goes with MODULE:PIPELINE")
     current = settings()
     try:
         with current.open(read_only=True) as store:

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from dataclasses import asdict
+from typing import Final
 
 import click
+import msgspec
 
-import millstream
-from millstream import MillstreamError, RecordError, parse_duration_ms
-from millstream.processor import Metrics, Pipeline
+from millstream import RecordError, parse_duration_ms
+from millstream.processor import Metrics, Pipeline, dry_run as dry_run_over
 
 from .command import Command, examples
+from .envelope import to_text
 from .format_string import rfc3339
+from .loading import load_pipeline, print_user_frames
+from .output import Row, print_rows
 from .progress import StatusLine
 from .settings import settings
 from .signals import StopSignals
+
+_OPERATOR_COLUMNS: Final = (
+    "label",
+    "records_in",
+    "records_out",
+    "busy_s",
+    "late",
+    "state_records",
+)
 
 
 @click.command(
@@ -29,6 +38,7 @@ from .signals import StopSignals
         "millstream process app:pipeline                 run until stopped",
         "millstream process app:pipeline --until end     stop when caught up",
         "millstream process app:pipeline --explain       show the plan, run nothing",
+        "millstream process app:pipeline --dry-run --from @-1h   print, write nothing",
     ),
 )
 @click.argument("target", metavar="MODULE:PIPELINE")
@@ -42,9 +52,26 @@ from .signals import StopSignals
 )
 @click.option("--batch-records", type=click.IntRange(min=1), help="Most records per step.")
 @click.option("--epoch", metavar="DURATION", help="Commit about so often: 100ms, 1s.")
+@click.option(
+    "--from",
+    "start",
+    metavar="POSITION",
+    help="With --dry-run: where to begin, earliest by default: an offset, @TIME, -10.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Write nothing: print what would be written as JSON lines."
+)
+@click.option("--metrics", is_flag=True, help="At the end, list what each operator has done.")
 @click.option("--explain", is_flag=True, help="Print the plan and exit.")
 @click.option("--progress/--no-progress", default=None, help="A status line on stderr.")
-def process(target: str, explain: bool, progress: bool | None, **options: str | int | None) -> int:
+def process(
+    target: str,
+    explain: bool,
+    progress: bool | None,
+    dry_run: bool,
+    metrics: bool,
+    **options: str | int | None,
+) -> int:
     """Run the pipeline named PIPELINE in the Python module MODULE, exactly once.
 
     The module is looked for in the current directory first. PIPELINE is a `Pipeline`, or a
@@ -59,16 +86,22 @@ def process(target: str, explain: bool, progress: bool | None, **options: str | 
     if explain:
         click.echo(pipeline.explain())
         return 0
+    if dry_run:
+        _print_dry_run(pipeline, str(options["start"] or "earliest"))
+        return 0
+    if options["start"] is not None:
+        raise click.UsageError("--from goes with --dry-run: a pipeline goes on where it stopped")
+    catching_up = _CatchUp()
     status = StatusLine(False if current.quiet else progress)
 
-    def show(metrics: Metrics) -> None:
+    def show(done: Metrics) -> None:
         if status.due():
-            status.show(_summary(metrics))
+            status.show(f"{_summary(done)}{catching_up.text(done)}")
 
     epoch = options["epoch"]
     with StopSignals() as stop, current.open() as store:
         try:
-            metrics = pipeline.run(
+            result = pipeline.run(
                 store,
                 until="end" if options["until"] else None,
                 on_end="flush" if options["on_end"] == "flush" else "hold",
@@ -80,10 +113,49 @@ def process(target: str, explain: bool, progress: bool | None, **options: str | 
         except RecordError as error:
             if error.__cause__ is not None:
                 # The message says which record; the author of the function needs the line, too.
-                _print_user_frames(error.__cause__)
+                print_user_frames(error.__cause__)
             raise
-        current.say(f"{pipeline.name}: {_summary(metrics)}")
+        current.say(f"{pipeline.name}: {_summary(result)}")
+        if metrics:
+            rows: list[Row] = [
+                {**asdict(one), "busy_s": round(one.busy_s, 3)} for one in result.operators
+            ]
+            print_rows("operators", rows, _OPERATOR_COLUMNS, current.mode)
         return stop.exit_code
+
+
+class _CatchUp:
+    """How long it takes until nothing is left to read, from how the lag has changed."""
+
+    def __init__(self) -> None:
+        self._seen: tuple[float, int, int] | None = None
+
+    def text(self, metrics: Metrics) -> str:
+        """Rate and time left, since the last call; empty at first."""
+        now, former = time.monotonic(), self._seen
+        self._seen = now, metrics.records_in, metrics.lag
+        if former is None or now <= former[0]:
+            return ""
+        seconds = now - former[0]
+        rate = (metrics.records_in - former[1]) / seconds
+        text = f", {rate:.0f} rec/s"
+        gained = (former[2] - metrics.lag) / seconds
+        return f"{text}, caught up in {metrics.lag / gained:.0f} s" if gained > 0 else text
+
+
+def _print_dry_run(pipeline: Pipeline, start: str) -> None:
+    with settings().open(read_only=True) as store:
+        for place, records in dry_run_over(pipeline.plan, store, start):
+            columns = zip(records.values, records.keys, records.timestamps_ms, strict=True)
+            for value, key, timestamp_ms in columns:
+                line = {
+                    "topic": place.topic,
+                    "partition": place.partition,
+                    "timestamp": timestamp_ms,
+                    "key": to_text(key),
+                    "value": to_text(value),
+                }
+                click.echo(msgspec.json.encode(line).decode())
 
 
 def _int_or_none(value: str | int | None) -> int | None:
@@ -98,66 +170,3 @@ def _summary(metrics: Metrics) -> str:
     if metrics.watermark_ms is None:
         return text
     return f"{text}, watermark {rfc3339(metrics.watermark_ms)}"
-
-
-def load_pipeline(target: str) -> Pipeline:
-    """Import "module:attribute". Where the module's code fails, print where.
-
-    Raises:
-        click.UsageError: There is no such module or attribute, or it is no pipeline.
-        click.ClickException: The code of the module raised.
-    """
-    module_name, colon, attribute = target.partition(":")
-    if not (module_name and colon and attribute):
-        raise click.UsageError(f"{target!r} is not MODULE:PIPELINE, such as app:pipeline")
-    if module_name.endswith(".py") or "/" in module_name:
-        name = module_name.removesuffix(".py").strip("./").replace("/", ".")
-        raise click.UsageError(f"name the module, not its file: {name}:{attribute}")
-    directory = os.getcwd()
-    if directory not in sys.path:
-        sys.path.insert(0, directory)
-    with _showing_faults(target):
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            # Only the module asked for: one that is missing inside it is a fault of its code.
-            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-                raise
-            raise click.UsageError(f"there is no module {module_name!r} in {directory}") from None
-        found = getattr(module, attribute, None)
-        if callable(found) and not isinstance(found, Pipeline):
-            found = found()
-    if not isinstance(found, Pipeline):
-        names = [name for name, value in vars(module).items() if isinstance(value, Pipeline)]
-        hint = f"it has {', '.join(names)}" if names else "it has none"
-        raise click.UsageError(f"{attribute!r} in {module_name!r} is no Pipeline; {hint}")
-    return found
-
-
-@contextmanager
-def _showing_faults(target: str) -> Iterator[None]:
-    """Show what the user's code raises by its own lines."""
-    try:
-        yield
-    except click.ClickException:
-        raise
-    except Exception as error:
-        _print_user_frames(error)
-        if isinstance(error, MillstreamError):
-            raise
-        reason = f"{type(error).__name__}: {error}"
-        raise click.ClickException(f"cannot load {target}: {reason}") from None
-
-
-def _print_user_frames(error: BaseException) -> None:
-    """Print a traceback of the user's lines alone; nothing if there are none."""
-    shown = traceback.TracebackException.from_exception(error)
-    not_theirs = (
-        os.path.dirname(millstream.__file__),
-        os.path.dirname(importlib.__file__),
-        "<frozen",
-    )
-    frames = [frame for frame in shown.stack if not frame.filename.startswith(not_theirs)]
-    shown.stack = traceback.StackSummary.from_list(frames)
-    if frames or isinstance(error, SyntaxError):
-        click.echo("".join(shown.format(chain=False)), err=True, nl=False)

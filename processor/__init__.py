@@ -18,10 +18,18 @@ from .replay import Difference, Replay, dry_run
 from .row_shapes import Aggregated, Joined
 from .runtime import Metrics
 from .sessions import SessionWindows, session
-from .state_view import StateInfo, StateItem, list_state, read_state
+from .state_view import (
+    PipelineInfo,
+    StateInfo,
+    StateItem,
+    list_pipelines,
+    list_state,
+    read_state,
+)
 from .stream import KeyedStream, SourceStream, Stream, WindowedStream, WindowResults
 from .tables import GroupedTable, SourceTable, Table
 from .testkit import Row, TestOutput
+from .topology import OperatorMetrics
 from .windows import FixedWindows, Windowed, hopping, tumbling
 
 __all__ = [
@@ -37,7 +45,9 @@ __all__ = [
     "Joined",
     "KeyedStream",
     "Metrics",
+    "OperatorMetrics",
     "Pipeline",
+    "PipelineInfo",
     "Plan",
     "Replay",
     "Row",
@@ -60,6 +70,7 @@ __all__ = [
     "dry_run",
     "fork",
     "hopping",
+    "list_pipelines",
     "list_state",
     "lit",
     "parse_expression",

@@ -126,7 +126,9 @@ class Epochs:
         """
         outputs = self._plan.output_topics()
         partitions = {topic: self._ensure_topic(topic).partitions for topic in outputs}
-        topology = Topology(self._plan, self.checkpoint.resumed(), partitions)
+        topology = Topology(
+            self._plan, self.checkpoint.resumed(), partitions, self._store.clock.monotonic
+        )
         for operator in topology.stateful.values():
             name = operator.name
             topic = state_topic(self._plan.name, name)

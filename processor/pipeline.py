@@ -191,6 +191,17 @@ class Pipeline:
         """The plan as an indented tree, with the names of its state."""
         return self.plan.explain()
 
+    def mermaid(self) -> str:
+        """The plan as a Mermaid flowchart, for documents and notebooks."""
+        return self.plan.mermaid()
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        """What notebooks show: the flowchart where they can draw it, else the tree."""
+        return {
+            "text/plain": self.explain(),
+            "text/markdown": f"```mermaid\n{self.mermaid()}\n```",
+        }
+
     def run(self, store: Store, **options: Unpack[RunOptions]) -> Metrics:
         """Run over a store, exactly once: go on where the last run stopped, however it did.
 

@@ -120,6 +120,20 @@ class Plan:
             walk(source, 1)
         return "\n".join(lines)
 
+    def mermaid(self) -> str:
+        """The plan as a Mermaid flowchart: sources are stadiums, what has state is a cylinder."""
+        lines = ["flowchart TD"]
+        for node in self.nodes:
+            text = node.label.replace('"', "#quot;")
+            if isinstance(node, StatefulNode):
+                lines.append(f'  n{node.id}[("{text}<br/>state {node.name}")]')
+            elif isinstance(node, SourceNode | SinkNode):
+                lines.append(f'  n{node.id}(["{text}"])')
+            else:
+                lines.append(f'  n{node.id}["{text}"]')
+            lines += [f"  n{above} --> n{node.id}" for above in node.inputs]
+        return "\n".join(lines)
+
 
 class PlanBuilder:
     """Collects nodes while a pipeline is declared."""

@@ -21,7 +21,7 @@ from .plan import Plan
 from .state_log import checkpoint_name
 from .ticker import TICK_MS, Ticker
 from .ticks import Tick
-from .topology import Topology
+from .topology import OperatorMetrics, Topology
 from .watermark import BEFORE_TIME
 
 INPUT_BYTES: Final = 1 << 19
@@ -53,6 +53,10 @@ class Metrics:
     """Offsets between where the pipeline stands and the visible end of its input."""
     watermark_ms: int | None
     """The least W of the sources, UTC ms; None before the first row."""
+    epoch_s: float = 0.0
+    """Seconds the last commit took."""
+    operators: tuple[OperatorMetrics, ...] = ()
+    """What each operator has done, in the order of the plan."""
 
 
 class RunOptions(TypedDict, total=False):
@@ -125,6 +129,7 @@ class _Run:
         self._ticker = Ticker(store, topology, options.get("tick_ms", TICK_MS))
         self._first_epoch = epochs.checkpoint.epoch
         self._records_out = 0
+        self._epoch_took_s = 0.0
         self._uncommitted = False
         self._due = self._clock.monotonic() + self._epoch_s
 
@@ -176,8 +181,10 @@ class _Run:
     def _commit(self) -> None:
         if self._uncommitted:
             count = self._topology.outputs.record_count
+            started = self._clock.monotonic()
             self._epochs.commit(self._topology, self._reader.positions)
             self._records_out += count
+            self._epoch_took_s = self._clock.monotonic() - started
             self._uncommitted = False
             # Counted from a commit that wrote something: the first row after a pause, however
             # short, is committed at once.
@@ -200,6 +207,8 @@ class _Run:
             dead_letters=self._topology.dead_letter_count,
             lag=lag,
             watermark_ms=None if level == BEFORE_TIME else level,
+            epoch_s=self._epoch_took_s,
+            operators=tuple(self._topology.metrics()),
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from millstream import OffsetOutOfRangeError, Store, UsageError
+from millstream import OffsetOutOfRangeError, Store, TopicPartition, UsageError
 
 from .state_log import read_checkpoint, state_entries, state_topic
 
@@ -42,6 +42,29 @@ class StateItem(NamedTuple):
     def has_key(self, key: object) -> bool:
         """Whether it is about a grouping key."""
         return any(part == key and type(part) is type(key) for part in self.path)
+
+
+class PipelineInfo(NamedTuple):
+    """Where a pipeline stood at its last commit."""
+
+    name: str
+    epoch: int
+    positions: dict[TopicPartition, int]
+    """Next offset of each input partition."""
+    watermarks_ms: dict[str, int | None]
+    """W of each source by topic; None before the first row."""
+
+
+def list_pipelines(store: Store) -> list[PipelineInfo]:
+    """The pipelines that have run in a store, by name."""
+    found = []
+    for group in sorted(store.groups()):
+        checkpoint = read_checkpoint(store, group)
+        if checkpoint.epoch:
+            levels = {topic: source.level for topic, source in checkpoint.sources.items()}
+            positions = checkpoint.next_offsets()
+            found.append(PipelineInfo(group, checkpoint.epoch, positions, levels))
+    return found
 
 
 def list_state(store: Store, pipeline: str | None = None) -> list[StateInfo]:

@@ -9,7 +9,7 @@ topology runs a pipeline and its test. Which operator runs which kind of node is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -86,6 +86,21 @@ _STATEFUL: Final[Mapping[type[Node], Callable[[Any, int], StatefulOperator]]] = 
 }
 
 
+@dataclass(slots=True)
+class OperatorMetrics:
+    """What one operator has done since its pipeline was started."""
+
+    label: str
+    records_in: int = 0
+    records_out: int = 0
+    busy_s: float = 0.0
+    """Seconds spent in it."""
+    late: int = 0
+    """Rows it refused as too late."""
+    state_records: int = 0
+    """About how many things it keeps."""
+
+
 class Reached(NamedTuple):
     """How far a source has come in a step."""
 
@@ -117,6 +132,7 @@ class Topology:
         plan: What to run.
         resumed: Event time as of a checkpoint.
         partitions: Number of partitions of each output topic.
+        monotonic: Seconds, to measure how busy each operator is; by default nothing is measured.
     """
 
     def __init__(
@@ -124,8 +140,11 @@ class Topology:
         plan: Plan,
         resumed: Resumed | None = None,
         partitions: Mapping[str, int] | None = None,
+        monotonic: Callable[[], float] = float,
     ) -> None:
         plan.check()
+        self._monotonic = monotonic
+        self._metrics = [OperatorMetrics(node.label) for node in plan.nodes]
         self.plan = plan
         self.outputs = Outputs(partitions)
         self.sources: dict[int, SourceStage] = {}
@@ -206,6 +225,13 @@ class Topology:
     def dead_letter_count(self) -> int:
         """Records rejected, so far."""
         return sum(source.faults.count for source in self.sources.values())
+
+    def metrics(self) -> list[OperatorMetrics]:
+        """What each operator has done, in the order of the plan."""
+        for node_id, operator in self.stateful.items():
+            self._metrics[node_id].late = operator.late_count
+            self._metrics[node_id].state_records = operator.live_count
+        return [replace(one) for one in self._metrics]
 
     @property
     def level(self) -> int:
@@ -314,6 +340,7 @@ class Topology:
         """Take the rows of the sources through everything else."""
         progress: dict[tuple[int, ...], Progress] = {}
         ports: dict[int, Mapping[str, Chunk]] = {}
+        before = self._monotonic()
         for node in self.plan.nodes:
             inputs = [chunks[each] for each in node.inputs if each in chunks]
             if node.id in self._operators:
@@ -328,6 +355,12 @@ class Topology:
                 chunks[node.id] = ports[node.parent][node.port]
             if node.id in ports:
                 chunks[node.id] = ports[node.id][MAIN]
+            done = self._metrics[node.id]
+            done.records_in += sum(len(each.values) for each in inputs)
+            done.records_out += len(chunks[node.id].values) if node.id in chunks else 0
+            now = self._monotonic()
+            done.busy_s += now - before
+            before = now
         self._write(chunks, batch)
 
     def _write(self, chunks: Mapping[int, Chunk], batch: MicroBatch) -> None:

@@ -1,0 +1,86 @@
+"""`millstream graph`, `checkpoints` and `fork`: pipelines seen from outside."""
+
+from __future__ import annotations
+
+import click
+
+from millstream.processor import fork as fork_pipeline, list_pipelines
+
+from .command import Command, examples
+from .format_string import rfc3339
+from .loading import load_pipeline
+from .output import Row, print_rows
+from .settings import settings
+
+_CHECKPOINT_COLUMNS = (
+    "pipeline",
+    "epoch",
+    "topic",
+    "partition",
+    "offset",
+    "lag",
+    "watermark",
+)
+
+
+@click.command(
+    cls=Command,
+    short_help="Draw a pipeline as a Mermaid flowchart.",
+    epilog=examples("millstream graph app:pipeline > pipeline.mmd"),
+)
+@click.argument("target", metavar="MODULE:PIPELINE")
+@click.option("--text", is_flag=True, help="Print the indented tree instead.")
+def graph(target: str, text: bool) -> None:
+    """Draw the pipeline named PIPELINE in the Python module MODULE; runs nothing."""
+    pipeline = load_pipeline(target)
+    click.echo(pipeline.explain() if text else pipeline.mermaid())
+
+
+@click.command(
+    cls=Command,
+    short_help="Show where pipelines stand.",
+    epilog=examples("millstream checkpoints", "millstream checkpoints revenue --output json"),
+)
+@click.argument("pipeline", required=False)
+def checkpoints(pipeline: str | None) -> None:
+    """Show the last checkpoint of PIPELINE, or of all: epoch, next offsets, lag, event time."""
+    current = settings()
+    rows: list[Row] = []
+    with current.open(read_only=True) as store:
+        found = [one for one in list_pipelines(store) if pipeline in {None, one.name}]
+        for one in found:
+            for (topic, partition), offset in sorted(one.positions.items()):
+                level = one.watermarks_ms.get(topic)
+                rows.append(
+                    {
+                        "pipeline": one.name,
+                        "epoch": one.epoch,
+                        "topic": topic,
+                        "partition": partition,
+                        "offset": offset,
+                        "lag": store.offsets(topic)[partition].end - offset,
+                        "watermark": None if level is None else rfc3339(level),
+                    }
+                )
+    if pipeline is not None and not found:
+        raise click.ClickException(f"no pipeline {pipeline!r} has run here")
+    print_rows("checkpoints", rows, _CHECKPOINT_COLUMNS, current.mode)
+
+
+@click.command(
+    cls=Command,
+    short_help="Copy a pipeline's state and place under another name.",
+    epilog=examples("millstream fork revenue revenue-fix"),
+)
+@click.argument("pipeline")
+@click.argument("name")
+def fork(pipeline: str, name: str) -> None:
+    """Copy state, offsets and event time of PIPELINE to a new pipeline NAME, all or nothing.
+
+    Run new code as `Pipeline(NAME)` from there, with outputs of its own; or verify the original
+    from there: `millstream verify MODULE:PIPELINE --since NAME`.
+    """
+    current = settings()
+    with current.open() as store:
+        fork_pipeline(store, pipeline, name)
+    current.say(f"{name} goes on where {pipeline} stood")

@@ -1,0 +1,82 @@
+"""Pipelines from the command line: graph, checkpoints, state, fork, verify, dry run, metrics."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import millstream
+
+APP = """
+from millstream.processor import Pipeline, agg, tumbling
+
+pipeline = Pipeline("revenue")
+orders = pipeline.source("orders", type=dict, time="ts")
+totals = orders.key_by("user").window(tumbling("1m")).agg(n=agg.count(), total=agg.sum("amount"))
+totals.to("totals")
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    (tmp_path / "app.py").write_text(APP)
+    with millstream.open(tmp_path / "data") as store:
+        store.create_topic("orders")
+        rows = [("u1", 5, 1), ("u2", 7, 2), ("u1", 6, 60_001)]
+        lines = [b'{"user":"%s","amount":%d,"ts":%d}' % (u.encode(), a, t) for u, a, t in rows]
+        store.append_many("orders", lines)
+    return tmp_path
+
+
+def run(home: Path, *arguments: str, code: int = 0) -> str:
+    command = [sys.executable, "-m", "millstream", "--dir", "data", *arguments]
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
+    assert code == done.returncode, done.stderr
+    return done.stdout
+
+
+def test_a_pipeline_from_end_to_end(home: Path) -> None:
+    assert "flowchart TD" in run(home, "graph", "app:pipeline")
+    assert run(home, "graph", "app:pipeline", "--text").startswith("pipeline revenue")
+
+    lines = run(home, "process", "app:pipeline", "--dry-run").splitlines()
+    assert ["u1", "u2", "u1"] == [json.loads(line)["key"] for line in lines]
+    lines = run(home, "process", "app:pipeline", "--dry-run", "--from", "-1").splitlines()
+    assert ["u1"] == [json.loads(line)["key"] for line in lines]
+    run(home, "process", "app:pipeline", "--from", "-1", code=2)
+
+    table = run(home, "process", "app:pipeline", "--until", "end", "--metrics", "--output", "json")
+    window = next(one for one in json.loads(table)["operators"] if "window" in one["label"])
+    assert (3, 2, 1) == (window["records_in"], window["records_out"], window["state_records"])
+
+    (row,) = json.loads(run(home, "checkpoints", "--output", "json"))["checkpoints"]
+    assert ("revenue", 1, "orders", 0, 3, 0) == tuple(row.values())[:6]
+    run(home, "checkpoints", "other", code=1)
+
+    (info,) = json.loads(run(home, "state", "ls", "--output", "json"))["state"]
+    assert ("revenue", "orders.window", 1) == tuple(info.values())[:3]
+    item = json.loads(run(home, "state", "get", "revenue", "orders.window", "u1"))
+    assert {"path": [120_000, "u1"], "value": [1, 6]} == item
+    assert item == json.loads(run(home, "state", "dump", "revenue", "orders.window"))
+    run(home, "state", "get", "revenue", "orders.window", "nobody", code=5)
+    run(home, "state", "dump", "revenue", "nothing", code=2)
+
+
+def test_verify_replays_a_pipeline(home: Path) -> None:
+    run(home, "process", "app:pipeline", "--until", "end")
+    found = json.loads(run(home, "verify", "app:pipeline", "--json"))
+    assert (True, 3, 2) == (found["ok"], found["records_in"], found["records_compared"])
+    run(home, "fork", "revenue", "point")
+    with millstream.open(home / "data") as store:
+        store.append("orders", b'{"user":"u9","amount":1,"ts":200000}')
+    run(home, "process", "app:pipeline", "--until", "end")
+    found = json.loads(run(home, "verify", "app:pipeline", "--since", "point", "--json"))
+    assert (True, 1, 1) == (found["ok"], found["records_in"], found["records_compared"])
+
+    (home / "app.py").write_text(APP.replace('agg.sum("amount")', 'agg.mean("amount")'))
+    assert "the replay gives" in run(home, "verify", "app:pipeline", code=1)
+    run(home, "verify", "orders", "--since", "point", code=2)
