@@ -26,7 +26,15 @@ from .state_view import (
     list_state,
     read_state,
 )
-from .stream import KeyedStream, SourceStream, Stream, WindowedStream, WindowResults
+from .stream import (
+    DedupStream,
+    KeyedDedupStream,
+    KeyedStream,
+    SourceStream,
+    Stream,
+    WindowedStream,
+    WindowResults,
+)
 from .tables import GroupedTable, SourceTable, Table
 from .testkit import Row, TestOutput
 from .topology import OperatorMetrics
@@ -38,11 +46,13 @@ __all__ = [
     "CalendarWindows",
     "Context",
     "CountWindows",
+    "DedupStream",
     "Difference",
     "Expression",
     "FixedWindows",
     "GroupedTable",
     "Joined",
+    "KeyedDedupStream",
     "KeyedStream",
     "Metrics",
     "OperatorMetrics",

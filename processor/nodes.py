@@ -231,6 +231,11 @@ class StatefulNode(Node):
         """How far behind W the event times of its results may lie."""
         return 0
 
+    @property
+    def passes_rows(self) -> bool:
+        """Whether its results are rows it was given, and no others."""
+        return False
+
     def identity(self, keys: Sequence[str]) -> str:
         """What must not change while there is live state.
 
@@ -306,6 +311,29 @@ class CountNode(AggregatingNode):
     def windows_text(self) -> str:
         """The windows in words."""
         return str(self.windows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DedupNode(StatefulNode):
+    """Lets the first of rows that say the same pass."""
+
+    kind: ClassVar[str] = "dedup"
+
+    on: Field
+    """What makes duplicates; None for the value itself."""
+    within_ms: int
+    keyed: bool
+    """Whether only rows of one key can be duplicates."""
+
+    @property
+    def passes_rows(self) -> bool:
+        """It does."""
+        return True
+
+    def identity(self, keys: Sequence[str]) -> str:
+        """Key, what makes duplicates and for how long."""
+        by = f"key_by {keys[0]}; " if self.keyed else ""
+        return f"{by}dedup on {describe(self.on)} within {duration_text(self.within_ms)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,20 +63,25 @@ def _results(
         return chunk, apply(function, chunk.values, node.label, batch, chunk)
 
     def reject(index: int, error: Exception) -> None:
-        _reject(rejects, f"{node.label}: {reason(error)}", batch, chunk.rows[index], error)
+        refuse_row(rejects, f"{node.label}: {reason(error)}", batch, chunk.rows[index], error)
 
     results = convert(chunk.values, function, reject)
     good = [result is not REJECTED for result in results]
     return (chunk, results) if all(good) else (keep(chunk, good), list(compress(results, good)))
 
 
-def _reject(
+def refuse_row(
     rejects: Rejects | None,
     message: str,
     batch: MicroBatch,
     row: int,
     cause: Exception | None = None,
 ) -> None:
+    """Make a row a dead letter of its source.
+
+    Raises:
+        RecordError: There are none, or the row is no input record.
+    """
     if rejects is None:
         raise record_error(message, batch, row) from cause
     rejects.reject(message, batch, row, cause)
@@ -217,7 +222,7 @@ class KeyByOperator:
     def _refuse(
         self, problem: str, batch: MicroBatch, row: int, cause: Exception | None = None
     ) -> None:
-        _reject(self._rejects, f"{self._node.label}: {problem}", batch, row, cause)
+        refuse_row(self._rejects, f"{self._node.label}: {problem}", batch, row, cause)
 
 
 class RecordKeyOperator:
@@ -253,7 +258,7 @@ class RecordKeyOperator:
         keys = convert(range(len(chunk.values)), key_of, bad.__setitem__)
         for index, error in bad.items():
             message = f"{self._node.label}: {reason(error)}"
-            _reject(self._rejects, message, batch, chunk.rows[index], error)
+            refuse_row(self._rejects, message, batch, chunk.rows[index], error)
         whole = Chunk(chunk.rows, chunk.times, chunk.values, keys)
         return {MAIN: keep(whole, [key is not REJECTED for key in keys]) if bad else whole}
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from functools import partial
 from typing import Any, Generic, Self, TypeVar
 
-from millstream import UsageError, check_topic_name
+from millstream import UsageError, check_topic_name, parse_duration_ms
 
-from .fields import label, require_function
+from .fields import Field, label, require_field, require_function, require_readable
 from .nodes import (
+    LATE,
     BranchNode,
     DeadLettersNode,
+    DedupNode,
     FilterNode,
     FlatMapNode,
     MapBatchNode,
@@ -30,6 +33,7 @@ from .nodes import (
 )
 from .plan import PlanBuilder
 from .row_types import element_type, returned_type
+from .windows import duration_text
 
 T = TypeVar("T")
 
@@ -100,6 +104,35 @@ class Rows(Generic[T]):
     def _same(self, node: int) -> Self:
         """A stream of the same kind at another node."""
         return type(self)(self._builder, node)
+
+    def _add_dedup(
+        self, on: Field, within: str | int | timedelta, name: str | None, *, keyed: bool
+    ) -> int:
+        """The node that lets the first of rows that say the same pass."""
+        if on is not None:
+            require_readable(on, "dedup()")
+        if isinstance(on, str):
+            require_field(self._type, on, "dedup")
+        within_ms = parse_duration_ms(within)
+        if within_ms < 1:
+            raise UsageError(f"dedup(within={within!r}): at least 1 ms")
+        node = DedupNode(
+            id=self._builder.next_id,
+            parents=(self._node,),
+            label=f"{label('dedup', on)} within {duration_text(within_ms)}",
+            name=self._builder.state_name((self._node,), DedupNode.kind, name),
+            on=on,
+            within_ms=within_ms,
+            keyed=keyed,
+        )
+        return self._builder.add(node, self._type)
+
+    def _late(self) -> int:
+        """The node of the late rows of the operator that these rows are the results of."""
+        node = self._builder.nodes[self._node]
+        while isinstance(node, FilterNode | PeekNode):
+            node = self._builder.nodes[node.parent]
+        return self._port(node, LATE)
 
     @property
     def _source(self) -> int:
@@ -173,7 +206,9 @@ class Rows(Generic[T]):
             if isinstance(known, PortNode) and (known.parent, known.port) == (node.id, port):
                 return known.id
         named = PortNode(id=self._builder.next_id, parent=node.id, label=f"{port} rows", port=port)
-        return self._builder.add(named, self._type)
+        # What is late, or goes another way, is as it came.
+        types = {self._builder.type_of(each) for each in node.inputs}
+        return self._builder.add(named, types.pop() if len(types) == 1 else None)
 
     def _add_merge(self, others: Sequence[Rows[Any]], *, keyed: bool) -> int:
         if not others:

@@ -19,12 +19,9 @@ from millstream import UsageError, parse_duration_ms
 from .agg import Aggregate
 from .fields import Field, label, require_field, require_readable
 from .nodes import (
-    LATE,
     AggregatingNode,
-    FilterNode,
     KeyByNode,
     OnError,
-    PeekNode,
 )
 from .plan import PlanBuilder
 from .process import Context, Timer
@@ -102,6 +99,35 @@ class Stream(Rows[T]):
         """
         return Stream(self._builder, self._add_merge(others, keyed=False))
 
+    def dedup(
+        self,
+        on: str | Callable[[T], object] | None = None,
+        *,
+        within: str | int | timedelta,
+        name: str | None = None,
+    ) -> DedupStream[T]:
+        """Let the first of rows that say the same pass, and the next one `within` later.
+
+        The first is the one the log got first. Rows whose event time is less than `within` from
+        that of one that has passed, before or after it, are its duplicates. Rows that are `within`
+        or more behind W are late. State is freed when W is twice that past it.
+
+        Args:
+            on: A field or function of the value; by default the value. What a stream can be
+                grouped by (see `key_by`); a row without it is a dead letter.
+            within: A duration in event time.
+            name: Of the state; by default `<source topic>.dedup`.
+
+        >>> from millstream.processor import Pipeline
+        >>> pipeline = Pipeline("once")
+        >>> events = pipeline.source("events", time="ts", disorder="1m")
+        >>> _ = events.dedup("id", within="10s").map(lambda event: event["ts"]).to("out")
+        >>> times = [0, 9_999, 10_000, 5]
+        >>> pipeline.test({"events": [{"id": 1, "ts": ts} for ts in times]})["out"]
+        [0, 10000]
+        """
+        return DedupStream(self._builder, self._add_dedup(on, within, name, keyed=False))
+
     @overload
     def key_by(self, key: str, *, name: str | None = None) -> KeyedStream[Key, T]: ...
     @overload
@@ -125,6 +151,17 @@ class Stream(Rows[T]):
             key=key,
         )
         return KeyedStream(self._builder, self._builder.add(node, self._type))
+
+
+class DedupStream(Stream[T]):
+    """The rows that are the first of their kind."""
+
+    __slots__ = ()
+
+    @property
+    def late(self) -> Stream[T]:
+        """The rows that came so late that it was not known any more what had passed."""
+        return Stream(self._builder, self._late())
 
 
 class SourceStream(Stream[T]):
@@ -183,6 +220,13 @@ class KeyedStream(TableMethods[K, T], Stream[T]):
             if not isinstance(other, KeyedStream):
                 raise UsageError(f"a keyed stream merges with keyed streams, not with {other!r}")
         return KeyedStream(self._builder, self._add_merge(others, keyed=True))
+
+    def dedup(
+        self, on: Field = None, *, within: str | int | timedelta, name: str | None = None
+    ) -> KeyedDedupStream[K, T]:
+        """The same among the rows of each key; keys stay. See `Stream.dedup`."""
+        node = self._add_dedup(on, within, name, keyed=True)
+        return KeyedDedupStream(self._builder, node)
 
     def window(
         self,
@@ -278,6 +322,17 @@ class KeyedStream(TableMethods[K, T], Stream[T]):
         return KeyedStream(self._builder, self._builder.add(node, made))
 
 
+class KeyedDedupStream(KeyedStream[K, T], DedupStream[T]):
+    """The rows that are the first of their kind among those of their key."""
+
+    __slots__ = ()
+
+    @property
+    def late(self) -> KeyedStream[K, T]:
+        """The rows that came so late that it was not known any more what had passed."""
+        return KeyedStream(self._builder, self._late())
+
+
 class WindowedStream(Generic[K, T]):
     """A keyed stream cut into windows, waiting for `agg`."""
 
@@ -339,8 +394,4 @@ class WindowResults(KeyedStream[K, Windowed[K, R]], Generic[K, T, R]):
     @property
     def late(self) -> Stream[T]:
         """The rows that came after all of their windows had closed, each once."""
-        window = self._builder.nodes[self._node]
-        while isinstance(window, FilterNode | PeekNode):
-            window = self._builder.nodes[window.parent]
-        above = Stream[T](self._builder, window.inputs[0])
-        return Stream(self._builder, above._port(window, LATE))
+        return Stream(self._builder, self._late())

@@ -16,11 +16,13 @@ import msgspec
 
 from .columns import Chunk, InputBatch, MicroBatch
 from .count_windowing import CountOperator
+from .dedup import DedupOperator
 from .nodes import (
     LATE,
     BranchNode,
     CountNode,
     DeadLettersNode,
+    DedupNode,
     FilterNode,
     FlatMapNode,
     KeyByNode,
@@ -76,6 +78,7 @@ _STATELESS: Final[Mapping[type[Node], Callable[[Any, Topology], Operator]]] = {
     MergeNode: lambda node, _: MergeOperator(node, keyed=node.keyed),
     RecordKeyNode: lambda node, topology: RecordKeyOperator(node, topology.rejects(node)),
 }
+# Here it takes the node and how far behind W its rows may lie.
 _STATEFUL: Final[Mapping[type[Node], Callable[[Any, int], StatefulOperator]]] = {
     WindowNode: window_operator,
     SessionNode: SessionOperator,
@@ -174,6 +177,8 @@ class Topology:
             self._operators[node.id] = _STATELESS[kind](node, self)
         elif kind in _STATEFUL:
             self.stateful[node.id] = _STATEFUL[kind](node, delay_ms)
+        elif isinstance(node, DedupNode):
+            self.stateful[node.id] = DedupOperator(node, delay_ms, self.rejects(node))
         elif isinstance(node, SinkNode):
             self._sinks[node.topic].append(node)
 
@@ -209,7 +214,7 @@ class Topology:
         if isinstance(node, PortNode) and node.port == LATE:
             return any(map(self._is_derived, self._read_by(self.plan.nodes[node.parent])))
         return any(
-            isinstance(above, StatefulNode) or self._is_derived(above)
+            (isinstance(above, StatefulNode) and not above.passes_rows) or self._is_derived(above)
             for above in self._read_by(node)
         )
 

@@ -73,7 +73,7 @@ def least(contributions: Sequence[Progress], floor: int) -> Progress:
         floor: The operator's W so far: it never falls.
 
     >>> least([Progress(5, [0, 2], [10, 20]), Progress(7, [1], [30])], 5)
-    Progress(start=5, rows=[0, 2], levels=[7, 20])
+    Progress(start=5, rows=[0, 1, 2], levels=[7, 10, 20])
     """
     now = [progress.start for progress in contributions]
     level = _not_below(floor, min(now))

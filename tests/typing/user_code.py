@@ -14,7 +14,9 @@ import millstream
 from millstream.processor import (
     Aggregate,
     Aggregated,
+    DedupStream,
     Expression,
+    KeyedDedupStream,
     KeyedStream,
     Pipeline,
     SourceStream,
@@ -149,6 +151,15 @@ def tables_know_their_keys_and_values() -> None:
         pipeline.table("users", type=Order).group_by(len_of).agg(n=agg.count()),
         Table[int, Aggregated[int, int]],
     )
+
+
+def deduplication_keeps_types() -> None:
+    orders = Pipeline("once").source("orders", type=Order)
+    assert_type(orders.dedup("user", within="1m"), DedupStream[Order])
+    assert_type(orders.dedup(lambda order: order.user, within="1m").late, Stream[Order])
+    keyed = orders.key_by(lambda order: order.user).dedup("ts", within=5)
+    assert_type(keyed, KeyedDedupStream[str, Order])
+    assert_type(keyed.late, KeyedStream[str, Order])
 
 
 def len_of(order: Order) -> int:
