@@ -56,8 +56,10 @@ class LatestOffsets:
     (b'\x00\x01\x01', None)
     """
 
-    def __init__(self, max_bytes: int = MAP_BYTES) -> None:
+    def __init__(self, max_bytes: int = MAP_BYTES, *, whole_keys: bool = False) -> None:
         self._offsets: dict[Identity, int] = {}
+        self._whole_keys = whole_keys
+        """Remember long keys too as they are, for `remaining`."""
         self._max_bytes = max_bytes
         self._key_bytes = 0
 
@@ -72,7 +74,7 @@ class LatestOffsets:
     def add(self, keys: Sequence[bytes | None], offsets: Sequence[int]) -> None:
         """Note a batch; later ones have later offsets."""
         known = len(self._offsets)
-        identities = _identities(keys)
+        identities = self._identities(keys)
         self._offsets.update(zip(identities, offsets, strict=True))
         if None in self._offsets:
             del self._offsets[None]
@@ -81,16 +83,28 @@ class LatestOffsets:
             sizes = [len(each) if isinstance(each, bytes) else 32 for each in identities[:64]]
             self._key_bytes += added * sum(sizes) // len(sizes)
 
-    def get(self, key: bytes) -> int | None:
-        """The last offset of `key`."""
-        return self._offsets.get(_identity(key))
+    def _identities(self, keys: Sequence[bytes | None]) -> Sequence[Identity]:
+        return keys if self._whole_keys else _identities(keys)
+
+    def take(self, keys: Sequence[bytes | None], offsets: Sequence[int]) -> list[int]:
+        """The rows of a batch that are the last of their key, which are forgotten with that."""
+        last = self._offsets.get
+        pairs = zip(self._identities(keys), offsets, strict=True)
+        rows = [row for row, (key, offset) in enumerate(pairs) if last(key) == offset]
+        for row in rows:
+            del self._offsets[keys[row] if self._whole_keys else _identity(keys[row])]
+        return rows
+
+    def remaining(self) -> list[bytes]:
+        """The keys of which no record was taken; only with `whole_keys`."""
+        return [key for key in self._offsets if isinstance(key, bytes)]
 
     def mask(self, keys: Sequence[bytes | None], offsets: Sequence[int]) -> bytes | None:
         """A byte per record: 1 if no later one of its key is known; ALL or NONE if all agree.
 
         Loops in C: about 100 ns per record.
         """
-        identities = _identities(keys)
+        identities = self._identities(keys)
         last = map(self._offsets.get, identities, offsets)  # its own offset for an unknown key
         kept = bytes(map(ge, offsets, last))
         return compact_mask(kept)

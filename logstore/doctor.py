@@ -23,7 +23,14 @@ from .found_topics import find_topics
 from .liveness import LOCKS_DIRECTORY
 from .log import Log
 from .machine_checks import Diagnosis
-from .segment import INDEX_SUFFIX, QUARANTINE, SEGMENT_SUFFIX, TEMPORARY_SUFFIX, base_offset_of
+from .segment import (
+    INDEX_SUFFIX,
+    KEYS_SUFFIX,
+    QUARANTINE,
+    SEGMENT_SUFFIX,
+    TEMPORARY_SUFFIX,
+    base_offset_of,
+)
 from .storage import CATALOG_NAME, PosixStorage
 from .tail import POISONED_BY_SYNC, Slot
 from .verify import torn_bytes
@@ -128,12 +135,14 @@ class _Doctor:
     def _unexpected(self, directory: str) -> Iterator[Diagnosis]:
         names = set(self._storage.list(directory))
         for name in sorted(names):
-            path, segment = f"{directory}/{name}", name.removesuffix(INDEX_SUFFIX) + SEGMENT_SUFFIX
+            stem = name.removesuffix(INDEX_SUFFIX).removesuffix(KEYS_SUFFIX)
+            path, segment = f"{directory}/{name}", stem + SEGMENT_SUFFIX
             if name == QUARANTINE or base_offset_of(name) is not None:
                 continue
             if name.endswith(TEMPORARY_SUFFIX):
-                message, remedy = "left by a crash", "none is needed: the next recovery removes it"
-            elif name.endswith(INDEX_SUFFIX) and base_offset_of(segment) is not None:
+                message = "left by a crash, or being written"
+                remedy = "none is needed: the next recovery or compaction removes it"
+            elif name.endswith((INDEX_SUFFIX, KEYS_SUFFIX)) and base_offset_of(segment) is not None:
                 if segment in names:
                     continue
                 message, remedy = "an index without its segment", "remove it"

@@ -28,7 +28,7 @@ from .partition_plan import MoveStart, PartitionPlan, Rename, Rewrite, SetAside
 from .quarantine import keep_another_name, set_aside
 from .rewrite import SegmentRewriter
 from .salvage import PatientFile, State, after, pieces
-from .segment import INDEX_SUFFIX, SEGMENT_SUFFIX, TEMPORARY_SUFFIX, segment_path
+from .segment import INDEX_SUFFIX, KEYS_SUFFIX, SEGMENT_SUFFIX, TEMPORARY_SUFFIX, segment_path
 from .segment_chain import PartitionFacts
 from .storage import Storage
 
@@ -85,7 +85,8 @@ class PartitionRepair:
                 self._storage.remove(f"{self._directory}/{name}")
 
     def _set_aside(self, name: str) -> None:
-        for each in (name.removesuffix(SEGMENT_SUFFIX) + INDEX_SUFFIX, name):
+        stem = name.removesuffix(SEGMENT_SUFFIX)
+        for each in (stem + INDEX_SUFFIX, stem + KEYS_SUFFIX, name):
             if self._storage.exists(f"{self._directory}/{each}"):
                 set_aside(self._storage, self._directory, each)
 

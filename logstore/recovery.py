@@ -42,7 +42,7 @@ from .segment import (
     QUARANTINE,
     TEMPORARY_SUFFIX,
     base_offset_of,
-    index_path,
+    derived_paths,
     scan_headers,
     segment_path,
 )
@@ -414,12 +414,12 @@ def repair(storage: Storage, facts: PartitionFacts, found: Examination) -> None:
         if name.endswith(TEMPORARY_SUFFIX):
             storage.remove(f"{directory}/{name}")
     for base in found.obsolete_segments:
-        storage.remove(index_path(directory, base))
+        _remove_derived(storage, directory, base)
         storage.remove(segment_path(directory, base))
     if found.tear is not None:
         # Later segments go first: if we stop here, the tear is still there to be found.
         for base in reversed(found.later_segments):
-            storage.remove(index_path(directory, base))
+            _remove_derived(storage, directory, base)
             _move_to_quarantine(storage, directory, base)
         _cut(storage, directory, found.tear)
         storage.sync_directory(directory)
@@ -444,9 +444,14 @@ def rewrite_unsynced(storage: Storage, facts: PartitionFacts, found: Examination
             file.close()
 
 
+def _remove_derived(storage: Storage, directory: str, base: int) -> None:
+    for path in derived_paths(directory, base):
+        storage.remove(path)
+
+
 def _cut(storage: Storage, directory: str, tear: Tear) -> None:
     path = segment_path(directory, tear.segment_base)
-    storage.remove(index_path(directory, tear.segment_base))
+    _remove_derived(storage, directory, tear.segment_base)
     if tear.header_torn:
         if storage.exists(path):
             _move_to_quarantine(storage, directory, tear.segment_base)

@@ -25,6 +25,7 @@ from .storage import File, Storage
 
 SEGMENT_SUFFIX = ".segment"
 INDEX_SUFFIX = ".index"
+KEYS_SUFFIX = ".keys"
 TEMPORARY_SUFFIX = ".tmp"
 REWRITE_SUFFIX = ".rewrite.tmp"
 """Of a segment being rewritten; a recovery sweeps it as it does every temporary file."""
@@ -45,6 +46,16 @@ def segment_path(directory: str, base_offset: int) -> str:
 def index_path(directory: str, base_offset: int) -> str:
     """Path of the index derived from that segment."""
     return f"{directory}/{base_offset:0{OFFSET_DIGITS}d}{INDEX_SUFFIX}"
+
+
+def keys_path(directory: str, base_offset: int) -> str:
+    """Path of the key file derived from that segment."""
+    return f"{directory}/{base_offset:0{OFFSET_DIGITS}d}{KEYS_SUFFIX}"
+
+
+def derived_paths(directory: str, base_offset: int) -> list[str]:
+    """What may lie beside that segment and goes with it."""
+    return [index_path(directory, base_offset), keys_path(directory, base_offset)]
 
 
 def rewrite_path(directory: str, base_offset: int, segment_uid: int) -> str:

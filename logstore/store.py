@@ -14,10 +14,9 @@ from datetime import datetime
 from types import TracebackType
 from typing import Self
 
-from . import groups, maintenance, queues, topics
+from . import groups, queues, topics
 from .append import Appender
 from .clock import Clock, SystemClock
-from .compactor import CompactionResult
 from .config import Durability, Isolation, TopicConfig, TopicInfo, check_durability
 from .consumer import Consumer
 from .engine import Engine
@@ -25,16 +24,16 @@ from .errors import UsageError
 from .groups import GroupInfo, PartitionLag, Place, ResetPlan
 from .job import Duration
 from .job_queue import DEFAULT_GROUP, DEFAULT_VISIBILITY, Queue
+from .latest import LatestValues
 from .memory import MemoryStorage
 from .positions import Position
 from .producer import Producer
 from .queues import QueueInfo, Redriven
 from .reader import LogReader
-from .record import AppendMetadata, Headers, RecordMetadata, TopicPartition
-from .retention import SegmentInfo
-from .retention_schedule import RetentionReport
+from .record import AppendMetadata, Headers, Record, RecordMetadata, TopicPartition
 from .scan import Scan
 from .storage import PosixStorage, Storage
+from .store_upkeep import StoreUpkeep
 from .topics import OffsetRange
 from .transaction import AnonymousOwners, Ownership, Transaction, own
 from .verify import VerifyReport, verify
@@ -88,7 +87,7 @@ def open_store(
     return Store(engine)
 
 
-class Store:
+class Store(StoreUpkeep):
     """An open store. Thread-safe; a context manager. Not usable in the child of a fork.
 
     Made by `millstream.open`.
@@ -97,6 +96,7 @@ class Store:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._appender = Appender(engine)
+        self._latest = LatestValues(engine)
         self._owners = AnonymousOwners(engine)
 
     def __repr__(self) -> str:
@@ -432,6 +432,55 @@ class Store:
         """
         return queues.skip(self._engine, topic, group, before, partition)
 
+    def latest(
+        self, topic: str, key: bytes, *, partition: int | None = None, tombstone: bool = False
+    ) -> Record | None:
+        """The last acknowledged, committed record of a key; None if there is none, or a tombstone.
+
+        From the same files, whether the topic is compacted or not. The first lookup of a key in a
+        segment indexes all keys of it, beside the segment; later ones read a few blocks. Records
+        of open transactions do not count before the commit.
+
+        Args:
+            topic: An existing topic.
+            key: Of which key.
+            partition: Where to look, if its records were not put where the key belongs.
+            tombstone: Return a tombstone like any record.
+
+        Raises:
+            UnknownTopicError: There is no such topic or partition.
+            DataError: Damage where it was looked for.
+
+        >>> with open_store() as store:
+        ...     info = store.create_topic("t")
+        ...     for value in (b"old", b"new"):
+        ...         metadata = store.append("t", value, key=b"k")
+        ...     record = store.latest("t", b"k")
+        ...     (record.offset, record.value), store.latest("t", b"other")
+        ((1, b'new'), None)
+        """
+        record = self._latest.find(topic, key, partition)
+        return None if record is None or (record.value is None and not tombstone) else record
+
+    def latest_all(
+        self, topic: str, *, partition: int | None = None, tombstones: bool = False
+    ) -> Iterator[Record]:
+        """The last record of every key: a table, in no particular order, each key once.
+
+        At least as new as this call: of a key that is written meanwhile it may be a later one.
+        Memory is bounded (64 MiB of keys): more keys are read in several passes.
+
+        Args:
+            topic: An existing topic. Records without a key are left out.
+            partition: Only this one.
+            tombstones: Also the keys that were deleted.
+
+        Raises:
+            UnknownTopicError: There is no such topic or partition.
+            DataError: Damage, while iterating.
+        """
+        return self._latest.scan(topic, partition, tombstones=tombstones)
+
     def offsets(self, topic: str) -> dict[int, OffsetRange]:
         """First offset and visible end (exclusive) of each partition."""
         return topics.offset_ranges(self._engine, topic)
@@ -447,72 +496,6 @@ class Store:
     def sync(self) -> None:
         """Return when everything appended through this handle is durable, whatever the mode."""
         self._engine.sync()
-
-    def trim(
-        self, topic: str, before: Mapping[int, int], *, dry_run: bool = False
-    ) -> RetentionReport:
-        """Forget the records of each partition below the given offset; files go when empty.
-
-        The report names the segments that go, and those of the topic's `retention_groups` which
-        have not read everything below: a trim does not wait for them. With `dry_run` nothing
-        happens, and the store may be read-only.
-        """
-        return maintenance.trim(self._engine, topic, before, dry_run=dry_run)
-
-    def roll(self, topic: str, partition: int) -> None:
-        """Seal the active segment and start a new one."""
-        topics.roll(self._engine, topic, partition)
-
-    def segments(self, topic: str, partition: int) -> list[SegmentInfo]:
-        """The segments of a partition, oldest first."""
-        return self._engine.log(topic, partition).files.infos()
-
-    def apply_retention(
-        self, topic: str | None = None, *, dry_run: bool = False
-    ) -> RetentionReport:
-        """Remove what the topics' configuration no longer keeps; also done in the background.
-
-        Args:
-            topic: Only this one.
-            dry_run: Only say what would go, and which groups hold back what.
-
-        >>> with open_store() as store:
-        ...     info = store.create_topic("t", retention_groups=["billing"])
-        ...     metadata = store.append("t", b"a")
-        ...     store.roll("t", 0)
-        ...     [(each.group, each.offset) for each in store.apply_retention().blockers]
-        [('billing', 0)]
-        """
-        return maintenance.retain_all(self._engine, topic, dry_run=dry_run)
-
-    def compact(
-        self, topic: str, partition: int | None = None, *, dry_run: bool = False
-    ) -> list[CompactionResult]:
-        """Compact a topic now, with `compact=True`; also done in the background when it pays.
-
-        Rolls first, so that of every key one record is left of all that has been acknowledged,
-        up to the first open transaction. Appends and reads go on meanwhile. Offsets stay; those
-        of removed records are gaps.
-
-        Args:
-            topic: Configured with `compact=True`.
-            partition: Only this one.
-            dry_run: Only say what would be removed from the sealed segments; also read-only.
-
-        Raises:
-            UsageError: The topic is not compacted.
-            LockedError: Another process is compacting it.
-            DataError: Damage; nothing from there on was changed.
-            StorageError: The disk is full: a segment is written anew before the old one goes.
-
-        >>> with open_store() as store:
-        ...     info = store.create_topic("t", compact=True)
-        ...     for value in (b"1", b"2"):
-        ...         metadata = store.append("t", value, key=b"k")
-        ...     [result.removed_records for result in store.compact("t")]
-        [1]
-        """
-        return maintenance.compact(self._engine, topic, partition, dry_run=dry_run)
 
     def verify(self, topic: str | None = None, *, deep: bool = False) -> VerifyReport:
         """Check one topic, or all and the catalog; changes nothing, see `VerifyReport`.

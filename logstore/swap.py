@@ -14,7 +14,7 @@ from .components import Components
 from .errors import StorageError
 from .format import SegmentHeader
 from .log import Log
-from .segment import index_path, read_segment_header, segment_path
+from .segment import derived_paths, read_segment_header, segment_path
 from .tail import Slot
 
 
@@ -77,7 +77,8 @@ def remove_superseded(components: Components, log: Log, base: int) -> None:
         end = rewrite.end_offset if rewrite else base
         gone = [each for each in bases if base < each < end]
         for each in gone:
-            storage.remove(index_path(directory, each))
+            for derived in derived_paths(directory, each):
+                storage.remove(derived)
             storage.remove(segment_path(directory, each))
             log.files.indexes.forget(each)
         if gone:

@@ -12,7 +12,7 @@ import itertools
 from .components import Components
 from .errors import CorruptSegmentError, FormatVersionError, StorageError
 from .log import Log
-from .segment import index_path, read_segment_header, segment_path
+from .segment import derived_paths, read_segment_header, segment_path
 from .tail import Slot
 
 
@@ -58,7 +58,8 @@ def _remove(components: Components, log: Log, base: int, before: int) -> bool:
             rewrite = None  # it can go all the same
         if rewrite and rewrite.end_offset > before:
             return False  # a compaction has just put it there, for others that follow too
-        storage.remove(index_path(log.directory, base))
+        for derived in derived_paths(log.directory, base):
+            storage.remove(derived)
         storage.remove(path)
         log.files.indexes.forget(base)
         return True

@@ -205,7 +205,7 @@ def unexpected_files(storage: MemoryStorage) -> list[str]:
             left += [
                 f"{directory}/{name}"
                 for name in storage.list(directory)
-                if not name.endswith((".segment", ".index")) and name != "quarantine"
+                if not name.endswith((".segment", ".index", ".keys")) and name != "quarantine"
             ]
     return left
 

@@ -24,6 +24,7 @@ from millstream.format import (
     parse_segment_header,
 )
 from millstream.index import INDEX_MAGIC
+from millstream.key_file import KEY_MAGIC
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "log-format.md").read_text("utf-8")
 SIZES = {"u8": 1, "u16": 2, "u32": 4, "u64": 8, "i64": 8}
@@ -52,7 +53,12 @@ def example() -> bytes:
 
 
 def test_layout_tables_have_no_holes_and_the_declared_sizes() -> None:
-    for title, size in (("Segment header", 128), ("Batch header", 192), ("Index file", 64)):
+    for title, size in (
+        ("Segment header", 128),
+        ("Batch header", 192),
+        ("Index file", 64),
+        ("Key file", 64),
+    ):
         end = 0
         for offset, field, length in table(title):
             assert (title, field, offset) == (title, field, end)
@@ -99,6 +105,7 @@ def test_magics_in_the_document_are_those_of_the_code() -> None:
     assert layout.SEGMENT_MAGIC.hex(" ").upper() in section("Segment header")
     assert BATCH_MAGIC_BYTES.hex(" ").upper() in section("Batch header")
     assert INDEX_MAGIC.hex(" ").upper() in section("Index file")
+    assert KEY_MAGIC.hex(" ").upper() in section("Key file")
 
 
 def test_hex_example_is_what_the_code_writes() -> None:
