@@ -7,12 +7,14 @@ knows how many values it has not handed out, so the culprit is found at no cost 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from operator import length_hint
 from typing import Final, NoReturn, TypeVar
 
 from millstream import RecordError
 
 from .columns import Chunk, MicroBatch
+from .fields import ComputedField
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -55,6 +57,10 @@ def convert(
 
     Where it raises, `reject` is called with index and error, and `REJECTED` stands for the result.
     """
+    if isinstance(function, ComputedField):
+        # Where it raises, the passes below find out which values are to blame.
+        with suppress(Exception):
+            return function.evaluate(column)
     remaining = iter(column)
     results: list[U] = []
     while True:

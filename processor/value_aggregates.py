@@ -372,6 +372,19 @@ class Reduce(OwnResult[Any]):
         """The function of the earlier and the later session."""
         return self.add(left, right)
 
+    def add_column(
+        self, accumulators: list[Any], slots: Iterable[int], values: Iterable[Any]
+    ) -> None:
+        """One call of the function per row."""
+        function = self._function
+        for slot, value in zip(slots, values, strict=True):
+            if value is not None:
+                so_far = accumulators[slot]
+                reduced = value if so_far is None else function(so_far, value)
+                if reduced is None:
+                    raise TypeError("the function of agg.reduce() returned None")
+                accumulators[slot] = reduced
+
     def parameters(self) -> list[str]:
         """The function."""
         return [describe(self._function)]

@@ -24,6 +24,7 @@ from millstream.processor import (
     tumbling,
     when,
 )
+from millstream.processor.errors import REJECTED, convert
 from millstream.processor.expression_columns import Batch, only_type, vector
 from millstream.processor.expression_functions import FUNCTIONS
 from millstream.processor.expression_tree import DEPTH_MAX, children, walk
@@ -566,6 +567,18 @@ def test_a_row_in_error_is_named() -> None:
     with pytest.raises(RecordError, match=r"filter amount > 1.*TypeError") as caught:
         pipeline.test({"in": [{"t": 1, "amount": 2}, {"t": 2, "amount": "x"}]})
     assert 1 == caught.value.offset
+
+
+def test_values_an_expression_raises_on_are_rejected_one_by_one() -> None:
+    rejected: list[tuple[int, str]] = []
+    rows: list[object] = [{"n": 1}, {"n": "x"}, {}, {"n": 0}, {"n": 4}]
+
+    def reject(index: int, error: Exception) -> None:
+        rejected.append((index, type(error).__name__))
+
+    results = convert(rows, 8 // col("n"), reject)
+    assert [8, REJECTED, None, REJECTED, 2] == results
+    assert [(1, "TypeError"), (3, "ZeroDivisionError")] == rejected
 
 
 def test_a_plan_knows_an_expression_by_its_text() -> None:
