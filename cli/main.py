@@ -101,6 +101,8 @@ cli.lazy = MappingProxyType(
         "retention": "upkeep:retention",
         "repair": "inspect:repair",
         "doctor": "doctor:doctor",
+        "backup": "backup:backup",
+        "restore": "backup:restore",
         "config": "about:config",
         "demo": "demo:demo",
         "version": "about:version",

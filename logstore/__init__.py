@@ -13,6 +13,7 @@ pipelines over the log are in `millstream.processor`, the command line in `mills
 """
 
 from .append import partition_of
+from .backup import BackupReport
 from .clock import Clock, SystemClock
 from .compactor import CompactionResult
 from .config import (
@@ -71,6 +72,7 @@ from .scan import Scan
 from .storage import File, PosixStorage, Storage
 from .store import Store, open_store
 from .store_repair import LostRange, RepairAction, RepairPlan, plan_repair, repair
+from .store_restore import restore
 from .topics import OffsetRange
 from .transaction import Ownership, Transaction
 from .user_database import DatabaseColumn, UserDatabase
@@ -83,6 +85,7 @@ open = open_store  # noqa: A001 - `millstream.open(path)`, as with gzip.open and
 __all__ = [
     "AppendMetadata",
     "BackpressureTimeoutError",
+    "BackupReport",
     "BatchDump",
     "Clock",
     "CompactionResult",
@@ -164,4 +167,5 @@ __all__ = [
     "partition_of",
     "plan_repair",
     "repair",
+    "restore",
 ]

@@ -249,6 +249,49 @@ def _open(filename: str, use: DatabaseUse, *, read_only: bool) -> apsw.Connectio
     return connection
 
 
+class Snapshot:
+    """The content of a database at one moment, to be copied while others go on writing.
+
+    Args:
+        filename: What SQLite opens.
+
+    Raises:
+        As `Database`.
+    """
+
+    def __init__(self, filename: str) -> None:
+        self._filename = filename
+        try:
+            self._connection = _open(filename, CATALOG, read_only=True)
+        except apsw.Error as error:
+            raise _typed_error(error, filename, 0, CATALOG) from error
+
+    def take(self) -> None:
+        """This is the moment."""
+        try:
+            self._connection.execute("BEGIN; SELECT count(*) FROM sqlite_schema").fetchall()
+        except apsw.Error as error:
+            raise _typed_error(error, self._filename, 0, CATALOG) from error
+
+    def copy_to(self, filename: str) -> None:
+        """Write it to a new database, durably but for the name of the file."""
+        flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
+        try:
+            target = apsw.Connection(filename, flags=flags)
+            try:
+                target.execute("PRAGMA synchronous = FULL; PRAGMA fullfsync = ON")
+                with target.backup("main", self._connection, "main") as backup:
+                    backup.step()
+            finally:
+                target.close()
+        except apsw.Error as error:
+            raise _typed_error(error, filename, 0, CATALOG) from error
+
+    def close(self) -> None:
+        """Let go. Idempotent."""
+        self._connection.close()
+
+
 def readable_rows(filename: str) -> dict[str, tuple[list[str], list[Row]]]:
     """What can be read of a damaged database: by table, the columns and rows up to the damage.
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from . import machine_checks, posix_facts
+from .backup import STAGE
 from .catalog import Catalog
 from .catalog_rebuild import BUILDING, REBUILT, catalog_problem
 from .clock import Clock, SystemClock
@@ -42,7 +43,18 @@ EARLIEST_MS: Final = 1_700_000_000_000
 PARTITIONS_MAX: Final = 10_000
 """The ends of so many logs are looked at."""
 _OURS: Final = frozenset(
-    {"append.lock", OPEN_LOCK, "tail", LOCKS_DIRECTORY, "wake", "topics", "state", QUARANTINE}
+    {
+        "append.lock",
+        "backup.lock",
+        "backup.json",
+        OPEN_LOCK,
+        "tail",
+        LOCKS_DIRECTORY,
+        "wake",
+        "topics",
+        "state",
+        QUARANTINE,
+    }
 )
 _REPAIR: Final = "see `millstream verify --explain`, then `millstream repair`"
 
@@ -102,6 +114,9 @@ class _Doctor:
             if name.startswith((BUILDING, REBUILT)):
                 message = "left by a repair that was cut off"
                 yield Diagnosis("files", "warning", message, "run `millstream repair` again", name)
+            elif name == STAGE:
+                message = "second names of segments that a backup needs, or has left"
+                yield Diagnosis("files", "info", message, "the next backup removes them", name)
             elif not _is_ours(name):
                 message = "nothing of Millstream's"
                 yield Diagnosis("files", "info", message, "move it away if it is lost here", name)

@@ -16,6 +16,7 @@ from typing import Self
 
 from . import groups, queues, topics
 from .append import Appender
+from .backup import BackupReport, back_up
 from .clock import Clock, SystemClock
 from .config import Durability, Isolation, TopicConfig, TopicInfo, check_durability
 from .consumer import Consumer
@@ -506,6 +507,24 @@ class Store(StoreUpkeep):
         it is.
         """
         return verify(self._engine, topic, deep=deep)
+
+    def backup(self, path: str | os.PathLike[str]) -> BackupReport:
+        """Copy the whole store as it is at one moment, while others go on writing.
+
+        Segments are shared with the copy where the file system can (`path` beside the store): it
+        takes no space until retention or compaction removes them here. `restore` brings a
+        backup back; a directory is a store itself and can be opened to look at.
+
+        Args:
+            path: A new directory, or a new file with the name *.tar.zst or *.tzst.
+
+        Raises:
+            UsageError: There is something at `path`, or the store is open read-only.
+            LockedError: Another backup of the store is under way.
+            DataError: A partition is damaged below its durable watermark.
+            StorageError: The operating system refused. Nothing is left at `path`.
+        """
+        return back_up(self._engine, path)
 
     # --- groups --------------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ from .segment_walk import (
     walk,
 )
 from .storage import CATALOG_NAME, File, Storage
-from .tail import Slot
+from .tail import COUNTER_BITS, Slot
 from .transaction_states import NUMBER_BITS
 
 INDEX_BYTES_MAX: Final = 1 << 30
@@ -113,6 +113,7 @@ def verify(engine: Engine, topic: str | None = None, *, deep: bool = False) -> V
     offsets = catalog_checks.committed_offsets(engine.catalog.database)
     transactions: dict[int, int] = {}
     ends: dict[tuple[str, int], int] = {}
+    sequence = 0
     for info in infos:
         for number in range(info.partitions):
             report.partitions += 1
@@ -121,6 +122,7 @@ def verify(engine: Engine, topic: str | None = None, *, deep: bool = False) -> V
                 verifier.run()
             except UnknownTopicError:
                 continue  # deleted meanwhile; or missing in the catalog, which is checked below
+            sequence = max(sequence, verifier.last_sequence)
             if verifier.whole:
                 ends[info.name, number] = verifier.log_end
     for each in offsets:
@@ -129,7 +131,7 @@ def verify(engine: Engine, topic: str | None = None, *, deep: bool = False) -> V
             problem = f"group {each.group!r} has committed offset {each.offset}"
             report.add(_past_the_end(each.topic, each.partition, problem, end))
     if topic is None:
-        _verify_catalog(engine, report, transactions)
+        _verify_catalog(engine, report, transactions, sequence)
     return report
 
 
@@ -139,7 +141,9 @@ def _past_the_end(topic: str, partition: int, problem: str, end: int) -> VerifyF
     return VerifyFinding(topic, partition, CATALOG_NAME, None, end, problem, "torn")
 
 
-def _verify_catalog(engine: Engine, report: VerifyReport, transactions: dict[int, int]) -> None:
+def _verify_catalog(
+    engine: Engine, report: VerifyReport, transactions: dict[int, int], sequence: int
+) -> None:
     database = engine.catalog.database
 
     def add(problem: str) -> None:
@@ -152,6 +156,12 @@ def _verify_catalog(engine: Engine, report: VerifyReport, transactions: dict[int
     except DataError as error:
         add(error.message)
         return
+    generation = engine.catalog.generation
+    if sequence >> COUNTER_BITS > generation:
+        add(
+            f"the log was written in generation {sequence >> COUNTER_BITS} of the store, the"
+            f" catalog knows those up to {generation}: catalog.db is older than the log"
+        )
     for owner_id, number in sorted(transactions.items()):
         known = decided.get(owner_id)
         if known is None or number > known + 1:
@@ -214,6 +224,7 @@ class PartitionVerifier:
         self._sequence = 0
         self._found: list[VerifyFinding] = []
         self.log_end = 0
+        self.last_sequence = 0
         self._active, self._end = 0, 0
         """Base offset of the active segment, and where its data end."""
 
@@ -395,6 +406,7 @@ class PartitionVerifier:
         self._expected = max(self._expected or 0, header.next_offset)
         self._link = header.header_hash
         self._sequence = max(self._sequence, header.sequence)
+        self.last_sequence = max(self.last_sequence, header.sequence)
         self._watermark = max(self._watermark, header.durable_offset)
         self.log_end = header.next_offset
         if header.transaction_id:
