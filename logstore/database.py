@@ -28,6 +28,7 @@ from .errors import (
     DataError,
     LockedError,
     MillstreamError,
+    RecordError,
     StorageError,
     StoreClosedError,
     UsageError,
@@ -110,7 +111,8 @@ class Database:
         Raises:
             LockedError: The database stayed locked for 10 s.
             StorageError: Disk full, read-only, I/O.
-            DataError: The database is damaged, or, in one of the user's, a constraint fails.
+            DataError: The database is damaged.
+            RecordError: In a database of the user's: a row does not keep to a constraint.
             UsageError: In a database of the user's: the statement is wrong.
         """
         with self._lock:
@@ -410,7 +412,7 @@ def _typed_error(
     if use.ours or isinstance(error, _DAMAGE):
         return DataError(f"{use.title} is damaged: {error}", path=filename)
     if isinstance(error, _REFUSED_DATA):
-        return DataError(f"{use.title} refuses the row: {error}", path=filename)
+        return RecordError(f"{use.title} refuses the row: {error}", path=filename)
     return UsageError(f"{use.title} cannot do this: {error}", path=filename)
 
 

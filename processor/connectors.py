@@ -1,0 +1,283 @@
+"""What a source or sink outside the store is: two protocols, and the values they exchange.
+
+A source is *ingested*: `ingest.py` copies its records into an internal topic and keeps its position
+in the same transaction, so that it becomes a log like any other. What is to leave the store waits
+in an internal topic too, the outbox, from where `deliver.py` hands it to a sink. Nothing here does
+any of that, and no pipeline is known here; docs/connectors.md shows how to write your own.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
+
+from millstream import (
+    Clock,
+    Headers,
+    PosixStorage,
+    Record,
+    Storage,
+    SystemClock,
+    UsageError,
+    UserDatabase,
+)
+
+SOURCES: Final = "millstream.sources"
+SINKS: Final = "millstream.sinks"
+"""The entry points under which packages offer theirs."""
+
+Position: TypeAlias = Any
+"""Where a source stands: plain data (None, bool, int, float, str, bytes, lists and dicts of them).
+None is the beginning. What it means is the source's own business."""
+
+DeliveryKind: TypeAlias = Literal["transactional", "idempotent", "at_least_once"]
+"""What a sink makes of a delivery that is repeated after a crash.
+
+transactional: it keeps the position together with the rows, and is asked for it at the start.
+idempotent: the same records, cut at the same offsets, replace what was there. at_least_once: they
+come twice, and a warning in the log says so."""
+
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,80}")
+
+
+class SourceRecord(NamedTuple):
+    """A record of a source, where a value alone is not enough.
+
+    >>> SourceRecord(b"1", key=b"u1")
+    SourceRecord(value=b'1', key=b'u1', timestamp_ms=None, headers=())
+    """
+
+    value: object
+    """Bytes as they are, None a tombstone, anything else becomes JSON."""
+    key: bytes | None = None
+    timestamp_ms: int | None = None
+    """UTC ms; None for the time at which it is taken in."""
+    headers: Headers = ()
+
+
+class Rejected(NamedTuple):
+    """Something in a source that is no record."""
+
+    value: bytes
+    """As found."""
+    reason: str
+    line: int | None = None
+    """Its first line, from 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceBatch:
+    """Some records of one partition of a source, as columns, and the position behind them.
+
+    >>> SourceBatch([b"1", b"2"], position=2).position
+    2
+    """
+
+    values: Sequence[bytes | None]
+    position: Position
+    keys: Sequence[bytes | None] | None = None
+    timestamps_ms: Sequence[int] | None = None
+    """None for the time at which they are taken in."""
+    headers: Sequence[Headers] | None = None
+    rejected: Sequence[Rejected] = ()
+    path: str | None = None
+    """The file they are from, for messages."""
+    lines: Sequence[int] | None = None
+    """The line each value begins on, for messages."""
+
+
+class Source(Protocol):
+    """Records from outside: partitioned, and readable again from any position it has given.
+
+    Called from one thread. Whatever it raises that is not a `MillstreamError` becomes a
+    `ConnectorError`. It may be any object with these members; a class that inherits from this one
+    has the defaults.
+
+    >>> class Squares(Source):
+    ...     name = "squares"
+    ...
+    ...     def partitions(self) -> Sequence[str]:
+    ...         return ["all"]
+    ...
+    ...     def open(self, partition: str, position: Position) -> Iterator[SourceBatch]:
+    ...         for number in range(position or 0, 3):
+    ...             yield SourceBatch([b"%d" % number**2], position=number + 1)
+    >>> [batch.values for batch in Squares().open("all", 1)]
+    [[b'1'], [b'4']]
+    """
+
+    name: str
+    """1 to 80 of A-Z a-z 0-9 . _ -: its identity within a pipeline."""
+
+    topic_partitions: int = 1
+    """Partitions of the topic it is copied into; partition i of the source goes to partition i
+    modulo this. With 1 the topic has the records in the order they were taken in."""
+
+    def partitions(self) -> Sequence[str]:
+        """The parts of the source, in the order they are read; asked again now and then.
+
+        A part keeps its name. New ones are added at the end if `topic_partitions` is not 1.
+        """
+        ...
+
+    def open(self, partition: str, position: Position) -> Iterator[SourceBatch | None]:
+        """The records behind `position`, in bounded batches.
+
+        None, or a batch without records, says that there is nothing now: it is asked again later.
+        The end of the iterator is the end of the partition.
+        """
+        ...
+
+
+class RefusedRecords(Exception):  # noqa: N818 - says what a sink does, not that something broke
+    """Raised by a `SinkWriter`: it cannot take some records, and has delivered nothing.
+
+    Args:
+        reasons: Why, by offset.
+        retry: Whether trying again may help.
+
+    >>> RefusedRecords({7: "no such user"}).reasons
+    {7: 'no such user'}
+    """
+
+    def __init__(self, reasons: Mapping[int, str], *, retry: bool = False) -> None:
+        super().__init__(", ".join(f"offset {at}: {why}" for at, why in reasons.items()))
+        self.reasons = dict(reasons)
+        self.retry = retry
+
+
+class SinkWriter(Protocol):
+    """A sink that has been opened. Used by one thread."""
+
+    def position(self) -> int | None:
+        """The offset up to which a transactional sink has the outbox; None if it has nothing of it.
+
+        Other sinks return None.
+        """
+        ...
+
+    def write(self, records: Sequence[Record], first: int, following: int) -> None:
+        """Deliver the records of the outbox in the offsets [first, following), all or nothing.
+
+        They are the outputs of whole epochs, in order. `RefusedRecords` names those that cannot
+        be delivered: they may become dead letters, and the rest comes again without them. A
+        `UsageError`, `DataError` or `FencedError` ends the delivery; any other exception is tried
+        again, with the same arguments.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go. Idempotent."""
+        ...
+
+
+class Sink(Protocol):
+    """A place outside the store that takes records.
+
+    >>> class Collected(Sink):
+    ...     name = "collected"
+    ...     delivery = "at_least_once"
+    ...
+    ...     def __init__(self) -> None:
+    ...         self.values: list[bytes | None] = []
+    ...
+    ...     def open(self, outbox: str) -> "Collected":
+    ...         return self
+    ...
+    ...     def position(self) -> None:
+    ...         return None
+    ...
+    ...     def write(self, records: Sequence[Record], first: int, following: int) -> None:
+    ...         self.values += [record.value for record in records]
+    ...
+    ...     def close(self) -> None:
+    ...         pass
+    """
+
+    name: str
+    """1 to 80 of A-Z a-z 0-9 . _ -: its identity within a pipeline."""
+
+    delivery: DeliveryKind
+
+    def open(self, outbox: str) -> SinkWriter:
+        """Begin to write.
+
+        Args:
+            outbox: Names the outbox among those of all stores, for ever: positions in one say
+                nothing about another.
+        """
+        ...
+
+
+class Outside:
+    """Where sources and sinks find files, databases and time: the seam for tests of them."""
+
+    clock: Clock = SystemClock()
+
+    def directory(self, path: str, *, read_only: bool = False) -> Storage:
+        """The directory at `path`, created unless `read_only`.
+
+        Raises:
+            StorageError: It is not there (ENOENT), or the system refuses.
+        """
+        return PosixStorage(path, read_only=read_only)
+
+    def database(self, path: str, *, read_only: bool = False) -> UserDatabase:
+        """The SQLite database at `path`; see `UserDatabase`."""
+        return UserDatabase(path, clock=self.clock, read_only=read_only)
+
+    def print_lines(self, lines: Iterable[str]) -> None:
+        """Write lines to standard output, and flush it."""
+        sys.stdout.write("".join([f"{line}\n" for line in lines]))
+        sys.stdout.flush()
+
+
+OUTSIDE: Final = Outside()
+"""The world as it is."""
+
+
+def check_connector_name(name: str, what: str) -> str:
+    """Return `name` if a source or sink can have it, else raise UsageError.
+
+    >>> check_connector_name("orders", "sink")
+    'orders'
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in {".", ".."}:
+        raise UsageError(f"{name!r} is not the name of a {what}: use 1 to 80 of A-Z a-z 0-9 . _ -")
+    return name
+
+
+def name_from(text: str, fallback: str) -> str:
+    """A name for what the user gave none: what is legal of `text`.
+
+    >>> name_from("in/2026-*.jsonl", "files")
+    'in-2026.jsonl'
+    """
+    legal = re.sub(r"[^A-Za-z0-9._-]+", "-", text)
+    return re.sub(r"-+\.", ".", legal)[-80:].strip("-.") or fallback
+
+
+def plugin(group: str, name: str) -> Callable[..., Any]:
+    """What an installed package offers under an entry point: it makes the source or sink.
+
+    Args:
+        group: `SOURCES` or `SINKS`.
+        name: Of the entry point.
+
+    Raises:
+        UsageError: Nobody offers it, or two packages do.
+
+    >>> plugin(SOURCES, "jsonl")("in/*.jsonl").name
+    'in.jsonl'
+    """
+    offers = list(entry_points(group=group, name=name))
+    if len(offers) != 1:
+        known = ", ".join(sorted(entry_points(group=group).names))
+        number = "several installed packages offer" if offers else "no installed package offers"
+        raise UsageError(f"{number} {name!r} as {group}; there are: {known}")
+    made: Callable[..., Any] = offers[0].load()
+    return made

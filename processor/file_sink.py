@@ -1,0 +1,190 @@
+"""A sink of files: a new one for every delivery, complete and synced before its name appears.
+
+A file is named after the offsets it holds. A delivery that is done again after a crash has the same
+records, so it replaces the file by its equal. Nothing here reads a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeVar
+
+import msgspec
+import xxhash
+
+from millstream import Record, Storage
+
+from .connectors import OUTSIDE, DeliveryKind, Outside, RefusedRecords, Sink
+from .serde import Json, encode_json
+
+T = TypeVar("T")
+
+_check_json: Final = msgspec.json.Decoder(msgspec.Raw).decode
+_to_object: Final = msgspec.json.Decoder(dict[str, Json]).decode
+
+
+class FileFormat(Protocol):
+    """What a file of records looks like."""
+
+    @property
+    def suffix(self) -> str:
+        """Of the file name, without the dot."""
+        ...
+
+    def content(self, records: Sequence[Record]) -> bytes:
+        """The file.
+
+        Raises:
+            RefusedRecords: Some do not fit.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class JsonLinesFile:
+    """The values, one a line. A tombstone is `null`."""
+
+    suffix: str = "jsonl"
+
+    def content(self, records: Sequence[Record]) -> bytes:
+        """See `FileFormat`."""
+        return b"".join(all_of(records, _json_line))
+
+
+def _json_line(record: Record) -> bytes:
+    value = record.value
+    if value is None:
+        return b"null\n"
+    _check_json(value)
+    if b"\n" in value:
+        # Between tokens, for a text in JSON has no raw newline.
+        value = encode_json(msgspec.json.decode(value))
+    return value + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class CsvFile:
+    """The values, which are JSON objects, as rows below a header."""
+
+    columns: tuple[str, ...]
+    delimiter: str = ","
+    suffix: str = "csv"
+
+    def content(self, records: Sequence[Record]) -> bytes:
+        """See `FileFormat`. Missing and null fields are empty."""
+        lines = [self._line(self.columns), *all_of(records, self._row)]
+        return "".join(lines).encode()
+
+    def _line(self, fields: Sequence[str]) -> str:
+        special = f'{self.delimiter}"\r\n'
+        parts = [
+            '"' + field.replace('"', '""') + '"' if any(map(field.__contains__, special)) else field
+            for field in fields
+        ]
+        # A line without anything would be no row.
+        return (self.delimiter.join(parts) or '""') + "\n"
+
+    def _row(self, record: Record) -> str:
+        fields = object_of(record)
+        unknown = sorted(set(fields) - set(self.columns))
+        if unknown:
+            raise ValueError(f"there are no columns {unknown}; there are {list(self.columns)}")
+        return self._line([_csv_field(fields.get(name)) for name in self.columns])
+
+
+def object_of(record: Record) -> dict[str, Json]:
+    """The fields of a record's value.
+
+    Raises:
+        ValueError: It is no JSON object.
+    """
+    if record.value is None:
+        raise ValueError("a tombstone is no row")
+    try:
+        return _to_object(record.value)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"the value is no JSON object: {error}") from error
+
+
+def _csv_field(value: Json) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        value.encode()  # what is no text is refused with its record
+        return value
+    return encode_json(value).decode()
+
+
+def all_of(records: Sequence[Record], function: Callable[[Record], T]) -> list[T]:
+    """`function` of every record.
+
+    Raises:
+        RefusedRecords: It raised for some: all of them, with the reasons.
+    """
+    results: list[T] = []
+    refused: dict[int, str] = {}
+    for record in records:
+        try:
+            results.append(function(record))
+        except (ValueError, msgspec.MsgspecError) as error:
+            refused[record.offset] = str(error)
+    if refused:
+        raise RefusedRecords(refused)
+    return results
+
+
+@dataclass(frozen=True)
+class FileSink(Sink):
+    """Files in a directory."""
+
+    name: str
+    directory: str
+    format: FileFormat
+    outside: Outside = OUTSIDE
+    delivery: DeliveryKind = "idempotent"
+
+    def open(self, outbox: str) -> FileWriter:
+        """See `Sink`. Creates the directory.
+
+        Raises:
+            StorageError: It cannot be created or written.
+        """
+        storage = self.outside.directory(self.directory)
+        # Outboxes of different stores number their records alike.
+        mark = xxhash.xxh3_64_hexdigest(outbox.encode())[:8]
+        return FileWriter(storage, f"{self.name}-{mark}", self.format)
+
+
+class FileWriter:
+    """Writes the files of one sink; see `SinkWriter`."""
+
+    def __init__(self, storage: Storage, stem: str, form: FileFormat) -> None:
+        self._storage = storage
+        self._stem = stem
+        self._format = form
+
+    def position(self) -> None:
+        """See `SinkWriter`: the store keeps it."""
+
+    def write(self, records: Sequence[Record], first: int, following: int) -> None:
+        """See `SinkWriter`: one file, or none if there are no records."""
+        if not records:
+            return
+        storage = self._storage
+        name = f"{self._stem}-{first:020d}-{following:020d}.{self._format.suffix}"
+        content = self._format.content(records)
+        unfinished = f".{name}.unfinished"
+        storage.remove(unfinished)  # of a process that died
+        file = storage.open(unfinished, "x")
+        try:
+            file.write([content], 0)
+            file.sync()
+        finally:
+            file.close()
+        storage.rename(unfinished, name)
+        storage.sync_directory("")
+
+    def close(self) -> None:
+        """See `SinkWriter`."""
+        self._storage.close()

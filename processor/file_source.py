@@ -1,0 +1,239 @@
+"""A source of text files: each file that a pattern covers is a partition, read row by row.
+
+Positions and the recognition of files are line_files.py's, what a row is line_formats.py's. This
+module follows a file: to its end, past its end as it grows, and, if asked to, on to the file that
+takes its place.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from millstream import DataError, Storage, StorageError, UsageError
+
+from .connectors import OUTSIDE, Outside, Position, Source, SourceBatch
+from .line_files import (
+    CHUNK_BYTES,
+    ROW_BYTES_MAX,
+    START,
+    FilePosition,
+    Pattern,
+    Piece,
+    moved_to,
+    read_piece,
+    to_position,
+)
+from .line_formats import RowFormat, RowReader
+
+
+@dataclass(frozen=True)
+class FileSource(Source):
+    """The rows of all files that a pattern covers, file after file in the order of their names."""
+
+    name: str
+    pattern: Pattern
+    format: RowFormat
+    follow: bool
+    """Wait at the end of the files for more."""
+    rotated: bool
+    """Go on with the file that takes the place of one that was moved away."""
+    outside: Outside = OUTSIDE
+
+    def partitions(self) -> Sequence[str]:
+        """See `Source`: paths below the directory of the pattern.
+
+        Raises:
+            StorageError: The directory, or the one file that was named, is missing.
+        """
+        try:
+            storage = self._storage()
+        except StorageError as error:
+            if self.follow and error.errno == errno.ENOENT:
+                return []
+            raise
+        names = self.pattern.names(storage)
+        if not names and not self.follow and self.pattern.is_one_file:
+            storage.size("/".join(self.pattern.parts))  # says that it is missing
+        return names
+
+    def open(self, partition: str, position: Position) -> Iterator[SourceBatch | None]:
+        """See `Source`.
+
+        Raises:
+            DataError: The file was cut, rewritten or replaced since it was read; it is no CSV
+                that fits; a row is longer than a record may be.
+            StorageError: It cannot be read.
+        """
+        storage = self._storage()
+        reading = _Reading(self, storage, partition, to_position(position))
+        while True:
+            batch = reading.step()
+            if batch is None and not self.follow:
+                return
+            yield batch
+
+    def _storage(self) -> Storage:
+        return self.outside.directory(self.pattern.directory, read_only=True)
+
+
+class _Reading:
+    """One file of a source being read."""
+
+    def __init__(
+        self, source: FileSource, storage: Storage, name: str, position: FilePosition
+    ) -> None:
+        self._source = source
+        self._storage = storage
+        self._name = name
+        self._position = position
+        self._reader: RowReader | None = None
+        """None until the start of the file has been seen."""
+
+    def step(self) -> SourceBatch | None:
+        """The next rows; None if there are none now."""
+        size_bytes = CHUNK_BYTES
+        while True:
+            found = self._find(size_bytes)
+            if found is None:
+                return None
+            name, piece, moved = found
+            batch = self._rows(name, piece, final=moved or not self._source.follow)
+            if batch is not None:
+                return batch
+            if not piece.at_end:
+                if size_bytes > ROW_BYTES_MAX:
+                    raise self._error(name, f"a row is longer than {ROW_BYTES_MAX} bytes")
+                size_bytes *= 4
+            elif moved and self._successor_has_begun():
+                self._position, self._reader = START, None
+            else:
+                return None
+
+    def _find(self, size_bytes: int) -> tuple[str, Piece, bool] | None:
+        """Where the file is now, what follows in it, and whether it was moved; None if it is gone.
+
+        Raises:
+            DataError: It is not what was read, and was not moved to a place beside it.
+        """
+        piece = None
+        try:
+            piece = read_piece(self._storage, self._name, self._position, size_bytes)
+            if piece is not None:
+                return self._name, piece, False
+        except StorageError as error:
+            if error.errno != errno.ENOENT or not self._source.follow:
+                raise
+            if self._position == START or not self._source.rotated:
+                return None
+        moved = None
+        if self._source.rotated:
+            moved = moved_to(self._storage, self._name, self._position)
+        if moved is not None:
+            piece = read_piece(self._storage, moved, self._position, size_bytes)
+        if moved is None or piece is None:
+            raise self._changed()
+        if self._source.pattern.matches(moved):
+            raise UsageError(
+                f"{self._path(self._name)} was moved to {moved}, which the pattern covers too:"
+                " its rows would be read twice. Use a pattern for the live files only"
+            )
+        return moved, piece, True
+
+    def _successor_has_begun(self) -> bool:
+        # Who writes has then opened the new file, and writes no more to the old one.
+        return self._storage.exists(self._name) and self._storage.size(self._name) > 0
+
+    def _rows(self, name: str, piece: Piece, *, final: bool) -> SourceBatch | None:
+        """The whole rows of a piece, with the position behind them. None if there are none.
+
+        Args:
+            name: Of the file.
+            piece: From the position on.
+            final: If the piece ends with the file, so does its last row.
+        """
+        final = final and piece.at_end
+        skipped, skipped_lines = self._line_end(name, piece), 0
+        if self._reader is None:
+            reader = self._source.format.reader()
+            begun = self._begin(reader, name, piece, final=final)
+            if begun is None:
+                return None
+            self._reader = reader
+            if piece.position == START:
+                skipped, skipped_lines = begun
+        rows = self._reader.rows(piece.data[skipped:], final=final)
+        used = skipped + rows.used_bytes
+        if not used:
+            return None
+        first = piece.position.lines + skipped_lines + 1
+        self._position = piece.behind(used, skipped_lines + rows.line_count)
+        lines = rows.lines
+        return SourceBatch(
+            rows.values,
+            msgspec.structs.asdict(self._position),
+            rejected=[each._replace(line=first + (each.line or 0)) for each in rows.rejected],
+            path=self._path(name),
+            lines=range(first + lines.start, first + lines.stop)
+            if isinstance(lines, range)
+            else [first + line for line in lines],
+        )
+
+    def _begin(
+        self, reader: RowReader, name: str, piece: Piece, *, final: bool
+    ) -> tuple[int, int] | None:
+        """Show the reader the start of the file, which lies before the piece after a restart."""
+        size_bytes = CHUNK_BYTES
+        while piece.position != START:
+            start = read_piece(self._storage, name, START, max(size_bytes, len(piece.head)))
+            if start is None or not start.data.startswith(piece.head):
+                raise self._changed()
+            begun = self._begun(reader, name, start.data, final=start.at_end)
+            if begun is not None:
+                return begun
+            size_bytes *= 4
+        return self._begun(reader, name, piece.data, final=final)
+
+    def _begun(
+        self, reader: RowReader, name: str, data: bytes, *, final: bool
+    ) -> tuple[int, int] | None:
+        try:
+            return reader.begin(data, final=final)
+        except DataError as error:
+            raise error.at(path=self._path(name)) from None
+
+    def _line_end(self, name: str, piece: Piece) -> int:
+        """Bytes to skip: the end of a line that had none when it was taken."""
+        data = piece.data
+        if not piece.position.unfinished or not data:
+            return 0
+        if data.startswith(b"\n") or data == b"\r":
+            return 1
+        if data.startswith(b"\r\n"):
+            return 2
+        raise self._error(
+            name, "the last line, which had no newline when it was read, has been continued since"
+        )
+
+    def _changed(self) -> DataError:
+        position = self._position
+        reason = (
+            f"the file is not what was read up to line {position.lines}: it was cut, rewritten or"
+            " replaced"
+        )
+        if not self._source.rotated:
+            reason += " (rotated=True goes on with the file that replaces one moved away)"
+        return self._error(self._name, reason)
+
+    def _error(self, name: str, message: str) -> DataError:
+        return DataError(
+            f"source {self._source.name!r}: {message}",
+            path=self._path(name),
+            position=self._position.read_bytes,
+        )
+
+    def _path(self, name: str) -> str:
+        return self._source.pattern.path(name)

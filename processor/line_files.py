@@ -1,0 +1,198 @@
+"""Text files as a source reads them: whole lines from a position on, from files that grow.
+
+A position says how far a file was read and what it looked like up to there, so that a file which
+was cut, rewritten or replaced is noticed, whatever its name or inode. What a line means is the
+business of file_source.py and csv_rows.py. Files are asked for through a `Storage`.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Final
+
+import msgspec
+import xxhash
+
+from millstream import DataError, Storage, StorageError, UsageError
+
+CHUNK_BYTES: Final = 1 << 19
+"""Read at once."""
+
+ROW_BYTES_MAX: Final = 64 << 20
+"""Longest line, or row of several lines: as long as a record may be."""
+
+FINGERPRINT_BYTES: Final = 4096
+"""So much of the beginning, and of what lies right before the position, is compared."""
+
+WILDCARDS: Final = frozenset("*?[")
+
+
+class FilePosition(msgspec.Struct, frozen=True):
+    """How far a file has been read."""
+
+    read_bytes: int = 0
+    lines: int = 0
+    """Lines in these bytes."""
+    head: bytes = b""
+    """Hash of the first bytes of them."""
+    tail: bytes = b""
+    """Hash of the last bytes of them."""
+    unfinished: bool = False
+    """The last line had no newline and was taken nevertheless."""
+
+
+START: Final = FilePosition()
+
+
+def to_position(data: object) -> FilePosition:
+    """A position as the store kept it.
+
+    Raises:
+        DataError: It is not one.
+    """
+    if data is None:
+        return START
+    try:
+        return msgspec.convert(data, FilePosition)
+    except msgspec.ValidationError as error:
+        raise DataError(f"not a position in a file: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """Where files are: a directory, and a pattern for the paths below it."""
+
+    directory: str
+    parts: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, pattern: str) -> Pattern:
+        """Split a pattern where its wildcards begin.
+
+        Raises:
+            UsageError: It is empty or has a `**`.
+
+        >>> Pattern.parse("data/in/2026-*/*.csv")
+        Pattern(directory='data/in', parts=('2026-*', '*.csv'))
+        >>> Pattern.parse("app.log")
+        Pattern(directory='.', parts=('app.log',))
+        """
+        parts = [part for part in pattern.split("/") if part not in {"", "."}]
+        if not parts or "**" in parts or pattern.endswith("/"):
+            raise UsageError(
+                f"{pattern!r} is not a pattern for files: use names with * ? [ ] joined by '/'"
+            )
+        first = next(
+            (number for number, part in enumerate(parts) if WILDCARDS & set(part)), len(parts) - 1
+        )
+        first = min(first, len(parts) - 1)
+        root = "/" if pattern.startswith("/") else ""
+        return cls(root + "/".join(parts[:first]) or ".", tuple(parts[first:]))
+
+    @property
+    def is_one_file(self) -> bool:
+        """Whether it has no wildcards."""
+        return len(self.parts) == 1 and not WILDCARDS & set(self.parts[0])
+
+    def path(self, name: str) -> str:
+        """The path of a file below the directory, for messages."""
+        return name if self.directory == "." else f"{self.directory.rstrip('/')}/{name}"
+
+    def matches(self, name: str) -> bool:
+        """Whether the pattern covers this path below the directory."""
+        parts = name.split("/")
+        return len(parts) == len(self.parts) and all(map(fnmatchcase, parts, self.parts))
+
+    def names(self, storage: Storage) -> list[str]:
+        """The files there are, in the order of their names."""
+        found = [""]
+        for depth, part in enumerate(self.parts):
+            found = [
+                f"{above}{name}"
+                for above in found
+                for name in _names_in(storage, above)
+                if fnmatchcase(name, part)
+            ]
+            if depth + 1 < len(self.parts):
+                found = [f"{name}/" for name in found]
+        return found
+
+
+def _names_in(storage: Storage, directory: str) -> list[str]:
+    try:
+        return storage.list(directory.rstrip("/"))
+    except StorageError as error:
+        if error.errno == errno.ENOTDIR:
+            return []
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes of a file from a position on, and the bytes by which it was recognised."""
+
+    position: FilePosition
+    data: bytes
+    at_end: bool
+    """Nothing follows, for now."""
+    head: bytes
+    tail: bytes
+
+    def behind(self, used_bytes: int, lines: int) -> FilePosition:
+        """The position behind the first bytes of `data`, which have so many lines."""
+        data = self.data[:used_bytes]
+        return FilePosition(
+            self.position.read_bytes + used_bytes,
+            self.position.lines + lines,
+            _hash((self.head + data[:FINGERPRINT_BYTES])[:FINGERPRINT_BYTES]),
+            _hash((self.tail + data[-FINGERPRINT_BYTES:])[-FINGERPRINT_BYTES:]),
+            unfinished=lines > 0 and not data.endswith(b"\n"),
+        )
+
+
+def read_piece(
+    storage: Storage, name: str, position: FilePosition, size_bytes: int
+) -> Piece | None:
+    """Up to `size_bytes` from the position on; None if the file is no longer what was read.
+
+    Raises:
+        StorageError: The file is missing (ENOENT), or cannot be read.
+    """
+    file = storage.open(name, "r")
+    try:
+        start = position.read_bytes
+        count = min(start, FINGERPRINT_BYTES)
+        head, tail = file.read(count, 0), file.read(count, start - count)
+        if start and (_hash(head), _hash(tail)) != (position.head, position.tail):
+            return None
+        # One byte more than is wanted tells whether that is all.
+        data = file.read(size_bytes + 1, start)
+        return Piece(position, data[:size_bytes], len(data) <= size_bytes, head, tail)
+    finally:
+        file.close()
+
+
+def moved_to(storage: Storage, name: str, position: FilePosition) -> str | None:
+    """The file beside `name` that begins with what was read of it: where it was moved to."""
+    directory, _, own = name.rpartition("/")
+    for other in storage.list(directory):
+        path = f"{directory}/{other}" if directory else other
+        if other != own and _holds(storage, path, position):
+            return path
+    return None
+
+
+def _holds(storage: Storage, name: str, position: FilePosition) -> bool:
+    try:
+        return read_piece(storage, name, position, 0) is not None
+    except StorageError as error:
+        # A directory, or a file that was removed since it was listed.
+        if error.errno in {errno.EISDIR, errno.ENOENT}:
+            return False
+        raise
+
+
+def _hash(data: bytes) -> bytes:
+    return xxhash.xxh3_64_digest(data)
