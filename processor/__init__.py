@@ -9,6 +9,7 @@ from . import agg
 from .agg import Aggregate
 from .calendar_windows import CalendarWindows, daily
 from .count_windows import CountWindows, counting
+from .driver import Driver
 from .expressions import Expression, col, lit, parse_expression, when
 from .fork import fork
 from .pipeline import Pipeline
@@ -48,6 +49,7 @@ __all__ = [
     "CountWindows",
     "DedupStream",
     "Difference",
+    "Driver",
     "Expression",
     "FixedWindows",
     "GroupedTable",

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar, Unpack, overload
 
 from millstream import Store
 
+from .driver import Driver
 from .fields import Field
 from .plan import Plan, PlanBuilder
 from .replay import Replay, replay
@@ -252,6 +253,15 @@ class Pipeline:
         [b'"HELLO"']
         """
         return run_over_store(self.plan, store, options)
+
+    def driver(self, *, start_ms: int = 0, partitions: int = 1) -> Driver:
+        """Drive the pipeline by hand in a test; see `Driver`.
+
+        Args:
+            start_ms: Where its wall clock begins, UTC ms.
+            partitions: Of the source topics.
+        """
+        return Driver(self.plan, start_ms, partitions)
 
     def verify(self, store: Store, *, since: str | None = None) -> Replay:
         """Run again over what has been read, and compare with what has been written.

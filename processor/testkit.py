@@ -60,14 +60,15 @@ class TestOutput(dict[str, list[Json]]):
                     Record(place.topic, place.partition, offset, time, key, value, extra)
                 )
         for topic, records in self._records.items():
-            self[topic] = [_decoded(record.value) for record in records]
+            self[topic] = [decoded(record.value) for record in records]
 
     def records(self, topic: str) -> list[Record]:
         """The records written to `topic`, with keys, timestamps and headers."""
         return self._records[topic]
 
 
-def _decoded(value: bytes | None) -> Json:
+def decoded(value: bytes | None) -> Json:
+    """The value of a record as a test compares it: decoded JSON, bytes where it is none."""
     if value is None:
         return None
     try:

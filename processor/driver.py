@@ -1,0 +1,197 @@
+"""Drive a pipeline by hand in a test: rows in, results out, a clock to turn, and crashes.
+
+The pipeline runs over a real store in memory, with the epochs, state and recovery of every run;
+only the disk and the clock are not real. Everything sent is processed before anything is looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+import millstream
+from millstream import Headers, Record, Store, UsageError, parse_duration_ms
+from millstream.testing import ManualClock, MemoryStorage, SimulatedCrash
+
+from .epoch import Epochs
+from .plan import Plan
+from .runtime import Metrics, run_over_store
+from .serde import Json, encode_value
+from .state_log import checkpoint_name
+from .state_view import StateItem, read_state
+from .testkit import decoded
+from .ticks import Tick
+
+
+class Driver:
+    """A pipeline in a test. A context manager; not thread-safe. Made by `Pipeline.driver`.
+
+    >>> from millstream.processor import Pipeline, agg, tumbling
+    >>> pipeline = Pipeline("counts")
+    >>> words = pipeline.source("words", type=str).key_by(str.lower)
+    >>> _ = words.window(tumbling("1m")).agg(n=agg.count()).to("counts")
+    >>> with pipeline.driver() as driver:
+    ...     driver.send("words", "a", timestamp_ms=0)
+    ...     driver.send("words", "A", timestamp_ms=59_000)
+    ...     driver.crash()
+    ...     driver.restore()
+    ...     driver.send("words", "b", timestamp_ms=60_000)
+    ...     driver.rows("counts")
+    [{'key': 'a', 'window_start': 0, 'window_end': 60000, 'n': 2}]
+    """
+
+    def __init__(self, plan: Plan, start_ms: int, partitions: int) -> None:
+        plan.check()
+        self._plan = plan
+        self.clock = ManualClock(start_ms)
+        """The wall clock of store and pipeline."""
+        self._storage = MemoryStorage()
+        self._store: Store | None = None
+        self._read: dict[str, list[int]] = {}
+        self.restore()
+        for topic in plan.input_topics():
+            self.store.create_topic(topic, partitions=partitions)
+
+    @property
+    def store(self) -> Store:
+        """The store the pipeline runs over.
+
+        Raises:
+            UsageError: It has crashed and was not restored.
+        """
+        if self._store is None:
+            raise UsageError("the driver has crashed: call restore() first")
+        return self._store
+
+    def send(
+        self,
+        topic: str,
+        value: object,
+        *,
+        timestamp_ms: int | None = None,
+        key: bytes | None = None,
+        headers: Headers = (),
+        partition: int | None = None,
+    ) -> None:
+        """Append one record, durably. Bytes are taken as they are, None is a tombstone, else JSON.
+
+        Args:
+            topic: A source of the pipeline, or any topic of the store.
+            value: Of the record.
+            timestamp_ms: Of the record; by default the time of `clock`.
+            key: Of the record.
+            headers: Of the record.
+            partition: Where to; by default by key.
+        """
+        data = value if isinstance(value, bytes) else encode_value(value)
+        if isinstance(value, str) and self._is_text(topic):
+            data = value.encode()
+        self.store.append(
+            topic,
+            data,
+            key=key,
+            timestamp_ms=timestamp_ms,
+            headers=headers,
+            partition=partition,
+        )
+
+    def send_all(self, topic: str, values: Iterable[object]) -> None:
+        """Append values, one after the other."""
+        for value in values:
+            self.send(topic, value)
+
+    def _is_text(self, topic: str) -> bool:
+        return any(node.topic == topic and node.type is str for node in self._plan.sources())
+
+    def advance(
+        self, wall: str | int | timedelta | None = None, *, watermark: int | None = None
+    ) -> None:
+        """Let time pass.
+
+        Args:
+            wall: Turn the wall clock on by this, and let the pipeline look at it.
+            watermark: Raise W of all sources to this, UTC ms, as if rows had done so.
+        """
+        self.run()
+        if wall is not None:
+            self.clock.advance(parse_duration_ms(wall))
+            self.run()
+        if watermark is not None:
+            self._tick(Tick(self.clock.now_ms(), level=watermark))
+
+    def run(self) -> Metrics:
+        """Process and commit all that was sent. Everything that looks at results does so first."""
+        return run_over_store(self._plan, self.store, {"until": "end", "tick_ms": 1})
+
+    def end(self) -> None:
+        """The input has ended: close all windows, call all timers. Rows may still come, late."""
+        run_over_store(self._plan, self.store, {"until": "end", "tick_ms": 1, "on_end": "flush"})
+
+    def rows(self, topic: str) -> list[Json]:
+        """The values written to `topic` since the last call: decoded JSON, or bytes."""
+        return [decoded(record.value) for record in self.records(topic)]
+
+    def records(self, topic: str) -> list[Record]:
+        """The same as records, with key, timestamp, headers and offset."""
+        self.run()
+        found: list[Record] = []
+        ends = self.store.offsets(topic)
+        starts = self._read.setdefault(topic, [0] * len(ends))
+        for partition, held in ends.items():
+            found += self.store.read(topic, starts[partition], held.end, partition=partition)
+            starts[partition] = held.end
+        return found
+
+    def state(self, operator: str, key: object = None) -> list[StateItem]:
+        """What an operator keeps, for all keys or one; see `Pipeline.query`."""
+        self.run()
+        items = read_state(self.store, self._plan.name, operator)
+        return [item for item in items if key is None or item.has_key(key)]
+
+    def crash(self) -> None:
+        """The machine dies: after all that was sent has been processed, before it is committed."""
+        store = self.store
+        with store.own(checkpoint_name(self._plan.name)) as ownership:
+            epochs = Epochs(store, self._plan, ownership)
+            topology = epochs.topology()
+            with store.reader(epochs.positions()) as reader:
+                while batches := reader.poll():
+                    topology.process(batches)
+        self._storage = self._storage.crash()
+        self._store = None
+        with contextlib.suppress(SimulatedCrash):
+            store.close()  # frees memory and threads; its disk is gone
+
+    def restore(self) -> None:
+        """The machine comes up again with what was on its disk."""
+        if self._store is None:
+            self._store = millstream.open(storage=self._storage, clock=self.clock)
+
+    def _tick(self, tick: Tick) -> None:
+        store = self.store
+        with store.own(checkpoint_name(self._plan.name)) as ownership:
+            epochs = Epochs(store, self._plan, ownership)
+            positions = epochs.positions()
+            topology = epochs.topology()
+            epochs.note(tick, positions)
+            topology.tick(tick)
+            epochs.commit(topology, positions)
+
+    def close(self) -> None:
+        """Close the store. Idempotent."""
+        if self._store is not None:
+            self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,86 @@
+"""The driver for users' tests, and the fixtures that come with the package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from millstream import Store, UsageError
+from millstream.processor import Driver, Pipeline, agg, tumbling
+from millstream.testing import ManualClock
+
+Row = dict[str, int | str]
+
+
+def counts(**options: str) -> Pipeline:
+    pipeline = Pipeline("counts")
+    rows = pipeline.source("in", type=dict, time="t", **options)  # type: ignore[call-overload]  # any
+    rows.key_by("k").window(tumbling(10)).agg(n=agg.count()).to("out")
+    return pipeline
+
+
+def row(time: int, key: str = "a") -> Row:
+    return {"k": key, "t": time}
+
+
+def test_rows_are_what_came_since_the_last_look() -> None:
+    with counts().driver() as driver:
+        driver.send_all("in", [row(1), row(2), row(10)])
+        assert [2] == [one["n"] for one in driver.rows("out")]
+        assert [] == driver.rows("out")
+        driver.send("in", row(20))
+        (record,) = driver.records("out")
+        assert (b"a", 19, 1) == (record.key, record.timestamp_ms, record.offset)
+
+
+def test_a_crash_changes_nothing() -> None:
+    with counts().driver() as driver:
+        driver.send_all("in", [row(1), row(2)])
+        driver.crash()
+        with pytest.raises(UsageError, match="call restore"):
+            driver.rows("out")
+        driver.restore()
+        driver.restore()
+        driver.send("in", row(10))
+        assert [2] == [one["n"] for one in driver.rows("out")]
+        driver.crash()
+        driver.restore()
+        assert [] == driver.rows("out")
+
+
+def test_the_wall_clock_and_w_are_in_the_hand_of_the_test() -> None:
+    with counts(idle="1s").driver(start_ms=5_000, partitions=2) as driver:
+        driver.send("in", row(1), partition=0)
+        driver.send("in", row(2), partition=1)
+        driver.send("in", row(25), partition=0)
+        assert [] == driver.rows("out")
+        driver.advance("2s")
+        driver.send("in", row(26), partition=0)
+        assert [2] == [one["n"] for one in driver.rows("out")]
+        driver.advance(watermark=30)
+        assert [2] == [one["n"] for one in driver.rows("out")]
+        assert 7_000 == driver.clock.now_ms()
+
+
+def test_state_can_be_looked_at_and_the_end_closes_everything() -> None:
+    with counts().driver() as driver:
+        driver.send_all("in", [row(1), row(2, "b")])
+        assert [((10, "b"), [1])] == driver.state("in.window", "b")
+        assert 2 == len(driver.state("in.window"))
+        driver.end()
+        assert 2 == len(driver.rows("out"))
+
+
+def test_the_fixtures_of_the_package(
+    millstream_store: Store,
+    millstream_clock: ManualClock,
+    drive: Callable[[Pipeline], Driver],
+) -> None:
+    millstream_store.create_topic("t")
+    millstream_clock.advance(5)
+    now_ms = millstream_clock.now_ms()
+    assert now_ms == millstream_store.append("t", b"x").timestamp_ms
+    driver = drive(counts())
+    driver.send("in", row(1))
+    assert 1 == driver.run().records_in
