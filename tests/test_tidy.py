@@ -11,7 +11,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ("logstore", "processor", "cli")
-PUBLIC_MODULES = {"millstream", "millstream.aio", "millstream.inspect", "millstream.processor"}
+PUBLIC_MODULES = {
+    "millstream",
+    "millstream.aio",
+    "millstream.inspect",
+    "millstream.processor",
+    "millstream.testing",
+}
 """What one folder may import from another."""
 
 
