@@ -25,6 +25,7 @@ _BIT_TO_DIGIT: Final = bytes.maketrans(b"\x00\x01", b"01")
 _DIGIT_TO_BIT: Final = bytes.maketrans(b"01", b"\x00\x01")
 _CHUNK: Final = 64
 """Entries one struct unpacks at once: the cost per entry is flat from here on."""
+_VIEW_BYTES_MIN: Final = 2048
 _EVEN_COUNT_MIN: Final = 32
 _EVEN_COUNT_MAX: Final = 1 << 16
 """Columns shorter than this are not worth the test for even lengths; longer ones take the general
@@ -145,7 +146,10 @@ def decode_selected(
     end = start + padded(bounds[-1])
     if end + (padded(count + 7 >> 3) if nullable else 0) != len(section):
         raise CorruptBatchError(f"section of {len(section)} bytes does not end with its column")
-    data = memoryview(section)[start:end]
+    data: Buffer = memoryview(section)[start:end]
+    if len(data) < count * _VIEW_BYTES_MIN:
+        # A view costs more than a copy of a few bytes, and garbage collections look at each.
+        data = bytes(data)
     entries: list[Buffer | None] = [data[bounds[i] : bounds[i + 1]] for i in indexes]
     if nullable:
         valid = decode_bitmap(section, end, count)

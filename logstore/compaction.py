@@ -7,17 +7,22 @@ carried out by `rewrite.py` and `compactor.py`; what it looks like on disk is in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
-from operator import ge
+from itertools import islice
 from typing import Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 KEY_BYTES_MAX: Final = 64
 """Longer keys are remembered by a digest of 32 bytes: no accident or attacker makes two alike."""
-MAP_BYTES: Final = 64 << 20
-"""Memory for the last offset of each key in one round; what does not fit is for the next one."""
-ENTRY_BYTES: Final = 200
-"""What a key takes in memory beside its bytes: two objects and their place in a hash table."""
+MAP_BYTES: Final = 128 << 20
+"""Memory for the keys of one round; what does not fit is for the next one."""
+ENTRY_BYTES: Final = 150
+"""What a key and an offset take beside the key's bytes: two objects, a place in a hash table."""
+LATER_ENTRY_BYTES: Final = 75
+"""The same without an offset."""
+_SAMPLE: Final = 64
+"""Keys of a batch whose sizes stand for the others."""
+_INVERTED: Final = bytes.maketrans(b"\x00\x01", b"\x01\x00")
 GROUP_MAX: Final = 256
 """Segments that become one: what is done with all of them at once takes milliseconds."""
 
@@ -45,21 +50,86 @@ def _identities(keys: Sequence[bytes | None]) -> Sequence[Identity]:
     return [_identity(key) for key in keys]
 
 
-class LatestOffsets:
-    r"""The last offset of each key in a range of the log. Bounded; not thread-safe.
+class LaterKeys:
+    r"""The keys of a stretch of the log that is walked backwards. Bounded by who walks.
 
     Null keys are not remembered: no record replaces one without a key.
 
-    >>> latest = LatestOffsets()
-    >>> latest.add([b"a", b"b", b"a"], [0, 1, 2])
-    >>> latest.mask([b"a", b"b", b"a"], [0, 1, 2]), latest.mask([b"c"], [3])
-    (b'\x00\x01\x01', None)
+    >>> later = LaterKeys()
+    >>> later.take([b"a", b"b", b"a"]), later.take([b"b", b"c"])
+    (b'\x00\x01\x01', b'\x00\x01')
+    >>> later.mask([b"a", b"d"])
+    b'\x00\x01'
     """
 
-    def __init__(self, max_bytes: int = MAP_BYTES, *, whole_keys: bool = False) -> None:
-        self._offsets: dict[Identity, int] = {}
-        self._whole_keys = whole_keys
-        """Remember long keys too as they are, for `remaining`."""
+    def __init__(self) -> None:
+        self._keys: set[Identity] = set()
+        self._key_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @property
+    def size_bytes(self) -> int:
+        """What they take in memory, about."""
+        return len(self._keys) * LATER_ENTRY_BYTES + self._key_bytes
+
+    def take(self, keys: Sequence[bytes | None]) -> bytes | None:
+        """The mask of a batch that lies before all that were taken: its keys are met from now on.
+
+        Of a key that is in it twice the last record stays. Loops in C but for a step per record
+        that stays, because of a record few others in a batch are replaced in it alone.
+        """
+        identities = _identities(keys)
+        count = len(identities)
+        last = dict(zip(identities, range(count), strict=True))
+        new = last.keys() - self._keys
+        self._keys |= new
+        if new:
+            self._key_bytes += sum(_sampled(new)) * len(new) // min(len(new), _SAMPLE)
+        if None in new:
+            self._keys.discard(None)
+        if len(new) == count:
+            return ALL
+        kept = bytearray(count)
+        for row in map(last.__getitem__, new):
+            kept[row] = 1
+        if None in last:
+            for row, identity in enumerate(identities):
+                if identity is None:
+                    kept[row] = 1
+        return compact_mask(bytes(kept))
+
+    def mask(self, keys: Sequence[bytes | None]) -> bytes | None:
+        """The mask of a batch that lies before all that were taken, and has no key twice."""
+        met = bytes(map(self._keys.__contains__, _identities(keys)))
+        return compact_mask(met.translate(_INVERTED))
+
+
+def _sampled(identities: Iterable[Identity]) -> Iterator[int]:
+    """The sizes of some of the keys."""
+    for identity in islice(identities, _SAMPLE):
+        yield len(identity) if isinstance(identity, bytes) else 32
+
+
+def kept_records(record_count: int, mask: bytes | None) -> int:
+    """How many records of a batch stay."""
+    return record_count if mask is ALL else mask.count(1)
+
+
+class LatestOffsets:
+    """The last offset of each key in a range of the log. Bounded; not thread-safe.
+
+    Null keys are not remembered.
+
+    >>> latest = LatestOffsets()
+    >>> latest.add([b"a", b"b", b"a"], [0, 1, 2])
+    >>> latest.take([b"a", b"b", b"a"], [0, 1, 2]), latest.remaining()
+    ([1, 2], [])
+    """
+
+    def __init__(self, max_bytes: int = MAP_BYTES) -> None:
+        self._offsets: dict[bytes | None, int] = {}
         self._max_bytes = max_bytes
         self._key_bytes = 0
 
@@ -68,46 +138,31 @@ class LatestOffsets:
 
     @property
     def full(self) -> bool:
-        """Whether no further batch should be added in this round."""
+        """Whether the keys take more than they may."""
         return len(self._offsets) * ENTRY_BYTES + self._key_bytes > self._max_bytes
 
     def add(self, keys: Sequence[bytes | None], offsets: Sequence[int]) -> None:
         """Note a batch; later ones have later offsets."""
         known = len(self._offsets)
-        identities = self._identities(keys)
-        self._offsets.update(zip(identities, offsets, strict=True))
-        if None in self._offsets:
-            del self._offsets[None]
+        self._offsets.update(zip(keys, offsets, strict=True))
+        self._offsets.pop(None, None)
         added = len(self._offsets) - known
         if added > 0:
-            sizes = [len(each) if isinstance(each, bytes) else 32 for each in identities[:64]]
-            self._key_bytes += added * sum(sizes) // len(sizes)
-
-    def _identities(self, keys: Sequence[bytes | None]) -> Sequence[Identity]:
-        return keys if self._whole_keys else _identities(keys)
+            self._key_bytes += added * sum(_sampled(keys)) // min(len(keys), _SAMPLE)
 
     def take(self, keys: Sequence[bytes | None], offsets: Sequence[int]) -> list[int]:
         """The rows of a batch that are the last of their key, which are forgotten with that."""
-        last = self._offsets.get
-        pairs = zip(self._identities(keys), offsets, strict=True)
-        rows = [row for row, (key, offset) in enumerate(pairs) if last(key) == offset]
+        last = map(self._offsets.get, keys)
+        rows = [
+            row for row, pair in enumerate(zip(last, offsets, strict=True)) if pair[0] == pair[1]
+        ]
         for row in rows:
-            del self._offsets[keys[row] if self._whole_keys else _identity(keys[row])]
+            del self._offsets[keys[row]]
         return rows
 
     def remaining(self) -> list[bytes]:
-        """The keys of which no record was taken; only with `whole_keys`."""
-        return [key for key in self._offsets if isinstance(key, bytes)]
-
-    def mask(self, keys: Sequence[bytes | None], offsets: Sequence[int]) -> bytes | None:
-        """A byte per record: 1 if no later one of its key is known; ALL or NONE if all agree.
-
-        Loops in C: about 100 ns per record.
-        """
-        identities = self._identities(keys)
-        last = map(self._offsets.get, identities, offsets)  # its own offset for an unknown key
-        kept = bytes(map(ge, offsets, last))
-        return compact_mask(kept)
+        """The keys of which no record was taken."""
+        return [key for key in self._offsets if key is not None]
 
 
 def compact_mask(kept: bytes) -> bytes | None:

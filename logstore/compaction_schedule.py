@@ -13,7 +13,8 @@ from typing import Final
 
 from .background import Background
 from .compaction import due
-from .compactor import Compactor, Steps
+from .compaction_round import Steps
+from .compactor import Compactor
 from .components import Components
 from .errors import LockedError, UnknownTopicError
 from .format import SEGMENT_HEADER_BYTES

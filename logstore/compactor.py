@@ -1,9 +1,9 @@
 """Compact one partition in bounded steps, beside appends and reads.
 
-A round reads the keys of the sealed segments that are dirty into a map of last offsets, as many as
-fit. Then, oldest first, it looks at every segment up to there and rewrites, in groups of
-neighbours, those in which a later record has replaced something. The active segment is never
-touched, nor anything from the first open transaction on. What stays is decided in `compaction.py`.
+A round takes as many of the dirty sealed segments as its memory for keys allows, and looks, oldest
+first, at every segment up to there (`compaction_round.py`). In groups of neighbours those are
+rewritten in which a later record has replaced something. The active segment is never touched, nor
+anything from the first open transaction on.
 
 Whoever dies in between leaves a whole log: see `swap.py`. What a round had done is found done by
 the next one.
@@ -11,36 +11,39 @@ the next one.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import compress, pairwise, repeat
 from typing import Final, NamedTuple
 
 from .batch import body_buffers, encode_retained, retained_header
-from .batch_scan import scan_bodies, scan_keys
-from .compaction import ALL, NONE, Backlog, Grouping, LatestOffsets, without
+from .batch_scan import scan_bodies
+from .compaction import ALL, MAP_BYTES, NONE, Backlog, Grouping, without
 from .compaction_catalog import CompactionCatalog
+from .compaction_round import (
+    Candidate,
+    ChangedError,
+    FullError,
+    Pace,
+    Round,
+    Sealed,
+    Steps,
+    open_sealed,
+)
 from .components import Components
-from .errors import DataError, LockedError, StorageError, UnavailableError, UsageError
+from .errors import DataError, LockedError, UsageError
 from .format import CLEANED, CONTROL, NULL_VALUES, BatchHeader, Buffer, SegmentHeader
 from .liveness import LOCKS_DIRECTORY
 from .log import Log
-from .record_batch import RecordBatch, open_columns
+from .record_batch import RecordBatch
 from .rewrite import SegmentRewriter
 from .segment import REWRITE_SUFFIX
-from .storage import File, Lock
+from .storage import Lock
 from .swap import remove_superseded, swap
 from .tail import Slot
 from .transaction_states import TransactionStates
 
-STEP_BYTES: Final = 1 << 20
-STEP_BATCHES: Final = 256
-"""A step ends after so much: some milliseconds in which other threads wait for the interpreter."""
 ATTEMPTS_MAX: Final = 10
 """Rounds begun again because somebody else removed what was being rewritten."""
-
-Steps = Generator[None, None, None]
 
 
 class CompactionResult(NamedTuple):
@@ -59,55 +62,6 @@ class CompactionResult(NamedTuple):
     follows is in the active segment, not durable yet, or behind an open transaction."""
 
 
-class _ChangedError(UnavailableError):
-    """A segment was removed or replaced by somebody else; look again."""
-
-
-class _Sealed(NamedTuple):
-    """A sealed segment, and the one behind it, which knows where it ends."""
-
-    header: SegmentHeader
-    following: SegmentHeader
-
-    @property
-    def base(self) -> int:
-        return self.header.base_offset
-
-    @property
-    def end(self) -> int:
-        return self.following.base_offset
-
-    @property
-    def data_bytes(self) -> int:
-        rewrite = self.header.rewrite
-        return rewrite.data_bytes if rewrite else self.following.previous_bytes
-
-
-@dataclass(slots=True)
-class _Candidate:
-    """A segment that has been looked at."""
-
-    segment: _Sealed
-    masks: list[bytes | None] | None
-    """What stays of each batch; None: it was not looked into, and all of it stays."""
-    kept_bytes: int
-    dirty: bool
-    removed: int
-
-
-@dataclass(slots=True)
-class _Round:
-    """What one round works on."""
-
-    segments: list[_Sealed]
-    latest: LatestOffsets
-    clean_offset: int
-    """Where the map begins: each key below has one record."""
-    end_offset: int
-    """Where it ends, and where it begins for the next round."""
-    now_ms: int
-
-
 class Compactor:
     """Compacts one partition. Used by one thread at a time.
 
@@ -116,7 +70,7 @@ class Compactor:
         transactions: Says which batches are committed.
         log: The partition.
         dry_run: Look, and write nothing.
-        map_bytes: Memory for the keys of one round; None takes 64 MiB.
+        map_bytes: Memory for the keys of one round; None takes 128 MiB.
     """
 
     def __init__(
@@ -132,10 +86,11 @@ class Compactor:
         self._transactions = transactions
         self._log = log
         self._dry_run = dry_run
-        self._map_bytes = map_bytes
+        self._map_bytes = map_bytes or MAP_BYTES
+        self._distinct = 1.0
+        self._pace = Pace()
         self._catalog = CompactionCatalog(components.catalog)
         self._purpose = "compact"
-        self._work = 0
         self.result = CompactionResult(log.topic, log.partition, 0, 0, 0, 0, 0, 0)
         """What was done so far."""
 
@@ -202,11 +157,11 @@ class Compactor:
         log = self._log
         return self._catalog.clean_offset(log.topic_id, log.partition, self._purpose)
 
-    def _sealed(self) -> list[_Sealed]:
+    def _sealed(self) -> list[Sealed]:
         """The sealed segments that are durable and acknowledged."""
         slot = self._log.slot
         limit = min(slot[Slot.DURABLE_OFFSET], slot[Slot.VISIBLE_OFFSET])
-        sealed = [_Sealed(*pair) for pair in pairwise(self._log.files.headers())]
+        sealed = [Sealed(*pair) for pair in pairwise(self._log.files.headers())]
         return [segment for segment in sealed if segment.end <= limit]
 
     # --- rounds --------------------------------------------------------------------------------
@@ -223,11 +178,13 @@ class Compactor:
                 more = True
                 while more:
                     clean_offset, more = yield from self._round(clean_offset)
-            except _ChangedError:
+            except ChangedError:
                 self._log.ensure_there()
-                continue
-            self.result = self.result._replace(end_offset=clean_offset)
-            return
+            except FullError:
+                self._distinct = 1.0
+            else:
+                self.result = self.result._replace(end_offset=clean_offset)
+                return
         raise LockedError(
             "others remove segments faster than they can be compacted: try later",
             topic=self._log.topic,
@@ -236,11 +193,22 @@ class Compactor:
 
     def _round(self, clean_offset: int) -> Generator[None, None, tuple[int, bool]]:
         """One round; where the next one begins, and whether there is more for it to do."""
-        latest = LatestOffsets(self._map_bytes) if self._map_bytes else LatestOffsets()
-        now_ms = max(self._c.clock.now_ms(), 1)
-        now = _Round(self._sealed(), latest, clean_offset, clean_offset, now_ms)
-        yield from self._read_keys(now)
+        now = Round(
+            self._log,
+            self._transactions,
+            self._sealed(),
+            clean_offset,
+            max(self._c.clock.now_ms(), 1),
+            self._pace,
+            map_bytes=self._map_bytes,
+            distinct=self._distinct,
+            dry_run=self._dry_run,
+        )
+        yield from now.measure()
+        yield from now.walk_back()
         yield from self._rewrite_round(now)
+        if now.records:
+            self._distinct = min(1.2 * len(now.seen) / now.records, 1.0)
         if now.end_offset > clean_offset and not self._dry_run:
             log = self._log
             self._catalog.set_clean_offset(
@@ -249,74 +217,13 @@ class Compactor:
         ended = max((segment.end for segment in now.segments), default=0)
         return now.end_offset, clean_offset < now.end_offset < ended
 
-    def _worked(self, size_bytes: int) -> bool:
-        """Whether a step has come to its end after one more batch."""
-        self._work += size_bytes + STEP_BYTES // STEP_BATCHES
-        if self._work < STEP_BYTES:
-            return False
-        self._work = 0
-        return True
-
-    def _open(self, segment: _Sealed) -> File:
-        try:
-            file, header = self._log.files.open(segment.base)
-        except StorageError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            raise _ChangedError("the segment was removed", path=self._log.directory) from None
-        if header.segment_uid != segment.header.segment_uid:
-            file.close()
-            raise _ChangedError("the segment was replaced", path=self._log.directory)
-        return file
-
-    def _keys(self, file: File, segment: _Sealed) -> Iterator[tuple[BatchHeader, Buffer]]:
-        header = segment.header
-        return scan_keys(file, header.data_start, segment.data_bytes, header.segment_uid)
-
-    def _state(self, header: BatchHeader) -> str:
-        transaction = header.transaction_id
-        if not transaction:
-            return "committed"
-        state = self._transactions.state(transaction)
-        if state == "open" and not self._dry_run and self._transactions.abort_if_dead(transaction):
-            state = self._transactions.state(transaction)
-        return state
-
-    def _columns(self, header: BatchHeader, body: Buffer) -> RecordBatch:
-        return open_columns(self._log.topic, self._log.partition, header, body)
-
-    def _read_keys(self, now: _Round) -> Steps:
-        """Fill the map from the dirty segments, and find how far the round goes."""
-        for segment in now.segments:
-            if segment.end <= now.clean_offset:
-                continue
-            file = self._open(segment)
-            try:
-                for header, section in self._keys(file, segment):
-                    state = self._state(header)
-                    if state == "open":
-                        now.end_offset = max(segment.base, now.clean_offset)
-                        return
-                    if header.last_offset < now.clean_offset:
-                        continue
-                    if state == "committed" and header.record_count:
-                        batch = self._columns(header, section)
-                        now.latest.add(batch.keys, batch.offsets)
-                    now.end_offset = header.next_offset
-                    if now.latest.full:
-                        return
-                    if self._worked(len(section)):
-                        yield
-            finally:
-                file.close()
-
-    def _rewrite_round(self, now: _Round) -> Steps:
-        """Look at every segment up to the end of the map, and rewrite where it is worth it."""
-        grouping: Grouping[_Candidate] = Grouping(self._log.config.segment_bytes)
+    def _rewrite_round(self, now: Round) -> Steps:
+        """Look at every segment up to the end of the round, and rewrite where it is worth it."""
+        grouping: Grouping[Candidate] = Grouping(self._log.config.segment_bytes)
         for segment in now.segments:
             if segment.base >= now.end_offset and segment.end > now.clean_offset:
                 break
-            candidate = yield from self._look(now, segment)
+            candidate = yield from now.look(segment)
             if candidate is None:
                 now.end_offset = max(segment.base, now.clean_offset)
                 break
@@ -325,58 +232,9 @@ class Compactor:
         if group := grouping.close():
             yield from self._rewrite(now, group)
 
-    # --- looking -------------------------------------------------------------------------------
-
-    def _look(self, now: _Round, segment: _Sealed) -> Generator[None, None, _Candidate | None]:
-        """Decide what stays of a segment; None if an open transaction is in it."""
-        rewrite = segment.header.rewrite
-        if not now.latest and segment.end <= now.clean_offset:
-            due = bool(rewrite and self._horizon_passed(now, rewrite.cleaned_ms))
-            return _Candidate(segment, None, segment.data_bytes, due, 0)
-        found = _Candidate(segment, [], 0, dirty=False, removed=0)
-        masks = found.masks = []
-        file = self._open(segment)
-        try:
-            for header, section in self._keys(file, segment):
-                state = self._state(header)
-                if state == "open":
-                    return None
-                mask = self._mask(now, header, section, state)
-                masks.append(mask)
-                count, kept = header.record_count, _kept(header, mask)
-                found.removed += count - kept
-                found.kept_bytes += header.total_bytes * kept // max(count, 1)
-                found.dirty = found.dirty or kept < count or self._cleans(now, header)
-                if self._worked(len(section)):
-                    yield
-        finally:
-            file.close()
-        return found
-
-    def _mask(self, now: _Round, header: BatchHeader, section: Buffer, state: str) -> bytes | None:
-        if state == "aborted" or not header.record_count:
-            return NONE
-        batch = self._columns(header, section)
-        return now.latest.mask(batch.keys, batch.offsets)
-
-    def _horizon_passed(self, now: _Round, cleaned_ms: int) -> bool:
-        horizon_ms = self._log.config.tombstone_retention_ms
-        return cleaned_ms > 0 and now.now_ms - cleaned_ms >= horizon_ms
-
-    def _cleaned_since(self, now: _Round, header: BatchHeader) -> int:
-        """Since when, after this round, tombstones of a batch have nothing to hide; 0: not yet."""
-        return header.cleaned_ms or (now.now_ms if header.next_offset <= now.end_offset else 0)
-
-    def _cleans(self, now: _Round, header: BatchHeader) -> bool:
-        """Whether there are tombstones which this round marks as cleaned, or removes."""
-        if not header.flags & NULL_VALUES:
-            return False
-        since = self._cleaned_since(now, header)
-        return since != header.cleaned_ms or self._horizon_passed(now, since)
-
     # --- rewriting -----------------------------------------------------------------------------
 
-    def _rewrite(self, now: _Round, group: Sequence[_Candidate]) -> Steps:
+    def _rewrite(self, now: Round, group: Sequence[Candidate]) -> Steps:
         """Write one segment for a group of them, and put it in their place."""
         segments = [candidate.segment for candidate in group]
         size_bytes = sum(candidate.kept_bytes for candidate in group)
@@ -389,7 +247,7 @@ class Compactor:
                 written = writer.finish(segments[-1].following, now.now_ms)
                 yield
                 if not swap(self._c, self._log, [each.header for each in segments], writer.path):
-                    raise _ChangedError("a segment was removed", path=self._log.directory)
+                    raise ChangedError("a segment was removed", path=self._log.directory)
             finally:
                 writer.discard()
             assert written.rewrite is not None
@@ -408,25 +266,25 @@ class Compactor:
             self._log.ensure_there()
             return SegmentRewriter(self._c.storage, self._log.directory, first)
 
-    def _copy(self, now: _Round, candidate: _Candidate, writer: SegmentRewriter) -> Steps:
+    def _copy(self, now: Round, candidate: Candidate, writer: SegmentRewriter) -> Steps:
         segment = candidate.segment
         header = segment.header
         masks: Iterator[bytes | None] = repeat(ALL)
         if candidate.masks is not None:
             masks = iter(candidate.masks)
-        file = self._open(segment)
+        file = open_sealed(self._log, segment)
         try:
             batches = scan_bodies(file, header.data_start, segment.data_bytes, header.segment_uid)
             for (batch, body), mask in zip(batches, masks, strict=False):
                 self._place(now, batch, body, mask, writer)
-                if self._worked(batch.total_bytes):
+                if self._pace.worked(batch.total_bytes):
                     yield
         finally:
             file.close()
 
     def _place(
         self,
-        now: _Round,
+        now: Round,
         header: BatchHeader,
         body: Buffer,
         mask: bytes | None,
@@ -436,7 +294,7 @@ class Compactor:
         if mask == NONE or header.flags & CONTROL:
             writer.drop(header)
             return
-        batch = self._columns(header, body)
+        batch = now.columns(header, body)
         cleaned_ms = 0
         if header.flags & NULL_VALUES:
             mask, cleaned_ms = self._clean(now, batch, mask)
@@ -459,16 +317,12 @@ class Compactor:
         writer.keep(kept, parts, removed=header.record_count - kept.record_count)
 
     def _clean(
-        self, now: _Round, batch: RecordBatch, mask: bytes | None
+        self, now: Round, batch: RecordBatch, mask: bytes | None
     ) -> tuple[bytes | None, int]:
         """The mask without tombstones that may go, and since when the others are cleaned."""
         tombstones = batch.tombstones()
-        since = self._cleaned_since(now, batch.header)
+        since = now.cleaned_since(batch.header)
         rest = without(mask, tombstones)
-        if self._horizon_passed(now, since):
+        if now.horizon_passed(since):
             return rest, 0
         return mask, 0 if rest == mask else since  # equal: none of them stays
-
-
-def _kept(header: BatchHeader, mask: bytes | None) -> int:
-    return header.record_count if mask is ALL else mask.count(1)

@@ -20,7 +20,7 @@ from . import topics
 from .append import partition_of
 from .batch import decode_batch
 from .batch_scan import scan_keys
-from .compaction import MAP_BYTES, LatestOffsets
+from .compaction import LatestOffsets
 from .engine import Engine
 from .errors import (
     CorruptBatchError,
@@ -41,6 +41,8 @@ from .tail import Slot
 
 ATTEMPTS_MAX: Final = 20
 """Compaction or retention may take away what is looked at; twenty times in a row is a loop."""
+MAP_BYTES: Final = 64 << 20
+"""Memory for the keys of one pass of a scan."""
 SPLIT_BITS: Final = 2
 """A pass whose keys do not fit is done again as four."""
 
@@ -189,7 +191,7 @@ class LatestValues:
 
     def _read_keys(self, log: Log, end: int, bits: int, number: int) -> LatestOffsets | None:
         """The last offsets of the keys of one part, by the last bits of their hash; None: full."""
-        latest = LatestOffsets(self._map_bytes, whole_keys=True)
+        latest = LatestOffsets(self._map_bytes)
         mask = (1 << bits) - 1
         for header, section in self._keys(log, log.start_offset, end):
             batch = open_columns(log.topic, log.partition, header, section)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.harness import Workload
 from benchmarks.workloads import (
     bulk,
+    compaction,
     counting,
     durable,
     following,
@@ -24,6 +25,8 @@ WORKLOADS: tuple[Workload, ...] = (
     durable.THREADS,
     opening.WORKLOAD,
     following.WORKLOAD,
+    compaction.COMPACT,
+    compaction.BESIDE,
     mapping.WORKLOAD,
     pipeline.WORKLOAD,
     counting.WORKLOAD,

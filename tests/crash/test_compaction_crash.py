@@ -10,6 +10,7 @@ import contextlib
 import copy
 import os
 from collections import Counter
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -17,7 +18,9 @@ from compacted_model import CompactedModel
 from interrupted_process import Killed, ProcessStorage
 from restarts import explained, unexpected_files
 from simulated_stores import START_MS, abandon, kill, log_of, open_quietly
+from store_children import hear, say, spawn
 
+import millstream
 from millstream import Store, TopicPartition
 from millstream.config import Compression
 from millstream.storage_protocols import Storage
@@ -228,3 +231,83 @@ def _operations(storage: MemoryStorage) -> list[str]:
     kinds = [kind for kind, _ in storage.trace[before:]]
     store.close()
     return kinds
+
+
+# --- real processes ------------------------------------------------------------------------------
+
+KEYS = 5
+KILLS = 40 if "MILLSTREAM_SEED" in os.environ else 5
+
+
+class Reader:
+    """Follows the topic from its beginning, and knows what every writer may have written."""
+
+    def __init__(self, store: Store) -> None:
+        self.reader = store.reader({T0: 0})
+        self.latest: dict[bytes, int] = {}
+        self.offset = -1
+
+    def read(self) -> None:
+        while batches := self.reader.poll():
+            for batch in batches:
+                for record in batch:
+                    assert record.key is not None
+                    assert record.value is not None
+                    number = int(record.value)
+                    assert record.offset > self.offset
+                    assert number % KEYS == int(record.key.rpartition(b"-")[2])
+                    assert number > self.latest.get(record.key, -1)
+                    self.latest[record.key] = number
+                    self.offset = record.offset
+
+
+@pytest.mark.slow
+@pytest.mark.crash
+def test_scenario_75_processes_are_killed_that_compact_while_others_append_and_read(
+    tmp_path: Path,
+) -> None:
+    random = Random(int(os.environ.get("MILLSTREAM_SEED", "1")))
+    path = tmp_path / "store"
+    with millstream.open(path, durability="os") as store, contextlib.ExitStack() as children:
+        store.create_topic("t", compact=True, segment_bytes=4096)
+        writers = [children.enter_context(spawn("update", path, name, KEYS)) for name in "ab"]
+        acknowledged = [0, 0]
+        for writer in writers:
+            assert b"r" == hear(writer)
+        early = Reader(store)
+        for kill_number in range(KILLS):
+            with explained(f"{kill_number=}"), spawn("compact", path) as compactor:
+                assert b"r" == hear(compactor), compactor.stderr and compactor.stderr.read()
+                wanted = [random.randrange(1, 60) for _ in writers]
+                for count, writer in zip(wanted, writers, strict=True):
+                    say(writer, b"." * count)
+                hear(compactor, random.randrange(3))
+                early.read()
+                compactor.kill()
+                compactor.wait()
+                for number, writer in enumerate(writers):
+                    acknowledged[number] += len(hear(writer, wanted[number]))
+                late = Reader(store)
+                late.read()
+                for number, name in enumerate((b"a", b"b")):
+                    _check_acknowledged(late.latest, name, acknowledged[number])
+        (result,) = store.compact("t")
+        early.read()
+        late = Reader(store)
+        late.read()
+        assert early.latest == late.latest
+        assert 2 * KEYS == len(list(store.read("t"))) == len(list(store.latest_all("t")))
+        for number, name in enumerate((b"a", b"b")):
+            _check_acknowledged(late.latest, name, acknowledged[number])
+        assert result.end_offset >= sum(acknowledged)
+    with millstream.open(path) as store:
+        report = store.verify(deep=True)
+        assert report.ok, report.findings
+        assert 2 * KEYS == report.records
+    assert not list(path.rglob("*.tmp"))
+
+
+def _check_acknowledged(latest: dict[bytes, int], name: bytes, count: int) -> None:
+    """The last of the first `count` records of a writer is there for each key, or a later one."""
+    for number in range(max(0, count - KEYS), count):
+        assert latest[b"%s-%d" % (name, number % KEYS)] >= number

@@ -120,6 +120,28 @@ def append(path: str, name: str, count: str, durability: str, batch: str) -> Non
             tell()
 
 
+def update(path: str, name: str, keys: str) -> None:
+    """Append numbered values to so many keys in turn: one per byte of the parent, and one back."""
+    with millstream.open(path) as store:
+        tell(b"r")
+        number = 0
+        while listen():
+            key = b"%s-%d" % (name.encode(), number % int(keys))
+            store.append("t", b"%d" % number, key=key)
+            number += 1
+            tell()
+
+
+def compact(path: str) -> None:
+    """Compact for ever, in the middle of appends of others; a byte for each time."""
+    with millstream.open(path) as store:
+        tell(b"r")
+        while True:
+            with suppress(millstream.LockedError):
+                store.compact("t")
+            tell()
+
+
 def hold_the_append_lock(path: str) -> None:
     """Stop with the append lock held; go on, append, and end when continued."""
     with millstream.open(path) as store:

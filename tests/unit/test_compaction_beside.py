@@ -90,7 +90,7 @@ def test_scenario_74_one_compaction_at_a_time(store: Store, model: CompactedMode
 def test_scenario_74_retention_removes_what_is_being_rewritten(
     store: Store, model: CompactedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("millstream.compactor.STEP_BYTES", 256)
+    monkeypatch.setattr("millstream.compaction_round.STEP_BYTES", 256)
     fill(store, model)
     store.roll("t", 0)
 
@@ -109,7 +109,7 @@ def test_scenario_74_retention_removes_what_is_being_rewritten(
 def test_scenario_74_the_topic_is_deleted_meanwhile(
     store: Store, storage: MemoryStorage, model: CompactedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("millstream.compactor.STEP_BYTES", 256)
+    monkeypatch.setattr("millstream.compaction_round.STEP_BYTES", 256)
     fill(store, model)
     store.roll("t", 0)
     steps = compactor(store).run()
@@ -126,7 +126,7 @@ def test_scenario_74_the_topic_is_deleted_meanwhile(
 def test_giving_up_in_the_middle_leaves_nothing(
     store: Store, storage: MemoryStorage, model: CompactedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("millstream.compactor.STEP_BYTES", 256)
+    monkeypatch.setattr("millstream.compaction_round.STEP_BYTES", 256)
     fill(store, model)
     store.roll("t", 0)
     total = sum(1 for _ in compactor(store, dry_run=True).run())
