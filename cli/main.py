@@ -90,6 +90,7 @@ cli.lazy = MappingProxyType(
         "tail": "consume:tail",
         "topics": "topics:topics",
         "groups": "groups:groups",
+        "queue": "queue:queue",
         "process": "process:process",
         "graph": "pipelines:graph",
         "checkpoints": "pipelines:checkpoints",

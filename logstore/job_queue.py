@@ -97,6 +97,11 @@ class Queue:
         """Number of this worker, as `Store.queues` lists it."""
         return self._worker_id
 
+    @property
+    def visibility_ms(self) -> int:
+        """How long jobs are leased."""
+        return self._row.visibility_ms
+
     # Handing out
 
     def get(self, timeout: float | None = None) -> Job | None:

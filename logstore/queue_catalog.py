@@ -428,6 +428,11 @@ class QueueCatalog:
 
     # Removing and giving back
 
+    def count_below(self, queue: QueueRow, partition: int, offset: int) -> int:
+        """How many offsets below `offset` are not done."""
+        undone = self._undone_below(queue, partition, offset)
+        return sum(min(stop, offset) - start for start, stop, *_ in undone)
+
     def forget_below(self, queue: QueueRow, partition: int, offset: int) -> int:
         """Count everything below `offset` as done; how many offsets were not."""
         if not self._undone_below(queue, partition, offset):

@@ -14,7 +14,7 @@ from . import topics
 from .claiming import remove_dead_workers
 from .config import Durability, TopicConfig, check_durability, check_topic_name
 from .engine import Engine
-from .errors import OffsetOutOfRangeError, UnknownGroupError, UsageError
+from .errors import OffsetOutOfRangeError, UnknownGroupError, UnknownTopicError, UsageError
 from .job import DEAD_LETTER_HEADERS, Duration, Job
 from .job_queue import Queue, QueueOptions
 from .positions import Position, parse_duration_ms
@@ -67,6 +67,8 @@ class QueueInfo(NamedTuple):
     visibility_ms: int
     max_deliveries: int | None
     dead_letter: str | None
+    dead_letters: int | None
+    """How many there are in the dead-letter topic, of all queues, that were not given back."""
     workers: tuple[QueueWorker, ...]
     partitions: tuple[QueuePartition, ...]
 
@@ -172,8 +174,19 @@ def _info(engine: Engine, row: QueueRow) -> QueueInfo:
     workers = tuple(
         QueueWorker(each.id, each.host, each.pid, each.client) for each in queues.workers(row)
     )
+    return QueueInfo(
+        row.topic,
+        row.group,
+        *row[4:],
+        None if row.dead_letter is None else _dead_letters(engine, row.dead_letter),
+        workers,
+        _partitions(engine, row),
+    )
+
+
+def _partitions(engine: Engine, row: QueueRow) -> tuple[QueuePartition, ...]:
     partitions = []
-    for counts in queues.counts(row, engine.clock.now_ms()):
+    for counts in QueueCatalog(engine.catalog).counts(row, engine.clock.now_ms()):
         end = engine.log(row.topic, counts.partition).visible_offset
         ready = counts.waiting + max(0, end - counts.next_offset)
         partitions.append(
@@ -181,7 +194,18 @@ def _info(engine: Engine, row: QueueRow) -> QueueInfo:
                 counts.partition, counts.next_offset, end, ready, counts.leased, counts.delayed
             )
         )
-    return QueueInfo(row.topic, row.group, *row[4:], workers, tuple(partitions))
+    return tuple(partitions)
+
+
+def _dead_letters(engine: Engine, topic: str) -> int:
+    try:
+        info = engine.topic(topic)
+    except UnknownTopicError:
+        return 0  # it was deleted; the next dead letter says so
+    row = QueueCatalog(engine.catalog).find(REDRIVE_GROUP, info.id)
+    if row is not None:
+        return sum(each.depth for each in _partitions(engine, row))
+    return sum(end - start for start, end in topics.offset_ranges(engine, topic).values())
 
 
 def skip(
@@ -189,7 +213,9 @@ def skip(
     topic: str,
     group: str,
     before: int | str | datetime | Position,
+    *,
     partition: int | None,
+    dry_run: bool,
 ) -> int:
     """Count all jobs before a position as done; how many offsets that were. See `Store.skip_jobs`.
 
@@ -205,7 +231,8 @@ def skip(
     for place in topics.partitions(engine, topic, partition):
         end = engine.log(*place).visible_offset
         offset = min(resolve(engine, place, before), end)
-        skipped += queues.forget_below(row, place.partition, offset)
+        forget = queues.count_below if dry_run else queues.forget_below
+        skipped += forget(row, place.partition, offset)
     return skipped
 
 
@@ -299,12 +326,3 @@ def _again(queues: QueueCatalog, row: QueueRow, origin: _Origin) -> Callable[[],
         queues.write_again(row, origin.partition, origin.offset)
 
     return write
-
-
-def dead_letters(engine: Engine, dead_letter: str) -> int:
-    """How many dead letters of a topic have not been given back, in offsets."""
-    info = engine.topic(dead_letter)
-    queue = QueueCatalog(engine.catalog).find(REDRIVE_GROUP, info.id)
-    if queue is not None:
-        return _info(engine, queue).depth
-    return sum(end - start for start, end in topics.offset_ranges(engine, dead_letter).values())

@@ -426,12 +426,13 @@ class Store(StoreUpkeep):
         before: int | str | datetime | Position,
         *,
         partition: int | None = None,
+        dry_run: bool = False,
     ) -> int:
         """Count all jobs before a position as done, leased ones too; how many offsets that were.
 
         "latest" empties the queue; an offset gets past damage.
         """
-        return queues.skip(self._engine, topic, group, before, partition)
+        return queues.skip(self._engine, topic, group, before, partition=partition, dry_run=dry_run)
 
     def latest(
         self, topic: str, key: bytes, *, partition: int | None = None, tombstone: bool = False

@@ -208,17 +208,16 @@ class World:
         how = self.random.choice(("ack", "ack", "ack", "nack", "delay", "reject", "transaction"))
         self.settling = [place]
         try:
-            if how == "ack":
-                job.ack()
-            elif how == "nack":
-                job.nack()
-            elif how == "delay":
-                job.nack(delay=DELAY_MS)
-            elif how == "reject":
-                job.reject()
-            else:
+            if how == "transaction":
                 with self.store_of(held).transaction() as transaction:
                     transaction.ack(job)
+            else:
+                {
+                    "ack": job.ack,
+                    "nack": job.nack,
+                    "delay": lambda: job.nack(delay=DELAY_MS),
+                    "reject": job.reject,
+                }[how]()
         except FencedError:
             assert held.until_ms <= self.now_ms(), "the lease was held"
         else:

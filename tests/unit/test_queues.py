@@ -117,7 +117,9 @@ def test_dead_letters_are_given_back(store: Store) -> None:
     store.append("dead", b"something else")
     assert [3] == floor(store)
 
+    assert 4 == store.queues("jobs")[0].dead_letters
     assert (2, 0, 0) == store.redrive("dead", limit=2)
+    assert 2 == store.queues("jobs")[0].dead_letters
     assert [0] == floor(store)
     assert (1, 0, 1) == store.redrive("dead")
     assert (0, 0, 1) == store.redrive("dead")
@@ -265,6 +267,7 @@ def test_jobs_can_be_skipped(store: Store) -> None:
     put(store, 10)
     with store.queue("jobs") as queue:
         assert b"0" == value(queue.get())
+        assert 4 == store.skip_jobs("jobs", "workers", 4, dry_run=True)
         assert 4 == store.skip_jobs("jobs", "workers", 4)
         assert b"4" == value(queue.get_many(1)[0])
         assert 6 == store.skip_jobs("jobs", "workers", "latest", partition=0)
@@ -394,7 +397,7 @@ def test_a_queue_is_described(storage: MemoryStorage, store: Store, clock: Manua
         jobs[1].nack()
         jobs[2].nack(delay="1h")
         (info,) = store.queues()
-        assert ("jobs", "workers", 60_000, 4, "dead") == info[:5]
+        assert ("jobs", "workers", 60_000, 4, "dead", 0) == info[:6]
         assert [(0, 4, 10, 7, 1, 1)] == [tuple(each) for each in info.partitions]
         assert 9 == info.depth
         assert 1 == len(info.workers)
