@@ -25,7 +25,7 @@ from millstream import Store
 pytestmark = [pytest.mark.crash, pytest.mark.slow]
 
 SEED = int(os.environ.get("MILLSTREAM_SEED", "0"))
-KILLS = int(os.environ.get("MILLSTREAM_KILLS", "4"))
+KILLS = int(os.environ.get("MILLSTREAM_KILLS", "3"))
 JOBS = 150 * KILLS
 
 WORKER = """
