@@ -25,6 +25,8 @@ class StopSignals(threading.Event):
 
     A plain Event cannot be set from a signal handler: the handler runs in the main thread, which
     may hold the event's lock. This one is a flag and a pipe, so that `select` can wait for it too.
+    The interpreter itself writes to the pipe as soon as a signal arrives: the handler runs later,
+    and a signal that came right before `select` would not interrupt it.
     """
 
     def __init__(self) -> None:
@@ -32,12 +34,14 @@ class StopSignals(threading.Event):
         self._flag = False
         self._received: int | None = None
         self._previous: dict[int, object] = {}
+        self._previous_wakeup = -1
         self._read_end, self._write_end = os.pipe()
         for descriptor in (self._read_end, self._write_end):
             os.set_blocking(descriptor, False)
             fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
 
     def __enter__(self) -> Self:
+        self._previous_wakeup = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         for number in _SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)
         return self
@@ -51,6 +55,7 @@ class StopSignals(threading.Event):
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal() gave us
         self._previous.clear()
+        signal.set_wakeup_fd(self._previous_wakeup)
         os.close(self._read_end)
         os.close(self._write_end)
         self._read_end = self._write_end = -1
@@ -81,7 +86,7 @@ class StopSignals(threading.Event):
         """Wait until set, at most `timeout` seconds; return whether it is set."""
         if not self._flag and self._read_end >= 0:
             select.select([self._read_end], [], [], timeout)
-        return self._flag
+        return self._flag  # the handler, if that is why, has run before
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame

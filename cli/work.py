@@ -65,6 +65,8 @@ class Work:
         self._done = WorkDone()
         self._left = options.count
         """Jobs that may still be begun; None: any number."""
+        self._working = 0
+        """Threads that have not ended."""
         self._running: set[Job] = set()
         self._ended = threading.Event()
 
@@ -80,8 +82,12 @@ class Work:
             for _ in range(self._options.parallel)
         ]
         renewer = threading.Thread(target=self._renew, daemon=True)
+        self._working = len(threads)
         for thread in (renewer, *threads):
             thread.start()
+        stop.wait()
+        if self._working:
+            self._say("finishing what runs; once more to stop at once")
         for thread in threads:
             thread.join()
         self._ended.set()
@@ -97,6 +103,10 @@ class Work:
             with self._done.lock:
                 self._done.error = self._done.error or error
             self._ended.set()
+        with self._done.lock:
+            self._working -= 1
+            if not self._working:
+                stop.set()
 
     def _loop(self, stop: StopSignals) -> None:
         timeout = 0.0 if self._options.at_end else _WAIT_SECONDS

@@ -195,6 +195,8 @@ def test_a_signal_lets_the_running_command_finish(path: Path, tmp_path: Path) ->
     assert command.stdout is not None
     assert b"begun\n" == command.stdout.readline()
     os.killpg(command.pid, signal.SIGINT)
+    assert command.stderr is not None
+    assert b"finishing what runs; once more to stop at once\n" == command.stderr.readline()
     (tmp_path / "end").write_bytes(b"")
     errors = command.communicate(timeout=30)[1]
     assert (130, True) == (command.returncode, b"1 acked, 0 failed" in errors)
