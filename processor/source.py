@@ -96,6 +96,8 @@ class SourceStage:
         self.faults = faults
         self.quiet = quiet
         """Whether it holds nothing back where it meets other sources."""
+        self.exact = True
+        """Whether some operator asks how W moved row by row, or only where it has come to."""
         self.appended_ms: dict[int, int] = {}
         """When the last batch of each partition was appended, as far as that is known."""
         self._decode = value_decoder(node.type)
@@ -125,7 +127,8 @@ class SourceStage:
             if part.append_timestamp_ms is not None:
                 self.appended_ms[part.partition] = part.append_timestamp_ms
             self.watermark.idle.discard(part.partition)
-            moved, reached = self.watermark.advance(part.partition, part_rows, part_times)
+            advance = self.watermark.advance if self.exact else self.watermark.jump
+            moved, reached = advance(part.partition, part_rows, part_times)
             if self.quiet and part_rows:
                 self.quiet = False
                 woken = (part_rows[0], start)

@@ -157,6 +157,17 @@ class Watermark:
         self.level = level
         return moved_rows, levels
 
+    def jump(
+        self, partition: int, rows: Sequence[int], times: Sequence[int]
+    ) -> tuple[list[int], list[int]]:
+        """As `advance`, for rows that nobody judges one by one: W moves with the last of them."""
+        if not times:
+            return [], []
+        before = self.level
+        last = len(rows) - 1
+        self.advance(partition, rows[last:], [max(times)])
+        return ([rows[last]], [self.level]) if self.level > before else ([], [])
+
     def _active(self) -> Iterable[tuple[int, int]]:
         """The partitions that hold W back, with their greatest times."""
         if not self.idle:

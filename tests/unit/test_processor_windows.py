@@ -154,3 +154,13 @@ def test_the_watermark_is_the_same_for_any_cut(
             watermark.advance(partition, [0], [time])
             got.append(watermark.level)
     assert got == expected
+
+
+def test_a_jump_comes_to_where_row_by_row_comes() -> None:
+    rows, times = range(4), [5, 9, 7, 3]
+    exact, jumping = Watermark(2, {1: 6}), Watermark(2, {1: 6})
+    exact.advance(0, rows, times)
+    assert ([3], [4]) == jumping.jump(0, rows, times)
+    assert (exact.level, exact.maxima) == (jumping.level, jumping.maxima)
+    assert ([], []) == jumping.jump(0, range(0), [])
+    assert ([], []) == jumping.jump(0, range(1), [1])
