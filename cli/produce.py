@@ -6,13 +6,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeVar
 
 import click
 
-from millstream import Headers, MillstreamError, Store, UnknownTopicError
+from millstream import Headers, MillstreamError, NamedProducer, Store, UnknownTopicError
 
 from .command import Command, examples, users_topic
 from .complete import complete_topic
@@ -63,6 +63,7 @@ class ProduceOptions:
     tee: bool
     compression: str | None
     durability: Literal["sync", "interval", "os"]
+    producer: str | None
     progress: bool | None
 
     def __post_init__(self) -> None:
@@ -85,6 +86,7 @@ class ProduceOptions:
         "millstream produce pages -K: < pages.txt          key:value lines",
         "millstream produce docs *.pdf                     one record per file",
         "millstream consume a -J -e | millstream produce b -J",
+        "millstream produce log -l app.log --producer app   again after a failure: each line once",
     ),
 )
 @click.argument("topic", callback=users_topic, shell_complete=complete_topic)
@@ -118,6 +120,11 @@ class ProduceOptions:
     show_default=True,
     help="When a record is acknowledged. All are on disk when the command ends.",
 )
+@click.option(
+    "--producer",
+    metavar="NAME",
+    help="Number the records; run again on the same input, what is there is not written again.",
+)
 @click.option("--progress/--no-progress", default=None, help="Counts on stderr.")
 def produce(**options: object) -> int:
     """Append lines of stdin, or FILES, to TOPIC, which is created if it is missing.
@@ -129,6 +136,11 @@ def produce(**options: object) -> int:
     With -J the partition of a record is kept if TOPIC has it, and chosen by key otherwise; -p
     overrules it. A record without timestamp gets the time at which it was read. A bad line stops
     the command with exit code 1; all lines before it are in the topic.
+
+    With --producer the records are numbered in the order of the input. The same command with the
+    same input, after whatever stopped it, appends what is missing and nothing twice; and so does
+    one with a longer input, such as a file that has grown. Another process that has the name is
+    fenced.
     """
     return run(settings(), ProduceOptions(**options))  # type: ignore[arg-type]  # click's checks
 
@@ -143,14 +155,15 @@ def run(current: Settings, options: ProduceOptions) -> int:
         _ensure_topic(current, store, options)
         interactive = sys.stdin.isatty() and not options.files
         progress = Progress(False if interactive or current.quiet else options.progress)
-        sink = _Sink(store, options, progress)
-        with sink.noting_progress():
+        with _sink(store, options, progress) as sink:
             for chunk in _chunks(options, parse, stop, current):
                 sink.append(chunk)
                 if sink.is_full:
                     break
             store.sync()
         progress.end()
+        if sink.duplicates:
+            current.say(f"{_records(sink.duplicates)} were there already")
         if sink.error is not None:
             before = f"{_records(sink.record_count)} before it"
             verb = "is" if sink.record_count == 1 else "are"
@@ -278,6 +291,8 @@ class _Sink:
         self._tee = RecordOutput() if options.tee else None
         self._delimiter = unescape(options.delimiter)
         self.record_count = 0
+        self.duplicates = 0
+        """Records that were in the topic already."""
         self.error: LineError | None = None
 
     @property
@@ -294,19 +309,22 @@ class _Sink:
         if room < count:
             chunk = _take(chunk, range(room))._replace(error=None)
         for partition, part in self._by_partition(chunk):
-            self._store.append_many(
-                self._topic,
-                part.values,
-                part.keys,
-                part.timestamps_ms,
-                partition,
-                headers=part.headers,
-            )
+            self._write(partition, part)
             self.record_count += len(part.values)
             self._progress.add(len(part.values), sum(map(len, filter(None, part.values))))
         self.error = chunk.error
         if self._tee is not None:
             self._tee.write((value or b"") + self._delimiter for value in chunk.values)
+
+    def _write(self, partition: int | None, part: Chunk) -> None:
+        self._store.append_many(
+            self._topic,
+            part.values,
+            part.keys,
+            part.timestamps_ms,
+            partition,
+            headers=part.headers,
+        )
 
     def _by_partition(self, chunk: Chunk) -> Iterator[tuple[int | None, Chunk]]:
         if not chunk.values:
@@ -321,13 +339,55 @@ class _Sink:
         for partition, chosen in indexes.items():
             yield partition, chunk if len(indexes) == 1 else _take(chunk, chosen)
 
-    @contextmanager
-    def noting_progress(self) -> Iterator[None]:
-        """Say in an error how much was appended before it."""
+
+class _NumberedSink(_Sink):
+    """Sends the records under a name, numbered in the order of the input."""
+
+    def __init__(
+        self, store: Store, options: ProduceOptions, progress: Progress, producer: NamedProducer
+    ) -> None:
+        super().__init__(store, options, progress)
+        self._producer = producer
+        self._number = 0
+
+    def _by_partition(self, chunk: Chunk) -> Iterator[tuple[int | None, Chunk]]:
+        if chunk.values:
+            yield self._partition, chunk  # in the order of their numbers
+
+    def _write(self, partition: int | None, part: Chunk) -> None:
+        futures = []
+        for row, value in enumerate(part.values):
+            number = part.partitions[row] if partition is None and part.partitions else partition
+            if number is not None and number >= self._partition_count:
+                number = None
+            future = self._producer.send(
+                self._topic,
+                value,
+                key=part.keys[row] if part.keys else None,
+                timestamp_ms=part.timestamps_ms[row] if part.timestamps_ms else None,
+                headers=part.headers[row] if part.headers else (),
+                partition=number,
+                sequence=self._number,
+            )
+            self._number += 1
+            futures.append(future)
+        self._producer.flush()
+        self.duplicates += sum(future.result().duplicate for future in futures)
+
+
+@contextmanager
+def _sink(store: Store, options: ProduceOptions, progress: Progress) -> Iterator[_Sink]:
+    """What the records go to; an error says how much was appended before it."""
+    with ExitStack() as opened:
+        if options.producer is None:
+            sink = _Sink(store, options, progress)
+        else:
+            producer = opened.enter_context(store.producer(name=options.producer))
+            sink = _NumberedSink(store, options, progress, producer)
         try:
-            yield
+            yield sink
         except MillstreamError as error:
-            error.add_note(f"{_records(self.record_count)} before this are in {self._topic!r}")
+            error.add_note(f"{_records(sink.record_count)} before this are in {options.topic!r}")
             raise
 
 

@@ -28,6 +28,7 @@ from .consumer import Consumer
 from .doctor import diagnose
 from .errors import (
     BackpressureTimeoutError,
+    ConflictError,
     ConnectorError,
     CorruptBatchError,
     CorruptSegmentError,
@@ -40,6 +41,7 @@ from .errors import (
     OffsetOutOfRangeError,
     PoisonedError,
     RecordError,
+    SequenceGapError,
     StorageError,
     StoreClosedError,
     TopicExistsError,
@@ -53,6 +55,7 @@ from .inspect import BatchDump, SegmentDump, dump_segment
 from .job import Job
 from .job_queue import Queue
 from .machine_checks import Diagnosis
+from .named_producer import NamedProducer
 from .positions import (
     Position,
     datetime_to_ms,
@@ -64,7 +67,14 @@ from .positions import (
 from .producer import Producer
 from .queues import QueueInfo, QueuePartition, QueueWorker, Redriven
 from .reader import LogReader
-from .record import AppendMetadata, Headers, Record, RecordMetadata, TopicPartition
+from .record import (
+    AppendMetadata,
+    DuplicateMetadata,
+    Headers,
+    Record,
+    RecordMetadata,
+    TopicPartition,
+)
 from .record_batch import RecordBatch
 from .retention import RetentionBlocker, SegmentInfo
 from .retention_schedule import RetentionReport
@@ -90,6 +100,7 @@ __all__ = [
     "Clock",
     "CompactionResult",
     "Compression",
+    "ConflictError",
     "ConnectorError",
     "Consumer",
     "CorruptBatchError",
@@ -97,6 +108,7 @@ __all__ = [
     "DataError",
     "DatabaseColumn",
     "Diagnosis",
+    "DuplicateMetadata",
     "Durability",
     "FencedError",
     "File",
@@ -111,6 +123,7 @@ __all__ = [
     "LostRange",
     "MillstreamError",
     "MissingKeyError",
+    "NamedProducer",
     "OffsetChange",
     "OffsetOutOfRangeError",
     "OffsetRange",
@@ -137,6 +150,7 @@ __all__ = [
     "Scan",
     "SegmentDump",
     "SegmentInfo",
+    "SequenceGapError",
     "Storage",
     "StorageError",
     "Store",

@@ -71,6 +71,8 @@ __all__ = [
 BATCH_RAW_BYTES_MAX: Final = min(BATCH_BODY_BYTES_MAX, SECTION_RAW_BYTES_MAX)
 """What one batch may take before compression: buffers of all its columns together."""
 
+NO_PRODUCER: Final = (0, 0, 0, 0)
+
 _PADDING: Final = tuple(bytes(length) for length in range(ALIGNMENT_BYTES))
 _ALIGNMENT_MASK: Final = ALIGNMENT_BYTES - 1
 _NO_SECTION: Final = (0, 0, xxh3_64_intdigest(b""))
@@ -93,6 +95,8 @@ class EncodedBatch:
         section_meta: Stored size, raw size and hash of each.
         body_bytes: Size of the sections padded to 64.
         total_bytes: Header and body: what the batch takes in the segment.
+        producer: Id, epoch, and number of the last record in two halves, of the named producer
+            that writes it. Set before the batch gets its place.
     """
 
     __slots__ = (
@@ -102,6 +106,7 @@ class EncodedBatch:
         "last_offset_delta",
         "max_timestamp_ms",
         "min_timestamp_ms",
+        "producer",
         "record_count",
         "section_meta",
         "sections",
@@ -119,6 +124,7 @@ class EncodedBatch:
         """Compress and hash `raw`; `counts` are record_count and last_offset_delta."""
         self.record_count, self.last_offset_delta = counts
         self.flags = flags
+        self.producer = NO_PRODUCER
         self.min_timestamp_ms, self.max_timestamp_ms = timestamps_ms
         a, b, c = raw
         a_bytes = a_raw = len(a)
@@ -157,9 +163,6 @@ class BatchPlacement(NamedTuple):
     sequence: int
     transaction_id: int
     prior_max_timestamp_ms: int
-    producer_id: int = 0
-    producer_epoch: int = 0
-    producer_sequence: int = 0
     schema_id: int = 0
 
 
@@ -324,6 +327,7 @@ def seal(encoded: EncodedBatch, placement: BatchPlacement) -> tuple[bytes, int]:
     if encoded.flags & APPEND_TIME:
         minimum = maximum = placement.append_timestamp_ms
     assert placement.base_offset + encoded.last_offset_delta <= OFFSET_MAX
+    producer_id, producer_epoch, sequence_low, sequence_high = encoded.producer
     fields = BATCH_FIELDS.pack(
         BATCH_MAGIC,
         BATCH_VERSION,
@@ -338,11 +342,11 @@ def seal(encoded: EncodedBatch, placement: BatchPlacement) -> tuple[bytes, int]:
         minimum,
         maximum,
         placement.append_timestamp_ms,
-        placement.producer_id,
-        placement.producer_epoch,
-        placement.producer_sequence,
+        producer_id,
+        producer_epoch,
+        sequence_low,
         placement.schema_id,
-        0,
+        sequence_high,
         placement.previous_hash,
         placement.durable_offset,
         placement.sequence,

@@ -272,18 +272,22 @@ class Catalog:
 
     def save_checkpoint(self, topic_id: int, partition: int, checkpoint: LogCheckpoint) -> None:
         """Remember where recovery may start. Nothing happens if the topic was deleted."""
+        with self.database.transaction("save a log checkpoint"):
+            self.write_checkpoint(topic_id, partition, checkpoint)
+
+    def write_checkpoint(self, topic_id: int, partition: int, checkpoint: LogCheckpoint) -> None:
+        """As `save_checkpoint`, inside a transaction."""
         values = checkpoint._replace(
             segment_uid=_signed(checkpoint.segment_uid),
             previous_hash=_signed(checkpoint.previous_hash),
             sequence=_signed(checkpoint.sequence),
         )
-        with self.database.transaction("save a log checkpoint"):
-            self.database.query(
-                "UPDATE partitions SET segment_base = ?, segment_uid = ?, position = ?,"
-                " next_offset = ?, previous_hash = ?, max_timestamp_ms = ?, sequence = ?"
-                " WHERE topic_id = ? AND partition = ?",
-                (*values, topic_id, partition),
-            )
+        self.database.query(
+            "UPDATE partitions SET segment_base = ?, segment_uid = ?, position = ?,"
+            " next_offset = ?, previous_hash = ?, max_timestamp_ms = ?, sequence = ?"
+            " WHERE topic_id = ? AND partition = ?",
+            (*values, topic_id, partition),
+        )
 
     def set_start_offset(self, topic_id: int, partition: int, offset: int) -> None:
         """Raise the start offset. It never falls; nothing happens if the topic was deleted."""

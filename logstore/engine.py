@@ -14,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Final
+from typing import Final, Protocol
 
 from .append_lock import AppendLock, NoLocks
 from .background import Background
@@ -57,6 +57,18 @@ def in_use(storage: Storage) -> bool:
         return not lock.try_acquire()
     finally:
         lock.close()
+
+
+class AppendGuard(Protocol):
+    """A condition of an append, with the append lock held."""
+
+    def check_locked(self) -> None:
+        """Raise if the batches must not be appended."""
+        ...
+
+    def appended_locked(self, offsets: Sequence[int], now_ms: int) -> None:
+        """All were, at these base offsets; not called if one failed."""
+        ...
 
 
 class Engine:
@@ -283,14 +295,18 @@ class Engine:
         return self.append_at(batches, transaction_id=transaction_id)[0]
 
     def append_at(
-        self, batches: Sequence[tuple[Log, EncodedBatch]], *, transaction_id: int = 0
+        self,
+        batches: Sequence[tuple[Log, EncodedBatch]],
+        *,
+        transaction_id: int = 0,
+        guard: AppendGuard | None = None,
     ) -> tuple[list[int], int]:
         """Write batches in this order, in one hold of the append lock.
 
         Returns their base offsets and the append time, UTC milliseconds.
 
         They are neither durable nor visible before `acknowledge`. If one fails, those before it
-        stay written, unacknowledged.
+        stay written, unacknowledged. A `guard` may refuse them before any is written.
 
         Raises:
             UnknownTopicError: A topic was deleted.
@@ -299,7 +315,12 @@ class Engine:
         self.ensure_writable()
         try:
             with self.append_lock:
-                return self._append_locked(batches, transaction_id)
+                if guard is None:
+                    return self._append_locked(batches, transaction_id)
+                guard.check_locked()
+                offsets, now_ms = self._append_locked(batches, transaction_id)
+                guard.appended_locked(offsets, now_ms)
+                return offsets, now_ms
         except BaseException:
             self.append_lock.let_go()  # if it was interrupted on the way out
             raise

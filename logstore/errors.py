@@ -7,6 +7,7 @@
             TopicExistsError
             MissingKeyError                  a record without a key for a compacted topic
             OffsetOutOfRangeError (IndexError)
+            SequenceGapError                 a producer left out records
         DataError                        restore or skip; retrying will not help
             CorruptBatchError                a batch on disk fails its checks
             CorruptSegmentError              a segment is missing, foreign or out of place
@@ -20,6 +21,7 @@
             BackpressureTimeoutError (TimeoutError)
             ConnectorError                   a source or sink outside the store failed
         FencedError                      somebody newer owns it: stop writing
+        ConflictError                    somebody else appended first: look, and decide anew
 
 Each carries `topic`, `partition`, `offset`, `path` and `position` (bytes) where known; they are
 part of the message. Nothing here does any work beyond formatting.
@@ -115,6 +117,17 @@ class OffsetOutOfRangeError(UsageError, IndexError):
     """The offset is before the log start (retention removed it) or past the log end."""
 
 
+class SequenceGapError(UsageError):
+    """A named producer sent a record although those before it are missing. Send them first.
+
+    `expected` is the sequence of the first one missing.
+    """
+
+    def __init__(self, message: str, *, expected: int, topic: str | None = None) -> None:
+        super().__init__(message, topic=topic)
+        self.expected = expected
+
+
 class DataError(MillstreamError):
     """The data is not what it should be. Restore or skip it; retrying will not help."""
 
@@ -203,3 +216,11 @@ def missing_key(topic: str, partition: int | None = None) -> MissingKeyError:
         topic=topic,
         partition=partition,
     )
+
+
+class ConflictError(MillstreamError):
+    """The log was not as a conditional append expects it; nothing was appended.
+
+    Read what is new, and decide again. `offset` is what was found: the log end, or the offset of
+    the last record of the key (-1: there is none).
+    """

@@ -266,8 +266,10 @@ class BatchHeader(NamedTuple):
     max_timestamp_ms: int
     append_timestamp_ms: int
     producer_id: int
+    """0: no named producer wrote it."""
     producer_epoch: int
     producer_sequence: int
+    """The producer's number of the last record."""
     schema_id: int
     previous_hash: int
     """`header_hash` of the batch before; of the segment header for the first batch."""
@@ -306,14 +308,29 @@ class BatchHeader(NamedTuple):
         return max(self.prior_max_timestamp_ms, self.max_timestamp_ms)
 
 
+def split_u64(value: int) -> tuple[int, int]:
+    """The low and the high 32 bits."""
+    return value & 0xFFFF_FFFF, value >> 32
+
+
 EMPTY_SECTION: Final = Section(0, 0, xxh3_64_intdigest(b""))
 
 
 def encode_header(header: BatchHeader, segment_uid: int) -> tuple[bytes, int]:
     """The 192 bytes of `header` in that segment, and their hash; `header_hash` is ignored."""
     a, b, c = header.sections
+    low, high = split_u64(header.producer_sequence)
     fields = BATCH_FIELDS.pack(
-        BATCH_MAGIC, *header[:16], 0, *header[16:21], *a, *b, *c, header.cleaned_ms
+        BATCH_MAGIC,
+        *header[:14],
+        low,
+        header.schema_id,
+        high,
+        *header[16:21],
+        *a,
+        *b,
+        *c,
+        header.cleaned_ms,
     )
     header_hash = xxh3_64_intdigest(fields, segment_uid)
     return fields + _U64.pack(header_hash), header_hash
@@ -360,8 +377,10 @@ def parse_header(buffer: Buffer, position: int, segment_uid: int) -> BatchHeader
         raise FormatVersionError(f"batch uses unknown flags 0x{fields[9] & ~KNOWN_FLAGS:x}")
     sections = (Section(*fields[23:26]), Section(*fields[26:29]), Section(*fields[29:32]))
     header = BatchHeader._make((*fields[1:17], *fields[18:23], sections, *fields[32:]))
+    if fields[17]:
+        header = header._replace(producer_sequence=header.producer_sequence | fields[17] << 32)
     reason = (
-        ("reserved bytes are not zero" if fields[17] else None)
+        _producer_fault(header)
         or (
             "reserved bytes and the flag of a cleaning disagree"
             if bool(fields[9] & CLEANED) != bool(fields[32])
@@ -390,6 +409,16 @@ def _other_version(
         if xxh3_64_intdigest(buffer[position : end - 8], segment_uid) == stored:
             return FormatVersionError(f"batch version {version} is unknown; 1 is supported")
     return CorruptBatchError("batch header fails its checksum")
+
+
+def _producer_fault(header: BatchHeader) -> str | None:
+    """Why what is said about its producer cannot be true, or None."""
+    sequence = header.producer_sequence
+    if header.producer_id == 0:
+        return "numbers of no producer" if sequence or header.producer_epoch else None
+    if sequence > INT64_MAX or sequence < header.last_offset_delta:
+        return "an impossible number of a producer"
+    return None
 
 
 def _offsets_fault(header: BatchHeader) -> str | None:  # noqa: PLR0911 - a list of rules

@@ -21,6 +21,7 @@ from .catalog import LogCheckpoint
 from .components import Components, partition_directory
 from .config import TopicInfo
 from .errors import (
+    DataError,
     LockedError,
     MillstreamError,
     PoisonedError,
@@ -29,6 +30,7 @@ from .errors import (
 )
 from .format import APPEND_TIME, SEGMENT_HEADER_BYTES, SegmentHeader
 from .group_commit import GroupCommit
+from .producer_log import ProducerLog
 from .recovery import examine, repair, rewrite_unsynced
 from .segment import (
     TEMPORARY_SUFFIX,
@@ -65,6 +67,13 @@ class _Active(NamedTuple):
     header: SegmentHeader
 
 
+class _Sealed(NamedTuple):
+    """Where a segment ends that was sealed, and what producers had written by then."""
+
+    end: LogCheckpoint
+    producers: bytes | MillstreamError | None
+
+
 class Log:
     """One partition of an open store. Thread-safe; any number of processes share the files."""
 
@@ -97,8 +106,9 @@ class Log:
             poisoned=self._poisoned,
         )
         self._zeros = ZeroFill(self, components.append_lock)
-        self.sealed_unsynced: LogCheckpoint | None = None
-        """Where the segment ends which this process sealed before it was synced."""
+        self.producers = ProducerLog(self, components)
+        self.sealed_unsynced: _Sealed | None = None
+        """The segment which this process sealed before it was synced."""
 
     @property
     def gone(self) -> bool:
@@ -218,6 +228,7 @@ class Log:
                 storage.sync_directory(self.directory)
         self._publish_recovered(end, file_bytes, facts)
         self._skip_lost_locked(facts.start_offset)
+        self.producers.recovered_locked(named=found.names_producers)
         slot[Slot.GENERATION] = generation
 
     def _skip_lost_locked(self, start_offset: int) -> None:
@@ -419,7 +430,7 @@ class Log:
         self._publish_end(end)
         slot[Slot.ZERO_FILLED] = SEGMENT_HEADER_BYTES
         slot[Slot.SEGMENTS_VERSION] = self._c.tail.stamp()
-        self.sealed_unsynced = end
+        self.sealed_unsynced = _Sealed(end, self.producers.snapshot_locked())
         self._close_active()
 
     def _undo_roll_locked(self) -> None:
@@ -479,25 +490,25 @@ class Log:
 
     def _publish_durable(self, target: int, sequence: int) -> None:
         lock = self._c.append_lock
-        checkpoint = None
+        done = None
         try:
             with lock:
                 if target > self.slot[Slot.DURABLE_OFFSET]:
                     self._set_durable(target, sequence)
                 sealed = self.sealed_unsynced
-                if sealed and self.slot[Slot.DURABLE_OFFSET] >= sealed.next_offset:
-                    checkpoint, self.sealed_unsynced = sealed, None
+                if sealed and self.slot[Slot.DURABLE_OFFSET] >= sealed.end.next_offset:
+                    done, self.sealed_unsynced = sealed, None
         except BaseException:
             lock.let_go()  # if it was interrupted on the way out
             raise
-        if checkpoint:
-            self._save(checkpoint)
+        if done:
+            self._save(done)
 
-    def _save(self, checkpoint: LogCheckpoint) -> None:
+    def _save(self, sealed: _Sealed) -> None:
         """Remember where recovery may start. Without it the next open only scans more."""
         try:
-            self._c.catalog.save_checkpoint(self.topic_id, self.partition, checkpoint)
-        except (StorageError, LockedError) as error:
+            self.producers.save(*sealed)
+        except (StorageError, LockedError, DataError) as error:
             _logger.warning("%s/%d: no checkpoint: %s", self.topic, self.partition, error)
 
     def _set_durable(self, offset: int, sequence: int) -> None:
@@ -532,7 +543,8 @@ class Log:
             if self.slot[Slot.ZERO_FILLED] > end.position:
                 file.truncate(end.position)
                 self.slot[Slot.ZERO_FILLED] = end.position
-        self._save(end)
+            sealed = _Sealed(end, self.producers.snapshot_locked())
+        self._save(sealed)
         self.dirty = False
 
     def zero_fill(self) -> None:

@@ -14,7 +14,7 @@ from typing import Final, Protocol, TypeAlias
 import msgspec
 
 from .batch import EncodedBatch, encode_batch
-from .record import Headers, RecordMetadata
+from .record import DuplicateMetadata, Headers, RecordMetadata
 
 ENTRY_FIELDS: Final = 2
 
@@ -87,12 +87,14 @@ class Batch:
         "count",
         "deadline",
         "done",
+        "duplicate",
         "encoded",
         "entries",
         "error",
         "granted",
         "has_extras",
         "lane",
+        "last_sequence",
         "partition",
         "room",
         "sealed",
@@ -121,6 +123,10 @@ class Batch:
         """A sender is encoding it; the thread leaves it alone until then."""
         self.encoded: EncodedBatch | None = None
         self.done = False
+        self.duplicate = False
+        """Its one record was in the log already."""
+        self.last_sequence = -1
+        """Of a named producer: the number of the last record, if whoever sends gives numbers."""
         self.error: BaseException | None = None
         self.base_offset = -1
         self.timestamps_ms: int | list[int] = 0
@@ -204,6 +210,8 @@ class SendFuture(msgspec.Struct, eq=False, gc=False):
         stamps = batch.timestamps_ms
         timestamp_ms = stamps if isinstance(stamps, int) else stamps[index]
         offset = batch.base_offset + index
+        if batch.duplicate:
+            return DuplicateMetadata(batch.lane.topic, batch.partition, offset, timestamp_ms)
         return RecordMetadata(batch.lane.topic, batch.partition, offset, timestamp_ms)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:

@@ -72,12 +72,21 @@ class Producer:
         if not _has_global_lock():
             raise UsageError("producers need CPython's global lock; start Python with -X gil=1")
         limits = SendLimits(linger_ms, batch_bytes, buffer_bytes)
-        self._sender = Sender(engine, limits, durability=durability, timeout=timeout)
+        self._sender = self._make_sender(engine, limits, durability, timeout)
         self._lanes = self._sender.lanes
         # An interpreter that exits kills the thread; what was sent is written before.
         self._at_exit = weakref.finalize(self, Sender.close, self._sender)
         _watch_forks()
         _producers.add(self)
+
+    def _make_sender(
+        self,
+        engine: Engine,
+        limits: SendLimits,
+        durability: Durability | None,
+        timeout: float | None,
+    ) -> Sender:
+        return Sender(engine, limits, durability=durability, timeout=timeout)
 
     def send(  # noqa: C901, PLR0912 - the hot path: a call to a part of it would cost 60 ns
         self,
@@ -127,7 +136,7 @@ class Producer:
         if key is None and lane.needs_key:
             raise missing_key(topic)
         if partition is not None:
-            number = _checked_partition(lane, partition)
+            number = checked_partition(lane, partition)
         elif key is None or lane.partitions == 1:
             number = -1
         else:
@@ -234,6 +243,23 @@ def _checked_bytes(name: str, value: object) -> bytes:
     raise UsageError(f"{name} must be bytes or None, not {type(value).__name__}")
 
 
+def checked_record(
+    value: bytes | None, key: bytes | None, timestamp_ms: int | None, headers: Headers
+) -> tuple[bytes | None, bytes | Extras | None, int]:
+    """The value, the slot beside it in a batch, and their size, as `Producer.send` has them."""
+    size = RECORD_OVERHEAD_BYTES
+    if value is not None:
+        value = _checked_bytes("value", value)
+        size += len(value)
+    if key is not None:
+        key = _checked_bytes("key", key)
+        size += len(key)
+    if timestamp_ms is None and not headers:
+        return value, key, size
+    slot, extra_bytes = _checked_extras(key, timestamp_ms, headers)
+    return value, slot, size + extra_bytes
+
+
 def _checked_extras(
     key: bytes | None, timestamp_ms: object, headers: Headers
 ) -> tuple[Extras, int]:
@@ -256,7 +282,8 @@ def _checked_extras(
     return Extras(key, timestamp_ms, tuple(checked)), size
 
 
-def _checked_partition(lane: Lane, partition: object) -> int:
+def checked_partition(lane: Lane, partition: object) -> int:
+    """`partition` if the topic has it, else UsageError."""
     if not isinstance(partition, int) or not 0 <= partition < lane.partitions:
         raise UsageError(
             f"partition must be 0 to {lane.partitions - 1}, not {partition!r}", topic=lane.topic

@@ -48,6 +48,28 @@ class RecordMetadata(NamedTuple):
     offset: int
     timestamp_ms: int
 
+    @property
+    def duplicate(self) -> bool:
+        """Whether the record was in the log already, at this place, and was not written again."""
+        return False
+
+
+class DuplicateMetadata(RecordMetadata):
+    """Where a record is that was sent before, and not written again.
+
+    `offset` is -1 if that is not remembered any more.
+
+    >>> DuplicateMetadata("orders", 0, 7, 1_700_000_000_000).duplicate
+    True
+    """
+
+    __slots__ = ()
+
+    @property
+    def duplicate(self) -> bool:
+        """True."""
+        return True
+
 
 class AppendMetadata(NamedTuple):
     """Where `append_many` wrote its records in one partition: offsets [base, base + count)."""

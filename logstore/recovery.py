@@ -77,6 +77,8 @@ class Examination:
     obsolete_segments: list[int] = field(default_factory=list)
     """Left over by an interrupted retention, wholly below the start offset, or by an interrupted
     compaction, inside what a rewritten segment covers."""
+    names_producers: bool = False
+    """Whether a batch behind the checkpoint names a producer, as far as was looked."""
 
 
 def examine(storage: Storage, facts: PartitionFacts) -> Examination:
@@ -159,6 +161,8 @@ def _scan(
 ) -> Examination:
     """Walk from the checkpoint (or the last segment that may be unsynced) to the end."""
     index, state = _scan_start(storage, facts, segments)
+    # What was not looked at because it was rewritten may name one.
+    named = facts.checkpoint is not None and state.next_offset > facts.checkpoint.next_offset
     scanned = 0
     unsynced: list[tuple[int, int]] = []
     while True:
@@ -179,7 +183,8 @@ def _scan(
             else:
                 # Behind the end of a sealed segment there may be what a crash left of the zeros.
                 stop = size if last else min(size, segments[index + 1][1].previous_bytes)
-            state, damage, doubtful = _walk(file, stop, known, header, state)
+            state, damage, doubtful, names = _walk(file, stop, known, header, state)
+            named = named or names
             scanned += state.position - began
             if doubtful is not None:
                 unsynced.append((base, doubtful))
@@ -188,8 +193,8 @@ def _scan(
             if damage is not None:
                 found = _judge(storage, facts, segments[index:], state, damage)
                 found.segments = segments[: index + 1]
-                found.scanned_bytes = scanned
-                found.unsynced = unsynced
+                found.scanned_bytes, found.unsynced = scanned, unsynced
+                found.names_producers = named
                 return found
             if last:
                 break
@@ -205,7 +210,7 @@ def _scan(
             position=state.position,
             offset=state.next_offset,
         )
-    return Examination(segments, state, size, scanned, unsynced)
+    return Examination(segments, state, size, scanned, unsynced, names_producers=named)
 
 
 def _scan_start(
@@ -248,21 +253,22 @@ def _scan_start(
 
 def _walk(
     file: File, size: int, facts: PartitionFacts, header: SegmentHeader, state: LogCheckpoint
-) -> tuple[LogCheckpoint, DataError | None, int | None]:
+) -> tuple[LogCheckpoint, DataError | None, int | None, bool]:
     """Follow the chain from `state` to the end of the valid batches of one segment.
 
-    Returns where that is, what is wrong there, and the position of the first batch that is not
-    known to be synced.
+    Returns where that is, what is wrong there, the position of the first batch that is not known
+    to be synced, and whether a batch names a producer.
     """
     scan = scan_headers(file, state.position, size, header.segment_uid)
     doubtful: int | None = None
+    named = False
     while True:
         try:
             position, batch = next(scan)
         except StopIteration:
-            return state, _leftover(file, size, state), doubtful
+            return state, _leftover(file, size, state), doubtful, named
         except CorruptBatchError as error:
-            return state, error, doubtful
+            return state, error, doubtful, named
         reason = _chain_break(batch, facts, state)
         end = position + BATCH_HEADER_BYTES + batch.body_bytes
         if reason is None and end > size:
@@ -273,9 +279,12 @@ def _walk(
             except CorruptBatchError as error:
                 reason = error.message
         if reason is not None:
-            return state, CorruptBatchError(reason, path=file.path, position=position), doubtful
+            damage = CorruptBatchError(reason, path=file.path, position=position)
+            return state, damage, doubtful, named
         if doubtful is None and batch.last_offset >= facts.durable_offset:
             doubtful = position
+        if batch.producer_id:
+            named = True
         state = LogCheckpoint(
             state.segment_base,
             state.segment_uid,

@@ -90,8 +90,8 @@ class SegmentRewriter:
         gap, before = gap_of(header), self._gap
         if (
             before is not None
-            and not before.producer_id
-            and not gap.producer_id
+            and before.producer_id == gap.producer_id
+            and before.producer_epoch == gap.producer_epoch
             and gap.next_offset - before.base_offset <= _GAP_MAX
         ):
             gap = gap._replace(

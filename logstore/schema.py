@@ -128,6 +128,22 @@ CREATE TABLE queue_ranges (             -- below next_offset: what is in none of
 CREATE INDEX queue_ranges_due ON queue_ranges (queue_id, worker_id, due_ms);
 """
 
+PRODUCERS: Final = """
+CREATE TABLE producers (
+    id INTEGER PRIMARY KEY,             -- random: never that of another, even if this file is lost
+    name TEXT NOT NULL UNIQUE,
+    epoch INTEGER NOT NULL,             -- rises whenever it is opened
+    pid INTEGER NOT NULL,               -- for messages only
+    created_ms INTEGER NOT NULL
+) STRICT;
+CREATE TABLE producer_states (
+    topic_id INTEGER NOT NULL REFERENCES topics ON DELETE CASCADE,
+    partition INTEGER NOT NULL,
+    data BLOB NOT NULL,                 -- a snapshot as in docs/log-format.md, "Producers"
+    PRIMARY KEY (topic_id, partition)
+) STRICT, WITHOUT ROWID;
+"""
+
 COMPACTIONS: Final = """
 CREATE TABLE compactions (
     topic_id INTEGER NOT NULL REFERENCES topics ON DELETE CASCADE,
@@ -138,7 +154,7 @@ CREATE TABLE compactions (
 ) STRICT, WITHOUT ROWID;
 """
 
-_ADDED: Final[Mapping[int, Sequence[str]]] = {2: (QUEUES, COMPACTIONS)}
+_ADDED: Final[Mapping[int, Sequence[str]]] = {2: (QUEUES, COMPACTIONS, PRODUCERS)}
 """The tables each later version added, made for new and for upgraded stores alike.
 
 Only CREATE TABLE and CREATE INDEX, because a reader of an older store imagines them.

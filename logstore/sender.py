@@ -33,7 +33,7 @@ from typing import Final, NamedTuple
 
 from .batch import EncodedBatch
 from .clock import SystemClock
-from .config import MIB, Durability
+from .config import MIB, Durability, TopicInfo
 from .engine import Engine
 from .errors import BackpressureTimeoutError, StoreClosedError, UsageError
 from .format import APPEND_TIME, CODEC_BY_NAME
@@ -111,8 +111,10 @@ class Sender:
         self._ensure_open()
         info = self.engine.topic(topic)
         with self.lock:
-            lane = Lane(topic, info.partitions, needs_key=info.config.compact)
-            return self.lanes.setdefault(topic, lane)
+            return self.lanes.setdefault(topic, self._make_lane(info))
+
+    def _make_lane(self, info: TopicInfo) -> Lane:
+        return Lane(info.name, info.partitions, needs_key=info.config.compact)
 
     def _ensure_open(self) -> None:
         if self._broken is not None:
@@ -498,7 +500,7 @@ class Sender:
         self._error = self._error or error
         if isinstance(error, UsageError):
             # The topic may have been deleted or changed: look it up again at the next send.
-            self.lanes.pop(batch.lane.topic, None)
+            self._forget_lane(batch.lane)
         _logger.error(
             "%d records to %s/%d not acknowledged: %s",
             batch.count,
@@ -506,6 +508,9 @@ class Sender:
             batch.partition,
             error,
         )
+
+    def _forget_lane(self, lane: Lane) -> None:
+        self.lanes.pop(lane.topic, None)
 
     def _fail_all(self, error: BaseException) -> list[PendingCall]:
         """Fail all that is queued or being written. Lock held."""

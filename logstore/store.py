@@ -1,7 +1,7 @@
 """The store: what `millstream.open` returns and everything users do starts from.
 
-A thin facade. The append path is `engine.py`, reading is `reader.py` and `scan.py`, groups are
-`consumer.py` and `membership.py`, several writes at once are `transaction.py`.
+A thin facade. Writing is `store_writing.py`, reading is `reader.py` and `scan.py`, groups are
+`consumer.py` and `membership.py`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import datetime
 from types import TracebackType
 from typing import Self
 
 from . import groups, queues, topics
-from .append import Appender
 from .backup import BackupReport, back_up
 from .clock import Clock, SystemClock
 from .config import Durability, Isolation, TopicConfig, TopicInfo, check_durability
@@ -28,15 +26,14 @@ from .job_queue import DEFAULT_GROUP, DEFAULT_VISIBILITY, Queue
 from .latest import LatestValues
 from .memory import MemoryStorage
 from .positions import Position
-from .producer import Producer
 from .queues import QueueInfo, Redriven
 from .reader import LogReader
-from .record import AppendMetadata, Headers, Record, RecordMetadata, TopicPartition
+from .record import Record, TopicPartition
 from .scan import Scan
 from .storage import PosixStorage, Storage
 from .store_upkeep import StoreUpkeep
+from .store_writing import StoreWriting
 from .topics import OffsetRange
-from .transaction import AnonymousOwners, Ownership, Transaction, own
 from .verify import VerifyReport, verify
 
 MEMORY = ":memory:"
@@ -88,17 +85,15 @@ def open_store(
     return Store(engine)
 
 
-class Store(StoreUpkeep):
+class Store(StoreWriting, StoreUpkeep):
     """An open store. Thread-safe; a context manager. Not usable in the child of a fork.
 
     Made by `millstream.open`.
     """
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._appender = Appender(engine)
+        super().__init__(engine)
         self._latest = LatestValues(engine)
-        self._owners = AnonymousOwners(engine)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else self._engine.durability
@@ -151,149 +146,6 @@ class Store(StoreUpkeep):
     def topic(self, name: str) -> TopicInfo:
         """One topic; UnknownTopicError if there is none."""
         return self._engine.topic(name)
-
-    # --- append --------------------------------------------------------------------------------
-
-    def append(  # noqa: PLR0913 - a record has that many parts
-        self,
-        topic: str,
-        value: bytes | None,
-        *,
-        key: bytes | None = None,
-        timestamp_ms: int | None = None,
-        headers: Headers = (),
-        partition: int | None = None,
-        durability: Durability | None = None,
-    ) -> RecordMetadata:
-        """Append one record and return when it is acknowledged.
-
-        Args:
-            topic: An existing topic.
-            value: Bytes; None is a tombstone.
-            key: Records of one key keep their order.
-            timestamp_ms: UTC milliseconds; None takes the time of the append.
-            headers: (name, bytes or None) pairs.
-            partition: None chooses by key, or takes turns.
-            durability: Instead of the store's: "sync", "interval" or "os".
-
-        Raises:
-            UnknownTopicError: Create the topic first.
-            MissingKeyError: The topic is compacted.
-            UsageError: Wrong types, a record over 64 MiB.
-            StorageError: Not appended. PoisonedError: a sync failed, it may or may not be there.
-
-        Threads appending at once share syncs (group commit). For many records use `append_many`
-        or `producer`.
-        """
-        self._engine.ensure_writable()
-        mode = durability or self._engine.durability
-        if mode == "sync":
-            row = (value, key, timestamp_ms, headers)
-            return self._appender.append_durably(topic, row, partition)
-        check_durability(mode)
-        record = self._appender.encode_one(
-            topic, value, key=key, timestamp_ms=timestamp_ms, headers=headers, partition=partition
-        )
-        (offset,), now_ms = self._engine.append_at((record,))
-        log = record[0]
-        self._engine.acknowledge(((log, offset + 1),), durability)
-        written_ms = now_ms if timestamp_ms is None else timestamp_ms
-        return RecordMetadata(topic, log.partition, offset, written_ms)
-
-    def append_many(  # noqa: PLR0913 - a record has that many parts
-        self,
-        topic: str,
-        values: Sequence[bytes | None],
-        keys: Sequence[bytes | None] | None = None,
-        timestamps_ms: Sequence[int] | None = None,
-        partition: int | None = None,
-        *,
-        headers: Sequence[Headers] | None = None,
-        durability: Durability | None = None,
-    ) -> list[AppendMetadata]:
-        """Append columns of records, one batch per partition, and return when all are durable.
-
-        Sequences are of equal length. Without `partition`, keyed records go where their keys
-        belong and an unkeyed call goes to one partition, in turn. Returns one entry per
-        partition written. Arguments and errors otherwise as `append`.
-
-        >>> with open_store() as store:
-        ...     info = store.create_topic("t")
-        ...     store.append_many("t", [b"a", b"b"])
-        [AppendMetadata(topic='t', partition=0, base_offset=0, record_count=2)]
-        """
-        check_durability(durability or self._engine.durability)
-        batches = self._appender.encode_many(
-            topic, values, keys, timestamps_ms, partition, headers=headers
-        )
-        offsets = self._engine.append(batches)
-        written = list(zip(batches, offsets, strict=True))
-        self._engine.acknowledge(
-            [(log, offset + encoded.record_count) for (log, encoded), offset in written],
-            durability,
-        )
-        return [
-            AppendMetadata(topic, log.partition, offset, encoded.record_count)
-            for (log, encoded), offset in written
-        ]
-
-    def producer(
-        self,
-        *,
-        linger_ms: float = 5,
-        batch_bytes: int = 1 << 20,
-        buffer_bytes: int = 64 << 20,
-        durability: Durability | None = None,
-    ) -> Producer:
-        """A producer that gathers records into batches; see `Producer`."""
-        return Producer(
-            self._engine,
-            linger_ms=linger_ms,
-            batch_bytes=batch_bytes,
-            buffer_bytes=buffer_bytes,
-            durability=durability,
-        )
-
-    @contextmanager
-    def transaction(self, *, owner: Ownership | None = None) -> Iterator[Transaction]:
-        """Write several partitions, offsets and checkpoints all or nothing.
-
-        Commits when the block ends, aborts when it raises.
-
-        Args:
-            owner: From `own`, when a later run shall fence this one.
-
-        Raises:
-            FencedError: At the commit: somebody newer owns the name.
-
-        >>> with open_store() as store:
-        ...     info = store.create_topic("t")
-        ...     with store.transaction() as txn:
-        ...         metadata = txn.append("t", b"a")
-        ...     [record.value for record in store.read("t")]
-        [b'a']
-        """
-        ownership = owner or self._owners.take()
-        transaction = Transaction(self._engine, ownership)
-        try:
-            with transaction:
-                yield transaction
-        finally:
-            if owner is None:
-                self._owners.give_back(ownership, transaction.state)
-
-    def own(self, name: str) -> Ownership:
-        """Acquire the exclusive right to `name`; see `Ownership`.
-
-        Raises:
-            LockedError: A live process has it; the message names its pid.
-        """
-        return own(self._engine, name)
-
-    def checkpoint(self, name: str) -> bytes | None:
-        """What the last committed transaction stored under `name`, or None."""
-        self._engine.ensure_open()
-        return self._engine.catalog.checkpoint(name)
 
     # --- read ----------------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ SEQUENCE_WORD: Final = 3
 IN_PROGRESS_WORD: Final = 4
 OWNER_PID_WORD: Final = 5
 TOPICS_VERSION_WORD: Final = 7
+PRODUCERS_VERSION_WORD: Final = 10
 _WORDS = {
     "magic": 0,
     "inode": 1,
@@ -53,6 +54,7 @@ _WORDS = {
     "topics_version": TOPICS_VERSION_WORD,
     "groups_version": 8,
     "transactions_version": 9,
+    "producers_version": PRODUCERS_VERSION_WORD,
     "queues_version": 10,
 }
 
@@ -147,6 +149,8 @@ class Slot:
     """Bumped when the list of segments changes: roll, retention, recovery."""
     START_OFFSET = 14
     ACTIVE_UID = 15
+    PRODUCER_OFFSET = 16
+    """One past the base offset of the last batch that may name a producer; 0: there is none."""
 
     def __init__(self, words: Words, index: int) -> None:
         self._words = words

@@ -400,3 +400,29 @@ def test_python_dash_m_and_the_script_are_one_command() -> None:
         text = done.stdout.decode()
         assert text.startswith("Usage: millstream ")
         assert text.index("Examples:") < text.index("Options:") < text.index("Commands:")
+
+
+def test_produce_under_a_name_can_be_run_again(cli: Cli, tmp_path: Path) -> None:
+    log = tmp_path / "app.log"
+    log.write_bytes(b"a\nb\n")
+    assert 0 == cli("produce", "log", "-l", str(log), "--producer", "app").code
+    log.write_bytes(b"a\nb\nc\nd\n")
+    again = cli("produce", "log", "-l", str(log), "--producer", "app")
+
+    assert 0 == again.code
+    assert "2 records were there already" in again.err
+    assert b"a\nb\nc\nd\n" == cli("consume", "log", "-e").out
+
+
+def test_produce_under_a_name_keeps_keys_and_partitions(cli: Cli) -> None:
+    assert 0 == cli("topics", "create", "t", "-p", "3").code
+    lines = b"".join(b'{"key": "k%d", "value": "v%d"}\n' % (n % 5, n) for n in range(30))
+    for _ in range(2):
+        assert 0 == cli("produce", "t", "-J", "--producer", "app", stdin=lines).code
+    copy = cli("consume", "t", "-J", "-e").out
+    assert 0 == cli("topics", "create", "u", "-p", "3").code
+    for _ in range(2):
+        assert 0 == cli("produce", "u", "-J", "--producer", "copy", stdin=copy).code
+
+    assert 30 == len(copy.splitlines())
+    assert copy.replace(b'"topic":"t"', b'"topic":"u"') == cli("consume", "u", "-J", "-e").out

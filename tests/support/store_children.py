@@ -151,6 +151,34 @@ def hold_the_append_lock(path: str) -> None:
         store.append("t", b"continued")
 
 
+def send_lines(path: str, total: str) -> None:
+    """Send numbered lines under a name, from where all is written; a byte for some of them."""
+    with (
+        millstream.open(path) as store,
+        store.producer(name="import", linger_ms=1, batch_bytes=2000) as producer,
+    ):
+        tell(b"r")
+        for number in range(producer.resume_from("t"), int(total)):
+            key = b"k%d" % (number % 7) if number % 3 else None
+            future = producer.send("t", b"%d" % number, key=key, sequence=number)
+            if number % 50 == 0:
+                future.result()
+                tell()
+
+
+def send_when_told(path: str) -> None:
+    """Send a record under a name; when told, another, and report whether that was fenced."""
+    with millstream.open(path) as store:
+        producer = store.producer(name="import")
+        producer.send("t", b"old", sequence=0).result()
+        tell(b"r")
+        listen()
+        error = producer.send("t", b"zombie", sequence=1).exception()
+        tell(b"f" if isinstance(error, millstream.FencedError) else b"?")
+        with suppress(millstream.FencedError):
+            producer.close()
+
+
 def own(path: str, name: str) -> None:
     """Own a name until told to end."""
     with millstream.open(path) as store, store.own(name):

@@ -29,6 +29,7 @@ from millstream.format import (
     UNIFORM_TIMESTAMP,
     Rewrite,
     SegmentHeader,
+    encode_header,
     encode_rewrite,
     encode_segment_header,
     parse_header,
@@ -193,9 +194,9 @@ GOOD: dict[str, int] = {
     "append_timestamp_ms": 6,
     "producer_id": 1,
     "producer_epoch": 2,
-    "producer_sequence": 3,
+    "producer_sequence": 1 << 31,
     "schema_id": 4,
-    "reserved": 0,
+    "producer_sequence_high": 0,
     "previous_hash": 8,
     "durable_offset": 90,
     "sequence": 9,
@@ -292,8 +293,19 @@ def test_unknown_codec_and_flag_are_reported_as_newer() -> None:
         parse_header(batch_header(flags=512 | UNIFORM_TIMESTAMP), 0, UID)
 
 
-def test_reserved_bytes_must_be_zero() -> None:
-    refused("reserved", reserved=1)
+def test_numbers_of_a_producer_must_make_sense() -> None:
+    refused("no producer", producer_id=0, producer_epoch=0)
+    refused("no producer", producer_id=0, producer_sequence=0)
+    refused("no producer", producer_id=0, producer_epoch=0, producer_sequence_high=1)
+    refused("number of a producer", producer_sequence=1)  # three records end at 2 or later
+    refused("number of a producer", producer_sequence_high=1 << 31)
+
+
+def test_a_producer_counts_beyond_32_bits() -> None:
+    header = parse_header(batch_header(producer_sequence_high=7), 0, UID)
+
+    assert (7 << 32) + (1 << 31) == header.producer_sequence
+    assert batch_header(producer_sequence_high=7) == encode_header(header, UID)[0]
 
 
 def test_the_time_of_a_cleaning_needs_its_flag() -> None:

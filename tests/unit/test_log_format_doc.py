@@ -68,7 +68,8 @@ def test_layout_tables_have_no_holes_and_the_declared_sizes() -> None:
 
 def test_batch_header_table_names_the_fields_of_the_code_in_order() -> None:
     fields = [field for _, field, _ in table("Batch header")]
-    plain = [field for field in fields if "." not in field and field not in {"magic", "reserved"}]
+    other = {"magic", "reserved", "producer_sequence_high"}
+    plain = [field for field in fields if "." not in field and field not in other]
     coded = [field for field in BatchHeader._fields if field != "sections"]
 
     assert sorted(coded) == sorted(plain)

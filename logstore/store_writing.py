@@ -1,0 +1,233 @@
+"""How a store is written to, as its users see it: appends, producers, transactions.
+
+A thin facade. The append path is `engine.py`, producers are `producer.py` and `named_producer.py`,
+several writes at once are `transaction.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import overload
+
+from .append import Appender
+from .config import Durability, check_durability
+from .engine import Engine
+from .named_producer import NamedProducer
+from .numbered_append import OpenProducer, forget
+from .producer import Producer
+from .record import AppendMetadata, Headers, RecordMetadata
+from .transaction import AnonymousOwners, Ownership, Transaction, own
+
+
+class StoreWriting:
+    """The part of `Store` that writes records. Thread-safe."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._appender = Appender(engine)
+        self._owners = AnonymousOwners(engine)
+
+    # --- append --------------------------------------------------------------------------------
+
+    def append(  # noqa: PLR0913 - a record has that many parts
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        timestamp_ms: int | None = None,
+        headers: Headers = (),
+        partition: int | None = None,
+        durability: Durability | None = None,
+    ) -> RecordMetadata:
+        """Append one record and return when it is acknowledged.
+
+        Args:
+            topic: An existing topic.
+            value: Bytes; None is a tombstone.
+            key: Records of one key keep their order.
+            timestamp_ms: UTC milliseconds; None takes the time of the append.
+            headers: (name, bytes or None) pairs.
+            partition: None chooses by key, or takes turns.
+            durability: Instead of the store's: "sync", "interval" or "os".
+
+        Raises:
+            UnknownTopicError: Create the topic first.
+            MissingKeyError: The topic is compacted.
+            UsageError: Wrong types, a record over 64 MiB.
+            StorageError: Not appended. PoisonedError: a sync failed, it may or may not be there.
+
+        Threads appending at once share syncs (group commit). For many records use `append_many`
+        or `producer`.
+        """
+        self._engine.ensure_writable()
+        mode = durability or self._engine.durability
+        if mode == "sync":
+            row = (value, key, timestamp_ms, headers)
+            return self._appender.append_durably(topic, row, partition)
+        check_durability(mode)
+        record = self._appender.encode_one(
+            topic, value, key=key, timestamp_ms=timestamp_ms, headers=headers, partition=partition
+        )
+        (offset,), now_ms = self._engine.append_at((record,))
+        log = record[0]
+        self._engine.acknowledge(((log, offset + 1),), durability)
+        written_ms = now_ms if timestamp_ms is None else timestamp_ms
+        return RecordMetadata(topic, log.partition, offset, written_ms)
+
+    def append_many(  # noqa: PLR0913 - a record has that many parts
+        self,
+        topic: str,
+        values: Sequence[bytes | None],
+        keys: Sequence[bytes | None] | None = None,
+        timestamps_ms: Sequence[int] | None = None,
+        partition: int | None = None,
+        *,
+        headers: Sequence[Headers] | None = None,
+        durability: Durability | None = None,
+    ) -> list[AppendMetadata]:
+        """Append columns of records, one batch per partition, and return when all are durable.
+
+        Sequences are of equal length. Without `partition`, keyed records go where their keys
+        belong and an unkeyed call goes to one partition, in turn. Returns one entry per
+        partition written. Arguments and errors otherwise as `append`.
+
+        >>> import millstream
+        >>> with millstream.open() as store:
+        ...     info = store.create_topic("t")
+        ...     store.append_many("t", [b"a", b"b"])
+        [AppendMetadata(topic='t', partition=0, base_offset=0, record_count=2)]
+        """
+        check_durability(durability or self._engine.durability)
+        batches = self._appender.encode_many(
+            topic, values, keys, timestamps_ms, partition, headers=headers
+        )
+        offsets = self._engine.append(batches)
+        written = list(zip(batches, offsets, strict=True))
+        self._engine.acknowledge(
+            [(log, offset + encoded.record_count) for (log, encoded), offset in written],
+            durability,
+        )
+        return [
+            AppendMetadata(topic, log.partition, offset, encoded.record_count)
+            for (log, encoded), offset in written
+        ]
+
+    @overload
+    def producer(
+        self,
+        *,
+        name: None = None,
+        linger_ms: float = 5,
+        batch_bytes: int = 1 << 20,
+        buffer_bytes: int = 64 << 20,
+        durability: Durability | None = None,
+    ) -> Producer: ...
+    @overload
+    def producer(
+        self,
+        *,
+        name: str,
+        gaps: bool = False,
+        linger_ms: float = 5,
+        batch_bytes: int = 1 << 20,
+        buffer_bytes: int = 64 << 20,
+        durability: Durability | None = None,
+    ) -> NamedProducer: ...
+    def producer(
+        self,
+        *,
+        name: str | None = None,
+        gaps: bool = False,
+        linger_ms: float = 5,
+        batch_bytes: int = 1 << 20,
+        buffer_bytes: int = 64 << 20,
+        durability: Durability | None = None,
+    ) -> Producer:
+        """A producer that gathers records into batches; see `Producer`.
+
+        Args:
+            name: The same after each restart: then what is sent again is not written again; see
+                `NamedProducer`. Whoever has the name open is fenced.
+            gaps: With a name: sequences may leave numbers out.
+            linger_ms: See `Producer`, as for the rest.
+            batch_bytes: As there.
+            buffer_bytes: As there.
+            durability: As there.
+
+        >>> import millstream
+        >>> with millstream.open() as store:
+        ...     topic = store.create_topic("lines")
+        ...     for attempt in (1, 2):
+        ...         with store.producer(name="import") as producer:
+        ...             for number, line in enumerate([b"a", b"b"]):
+        ...                 future = producer.send("lines", line, sequence=number)
+        ...     [record.value for record in store.read("lines")]
+        [b'a', b'b']
+        """
+        if name is not None:
+            return NamedProducer(
+                OpenProducer(self._engine, name, gaps=gaps),
+                linger_ms=linger_ms,
+                batch_bytes=batch_bytes,
+                buffer_bytes=buffer_bytes,
+                durability=durability,
+            )
+        return Producer(
+            self._engine,
+            linger_ms=linger_ms,
+            batch_bytes=batch_bytes,
+            buffer_bytes=buffer_bytes,
+            durability=durability,
+        )
+
+    def forget_producer(self, name: str) -> bool:
+        """Forget a named producer and what it has sent; whether there was one.
+
+        Whoever has it open is fenced. The name begins anew, and what is sent again with it is
+        written again.
+        """
+        return forget(self._engine, name)
+
+    @contextmanager
+    def transaction(self, *, owner: Ownership | None = None) -> Iterator[Transaction]:
+        """Write several partitions, offsets and checkpoints all or nothing.
+
+        Commits when the block ends, aborts when it raises.
+
+        Args:
+            owner: From `own`, when a later run shall fence this one.
+
+        Raises:
+            FencedError: At the commit: somebody newer owns the name.
+
+        >>> import millstream
+        >>> with millstream.open() as store:
+        ...     info = store.create_topic("t")
+        ...     with store.transaction() as txn:
+        ...         metadata = txn.append("t", b"a")
+        ...     [record.value for record in store.read("t")]
+        [b'a']
+        """
+        ownership = owner or self._owners.take()
+        transaction = Transaction(self._engine, ownership)
+        try:
+            with transaction:
+                yield transaction
+        finally:
+            if owner is None:
+                self._owners.give_back(ownership, transaction.state)
+
+    def own(self, name: str) -> Ownership:
+        """Acquire the exclusive right to `name`; see `Ownership`.
+
+        Raises:
+            LockedError: A live process has it; the message names its pid.
+        """
+        return own(self._engine, name)
+
+    def checkpoint(self, name: str) -> bytes | None:
+        """What the last committed transaction stored under `name`, or None."""
+        self._engine.ensure_open()
+        return self._engine.catalog.checkpoint(name)
