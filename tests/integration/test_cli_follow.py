@@ -17,7 +17,7 @@ import pytest
 import millstream
 from millstream import TopicPartition
 
-TIMEOUT = 30
+TIMEOUT = 60
 
 Start = Callable[..., subprocess.Popen[bytes]]
 
@@ -291,9 +291,12 @@ def test_members_hand_over_without_loss_or_repeats(start: Start, store_path: Pat
         store.append("t", b"first", partition=0)
         one = start("consume", "t", "-g", "g")
         assert read_line(one) == b"first\n"
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor() as pool, ExitStack() as ended:
+            # Should the test fail, the pool would wait for them for ever.
+            ended.callback(one.kill)
             lines_of_one = pool.submit(one.communicate)
             two = start("consume", "t", "-g", "g")
+            ended.callback(two.kill)
             lines_of_two = pool.submit(two.communicate)
             wait_until(lambda: members_reading() == 2)
             produce()
