@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Final, Literal, TypedDict
 
-from millstream import LogReader, Store, UsageError
+from millstream import LogReader, Store, TopicPartition, UsageError
 
 from .epoch import Epochs
 from .plan import Plan
@@ -136,35 +136,37 @@ class _Run:
     def loop(self, stop: threading.Event) -> Metrics:
         """Run until the end, or until `stop` is set; the last epoch is committed."""
         while not stop.is_set():
+            before = self._reader.positions
             batches = self._reader.poll(self._batch_records, INPUT_BYTES)
             if batches:
+                # Ahead of the rows: no function may see the time of a run long ago, or none.
+                self._tick(before, at_end=False)
                 self._topology.process(batches)
                 self._uncommitted = True
-                self._tick(at_end=False)
                 if self._clock.monotonic() >= self._due or self._full():
                     self._commit()
-            elif self._tick(at_end=True):
+            elif self._tick(before, at_end=True):
                 continue
             elif self._until_end and self._reader.at_end():
                 if self._flush and self._topology.waits():
-                    self._take(Tick(self._topology.now_ms, flush=True))
+                    self._take(Tick(self._topology.now_ms, flush=True), before)
                 break
             else:
                 self._idle()
         self._commit()
         return self._metrics()
 
-    def _tick(self, *, at_end: bool) -> bool:
+    def _tick(self, positions: Mapping[TopicPartition, int], *, at_end: bool) -> bool:
         """Look at the clock where that is due; whether it had an effect."""
         tick = self._ticker.due(self._reader, at_end=at_end)
         if tick is None:
             return False
-        self._take(tick)
+        self._take(tick, positions)
         return True
 
-    def _take(self, tick: Tick) -> None:
-        """Let a tick have its effect, and write it down."""
-        self._epochs.note(tick, self._reader.positions)
+    def _take(self, tick: Tick, positions: Mapping[TopicPartition, int]) -> None:
+        """Let a tick have its effect between two steps, and write down where that was."""
+        self._epochs.note(tick, positions)
         self._topology.tick(tick)
         self._uncommitted = True
 

@@ -11,7 +11,7 @@ import pytest
 
 import millstream
 from millstream import RecordError, Store, UsageError
-from millstream.processor import Metrics, Pipeline, Row, agg, tumbling
+from millstream.processor import Context, Metrics, Pipeline, Row, agg, tumbling
 from millstream.processor.ticks import Tick, decode_journal, journal_topic
 from millstream.processor.topology import Topology
 from millstream.processor.watermark import IDLE, Progress, least
@@ -258,3 +258,20 @@ def test_bad_options_are_named(options: dict[str, object], problem: str) -> None
 def test_a_tick_takes_time(store: Store) -> None:
     with pytest.raises(UsageError, match="tick_ms"):
         counts().run(store, tick_ms=0)
+
+
+def test_no_row_sees_the_clock_of_a_former_run(store: Store, clock: ManualClock) -> None:
+    """Nor that of 1970, at the first one: timers set by it would be called at once."""
+
+    def tell(context: Context[str, None], row: dict[str, object]) -> list[int]:
+        return [context.now_ms]
+
+    pipeline = Pipeline("clocks")
+    pipeline.source("in", time="t").key_by("k").process(tell, wall_clock=True).to("out")
+    for pause_ms in (0, 90_000):
+        clock.advance(pause_ms)
+        add(store, 0, 1, 2)
+        pipeline.run(store, until="end")
+    seen = [int(record.value or b"") for record in store.read("out")]
+    assert [START_MS] * 2 + [START_MS + 90_000] * 2 == seen
+    assert pipeline.verify(store).ok
