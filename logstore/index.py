@@ -30,6 +30,16 @@ _RESERVED: Final = bytes(16)
 _HASH_BYTES: Final = 8
 
 
+def index_bytes_max(segment_bytes: int) -> int:
+    """How long the index file of a segment of that size can be.
+
+    >>> index_bytes_max(0)
+    88
+    """
+    entries = segment_bytes // INDEX_INTERVAL_BYTES + 1
+    return _HEADER.size + _ENTRY_BYTES * entries + _HASH_BYTES
+
+
 class SparseIndex:
     """Entries (base offset, position, running maximum timestamp), one per 4 KiB or more.
 
@@ -43,7 +53,7 @@ class SparseIndex:
     (128, 8320, 8320)
     """
 
-    __slots__ = ("_maxima", "_offsets", "_positions", "end_position")
+    __slots__ = ("_maxima", "_offsets", "_positions", "damaged_at", "end_position")
 
     def __init__(self) -> None:
         self._offsets = array("Q")
@@ -51,6 +61,8 @@ class SparseIndex:
         self._maxima = array("q")
         self.end_position = 0
         """Size of the segment a decoded index was written for; 0 for one in memory."""
+        self.damaged_at: int | None = None
+        """Position of damage, behind which nothing could be indexed; None if there is none."""
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -86,10 +98,11 @@ class SparseIndex:
     def find_timestamp(self, timestamp_ms: int) -> int | None:
         """Position to scan from for the first record at or after `timestamp_ms`. O(log n).
 
-        None when no record so far has reached it.
+        None when no record so far has reached it. Where that cannot be told, because of damage,
+        the damage is the place: whoever reads on there gets the error.
         """
         found = bisect_left(self._maxima, timestamp_ms)
-        return self._positions[found] if found < len(self._positions) else None
+        return self._positions[found] if found < len(self._positions) else self.damaged_at
 
     def encode(self, segment_uid: int, end_position: int) -> bytes:
         """The index file for a sealed segment of `end_position` bytes."""

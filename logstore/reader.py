@@ -194,10 +194,8 @@ class PartitionCursor:
         """
         assert self._file is not None
         assert self._segment is not None
-        slot = self.log.slot
-        # The end first: if the segment is active after that, it is this segment's end.
-        end = slot[Slot.END_POSITION]
-        if slot[Slot.ACTIVE_BASE] == self._segment.base_offset:
+        end = self.log.files.active_end(self._segment.base_offset)
+        if end is not None:
             length = max(0, min(length, end - position))
         return self._file.read(length, position)
 

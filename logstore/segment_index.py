@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 from .errors import CorruptBatchError, FormatVersionError, StorageError
 from .format import SEGMENT_HEADER_BYTES, SegmentHeader
-from .index import SparseIndex
+from .index import SparseIndex, index_bytes_max
 from .segment import TEMPORARY_SUFFIX, index_path, scan_headers
 from .storage import File, Storage
 
@@ -52,26 +53,31 @@ class IndexCache:
             if self._active_base == segment.base_offset and self._scanned == end_position:
                 self.write(segment, self._active, end_position)
 
+    def active(self, file: File, header: SegmentHeader, stop: int) -> SparseIndex:
+        """The index of the active segment, which is open and whose data ends at `stop`."""
+        with self._lock:
+            return self._catch_up(file, header, stop)
+
     def get(
-        self, file: File, header: SegmentHeader, stop: int | None, *, write: bool
+        self, file: File, header: SegmentHeader, stop: Callable[[], int | None], *, write: bool
     ) -> SparseIndex:
-        """The index of a segment.
+        """The index of a sealed segment.
 
         Args:
             file: The segment, open. Another may have taken its name since.
             header: Its header.
-            stop: Data end of the active segment, None for a sealed one.
+            stop: Gives the end of its data, if that is known; behind it is what a crash left.
             write: Whether a rebuilt index may be written to its file.
         """
         base = header.base_offset
         with self._lock:
-            if stop is not None:
-                return self._catch_up(file, header, stop)
             known = self._sealed.get(base)
             if known is not None and known[0] == header.segment_uid:
                 self._sealed.move_to_end(base)
                 return known[1]
-            index = self._load(header, file.size()) or self._rebuild(file, header, write=write)
+            index = self._load(header, file.size())
+            if index is None:
+                index = self._rebuild(file, header, stop(), write=write)
             self._sealed[base] = header.segment_uid, index
             self._sealed.move_to_end(base)
             if len(self._sealed) > CACHED_INDEXES_MAX:
@@ -96,6 +102,7 @@ class IndexCache:
             self._scanned = header.data_start
         if self._scanned < stop:
             self._scanned, _ = _scan(file, header, self._active, self._scanned, stop)
+            self._active.damaged_at = None if self._scanned >= stop else self._scanned
         return self._active
 
     def _load(self, header: SegmentHeader, size: int) -> SparseIndex | None:
@@ -105,17 +112,26 @@ class IndexCache:
         try:
             file = self._storage.open(path, "r")
             try:
-                index = SparseIndex.decode(file.read(file.size(), 0), header.segment_uid)
+                length = file.size()
+                if length > index_bytes_max(size):
+                    return None  # whatever it is, it is not worth reading
+                index = SparseIndex.decode(file.read(length, 0), header.segment_uid)
             finally:
                 file.close()
         except (CorruptBatchError, StorageError):
             return None  # rebuilt: an index is derived data
         return index if index.end_position <= size else None
 
-    def _rebuild(self, file: File, header: SegmentHeader, *, write: bool) -> SparseIndex:
+    def _rebuild(
+        self, file: File, header: SegmentHeader, stop: int | None, *, write: bool
+    ) -> SparseIndex:
         index = SparseIndex()
-        end, whole = _scan(file, header, index, header.data_start, file.size())
-        if write and whole:
+        end, whole = _scan(
+            file, header, index, header.data_start, file.size() if stop is None else stop
+        )
+        if stop is not None and end < stop:
+            index.damaged_at = end
+        elif write and whole:
             self.write(header, index, end)
         return index
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import errno
 import threading
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from itertools import pairwise
 
-from .errors import OffsetOutOfRangeError, StorageError
-from .format import BatchHeader, SegmentHeader
+from .errors import DataError, OffsetOutOfRangeError, StorageError
+from .format import SEGMENT_HEADER_BYTES, BatchHeader, SegmentHeader
 from .index import SparseIndex
 from .retention import SegmentInfo
 from .segment import (
@@ -130,13 +130,42 @@ class SegmentList:
             return True
         return header.segment_uid != segment.segment_uid
 
+    def active_end(self, base: int) -> int | None:
+        """Where the data of the segment ends if it is the active one; None if it is sealed.
+
+        The words are read one by one while others append and roll. A roll publishes the base of
+        the new segment before its end, and the log end passes that base with the first append.
+        """
+        slot = self._slot()
+        if slot[Slot.ACTIVE_BASE] != base:
+            return None
+        if slot[Slot.LOG_END] <= base:
+            return SEGMENT_HEADER_BYTES
+        end = slot[Slot.END_POSITION]
+        return end if slot[Slot.ACTIVE_BASE] == base else None
+
     def _index(self, file: File, header: SegmentHeader) -> SparseIndex:
         """The sparse index of a segment, brought up to the log end if the segment is active."""
-        slot = self._slot()
-        # The end first: a roll in between would give that of the next segment.
-        end = slot[Slot.END_POSITION]
-        stop = end if header.base_offset == slot[Slot.ACTIVE_BASE] else None
-        return self.indexes.get(file, header, stop, write=not self._storage.read_only)
+        end = self.active_end(header.base_offset)
+        if end is not None:
+            return self.indexes.active(file, header, end)
+        write = not self._storage.read_only
+        return self.indexes.get(file, header, lambda: self._sealed_end(header), write=write)
+
+    def _sealed_end(self, header: SegmentHeader) -> int | None:
+        """Where the data of a sealed segment ends; None if that cannot be told."""
+        if header.rewrite:
+            return header.rewrite.data_bytes
+        bases = self.bases()
+        number = bisect_right(bases, header.base_offset)
+        if number == len(bases):
+            return None
+        try:
+            following = read_segment_header(self._storage, self._directory, bases[number])
+        except (DataError, StorageError):
+            return None  # whoever reads that segment gets the error
+        linked = following.previous_segment_uid == header.link_uid
+        return following.previous_bytes if linked else None
 
     def offset_before_time(self, timestamp_ms: int, start: int, end: int) -> int | None:
         """The offset in [start, end) to search from for the first record at `timestamp_ms`.
@@ -153,9 +182,9 @@ class SegmentList:
                     raise
 
     def _offset_before_time(self, timestamp_ms: int, start: int, end: int) -> int | None:
-        for base, following in pairwise([*(base for base in self.bases() if base < end), end]):
-            if following <= start:
-                continue
+        bases = self.bases()
+        bases = bases[max(0, bisect_right(bases, start) - 1) : bisect_left(bases, end)]
+        for base in bases[self._first_to_reach(timestamp_ms, bases) :]:
             file, header = self.open(base)
             try:
                 position = self._index(file, header).find_timestamp(timestamp_ms)
@@ -169,6 +198,24 @@ class SegmentList:
             finally:
                 file.close()
         return None
+
+    def _first_to_reach(self, timestamp_ms: int, bases: list[int]) -> int:
+        """Which of the segments may be the first with a record at `timestamp_ms`.
+
+        Each header says how far time had come before the segment.
+        """
+        low, high = 0, len(bases) - 1
+        try:
+            while low < high:
+                middle = (low + high) // 2
+                following = read_segment_header(self._storage, self._directory, bases[middle + 1])
+                if following.prior_max_timestamp_ms < timestamp_ms:
+                    low = middle + 1
+                else:
+                    high = middle
+        except DataError:
+            return 0  # one by one, then; the damage need not lie before the record
+        return low
 
     def headers(self) -> list[SegmentHeader]:
         """The headers of all segments, oldest first."""

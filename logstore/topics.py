@@ -239,9 +239,16 @@ def check_starts(engine: Engine, starts: Mapping[TopicPartition, int]) -> None:
 
 
 def _offset_at_time(engine: Engine, log: Log, timestamp_ms: int) -> int:
-    """Offset of the first record whose timestamp is not before `timestamp_ms`, else the end."""
+    """Offset of the first record whose timestamp is not before `timestamp_ms`, else the end.
+
+    Raises:
+        DataError: It may be behind damage.
+    """
     start, end = log.start_offset, log.visible_offset
-    first = log.files.offset_before_time(timestamp_ms, start, end)
+    try:
+        first = log.files.offset_before_time(timestamp_ms, start, end)
+    except DataError as error:
+        raise error.at(topic=log.topic, partition=log.partition) from None
     return end if first is None else _search(engine, log, first, timestamp_ms)
 
 
