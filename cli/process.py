@@ -167,6 +167,8 @@ def _summary(metrics: Metrics) -> str:
         f"{metrics.records_in} records in, {metrics.records_out} out, {metrics.late} late, "
         f"{metrics.dead_letters} dead letters, {metrics.epochs} epochs, lag {metrics.lag}"
     )
+    behind = [f"sink {name} lag {lag}" for name, lag in metrics.sink_lag.items()]
+    text = ", ".join([text, *behind])
     if metrics.watermark_ms is None:
         return text
     return f"{text}, watermark {rfc3339(metrics.watermark_ms)}"

@@ -23,11 +23,14 @@ def verify_pipeline(target: str, since: str | None, *, as_json: bool) -> int:
             "records_in": found.records_in,
             "records_compared": found.records_compared,
             "differences": list(map(str, found.differences)),
+            "skipped": [f"{place.topic}/{place.partition}" for place in found.skipped],
         }
         print_document(document, "jsonl" if current.mode == "jsonl" else "json")
     else:
         for difference in found.differences:
             click.echo(str(difference))
+    for place in found.skipped:
+        current.say(f"{place.topic}/{place.partition}: not compared, its first records are gone")
     current.say(
         f"{pipeline.name}: {found.records_in} records replayed, {found.records_compared} results"
         f" compared: {len(found.differences) or 'no'} partition"

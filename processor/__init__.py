@@ -8,10 +8,23 @@ It uses the public names of `millstream` alone.
 from . import agg
 from .agg import Aggregate
 from .calendar_windows import CalendarWindows, daily
+from .connectors import (
+    RefusedRecords,
+    Rejected,
+    Retry,
+    Sink,
+    SinkWriter,
+    Source,
+    SourceBatch,
+    SourceRecord,
+    plugin,
+)
 from .count_windows import CountWindows, counting
+from .deliver import Deliverer, sink_lag, sink_position
 from .driver import Driver
 from .expressions import Expression, col, lit, parse_expression, when
 from .fork import fork
+from .ingest import Ingestor
 from .pipeline import Pipeline
 from .plan import Plan
 from .process import Context, Timer
@@ -19,6 +32,8 @@ from .replay import Difference, Replay, dry_run
 from .row_shapes import Aggregated, Joined
 from .runtime import Metrics
 from .sessions import SessionWindows, session
+from .sinks import to_callable, to_csv, to_jsonl, to_sqlite, to_stdout
+from .sources import csv_files, from_iterable, jsonl_files, sqlite_rows
 from .state_view import (
     PipelineInfo,
     StateInfo,
@@ -48,11 +63,13 @@ __all__ = [
     "Context",
     "CountWindows",
     "DedupStream",
+    "Deliverer",
     "Difference",
     "Driver",
     "Expression",
     "FixedWindows",
     "GroupedTable",
+    "Ingestor",
     "Joined",
     "KeyedDedupStream",
     "KeyedStream",
@@ -61,9 +78,17 @@ __all__ = [
     "Pipeline",
     "PipelineInfo",
     "Plan",
+    "RefusedRecords",
+    "Rejected",
     "Replay",
+    "Retry",
     "Row",
     "SessionWindows",
+    "Sink",
+    "SinkWriter",
+    "Source",
+    "SourceBatch",
+    "SourceRecord",
     "SourceStream",
     "SourceTable",
     "StateInfo",
@@ -78,16 +103,28 @@ __all__ = [
     "agg",
     "col",
     "counting",
+    "csv_files",
     "daily",
     "dry_run",
     "fork",
+    "from_iterable",
     "hopping",
+    "jsonl_files",
     "list_pipelines",
     "list_state",
     "lit",
     "parse_expression",
+    "plugin",
     "read_state",
     "session",
+    "sink_lag",
+    "sink_position",
+    "sqlite_rows",
+    "to_callable",
+    "to_csv",
+    "to_jsonl",
+    "to_sqlite",
+    "to_stdout",
     "tumbling",
     "when",
 ]

@@ -12,7 +12,6 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from millstream import (
@@ -66,7 +65,7 @@ class Rejected(NamedTuple):
     """As found."""
     reason: str
     line: int | None = None
-    """Its first line, from 1."""
+    """Its first line, from 1; of what has no lines, the number of the item."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ class SourceBatch:
     path: str | None = None
     """The file they are from, for messages."""
     lines: Sequence[int] | None = None
-    """The line each value begins on, for messages."""
+    """The line each value begins on, or the number of the item, for messages."""
 
 
 class Source(Protocol):
@@ -112,6 +111,9 @@ class Source(Protocol):
 
     name: str
     """1 to 80 of A-Z a-z 0-9 . _ -: its identity within a pipeline."""
+
+    blocking: bool = True
+    """Whether a batch may be long in coming. If so, the pipeline commits before it asks for one."""
 
     topic_partitions: int = 1
     """Partitions of the topic it is copied into; partition i of the source goes to partition i
@@ -213,6 +215,32 @@ class Sink(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often a delivery that fails is tried, and how long the pauses are.
+
+    >>> [Retry(attempts=4, pause_ms=100, pause_max_ms=300).pause_after(n) for n in (1, 2, 3)]
+    [100, 200, 300]
+    """
+
+    attempts: int = 6
+    """The first one included."""
+    pause_ms: int = 100
+    """After the first failure; it doubles each time."""
+    pause_max_ms: int = 10_000
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or self.pause_ms < 0 or self.pause_max_ms < 0:
+            raise UsageError("retry: at least one attempt, and pauses that are not negative")
+
+    def pause_after(self, failures: int) -> int:
+        """Milliseconds to wait after so many failures."""
+        return min(self.pause_max_ms, self.pause_ms << min(failures - 1, 30))
+
+
+DEFAULT_RETRY: Final = Retry()
+
+
 class Outside:
     """Where sources and sinks find files, databases and time: the seam for tests of them."""
 
@@ -274,6 +302,8 @@ def plugin(group: str, name: str) -> Callable[..., Any]:
     >>> plugin(SOURCES, "jsonl")("in/*.jsonl").name
     'in.jsonl'
     """
+    from importlib.metadata import entry_points  # noqa: PLC0415 - loads half of email
+
     offers = list(entry_points(group=group, name=name))
     if len(offers) != 1:
         known = ", ".join(sorted(entry_points(group=group).names))

@@ -36,10 +36,9 @@ from millstream import (
     UsageError,
 )
 
-from .connectors import RefusedRecords, Sink, SinkWriter, check_connector_name
+from .connectors import DEFAULT_RETRY, RefusedRecords, Retry, Sink, SinkWriter, check_connector_name
 from .errors import reason
-from .ingest import dead_letter_topic, ensure_topic
-from .nodes import OnError
+from .ingest import ensure_topic
 
 DELIVERY_BYTES: Final = 4 << 20
 """A delivery ends with the epoch in which it gets this large."""
@@ -53,29 +52,6 @@ OUTBOX_SEGMENT_BYTES: Final = 8 << 20
 POSITION_VERSION: Final = b"\x01"
 
 _logger = logging.getLogger("millstream")
-
-
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """How often a delivery that fails is tried, and how long the pauses are.
-
-    >>> [Retry(attempts=4, pause_ms=100, pause_max_ms=300).pause_after(n) for n in (1, 2, 3)]
-    [100, 200, 300]
-    """
-
-    attempts: int = 6
-    """The first one included."""
-    pause_ms: int = 100
-    """After the first failure; it doubles each time."""
-    pause_max_ms: int = 10_000
-
-    def __post_init__(self) -> None:
-        if self.attempts < 1 or self.pause_ms < 0 or self.pause_max_ms < 0:
-            raise UsageError("retry: at least one attempt, and pauses that are not negative")
-
-    def pause_after(self, failures: int) -> int:
-        """Milliseconds to wait after so many failures."""
-        return min(self.pause_max_ms, self.pause_ms << min(failures - 1, 30))
 
 
 class _Stored(msgspec.Struct, frozen=True):
@@ -163,9 +139,9 @@ class Deliverer:
         store: Where the outbox is; created if it is missing.
         pipeline: Name of the pipeline it is for.
         sink: Where the records go.
-        on_error: What a record becomes that the sink refuses: "stop" raises, "dead_letter" appends
-            it to the topic `<pipeline>.<sink>.dead` with headers `error` and `sink`. A sink that
-            cannot be reached refuses no record: that stops in either case.
+        dead_letters: Topic for records that the sink refuses, with headers `error` and `sink`;
+            created if it is missing. None: they are errors. A sink that cannot be reached refuses
+            no record: that stops in either case.
         retry: How often a delivery is tried.
 
     Raises:
@@ -188,13 +164,13 @@ class Deliverer:
         pipeline: str,
         sink: Sink,
         *,
-        on_error: OnError = "stop",
+        dead_letters: str | None = None,
         retry: Retry | None = None,
     ) -> None:
         name = check_connector_name(sink.name, "sink")
         self.topic = ensure_outbox(store, pipeline, name)
         """The outbox."""
-        self.dead_letters: str | None = None
+        self.dead_letters = dead_letters
         """Where refused records go; None if they are errors."""
         self.delivered = 0
         """Records delivered by this object."""
@@ -203,7 +179,7 @@ class Deliverer:
         self._store = store
         self._pipeline = pipeline
         self._sink = sink
-        self._retry = retry or Retry()
+        self._retry = retry or DEFAULT_RETRY
         self._owner_name = _owner_name(pipeline, name)
         self._ownership: Ownership = store.own(self._owner_name)
         self._writer: SinkWriter | None = None
@@ -216,9 +192,8 @@ class Deliverer:
         self._last_transaction = 0
         """Id of the transaction of the last batch taken."""
         try:
-            if on_error == "dead_letter":
-                self.dead_letters = dead_letter_topic(pipeline, name)
-                ensure_topic(store, self.dead_letters)
+            if dead_letters is not None:
+                ensure_topic(store, dead_letters)
             self._open()
         except BaseException:
             self.close()

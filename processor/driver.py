@@ -18,7 +18,7 @@ from millstream.testing import ManualClock, MemoryStorage, SimulatedCrash
 
 from .epoch import Epochs
 from .plan import Plan
-from .runtime import Metrics, run_over_store
+from .runtime import Metrics, RunOptions, run_over_store
 from .serde import Json, encode_value
 from .state_log import checkpoint_name
 from .state_view import StateItem, read_state
@@ -79,7 +79,8 @@ class Driver:
         """Append one record, durably. Bytes are taken as they are, None is a tombstone, else JSON.
 
         Args:
-            topic: A source of the pipeline, or any topic of the store.
+            topic: A source of the pipeline, by topic or name, or any topic of the store. A source
+                outside the store is not opened here.
             value: Of the record.
             timestamp_ms: Of the record; by default the time of `clock`.
             key: Of the record.
@@ -90,7 +91,7 @@ class Driver:
         if isinstance(value, str) and self._is_text(topic):
             data = value.encode()
         self.store.append(
-            topic,
+            self._plan.input_names().get(topic, topic),
             data,
             key=key,
             timestamp_ms=timestamp_ms,
@@ -104,7 +105,7 @@ class Driver:
             self.send(topic, value)
 
     def _is_text(self, topic: str) -> bool:
-        return any(node.topic == topic and node.type is str for node in self._plan.sources())
+        return any(node.input_name == topic and node.type is str for node in self._plan.sources())
 
     def advance(
         self, wall: str | int | timedelta | None = None, *, watermark: int | None = None
@@ -124,11 +125,13 @@ class Driver:
 
     def run(self) -> Metrics:
         """Process and commit all that was sent. Everything that looks at results does so first."""
-        return run_over_store(self._plan, self.store, {"until": "end", "tick_ms": 1})
+        options: RunOptions = {"until": "end", "tick_ms": 1}
+        return run_over_store(self._plan, self.store, options, connect=False)
 
     def end(self) -> None:
         """The input has ended: close all windows, call all timers. Rows may still come, late."""
-        run_over_store(self._plan, self.store, {"until": "end", "tick_ms": 1, "on_end": "flush"})
+        options: RunOptions = {"until": "end", "tick_ms": 1, "on_end": "flush"}
+        run_over_store(self._plan, self.store, options, connect=False)
 
     def rows(self, topic: str) -> list[Json]:
         """The values written to `topic` since the last call: decoded JSON, or bytes."""
@@ -138,6 +141,7 @@ class Driver:
         """The same as records, with key, timestamp, headers and offset."""
         self.run()
         found: list[Record] = []
+        topic = self._plan.output_names().get(topic, topic)
         ends = self.store.offsets(topic)
         starts = self._read.setdefault(topic, [0] * len(ends))
         for partition, held in ends.items():

@@ -42,6 +42,7 @@ class FileSource(Source):
     rotated: bool
     """Go on with the file that takes the place of one that was moved away."""
     outside: Outside = OUTSIDE
+    blocking = False
 
     def partitions(self) -> Sequence[str]:
         """See `Source`: paths below the directory of the pattern.

@@ -15,7 +15,7 @@ import msgspec
 
 from millstream import Store, Transaction, UsageError
 
-from .checkpoint import OperatorState, encode_checkpoint
+from .checkpoint import Checkpoint, OperatorState, encode_checkpoint
 from .plan import PlanBuilder
 from .state import encode_entries
 from .state_log import checkpoint_name, read_checkpoint, state_topic, write_state_records
@@ -49,6 +49,7 @@ def fork(store: Store, pipeline: str, name: str) -> None:
                 raise UsageError(
                     f"pipeline {pipeline!r} has never run here: there is nothing to fork"
                 )
+            _refuse_sources(pipeline, checkpoint)
             items = {
                 operator: list(read_state(store, pipeline, operator))
                 for operator in checkpoint.operators
@@ -73,6 +74,16 @@ def fork(store: Store, pipeline: str, name: str) -> None:
             copied = msgspec.structs.replace(checkpoint, operators=operators, topics=topics)
             transaction.commit_offsets(name, copied.next_offsets())
             transaction.put_checkpoint(checkpoint_name(name), encode_checkpoint(copied))
+
+
+def _refuse_sources(pipeline: str, checkpoint: Checkpoint) -> None:
+    for topic, _, _ in checkpoint.positions:
+        if topic.startswith("@source/"):
+            raise UsageError(
+                f"pipeline {pipeline!r} takes in a source from outside the store, which a fork"
+                " would take in once more: put it into a topic of its own first",
+                topic=topic,
+            )
 
 
 def _copy(

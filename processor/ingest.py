@@ -3,14 +3,17 @@
 What was copied is a log like any other: totally ordered, read again after a crash, the same for
 ever. The position of a partition is a checkpoint of the store, changed by the transaction that
 appends its records, so that a process killed at any moment has taken each record in exactly once.
-What becomes of the records is the pipeline's business.
+What becomes of the records is the pipeline's business, and so are dead letters: what is no record
+is kept in its place in the topic, with a header that says why.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import compress
+from operator import itemgetter
 from typing import Final, Self
 
 import msgspec
@@ -31,7 +34,6 @@ from millstream import (
 
 from .connectors import Position, Rejected, Source, SourceBatch, check_connector_name
 from .errors import REJECTED, convert, reason
-from .nodes import OnError
 
 PUMP_BYTES: Final = 1 << 20
 PUMP_RECORDS: Final = 1 << 16
@@ -39,6 +41,9 @@ PUMP_S: Final = 0.1
 """A transaction takes in about that much, whichever comes first."""
 
 POSITION_VERSION: Final = b"\x01"
+
+REJECTED_HEADER: Final = "millstream.rejected"
+"""Header of what is no record; its value is the reason."""
 
 Check = Callable[[bytes], object]
 """Raises on the bytes of a value that cannot be used."""
@@ -60,24 +65,25 @@ def source_topic(pipeline: str, source: str) -> str:
     return f"@source/{pipeline}/{source}"
 
 
-def dead_letter_topic(pipeline: str, connector: str) -> str:
-    """Where dead letters of a source or sink go, the records that can never be used."""
-    return f"{pipeline}.{connector}.dead"
+def rejection(headers: Headers) -> str | None:
+    """Why a record of the topic is none, with its place in the source; None if it is one."""
+    found = dict(headers)
+    reason = found.get(REJECTED_HEADER)
+    if reason is None:
+        return None
+    file, line, item = found.get("file"), found.get("line"), found.get("item")
+    place = [f"file {file.decode(errors='replace')}"] if file else []
+    place += [f"line {line.decode(errors='replace')}"] if line else []
+    place += [f"item {item.decode(errors='replace')}"] if item else []
+    return reason.decode(errors="replace") + (f" ({', '.join(place)})" if place else "")
 
 
 def ensure_topic(store: Store, topic: str, partitions: int = 1) -> TopicInfo:
-    """The topic, created if it is missing.
-
-    Raises:
-        UsageError: It has another number of partitions.
-    """
+    """The topic, created if it is missing."""
     try:
         return store.create_topic(topic, partitions=partitions, exist_ok=True)
     except TopicExistsError:
-        info = store.topic(topic)
-        if info.partitions != partitions:
-            raise
-        return info  # with a configuration of the user's
+        return store.topic(topic)  # with more partitions, or a configuration of the user's
 
 
 class Ingestor:
@@ -87,9 +93,9 @@ class Ingestor:
         store: Where the topic is; created if it is missing.
         pipeline: Name of the pipeline it is for.
         source: What to take in.
-        on_error: What a row becomes that cannot be used: "stop" raises, "dead_letter" appends it
-            to the topic `<pipeline>.<source>.dead` with headers `error`, `source`, and `file` and
-            `line` where it has them.
+        keep_rejected: Whether a row that cannot be used is appended all the same, with a header
+            `millstream.rejected`, and `file`, `line`, `item` where it has them. Otherwise it is an
+            error, and nothing from there on is taken in.
         check: Raises on the bytes of a value that cannot be used.
 
     Raises:
@@ -114,32 +120,28 @@ class Ingestor:
         pipeline: str,
         source: Source,
         *,
-        on_error: OnError = "stop",
+        keep_rejected: bool = False,
         check: Check | None = None,
     ) -> None:
         name = check_connector_name(source.name, "source")
         self.topic = source_topic(pipeline, name)
         """Where the records go."""
-        self.dead_letters: str | None = None
-        """Where rows go that cannot be used; None if they are errors."""
         self.exhausted = False
         """Whether all partitions have come to their end; while there is none, one may come."""
         self.records = 0
-        """Taken in by this object."""
+        """Taken in by this object, rejected ones included."""
         self.rejected = 0
         self._store = store
         self._pipeline = pipeline
         self._source = source
         self._check = check
+        self._keep_rejected = keep_rejected
         self._owner_name = f"source/{pipeline}/{name}"
         self._failure: Exception | None = None
         self._ownership: Ownership = store.own(self._owner_name)
         try:
             self._count = getattr(source, "topic_partitions", 1)
-            self._topic_id = ensure_topic(store, self.topic, self._count).id
-            if on_error == "dead_letter":
-                self.dead_letters = dead_letter_topic(pipeline, name)
-                ensure_topic(store, self.dead_letters)
+            self._topic_id = self._open_topic()
             self._parts: list[_Part] = []
             self._turn = 0
             self._list_partitions()
@@ -151,7 +153,7 @@ class Ingestor:
         """Take in what there is, at most about 1 MiB or 0.1 s of it, in one transaction.
 
         Returns:
-            How many rows were taken in or rejected. 0: there is nothing now, see `exhausted`.
+            How many rows were taken in. 0: there is nothing now, see `exhausted`.
 
         Raises:
             RecordError: A row cannot be used, naming file and line. Nothing behind it was taken in.
@@ -179,7 +181,7 @@ class Ingestor:
             self._failure = failure
             raise failure
         self._failure = failure
-        return gathered.records + len(gathered.rejected)
+        return gathered.records
 
     def drain(self) -> int:
         """Take in everything there is now; how many rows. Errors as `pump`."""
@@ -199,6 +201,16 @@ class Ingestor:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _open_topic(self) -> int:
+        topic = ensure_topic(self._store, self.topic, self._count)
+        if topic.partitions != self._count:
+            raise UsageError(
+                f"source {self._source.name!r} has topic_partitions {self._count}, its topic was"
+                f" made with {topic.partitions}",
+                topic=self.topic,
+            )
+        return topic.id
 
     # --- reading the source --------------------------------------------------------------------
 
@@ -280,11 +292,10 @@ class Ingestor:
             )
         if self._check is not None:
             batch = _check_values(batch, self._check)
-        if batch.rejected and self.dead_letters is None:
+        if batch.rejected and not self._keep_rejected:
             first = min(batch.rejected, key=lambda each: each.line or 0)
-            line = f", line {first.line}" if first.line is not None else ""
-            place = f" ({batch.path}{line})" if batch.path else line.replace(", line", ", item")
-            message = f"source {self._source.name!r}: {first.reason}{place}"
+            why = rejection(_rejected_headers(first, batch.path))
+            message = f"source {self._source.name!r}: {why}"
             raise RecordError(message, topic=self.topic, path=batch.path)
         return batch
 
@@ -326,18 +337,10 @@ class Ingestor:
                         number,
                         headers=columns.headers,
                     )
-            if gathered.rejected:
-                assert self.dead_letters is not None
-                transaction.append_many(
-                    self.dead_letters,
-                    [each.value for each, _ in gathered.rejected],
-                    headers=[self._headers(*each) for each in gathered.rejected],
-                    partition=0,
-                )
             for name, data in positions.items():
                 transaction.put_checkpoint(name, data)
         self.records += gathered.records
-        self.rejected += len(gathered.rejected)
+        self.rejected += gathered.rejected
 
     def _encoded(self, partition: str, position: Position) -> bytes:
         try:
@@ -348,11 +351,12 @@ class Ingestor:
                 f" {error}"
             ) from error
 
-    def _headers(self, rejected: Rejected, path: str | None) -> Headers:
-        named = [("error", rejected.reason), ("source", self._source.name), ("file", path)]
-        if rejected.line is not None:
-            named.append(("line", str(rejected.line)))
-        return tuple((name, text.encode(errors="replace")) for name, text in named if text)
+
+def _rejected_headers(rejected: Rejected, path: str | None) -> Headers:
+    number = None if rejected.line is None else str(rejected.line)
+    named = [(REJECTED_HEADER, rejected.reason), ("file", path)]
+    named.append(("line" if path is not None else "item", number))
+    return tuple((name, text.encode(errors="replace")) for name, text in named if text is not None)
 
 
 def _check_values(batch: SourceBatch, check: Check) -> SourceBatch:
@@ -376,6 +380,35 @@ def _check_values(batch: SourceBatch, check: Check) -> SourceBatch:
         [*batch.rejected, *rejected],
         batch.path,
         batch.lines and list(compress(batch.lines, good)),
+    )
+
+
+def _with_rejected(batch: SourceBatch, now_ms: int) -> SourceBatch:
+    """The batch with what was rejected among its records, in the order of their lines."""
+    count = len(batch.values)
+    rows = list(
+        zip(
+            batch.lines if batch.lines is not None else [0] * count,
+            batch.values,
+            batch.keys if batch.keys is not None else [None] * count,
+            batch.timestamps_ms if batch.timestamps_ms is not None else [now_ms] * count,
+            batch.headers if batch.headers is not None else [()] * count,
+            strict=True,
+        )
+    )
+    for each in batch.rejected:
+        headers = _rejected_headers(each, batch.path)
+        rows.append((each.line or 0, each.value, None, now_ms, headers))
+    rows.sort(key=itemgetter(0))  # stable: without lines the rejected come last
+    _, values, keys, times, headers_of_rows = map(list, zip(*rows, strict=True))
+    return replace(
+        batch,
+        values=values,
+        keys=keys,
+        timestamps_ms=times,
+        headers=headers_of_rows,
+        rejected=(),
+        lines=None,
     )
 
 
@@ -418,8 +451,7 @@ class _Gathered:
 
     def __init__(self, partitions: int) -> None:
         self.columns = [_Columns() for _ in range(partitions)]
-        self.rejected: list[tuple[Rejected, str | None]] = []
-        """With the file each is from."""
+        self.rejected = 0
         self.positions: dict[str, Position] = {}
         self.records = 0
         self._size_bytes = 0
@@ -431,6 +463,9 @@ class _Gathered:
 
     def add(self, part: _Part, batch: SourceBatch, now_ms: int) -> None:
         """Take in a batch; records without a timestamp get `now_ms` beside those with one."""
+        if batch.rejected:
+            self.rejected += len(batch.rejected)
+            batch = _with_rejected(batch, now_ms)
         into = self.columns[part.number]
         before, count = len(into.values), len(batch.values)
         if into.keys is not None or batch.keys is not None:
@@ -444,7 +479,6 @@ class _Gathered:
             into.headers = into.headers if into.headers is not None else [()] * before
             into.headers += batch.headers if batch.headers is not None else [()] * count
         into.values += batch.values
-        self.rejected += [(each, batch.path) for each in batch.rejected]
         self.positions[part.name] = batch.position
         self.records += count
         self._size_bytes += sum(map(len, filter(None, batch.values)))

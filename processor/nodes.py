@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 from .agg import Aggregate
 from .calendar_windows import CalendarWindows
+from .connectors import DEFAULT_RETRY, Retry, Sink, Source
 from .count_windows import CountWindows
 from .fields import Field, describe
 from .sessions import SessionWindows
@@ -100,6 +101,13 @@ class SourceNode(Node):
     clock: SourceClock = "event"
     tombstones: bool = False
     """Whether a record without a value is a row, whose value is None."""
+    source: Source | None = None
+    """What is copied into the topic; None if others write to it."""
+
+    @property
+    def input_name(self) -> str:
+        """What users call it: the name of the source, or the topic."""
+        return self.topic if self.source is None else self.source.name
 
     @property
     def needs_ticks(self) -> bool:
@@ -208,6 +216,16 @@ class SinkNode(ChildNode):
     """Writes the rows to a topic."""
 
     topic: str
+    sink: Sink | None = None
+    """Where the records of the topic, an outbox, are delivered to; None if they stay there."""
+    dead_letters: str | None = None
+    """Topic for records the sink refuses; None if they are errors."""
+    retry: Retry = DEFAULT_RETRY
+
+    @property
+    def output_name(self) -> str:
+        """What users call it: the name of the sink, or the topic."""
+        return self.topic if self.sink is None else self.sink.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

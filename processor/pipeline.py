@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar, Unpack, overload
 
 from millstream import Store
 
+from .connectors import Source
 from .driver import Driver
 from .fields import Field
 from .plan import Plan, PlanBuilder
@@ -58,7 +59,7 @@ class Pipeline:
     @overload
     def source(
         self,
-        topic: str,
+        topic: str | Source,
         *,
         time: str | Callable[[Json], int | str | datetime] | None = None,
         disorder: str | int | timedelta = 0,
@@ -67,7 +68,7 @@ class Pipeline:
     @overload
     def source(
         self,
-        topic: str,
+        topic: str | Source,
         *,
         type: type[T],
         time: str | Callable[[T], int | str | datetime] | None = None,
@@ -76,17 +77,19 @@ class Pipeline:
     ) -> SourceStream[T]: ...
     def source(
         self,
-        topic: str,
+        topic: str | Source,
         *,
         type: type[Any] = dict,  # noqa: A002 - the word users expect here
         time: Field = None,
         disorder: str | int | timedelta = 0,
         **options: Unpack[SourceOptions],
     ) -> SourceStream[Any]:
-        """Read a topic from its earliest record on.
+        """Read a topic from its earliest record on, or a source outside the store.
 
         Args:
-            topic: Must exist when the pipeline runs.
+            topic: Must exist when the pipeline runs. Or a source, such as
+                `jsonl_files("in/*.jsonl")`: a run takes it in, exactly once, into a topic of its
+                own.
             type: What a value is: a msgspec Struct, dataclass, dict, ... as JSON; `bytes` as they
                 are; `str` as UTF-8.
             time: Event time of a value: a field or function that gives int milliseconds, an aware
@@ -118,7 +121,7 @@ class Pipeline:
     @overload
     def table(
         self,
-        topic: str,
+        topic: str | Source,
         *,
         key: str | Callable[[Json], str] | None = None,
         **options: Unpack[TableOptions],
@@ -126,7 +129,7 @@ class Pipeline:
     @overload
     def table(
         self,
-        topic: str,
+        topic: str | Source,
         *,
         type: type[T],
         key: str | Callable[[T], str] | None = None,
@@ -135,7 +138,7 @@ class Pipeline:
     @overload
     def table(
         self,
-        topic: str,
+        topic: str | Source,
         *,
         key_type: type[K],
         type: type[T],
@@ -144,7 +147,7 @@ class Pipeline:
     ) -> SourceTable[K, T]: ...
     def table(
         self,
-        topic: str,
+        topic: str | Source,
         *,
         type: type[Any] = dict,  # noqa: A002 - the word users expect here
         key: Field = None,
@@ -157,7 +160,8 @@ class Pipeline:
         letter.
 
         Args:
-            topic: Must exist when the pipeline runs; read from its earliest record on.
+            topic: Must exist when the pipeline runs; read from its earliest record on. Or a source;
+                see `source`.
             type: What a value is; see `source`.
             key: A field or function of the value; None: the key of the record. A tombstone has no
                 value, so its key is that of the record always.
@@ -213,7 +217,8 @@ class Pipeline:
             store: Has the source topics; missing output topics are created with one partition.
             **options: All may be left out.
 
-                until: "end" returns when all that is visible has been read; None (the default)
+                until: "end" returns when all that is visible has been read, the sources outside
+                the store have nothing now, and the sinks have got everything; None (the default)
                 runs until it is stopped.
 
                 batch_records: Most records per step; None (the default) reads about 512 KiB.
@@ -238,7 +243,10 @@ class Pipeline:
             LockedError: Another live process runs it; the message names its pid.
             UnknownTopicError: A source topic is missing.
             UsageError: State of a plan that differs, shown as a diff.
-            RecordError: A record cannot be processed; nothing of its epoch was made visible.
+            RecordError: A record cannot be processed; nothing of its epoch was made visible. Or
+                one cannot be taken in, or delivered.
+            ConnectorError: A source or sink outside the store failed. What was committed before
+                will be delivered by another run.
             FencedError: A newer run took over while this process was stalled.
 
         >>> import millstream
@@ -304,14 +312,16 @@ class Pipeline:
         """Run over lists, without a store.
 
         Args:
-            inputs: For each source topic its records in order: a value, a `(value, timestamp_ms)`
-                pair, a `Row`, or a `Record` as read from a log. The topics follow each other.
+            inputs: For each source topic, or name of a source, its records in order: a value, a
+                `(value, timestamp_ms)` pair, a `Row`, or a `Record` as read from a log. The topics
+                follow each other.
             batch_records: Rows per step. The result is the same for any number.
             on_end: "flush" closes all windows at the end; "hold" leaves them open, as a run over a
                 store does.
 
         Returns:
-            The values written to each topic; `.records(topic)` has keys and timestamps too.
+            The values written to each topic or sink, by name; `.records(name)` has keys and
+            timestamps too.
 
         Raises:
             RecordError: A record cannot be processed.

@@ -15,7 +15,7 @@ from typing import Final
 
 from millstream import UsageError
 
-from .nodes import Node, SinkNode, SourceNode, StatefulNode
+from .nodes import DeadLettersNode, Node, SinkNode, SourceNode, StatefulNode
 
 _STATE_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _NOT_STATE_NAME: Final = re.compile(r"[^A-Za-z0-9._-]")
@@ -78,6 +78,18 @@ class Plan:
         """Topics the pipeline writes, each once."""
         return list(dict.fromkeys(node.topic for node in self.sinks()))
 
+    def input_names(self) -> dict[str, str]:
+        """What users call the input topics, with the topics."""
+        return {node.input_name: node.topic for node in self.sources()}
+
+    def output_names(self) -> dict[str, str]:
+        """What users call the output topics, with the topics."""
+        return {node.output_name: node.topic for node in self.sinks()}
+
+    def keeps_dead_letters(self, source: SourceNode) -> bool:
+        """Whether rows of `source` that cannot be processed go somewhere."""
+        return any(isinstance(child, DeadLettersNode) for child in self.children(source.id))
+
     def needs_ticks(self) -> bool:
         """Whether results depend on the wall clock, through the journal."""
         return any(node.needs_ticks for node in self.nodes)
@@ -87,7 +99,7 @@ class Plan:
         return {node.name: self._identity(node) for node in self.stateful()}
 
     def _identity(self, node: StatefulNode) -> str:
-        sources = " + ".join(each.topic for each in self.sources_of(node))
+        sources = " + ".join(each.input_name for each in self.sources_of(node))
         keys = [self._key_above(each) for each in node.inputs]
         return f"source {sources}; {node.identity(keys)}"
 
@@ -101,7 +113,7 @@ class Plan:
             raise UsageError(f"pipeline {self.name!r} reads nothing: add .source(topic)")
         if not any(self.sinks()):
             raise UsageError(f"pipeline {self.name!r} writes nothing: add .to(topic)")
-        loops = set(self.input_topics()) & set(self.output_topics())
+        loops = set(self.input_names()) & set(self.output_topics())
         if loops:
             raise UsageError(f"pipeline {self.name!r} reads what it writes: {sorted(loops)}")
 
@@ -195,7 +207,7 @@ class PlanBuilder:
         while node.inputs:
             node = self.nodes[node.inputs[0]]
         assert isinstance(node, SourceNode)
-        stem = f"{_NOT_STATE_NAME.sub('_', node.topic)[:80]}.{kind}"
+        stem = f"{_NOT_STATE_NAME.sub('_', node.input_name)[:80]}.{kind}"
         number = 1
         name = stem
         while name in taken:

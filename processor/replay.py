@@ -70,6 +70,9 @@ class Replay:
     records_compared: int = 0
     differences: list[Difference] = field(default_factory=list)
     """The first of each output partition that differs."""
+    skipped: list[TopicPartition] = field(default_factory=list)
+    """Output partitions that were not compared, because their first records are gone: removed by
+    retention, or trimmed when they had been delivered to a sink outside the store."""
 
     @property
     def ok(self) -> bool:
@@ -116,6 +119,10 @@ class _Written:
         self._result = result
         self._readers: dict[TopicPartition, Iterator[Record]] = {}
         self._differing: set[TopicPartition] = set()
+        for place in self._end:
+            if store.offsets(place.topic)[place.partition].start > self._start.get(place, 0):
+                self._differing.add(place)
+                result.skipped.append(place)
 
     def compare(self, outputs: Mapping[TopicPartition, OutputRecords]) -> None:
         """Hold what one step gives against what was written."""
@@ -153,8 +160,7 @@ class _Written:
     def _reader(self, place: TopicPartition) -> Iterator[Record]:
         if place not in self._readers:
             end = self._end.get(place, 0)
-            held = self._store.offsets(place.topic)[place.partition]
-            start = max(self._start.get(place, 0), held.start)
+            start = self._start.get(place, 0)
             records = self._store.read(place.topic, start, end, partition=place.partition)
             self._readers[place] = iter(records if start < end else ())
         return self._readers[place]

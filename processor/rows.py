@@ -10,10 +10,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, Unpack
 
-from millstream import UsageError, check_topic_name, parse_duration_ms
+from millstream import UsageError, parse_duration_ms
 
+from .connectors import Sink
 from .fields import Field, label, require_field, require_function, require_readable
 from .nodes import (
     LATE,
@@ -29,10 +30,10 @@ from .nodes import (
     OnError,
     PeekNode,
     PortNode,
-    SinkNode,
 )
 from .plan import PlanBuilder
 from .row_types import element_type, returned_type
+from .sink_declaration import SinkOptions, sink_node
 from .windows import duration_text
 
 T = TypeVar("T")
@@ -83,17 +84,25 @@ class Rows(Generic[T]):
         )
         return self._same(self._builder.add(node, self._type))
 
-    def to(self, topic: str) -> Self:
-        """Write the rows to `topic`, which is created with one partition when it is missing.
+    def to(self, target: str | Sink, **options: Unpack[SinkOptions]) -> Self:
+        """Write the rows to a topic, or to a sink outside the store.
 
         The value is JSON (bytes as they are, None as a tombstone), the timestamp the event time
         and the key the grouping key, or the input record's key when the stream is not keyed.
+
+        Args:
+            target: A topic, created with one partition when it is missing; or a sink, such as
+                `to_sqlite("app.db", "totals")`, to which whole epochs are delivered in order.
+            **options: For sinks.
+
+                dead_letters: Topic for records that the sink refuses. Without it they are errors.
+
+                retry: How often, and after which pauses, a delivery is tried; see `Retry`.
+
+        Raises:
+            UsageError: Neither a topic nor a sink; the name is taken by another sink.
         """
-        check_topic_name(topic)
-        node = SinkNode(
-            id=self._builder.next_id, parent=self._node, label=f"to {topic}", topic=topic
-        )
-        self._builder.add(node)
+        self._builder.add(sink_node(self._builder, self._node, target, options))
         return self
 
     @property
@@ -244,14 +253,13 @@ class DeadLetters:
         self._builder = builder
         self._source = source
 
-    def to(self, topic: str) -> None:
-        """Write them to `topic` instead of stopping at the first."""
-        check_topic_name(topic)
+    def to(self, target: str | Sink, **options: Unpack[SinkOptions]) -> None:
+        """Write them to a topic or sink instead of stopping at the first; see `Stream.to`."""
         builder = self._builder
         port = builder.add(
             DeadLettersNode(id=builder.next_id, parent=self._source, label="dead letters")
         )
-        builder.add(SinkNode(id=builder.next_id, parent=port, label=f"to {topic}", topic=topic))
+        builder.add(sink_node(builder, port, target, options))
 
 
 def _print(prefix: str, value: object) -> None:

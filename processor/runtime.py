@@ -10,12 +10,13 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Final, Literal, TypedDict
 
 from millstream import LogReader, Store, TopicPartition, UsageError
 
+from .connections import Connections
 from .epoch import Epochs
 from .plan import Plan
 from .state_log import checkpoint_name
@@ -33,6 +34,9 @@ INPUT_RECORDS: Final = 1 << 16
 
 EPOCH_BYTES: Final = 8 << 20
 """Outputs kept in memory before an epoch commits early."""
+
+_TAKE_S: Final = 0.1
+"""Sources outside the store are asked at least this often, and whenever the input is dry."""
 
 _WAIT_S: Final = 0.1
 """Longest wait without looking at the stop event, which cannot wake the reader."""
@@ -57,6 +61,10 @@ class Metrics:
     """Seconds the last commit took."""
     operators: tuple[OperatorMetrics, ...] = ()
     """What each operator has done, in the order of the plan."""
+    taken_in: Mapping[str, int] = field(default_factory=dict)
+    """Records taken in from each source outside the store, by its name."""
+    sink_lag: Mapping[str, int] = field(default_factory=dict)
+    """Offsets still to be delivered to each sink outside the store, by its name."""
 
 
 class RunOptions(TypedDict, total=False):
@@ -71,19 +79,30 @@ class RunOptions(TypedDict, total=False):
     on_progress: Callable[[Metrics], None] | None
 
 
-def run_over_store(plan: Plan, store: Store, options: RunOptions) -> Metrics:
-    """Run a plan over a store; see `Pipeline.run`."""
+def run_over_store(
+    plan: Plan, store: Store, options: RunOptions, *, connect: bool = True
+) -> Metrics:
+    """Run a plan over a store; see `Pipeline.run`.
+
+    Args:
+        plan: What to run.
+        store: What to run it over.
+        options: How.
+        connect: Whether to take in sources outside the store and to deliver to sinks there.
+    """
     _check(options)
     with store.own(checkpoint_name(plan.name)) as ownership:
         epochs = Epochs(store, plan, ownership)
-        # The input first: with a source missing no output topic is created.
-        positions = epochs.positions()
-        topology = epochs.topology()
-        with (
-            store.reader(positions) as reader,
-            _interruptible(options.get("stop")) as stop,
-        ):
-            return _Run(store, epochs, topology, reader, options).loop(stop)
+        with Connections(store, plan) as connections, _interruptible(options.get("stop")) as stop:
+            # The input first: with a source missing nothing is created for the output.
+            if connect:
+                connections.open_sources()
+            positions = epochs.positions()
+            if connect:
+                connections.open_sinks()
+            topology = epochs.topology()
+            with store.reader(positions) as reader:
+                return _Run(epochs, topology, reader, connections, options).loop(stop)
 
 
 def _check(options: RunOptions) -> None:
@@ -110,13 +129,15 @@ class _Run:
 
     def __init__(
         self,
-        store: Store,
         epochs: Epochs,
         topology: Topology,
         reader: LogReader,
+        connections: Connections,
         options: RunOptions,
     ) -> None:
+        store = connections.store
         self._store = store
+        self._connections = connections
         self._epochs = epochs
         self._topology = topology
         self._reader = reader
@@ -145,7 +166,9 @@ class _Run:
                 self._uncommitted = True
                 if self._clock.monotonic() >= self._due or self._full():
                     self._commit()
-            elif self._tick(before, at_end=True):
+                if self._connections.since_taken_s >= _TAKE_S:
+                    self._take_in()
+            elif self._take_in() or self._tick(before, at_end=True):
                 continue
             elif self._until_end and self._reader.at_end():
                 if self._flush and self._topology.waits():
@@ -154,7 +177,23 @@ class _Run:
             else:
                 self._idle()
         self._commit()
+        self._deliver_rest(stop)
         return self._metrics()
+
+    def _take_in(self) -> bool:
+        """Take in some of what is outside the store; whether there was anything."""
+        if self._connections.blocking:
+            # Nobody knows when the next row comes: it must not keep back what others gave.
+            self._commit()
+        return self._connections.take_in()
+
+    def _deliver_rest(self, stop: threading.Event) -> None:
+        """Deliver what has been committed; a run that is stopped waits for no sink that fails."""
+        if stop.is_set():
+            while self._connections.deliver():
+                pass
+        else:
+            self._connections.drain(stop)
 
     def _tick(self, positions: Mapping[TopicPartition, int], *, at_end: bool) -> bool:
         """Look at the clock where that is due; whether it had an effect."""
@@ -178,7 +217,8 @@ class _Run:
         rest = self._due - self._clock.monotonic()
         if self._uncommitted and rest <= 0:
             self._commit()
-        self._reader.wait(min(rest, _WAIT_S) if self._uncommitted else _WAIT_S)
+        if not self._connections.deliver():
+            self._reader.wait(min(rest, _WAIT_S) if self._uncommitted else _WAIT_S)
 
     def _commit(self) -> None:
         if self._uncommitted:
@@ -188,6 +228,7 @@ class _Run:
             self._records_out += count
             self._epoch_took_s = self._clock.monotonic() - started
             self._uncommitted = False
+            self._connections.deliver()
             # Counted from a commit that wrote something: the first row after a pause, however
             # short, is committed at once.
             self._due = self._clock.monotonic() + self._epoch_s
@@ -211,6 +252,8 @@ class _Run:
             watermark_ms=None if level == BEFORE_TIME else level,
             epoch_s=self._epoch_took_s,
             operators=tuple(self._topology.metrics()),
+            taken_in=self._connections.taken,
+            sink_lag=self._connections.sink_lag,
         )
 
 

@@ -23,7 +23,7 @@ from .connectors import (
 )
 from .errors import reason
 from .file_sink import CsvFile, FileFormat, FileSink, JsonLinesFile
-from .table_sink import TableMode, TableSink
+from .sqlite_sink import SqliteSink, TableMode
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def to_sqlite(
     mode: TableMode = "append",
     key: Sequence[str] = (),
     name: str | None = None,
-) -> TableSink:
+) -> SqliteSink:
     """Write rows into a table of a SQLite database, exactly once.
 
     The rows of an epoch appear together. How far the outbox has been delivered is kept beside them,
@@ -220,4 +220,4 @@ def to_sqlite(
     if isinstance(key, str) or bool(key) != (mode == "upsert"):
         raise UsageError(f"mode={mode!r} with key={key!r}: 'upsert' needs a list of columns as key")
     given = name_from(table, "table") if name is None else name
-    return TableSink(check_connector_name(given, "sink"), path, table, mode, tuple(key))
+    return SqliteSink(check_connector_name(given, "sink"), path, table, mode, tuple(key))

@@ -14,6 +14,7 @@ from .columns import Chunk, InputBatch, MicroBatch
 from .errors import REJECTED, convert, reason, record_error
 from .event_time import all_ms, to_ms
 from .fields import field_getter
+from .ingest import rejection
 from .nodes import SourceNode
 from .serde import value_decoder
 from .ticks import Tick
@@ -176,7 +177,10 @@ class SourceStage:
         first = batch.first_rows[number]
         rows = range(first, first + part.record_count)
         rejected_before = self.faults.count
-        values = self._convert(part.values, self._decode, "cannot decode the value", batch, rows)
+        raw: Sequence[object] = part.values
+        if node.source is not None:
+            raw = self._not_rejected(batch, number)
+        values = self._convert(raw, self._decode, "cannot decode the value", batch, rows)
         times: Sequence[object] = part.timestamps_ms
         if node.time is not None:
             getter = field_getter(node.time, values)
@@ -206,6 +210,17 @@ class SourceStage:
             list(compress(values, good)),
         )
 
+    def _not_rejected(self, batch: MicroBatch, number: int) -> Sequence[object]:
+        """The values of a batch, without what was no record when it was taken in."""
+        part, first = batch.batches[number], batch.first_rows[number]
+        values: Sequence[object] = part.values
+        for index, headers in enumerate(part.headers):
+            if headers and (reason := rejection(headers)) is not None:
+                self.faults.reject(f"source {self.node.input_name}: {reason}", batch, first + index)
+                values = list(values) if values is part.values else values
+                values[index] = REJECTED  # type: ignore[index]  # a list by now
+        return values
+
     def _not_ahead(
         self, times: Sequence[object], append_ms: int, batch: MicroBatch, rows: range
     ) -> Sequence[object]:
@@ -217,7 +232,7 @@ class SourceStage:
         for index, time in enumerate(times):
             if isinstance(time, int) and time > limit_ms:
                 message = (
-                    f"source {self.node.topic}: the event time {time} is {time - append_ms} ms"
+                    f"source {self.node.input_name}: the event time {time} is {time - append_ms} ms"
                     f" ahead of the append; max_ahead is {self.node.max_ahead_ms} ms"
                 )
                 self.faults.reject(message, batch, rows[index])
@@ -239,7 +254,7 @@ class SourceStage:
             if value is not REJECTED:
                 tombstone = value is None and function is self._decode
                 cause = "the record has no value (a tombstone)" if tombstone else reason(error)
-                message = f"source {self.node.topic}: {problem}: {cause}"
+                message = f"source {self.node.input_name}: {problem}: {cause}"
                 self.faults.reject(message, batch, rows[index], error)
 
         return convert(column, function, reject)

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple, TypedDict
 
 from millstream import UsageError, check_topic_name, parse_duration_ms
 
+from .connectors import Source, check_connector_name
 from .fields import Field, describe, require_field, require_readable
+from .ingest import source_topic
 from .nodes import MissingTime, SourceClock, SourceNode
 from .plan import PlanBuilder
 from .serde import value_decoder
@@ -26,7 +28,7 @@ class SourceOptions(TypedDict, total=False):
 class Reading(NamedTuple):
     """What of a topic's records is read, and how."""
 
-    topic: str
+    topic: str | Source
     type: Any
     time: Field
     disorder: str | int | timedelta
@@ -40,13 +42,15 @@ def source_node(builder: PlanBuilder, reading: Reading, options: SourceOptions) 
         UsageError: Not a topic name, or one that is read already; the type cannot be decoded, or
             it lacks the field; an unknown option, or a value it does not have.
     """
-    topic, value_type, time, disorder, tombstones = reading
-    _check(builder, reading)
+    _, value_type, time, disorder, tombstones = reading
+    source = None if isinstance(reading.topic, str) else reading.topic
+    topic, name = _topic_and_name(builder, reading)
+    _check(builder, reading, topic, name)
     disorder_ms = parse_duration_ms(disorder)
     unknown = set(options) - set(SourceOptions.__annotations__)
     if unknown:
         known = sorted(SourceOptions.__annotations__)
-        raise UsageError(f"source {topic}: unknown options {sorted(unknown)}; there are {known}")
+        raise UsageError(f"source {name}: unknown options {sorted(unknown)}; there are {known}")
     missing_time, clock = options.get("missing_time", "dead_letter"), options.get("clock", "event")
     if missing_time not in {"dead_letter", "append_time"}:
         raise UsageError(f"missing_time={missing_time!r}: use 'dead_letter' or 'append_time'")
@@ -55,7 +59,7 @@ def source_node(builder: PlanBuilder, reading: Reading, options: SourceOptions) 
     max_ahead_ms, idle_ms = _ms(options.get("max_ahead")), _ms(options.get("idle"))
     shown = "record timestamp" if time is None else describe(time)
     kind = getattr(value_type, "__name__", repr(value_type))
-    label = f"source {topic}: {kind}, time {shown}, disorder {duration_text(disorder_ms)}"
+    label = f"source {name}: {kind}, time {shown}, disorder {duration_text(disorder_ms)}"
     if missing_time == "append_time":
         label += ", or time of append"
     if max_ahead_ms is not None:
@@ -76,19 +80,33 @@ def source_node(builder: PlanBuilder, reading: Reading, options: SourceOptions) 
         idle_ms=idle_ms,
         clock=clock,
         tombstones=tombstones,
+        source=source,
     )
 
 
-def _check(builder: PlanBuilder, reading: Reading) -> None:
-    topic, time = reading.topic, reading.time
-    check_topic_name(topic)
-    if topic in builder.plan().input_topics():
-        raise UsageError(f"{builder.name!r} reads {topic!r} already: use that stream again")
+def _topic_and_name(builder: PlanBuilder, reading: Reading) -> tuple[str, str]:
+    """The topic that is read, and what users call it."""
+    if isinstance(reading.topic, str):
+        return check_topic_name(reading.topic), reading.topic
+    name = getattr(reading.topic, "name", None)
+    if not callable(getattr(reading.topic, "open", None)) or name is None:
+        raise UsageError(f"{reading.topic!r} is neither a topic nor a source")
+    check_connector_name(name, "source")
+    return source_topic(builder.name, name), name
+
+
+def _check(builder: PlanBuilder, reading: Reading, topic: str, name: str) -> None:
+    time = reading.time
+    names = builder.plan().input_names()
+    if topic in names.values():
+        raise UsageError(f"{builder.name!r} reads {name!r} already: use that stream again")
+    if name in names:
+        raise UsageError(f"{builder.name!r} reads a topic {name!r}: give the source another name")
     value_decoder(reading.type)
     if time is not None:
-        require_readable(time, f"source {topic}: time")
+        require_readable(time, f"source {name}: time")
     if isinstance(time, str):
-        require_field(reading.type, time, f"source {topic}")
+        require_field(reading.type, time, f"source {name}")
 
 
 def _ms(duration: str | int | timedelta | None) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress, islice
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from millstream import DataError, UsageError
 
@@ -29,11 +29,14 @@ from .file_source import FileSource
 from .line_files import Pattern
 from .line_formats import Conversion, CsvRows, JsonLines, RowFormat
 from .serde import encode_value
-from .table_source import ROWID, TableSource
+from .sqlite_source import ROWID, SqliteSource
 
 ITEMS_MAX: Final = 4096
 BATCH_S: Final = 0.05
 """A batch of an iterable ends here, so that items of a slow one are not kept back for long."""
+
+
+_More: TypeAlias = Literal["now", "later", "never"]
 
 
 @dataclass(frozen=True)
@@ -68,27 +71,27 @@ class IterableSource(Source):
                 )
             taken += len(skipped) - skipped.count(None)
         while True:
-            gathered, ended = self._gather(iterator)
+            gathered, more = self._gather(iterator)
             if gathered:
                 taken += len(gathered)
                 yield self._batch(gathered, taken)
-            if ended:
+            if more == "never":
                 return
-            if not gathered:
+            if more == "later":
                 yield None
 
-    def _gather(self, iterator: Iterator[object]) -> tuple[list[object], bool]:
-        """Items until there are enough, time is up or there are none now; whether it has ended."""
+    def _gather(self, iterator: Iterator[object]) -> tuple[list[object], _More]:
+        """Items until there are enough, time is up, there are none now, or the end."""
         gathered: list[object] = []
         clock = self.outside.clock
         until = clock.monotonic() + BATCH_S
         for item in iterator:
             if item is None:
-                return gathered, False
+                return gathered, "later"
             gathered.append(item)
             if len(gathered) >= ITEMS_MAX or clock.monotonic() >= until:
-                return gathered, False
-        return gathered, True
+                return gathered, "now"
+        return gathered, "never"
 
     def _batch(self, items: Sequence[object], position: int) -> SourceBatch:
         rejected: list[Rejected] = []
@@ -101,8 +104,10 @@ class IterableSource(Source):
         values = [each.value if isinstance(each, SourceRecord) else each for each in items]
         encoded: list[Any] = convert(values, encode_value, reject)
         good = [each is not REJECTED for each in encoded]
+        numbers = list(compress(range(position - len(items) + 1, position + 1), good))
         if not records:
-            return SourceBatch(list(compress(encoded, good)), position, rejected=rejected)
+            good_values = list(compress(encoded, good))
+            return SourceBatch(good_values, position, rejected=rejected, lines=numbers)
         now_ms = self.outside.clock.now_ms()
         rows = [each if isinstance(each, SourceRecord) else SourceRecord(each) for each in items]
         kept = list(compress(rows, good))
@@ -113,6 +118,7 @@ class IterableSource(Source):
             [now_ms if row.timestamp_ms is None else row.timestamp_ms for row in kept],
             [row.headers for row in kept],
             rejected,
+            lines=numbers,
         )
 
 
@@ -225,7 +231,7 @@ def sqlite_rows(
     columns: Sequence[str] | None = None,
     name: str | None = None,
     follow: bool = False,
-) -> TableSource:
+) -> SqliteSource:
     """The rows of a SQLite table as JSON objects, and those added since.
 
     Args:
@@ -242,4 +248,4 @@ def sqlite_rows(
     """
     given = name_from(table, "table") if name is None else name
     chosen = None if columns is None else tuple(columns)
-    return TableSource(check_connector_name(given, "source"), path, table, by, chosen, follow)
+    return SqliteSource(check_connector_name(given, "source"), path, table, by, chosen, follow)

@@ -10,6 +10,7 @@ from millstream import UsageError, parse_duration_ms
 
 from . import agg
 from .aggregate import Aggregate, require_invertible
+from .connectors import Source
 from .fields import Field, describe, label, require_field, require_function, require_readable
 from .plan import PlanBuilder
 from .row_codec import RowCodec
@@ -172,7 +173,7 @@ class TableOptions(SourceOptions, total=False):
 class TableSource(NamedTuple):
     """What a topic that is read as a table holds."""
 
-    topic: str
+    topic: str | Source
     type: Any
     key: Field
     key_type: Any
@@ -188,10 +189,11 @@ def source_table_node(
     """
     topic, value_type, key, key_type = declared
     key_decoder(key_type)
+    name = topic if isinstance(topic, str) else getattr(topic, "name", topic)
     if key is not None:
-        require_readable(key, f"table {topic}: key")
+        require_readable(key, f"table {name}: key")
     if isinstance(key, str):
-        require_field(value_type, key, f"table {topic}")
+        require_field(value_type, key, f"table {name}")
     others = cast(
         "SourceOptions",
         {

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Self, TypeVar, Unpack, overload
 
 from millstream import UsageError
 
 from .agg import Aggregate
+from .connectors import Sink
 from .fields import Field, label
 from .row_shapes import Aggregated
 from .row_types import returned_type
 from .rows import DeadLetters, Rows
 from .serde import Key
+from .sink_declaration import SinkOptions
 from .table_declaration import (
     counting_node,
     folding_node,
@@ -153,13 +155,15 @@ class Table(Generic[K, V]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._updates!r}>"
 
-    def to(self, topic: str) -> Self:
-        """Write every update to `topic`: a topic that can be compacted by key, or read as a table.
+    def to(self, target: str | Sink, **options: Unpack[SinkOptions]) -> Self:
+        """Write every update to a topic that can be compacted by key, or read as a table.
+
+        Or to a sink outside the store that keeps the newest row of each key; see `Stream.to`.
 
         The key of a record is the table's key. The value is JSON; a record without a value (a
         tombstone) deletes its key.
         """
-        self._updates.to(topic)
+        self._updates.to(target, **options)
         return self
 
     @overload

@@ -45,25 +45,27 @@ class Row:
 
 
 class TestOutput(dict[str, list[Json]]):
-    """The values written to each topic, in order: decoded JSON, or bytes where it is none."""
+    """The values written to each topic or sink, in order: decoded JSON, bytes where it is none."""
 
     __test__ = False  # pytest takes a class of this name for tests
 
-    def __init__(self, outputs: Outputs, topics: Iterable[str]) -> None:
+    def __init__(self, outputs: Outputs, topics: Mapping[str, str]) -> None:
         super().__init__()
-        self._records: dict[str, list[Record]] = {topic: [] for topic in topics}
+        names = {topic: name for name, topic in topics.items()}
+        self._records: dict[str, list[Record]] = {name: [] for name in topics}
         for place, columns in outputs.records.items():
             headers = columns.headers or [()] * len(columns.values)
             rows = zip(columns.timestamps_ms, columns.keys, columns.values, headers, strict=True)
             for offset, (time, key, value, extra) in enumerate(rows):
-                self._records[place.topic].append(
-                    Record(place.topic, place.partition, offset, time, key, value, extra)
+                name = names[place.topic]
+                self._records[name].append(
+                    Record(name, place.partition, offset, time, key, value, extra)
                 )
         for topic, records in self._records.items():
             self[topic] = [decoded(record.value) for record in records]
 
     def records(self, topic: str) -> list[Record]:
-        """The records written to `topic`, with keys, timestamps and headers."""
+        """The records written to a topic or sink, with keys, timestamps and headers."""
         return self._records[topic]
 
 
@@ -149,16 +151,15 @@ def run_over_lists(
     on_end: Literal["flush", "hold"] = "flush",
 ) -> TestOutput:
     """Run a plan over lists; see `Pipeline.test`."""
-    unknown = set(inputs) - set(plan.input_topics())
+    names = plan.input_names()
+    unknown = set(inputs) - set(names)
     if unknown:
-        raise UsageError(
-            f"{plan.name!r} does not read {sorted(unknown)}; it reads {plan.input_topics()}"
-        )
+        raise UsageError(f"{plan.name!r} does not read {sorted(unknown)}; it reads {list(names)}")
     if batch_records is not None and batch_records < 1:
         raise UsageError(f"batch_records must be at least 1, not {batch_records}")
     topology = Topology(plan)
-    for batches in as_batches(inputs, batch_records):
+    for batches in as_batches({names[name]: rows for name, rows in inputs.items()}, batch_records):
         topology.process(batches)
     if on_end == "flush":
         topology.flush()
-    return TestOutput(topology.outputs, plan.output_topics())
+    return TestOutput(topology.outputs, plan.output_names())

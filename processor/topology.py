@@ -196,7 +196,7 @@ class Topology:
         return 0
 
     def _add_source(self, node: SourceNode, resumed: Resumed) -> None:
-        wanted = any(isinstance(child, DeadLettersNode) for child in self.plan.children(node.id))
+        wanted = self.plan.keeps_dead_letters(node)
         watermark = resumed.watermarks.get(node.topic) or Watermark(node.disorder_ms)
         watermark.disorder_ms = node.disorder_ms
         stage = SourceStage(node, watermark, Faults(keep=wanted), quiet=node.topic in resumed.quiet)

@@ -61,7 +61,7 @@ class Machine:
         store = open_quietly(self.storage, outside.clock)
         try:
             for source in sources:
-                with Ingestor(store, "p", source, on_error="dead_letter") as ingestor:
+                with Ingestor(store, "p", source, keep_rejected=True) as ingestor:
                     ingestor.drain()
                     process(store, ingestor.topic)
             for sink in (
@@ -69,7 +69,7 @@ class Machine:
                 replace(to_jsonl("out", name="files"), outside=outside),
                 to_callable(self.call, name="call"),
             ):
-                with Deliverer(store, "p", sink, on_error="dead_letter") as deliverer:
+                with Deliverer(store, "p", sink, dead_letters="dead") as deliverer:
                     deliverer.drain()
         finally:
             abandon(store) if self.storage.is_dead else store.close()

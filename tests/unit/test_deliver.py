@@ -226,7 +226,7 @@ def test_what_cannot_be_helped_is_not_tried_again(store: Store, error: Any) -> N
     epoch(store, [b"1"])
     sink = Spy("idempotent", error)
     with pytest.raises(type(error)) as caught:
-        drain(store, sink, on_error="dead_letter")
+        drain(store, sink, dead_letters="p.spy.dead")
 
     assert (TOPIC, 0, 0) == (caught.value.topic, caught.value.partition, caught.value.offset)
     assert 1 == len(sink.calls)
@@ -265,7 +265,7 @@ def test_refused_records_become_dead_letters_and_the_rest_is_delivered(store: St
         transaction.append_many(TOPIC, [b"1", b"2", b"3", None], [b"a", b"b", b"c", b"d"],
                                 [1, 2, 3, 4], headers=headers)  # fmt: skip
     sink = Spy("idempotent", RefusedRecords({1: "bad"}), RefusedRecords({3: "gone"}))
-    with Deliverer(store, "p", sink, on_error="dead_letter") as deliverer:
+    with Deliverer(store, "p", sink, dead_letters="p.spy.dead") as deliverer:
         assert 2 == deliverer.drain()
         assert (2, 2, 0) == (deliverer.delivered, deliverer.refused, deliverer.lag)
 
@@ -285,7 +285,7 @@ def test_a_record_that_may_succeed_is_refused_only_after_all_attempts(store: Sto
         drain(store, Spy("idempotent", *[refuse() for _ in range(3)]), retry=retry)
     assert 1 == caught.value.offset
     sink = Spy("idempotent", *[refuse() for _ in range(3)])
-    assert 1 == drain(store, sink, retry=retry, on_error="dead_letter")
+    assert 1 == drain(store, sink, retry=retry, dead_letters="p.spy.dead")
 
     assert [2, 2, 2, 1] == [len(values) for values, _, _ in sink.calls]
     assert [b"2"] == values_of(store, "p.spy.dead")
@@ -295,17 +295,17 @@ def test_a_sink_that_refuses_what_it_was_not_given_is_told_so(store: Store) -> N
     epoch(store, [b"1"])
     for reasons in ({}, {7: "?"}):
         with pytest.raises(UsageError, match="refused what it was not given"):
-            drain(store, Spy("idempotent", RefusedRecords(reasons)), on_error="dead_letter")
+            drain(store, Spy("idempotent", RefusedRecords(reasons)), dead_letters="p.spy.dead")
 
 
 def test_a_run_that_died_after_making_dead_letters_makes_no_more(store: Store) -> None:
     epoch(store, [b"1", b"2"])
     sink = Spy("transactional", RefusedRecords({0: "bad"}))
-    with Deliverer(store, "p", sink, on_error="dead_letter") as deliverer:
+    with Deliverer(store, "p", sink, dead_letters="p.spy.dead") as deliverer:
         deliverer.pump()  # the dead letter is made, the rest is not delivered
     epoch(store, [b"3"])
     again = Spy("transactional")
-    drain(store, again, on_error="dead_letter")
+    drain(store, again, dead_letters="p.spy.dead")
 
     assert [([b"2"], 0, 2), ([b"3"], 2, 3)] == again.calls
     assert [b"1"] == values_of(store, "p.spy.dead")

@@ -22,7 +22,7 @@ from millstream import (
     UsageError,
 )
 from millstream.processor.connectors import Position, Rejected, Source, SourceBatch, SourceRecord
-from millstream.processor.ingest import Ingestor
+from millstream.processor.ingest import Ingestor, rejection
 from millstream.processor.sources import csv_files, from_iterable, jsonl_files
 from millstream.testing import ManualClock, MemoryStorage
 
@@ -209,35 +209,42 @@ def test_a_line_that_is_no_json_is_named_and_stops(store: Store) -> None:
     assert [b'{"n":1}'] == values_of(store, "@source/p/in")
 
 
-def test_dead_letters_have_the_row_and_where_it_was(store: Store) -> None:
+def test_what_is_no_record_may_be_kept_in_its_place_with_the_reason(store: Store) -> None:
     outside = SimulatedOutside()
     put(outside.storage, "a.csv", b"n,m\n1,1\n2\nx,2\n3,3\n")
     source = replace(csv_files("a.csv", types={"n": int}, name="csv"), outside=outside)
-    assert 4 == take(store, source, on_error="dead_letter")
-    dead = list(store.read("p.csv.dead"))
+    with Ingestor(store, "p", source, keep_rejected=True) as ingestor:
+        assert 4 == ingestor.drain()
+        assert (4, 2) == (ingestor.records, ingestor.rejected)
+    records = list(store.read("@source/p/csv"))
 
-    assert [b'{"n":1,"m":"1"}', b'{"n":3,"m":"3"}'] == values_of(store, "@source/p/csv")
-    assert [b"2", b"x,2"] == [record.value for record in dead]
+    assert [b'{"n":1,"m":"1"}', b"2", b"x,2", b'{"n":3,"m":"3"}'] == [r.value for r in records]
     assert [
-        (b"1 fields where there are 2 columns", b"csv", b"a.csv", b"3"),
-        (b"column 'n': 'x' is not an integer", b"csv", b"a.csv", b"4"),
-    ] == [tuple(value for _, value in record.headers) for record in dead]
-    assert ["error", "source", "file", "line"] == [name for name, _ in dead[0].headers]
+        None,
+        "1 fields where there are 2 columns (file a.csv, line 3)",
+        "column 'n': 'x' is not an integer (file a.csv, line 4)",
+        None,
+    ] == [rejection(record.headers) for record in records]
 
 
-def test_values_that_fail_a_check_leave_with_their_keys_and_times(store: Store) -> None:
-    items = [SourceRecord(number, b"%d" % number, number) for number in range(4)]
+def test_values_that_fail_a_check_are_kept_without_key_and_time(store: Store) -> None:
+    items = [SourceRecord(number, b"%d" % number, number) for number in range(1, 4)]
 
     def odd(value: bytes) -> None:
         if int(value) % 2 == 0:
             raise ValueError("even")
 
-    take(store, from_iterable(items), on_error="dead_letter", check=odd)
+    take(store, from_iterable(items), keep_rejected=True, check=odd)
+    records = list(store.read("@source/p/items"))
 
     assert [(b"1", b"1", 1), (b"3", b"3", 3)] == [
-        (record.value, record.key, record.timestamp_ms) for record in store.read("@source/p/items")
+        (record.value, record.key, record.timestamp_ms)
+        for record in records
+        if rejection(record.headers) is None
     ]
-    assert [b"0", b"2"] == values_of(store, "p.items.dead")
+    assert ["ValueError: even (item 2)"] == [
+        why for record in records if (why := rejection(record.headers)) is not None
+    ]
 
 
 def test_rejected_rows_alone_move_the_position(store: Store) -> None:
@@ -251,9 +258,9 @@ def test_rejected_rows_alone_move_the_position(store: Store) -> None:
             if position is None:
                 yield SourceBatch([], 1, rejected=[Rejected(b"?", "no good")])
 
-    assert 1 == take(store, Bad(), on_error="dead_letter")
-    assert 0 == take(store, Bad(), on_error="dead_letter")
-    assert [b"?"] == values_of(store, "p.bad.dead")
+    assert 1 == take(store, Bad(), keep_rejected=True)
+    assert 0 == take(store, Bad(), keep_rejected=True)
+    assert [b"?"] == values_of(store, "@source/p/bad")
 
 
 # --- positions ---------------------------------------------------------------------------------
@@ -315,6 +322,15 @@ def test_a_topic_made_anew_is_refused(store: Store) -> None:
 
     with pytest.raises(UsageError, match="deleted and created again"):
         take(store, from_iterable([1]))
+
+
+def test_a_topic_of_other_partitions_is_refused(store: Store) -> None:
+    take(store, Parts(a=[1]))
+    source = Parts(a=[1])
+    source.topic_partitions = 2
+
+    with pytest.raises(UsageError, match="has topic_partitions 2, its topic was made with 1"):
+        take(store, source)
 
 
 def test_only_one_takes_a_source_in(store: Store) -> None:

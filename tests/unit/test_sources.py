@@ -88,7 +88,7 @@ def test_none_is_no_item_and_says_that_there_is_nothing_now() -> None:
     source = from_iterable([1, None, None, 2, None, 3])
     found = [batch and (list(batch.values), batch.position) for batch in source.open("0", None)]
 
-    assert [([b"1"], 1), None, ([b"2"], 2), ([b"3"], 3)] == found
+    assert [([b"1"], 1), None, None, ([b"2"], 2), None, ([b"3"], 3)] == found
     assert [None, 3] == [batch and batch.position for batch in source.open("0", 2)]
 
 

@@ -42,7 +42,7 @@ class _Change(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TableSink(Sink):
+class SqliteSink(Sink):
     """Rows of a table."""
 
     name: str
@@ -54,7 +54,7 @@ class TableSink(Sink):
     outside: Outside = OUTSIDE
     delivery: DeliveryKind = "transactional"
 
-    def open(self, outbox: str) -> TableWriter:
+    def open(self, outbox: str) -> SqliteWriter:
         """See `Sink`. Creates the database and the table of positions if they are missing.
 
         Raises:
@@ -64,16 +64,16 @@ class TableSink(Sink):
         """
         database = self.outside.database(self.path)
         try:
-            return TableWriter(database, self, outbox)
+            return SqliteWriter(database, self, outbox)
         except BaseException:
             database.close()
             raise
 
 
-class TableWriter:
+class SqliteWriter:
     """Writes to one table; see `SinkWriter`."""
 
-    def __init__(self, database: UserDatabase, sink: TableSink, outbox: str) -> None:
+    def __init__(self, database: UserDatabase, sink: SqliteSink, outbox: str) -> None:
         self._database = database
         self._sink = sink
         self._outbox = outbox

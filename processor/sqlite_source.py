@@ -24,7 +24,7 @@ ROWID: Final = "rowid"
 
 
 @dataclass(frozen=True)
-class TableSource(Source):
+class SqliteSource(Source):
     """Rows of a table as JSON objects. BLOBs are base64 text, as JSON has no bytes."""
 
     name: str
@@ -36,6 +36,7 @@ class TableSource(Source):
     """None: all of them."""
     follow: bool
     outside: Outside = OUTSIDE
+    blocking = False
 
     def partitions(self) -> Sequence[str]:
         """See `Source`: the table."""
