@@ -55,6 +55,7 @@ __all__ = [
     "BatchPlacement",
     "EncodedBatch",
     "RecordBatch",
+    "Rows",
     "body_buffers",
     "buffers",
     "decode_batch",
@@ -62,6 +63,7 @@ __all__ = [
     "encode_gap",
     "encode_one",
     "encode_retained",
+    "encode_rows",
     "parse_header",
     "retained_header",
     "seal",
@@ -277,29 +279,52 @@ def encode_retained(
         indexes: Which records to keep.
         codec: Number of the codec.
     """
-    assert batch.record_count == batch.header.record_count
-    last_offset_delta = batch.header.last_offset_delta
+    header = batch.header
+    assert batch.record_count == header.record_count
     if not indexes:
-        return encode_gap(last_offset_delta + 1)
-    base = batch.header.base_offset
-    column = batch.timestamps_ms
-    extremes, lead = _encode_timestamps([column[index] for index in indexes])
-    flags = batch.header.flags & APPEND_TIME
-    if not lead:
-        flags |= UNIFORM_TIMESTAMP
-    offsets = batch.offsets
-    deltas = [offsets[index] - base for index in indexes]
-    if deltas != list(range(last_offset_delta + 1)):
-        flags |= OFFSET_DELTAS
-        lead += pack(f"<{len(deltas)}I{-4 * len(deltas) & 7}x", *deltas)
-    keys = batch.keys if batch.header.flags & HAS_KEYS else None
-    headers = batch.headers if batch.header.flags & HAS_HEADERS else None
-    more, sections = _encode_sections(
-        lead,
+        return encode_gap(header.last_offset_delta + 1)
+    stamps, offsets = batch.timestamps_ms, batch.offsets
+    keys = batch.keys if header.flags & HAS_KEYS else None
+    headers = batch.headers if header.flags & HAS_HEADERS else None
+    rows = Rows(
+        [offsets[index] for index in indexes],
+        [stamps[index] for index in indexes],
         None if keys is None else [keys[index] for index in indexes],
         batch.values_at(indexes),
         None if headers is None else [headers[index] for index in indexes],
     )
+    covered = (header.base_offset, header.last_offset_delta)
+    return encode_rows(covered, rows, flags=header.flags & APPEND_TIME, codec=codec)
+
+
+class Rows(NamedTuple):
+    """Records with their offsets, as columns of equal length."""
+
+    offsets: Sequence[int]
+    timestamps_ms: Sequence[int]
+    keys: Sequence[bytes | None] | None
+    values: Sequence[Buffer | None]
+    headers: Sequence[Headers] | None
+
+
+def encode_rows(covered: tuple[int, int], rows: Rows, *, flags: int, codec: int) -> EncodedBatch:
+    """Encode records that have offsets already, for compaction.
+
+    Args:
+        covered: Base offset of the batch, and the offsets it covers, less one.
+        rows: At least one; their offsets rise within what is covered.
+        flags: APPEND_TIME or 0.
+        codec: Number of the codec.
+    """
+    base_offset, last_offset_delta = covered
+    extremes, lead = _encode_timestamps(rows.timestamps_ms)
+    if not lead:
+        flags |= UNIFORM_TIMESTAMP
+    deltas = [offset - base_offset for offset in rows.offsets]
+    if len(deltas) != last_offset_delta + 1:
+        flags |= OFFSET_DELTAS
+        lead += pack(f"<{len(deltas)}I{-4 * len(deltas) & 7}x", *deltas)
+    more, sections = _encode_sections(lead, rows.keys, rows.values, rows.headers)
     counts = (len(deltas), last_offset_delta)
     return EncodedBatch(counts, flags | more, extremes, sections, codec)
 

@@ -198,6 +198,16 @@ class Measured(Protocol):
         """Whether rewriting it changes more than its size."""
         ...
 
+    @property
+    def created_ms(self) -> int:
+        """When the segment was begun."""
+        ...
+
+    @property
+    def sealed_ms(self) -> int:
+        """When it was sealed: nothing in it is younger."""
+        ...
+
 
 S = TypeVar("S", bound=Measured)
 
@@ -210,10 +220,13 @@ class Grouping(Generic[S]):
 
     Args:
         segment_bytes: Size of a full segment.
+        span_ms: Records of one segment lie no further apart, if they are to be removed by age: the
+            whole segment goes when its youngest is old. None: any.
     """
 
-    def __init__(self, segment_bytes: int) -> None:
+    def __init__(self, segment_bytes: int, span_ms: int | None = None) -> None:
         self._limit = segment_bytes
+        self._span_ms = span_ms
         self._group: list[S] = []
         self._bytes = 0
         self._dirty = False
@@ -230,6 +243,9 @@ class Grouping(Generic[S]):
 
     def _joins(self, segment: S) -> bool:
         full = len(self._group) >= GROUP_MAX
+        span_ms = segment.sealed_ms - self._group[0].created_ms
+        if self._span_ms is not None and span_ms > self._span_ms:
+            return False
         if full or self._bytes + segment.kept_bytes > self._limit:
             return False
         small = self._limit // 2

@@ -104,6 +104,16 @@ class Candidate:
     removed: int = 0
     """Records that go."""
 
+    @property
+    def created_ms(self) -> int:
+        """When the segment was begun."""
+        return self.segment.header.created_ms
+
+    @property
+    def sealed_ms(self) -> int:
+        """When it was sealed."""
+        return self.segment.following.created_ms
+
     def add(self, header: BatchHeader, mask: bytes | None, *, cleans: bool) -> None:
         """Count the next batch."""
         kept, count = kept_records(header.record_count, mask), header.record_count
@@ -130,6 +140,10 @@ class Round:
     map_bytes: int = MAP_BYTES
     distinct: float = 1.0
     """Expected share of the records whose key differs from all others."""
+    by_key: bool = True
+    """Whether records are replaced by later ones of their key."""
+    recompress: bool = False
+    """Whether everything is to be compressed anew once."""
     dry_run: bool = False
     seen: LaterKeys = field(default_factory=LaterKeys)
     end_offset: int = field(init=False)
@@ -175,6 +189,7 @@ class Round:
             if batch.last_offset < self.clean_offset:
                 continue
             need = batch.record_count * LATER_ENTRY_BYTES + batch.sections[0].raw_bytes
+            need = need if self.by_key else 0
             full = need > budget and self.end_offset > self.clean_offset
             if full:
                 break
@@ -204,7 +219,7 @@ class Round:
         Raises:
             FullError: More different keys than the memory holds.
         """
-        for segment in reversed(self.segments):
+        for segment in reversed(self.segments if self.by_key else ()):
             windows = self._windows.get(segment.base)
             if windows is None:
                 continue
@@ -237,12 +252,13 @@ class Round:
         """What stays of a segment; None if an open transaction is in it."""
         walked = self._walked.pop(segment.base, None)
         if walked and self.clean_offset <= segment.base and segment.end <= self.end_offset:
+            walked.dirty = walked.dirty or self.recompress
             return walked
         rewrite = segment.header.rewrite
         if not self.seen and segment.end <= self.clean_offset:
             due = bool(rewrite and self.horizon_passed(rewrite.cleaned_ms))
             return Candidate(segment, None, segment.data_bytes, due)
-        found = Candidate(segment)
+        found = Candidate(segment, dirty=self.recompress and segment.end > self.clean_offset)
         masks = found.masks = []
         known = iter(walked.masks or ()) if walked else iter(())
         file = open_sealed(self.log, segment)
@@ -264,7 +280,8 @@ class Round:
         self, header: BatchHeader, section: Buffer, state: str, known: Iterator[bytes | None]
     ) -> bytes | None:
         """The mask of a batch of a segment that was not walked, or in part: that is `known`."""
-        if self.clean_offset <= header.last_offset and header.next_offset <= self.end_offset:
+        in_round = self.clean_offset <= header.last_offset
+        if in_round and header.next_offset <= self.end_offset and self.by_key:
             return next(known)
         if state == "aborted" or not header.record_count:
             return NONE
@@ -303,7 +320,7 @@ class Round:
 
     def cleans(self, header: BatchHeader) -> bool:
         """Whether there are tombstones which this round marks as cleaned, or removes."""
-        if not header.flags & NULL_VALUES:
+        if not header.flags & NULL_VALUES or not self.by_key:
             return False
         since = self.cleaned_since(header)
         return since != header.cleaned_ms or self.horizon_passed(since)

@@ -65,16 +65,17 @@ class CompactionSchedule:
         )
 
     def _look(self, log: Log) -> None:
-        if log.gone or log.deleted or not log.config.compact:
+        if log.gone or log.deleted or not log.config.rewrites_segments:
             return
         self._roll_if_old(log)
         with self._guard:
             if log in self._running:
                 return
         compactor = Compactor(self._c, self._transactions, log)
-        config = log.config
-        if due(
-            compactor.backlog(),
+        config, backlog = log.config, compactor.backlog()
+        # What is only compressed anew is written once, whenever that is.
+        if (not config.compact and backlog.dirty_bytes) or due(
+            backlog,
             now_ms=self._c.clock.now_ms(),
             lag_ms=config.segment_ms,
             tombstone_ms=config.tombstone_retention_ms,

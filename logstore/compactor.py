@@ -15,7 +15,6 @@ from collections.abc import Generator, Iterator, Sequence
 from itertools import compress, pairwise, repeat
 from typing import Final, NamedTuple
 
-from .batch import body_buffers, encode_retained, retained_header
 from .batch_scan import scan_bodies
 from .compaction import ALL, MAP_BYTES, NONE, Backlog, Grouping, without
 from .compaction_catalog import CompactionCatalog
@@ -30,10 +29,11 @@ from .compaction_round import (
     open_sealed,
 )
 from .components import Components
-from .errors import DataError, LockedError, UsageError
-from .format import CLEANED, CONTROL, NULL_VALUES, BatchHeader, Buffer, SegmentHeader
+from .errors import DataError, LockedError
+from .format import CODEC_BY_NAME, CONTROL, NULL_VALUES, BatchHeader, Buffer, SegmentHeader
 from .liveness import LOCKS_DIRECTORY
 from .log import Log
+from .merge import SAVING_MIN_PERCENT, Merger, Piece
 from .record_batch import RecordBatch
 from .rewrite import SegmentRewriter
 from .segment import REWRITE_SUFFIX
@@ -42,6 +42,8 @@ from .swap import remove_superseded, swap
 from .tail import Slot
 from .transaction_states import TransactionStates
 
+AGES_PER_RETENTION: Final = 8
+"""Segments that become one delay the removal by age of the oldest record by an eighth at most."""
 ATTEMPTS_MAX: Final = 10
 """Rounds begun again because somebody else removed what was being rewritten."""
 
@@ -90,7 +92,9 @@ class Compactor:
         self._distinct = 1.0
         self._pace = Pace()
         self._catalog = CompactionCatalog(components.catalog)
-        self._purpose = "compact"
+        config = log.config
+        purposes = {"compact": config.compact, config.recompress or "": config.recompress}
+        self._purpose = "+".join(purpose for purpose, wanted in purposes.items() if wanted)
         self.result = CompactionResult(log.topic, log.partition, 0, 0, 0, 0, 0, 0)
         """What was done so far."""
 
@@ -202,6 +206,8 @@ class Compactor:
             self._pace,
             map_bytes=self._map_bytes,
             distinct=self._distinct,
+            by_key=self._log.config.compact,
+            recompress=self._log.config.recompress is not None,
             dry_run=self._dry_run,
         )
         yield from now.measure()
@@ -219,7 +225,9 @@ class Compactor:
 
     def _rewrite_round(self, now: Round) -> Steps:
         """Look at every segment up to the end of the round, and rewrite where it is worth it."""
-        grouping: Grouping[Candidate] = Grouping(self._log.config.segment_bytes)
+        config = self._log.config
+        span_ms = None if config.retention_ms is None else config.retention_ms // AGES_PER_RETENTION
+        grouping: Grouping[Candidate] = Grouping(config.segment_bytes, span_ms)
         for segment in now.segments:
             if segment.base >= now.end_offset and segment.end > now.clean_offset:
                 break
@@ -241,11 +249,15 @@ class Compactor:
         removed = sum(candidate.removed for candidate in group)
         if not self._dry_run:
             writer = self._begin(segments[0].header)
+            merger = Merger(writer, CODEC_BY_NAME.get(self._log.config.recompress or ""))
             try:
                 for candidate in group:
-                    yield from self._copy(now, candidate, writer)
+                    yield from self._copy(now, candidate, merger)
+                merger.flush()
                 written = writer.finish(segments[-1].following, now.now_ms)
                 yield
+                if not now.by_key and not _pays(segments, writer):
+                    return
                 if not swap(self._c, self._log, [each.header for each in segments], writer.path):
                     raise ChangedError("a segment was removed", path=self._log.directory)
             finally:
@@ -266,7 +278,7 @@ class Compactor:
             self._log.ensure_there()
             return SegmentRewriter(self._c.storage, self._log.directory, first)
 
-    def _copy(self, now: Round, candidate: Candidate, writer: SegmentRewriter) -> Steps:
+    def _copy(self, now: Round, candidate: Candidate, merger: Merger) -> Steps:
         segment = candidate.segment
         header = segment.header
         masks: Iterator[bytes | None] = repeat(ALL)
@@ -276,45 +288,28 @@ class Compactor:
         try:
             batches = scan_bodies(file, header.data_start, segment.data_bytes, header.segment_uid)
             for (batch, body), mask in zip(batches, masks, strict=False):
-                self._place(now, batch, body, mask, writer)
+                self._place(now, batch, body, mask, merger)
                 if self._pace.worked(batch.total_bytes):
                     yield
         finally:
             file.close()
 
     def _place(
-        self,
-        now: Round,
-        header: BatchHeader,
-        body: Buffer,
-        mask: bytes | None,
-        writer: SegmentRewriter,
+        self, now: Round, header: BatchHeader, body: Buffer, mask: bytes | None, merger: Merger
     ) -> None:
         """Write what stays of one batch."""
         if mask == NONE or header.flags & CONTROL:
-            writer.drop(header)
+            merger.drop(header)
             return
         batch = now.columns(header, body)
-        cleaned_ms = 0
-        if header.flags & NULL_VALUES:
+        cleaned_ms = header.cleaned_ms
+        if header.flags & NULL_VALUES and now.by_key:
             mask, cleaned_ms = self._clean(now, batch, mask)
         if mask == NONE:
-            writer.drop(header)
+            merger.drop(header)
             return
-        parts: Sequence[Buffer] = (body,)
-        kept = header
-        if mask is not ALL:
-            indexes = list(compress(range(header.record_count), mask))
-            try:
-                encoded = encode_retained(batch, indexes, codec=header.codec)
-            except UsageError:
-                # A batch of 128 MiB has no room for the column of offsets: it stays whole.
-                pass
-            else:
-                kept, parts = retained_header(header, encoded), body_buffers(encoded)
-        flags = kept.flags & ~CLEANED | (CLEANED if cleaned_ms else 0)
-        kept = kept._replace(flags=flags, cleaned_ms=cleaned_ms, transaction_id=0)
-        writer.keep(kept, parts, removed=header.record_count - kept.record_count)
+        indexes = None if mask is ALL else list(compress(range(header.record_count), mask))
+        merger.keep(Piece(header._replace(cleaned_ms=cleaned_ms), batch, body, indexes))
 
     def _clean(
         self, now: Round, batch: RecordBatch, mask: bytes | None
@@ -326,3 +321,9 @@ class Compactor:
         if now.horizon_passed(since):
             return rest, 0
         return mask, 0 if rest == mask else since  # equal: none of them stays
+
+
+def _pays(segments: Sequence[Sealed], writer: SegmentRewriter) -> bool:
+    """Whether segments that were only compressed anew have become so much smaller."""
+    before = sum(segment.data_bytes for segment in segments)
+    return len(segments) > 1 or writer.data_bytes * 100 <= before * (100 - SAVING_MIN_PERCENT)

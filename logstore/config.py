@@ -148,6 +148,10 @@ class TopicConfig:
     """Compaction keeps a tombstone this long after it has removed what the tombstone replaces, so
     that a reader who is slow, but not slower, learns of the deletion."""
 
+    recompress: Literal["zstd"] | None = None
+    """zstd: write sealed segments anew in larger batches with this codec, once, where that saves
+    an eighth. Appends keep `compression`, which may be faster."""
+
     compression: Compression = "none"
     """none: fastest, readable in place. lz4: about half the size of JSON at little cost. zstd:
     smallest."""
@@ -173,6 +177,8 @@ class TopicConfig:
         if not isinstance(self.compact, bool):
             raise UsageError(f"compact is {self.compact!r}; give True or False")
         _check_count("tombstone_retention_ms", self.tombstone_retention_ms, minimum=0)
+        if self.recompress not in {None, "zstd"}:
+            raise UsageError(f"recompress is {self.recompress!r}; choose zstd or None")
         if self.compression not in get_args(Compression):
             known = ", ".join(get_args(Compression))
             raise UsageError(f"compression is {self.compression!r}; choose one of {known}")
@@ -192,6 +198,11 @@ class TopicConfig:
             or self.retention_bytes is not None
             or bool(self.retention_groups)
         )
+
+    @property
+    def rewrites_segments(self) -> bool:
+        """Whether sealed segments are written anew: compacted by key, or compressed."""
+        return self.compact or self.recompress is not None
 
     @classmethod
     def from_options(cls, **options: object) -> TopicConfig:
@@ -323,6 +334,7 @@ _OPTIONS: Final[Mapping[str, tuple[str, Callable[[object], object]]]] = {
     "compact": ("compact", _flag),
     "tombstone_retention": ("tombstone_retention_ms", _duration),
     "tombstone_retention_ms": ("tombstone_retention_ms", _duration),
+    "recompress": ("recompress", _as_is),
     "compression": ("compression", _as_is),
     "segment_bytes": ("segment_bytes", _size),
     "segment_ms": ("segment_ms", _duration),

@@ -365,7 +365,7 @@ class Engine:
                 self.background.submit((log, "zero"), log.zero_fill)
             if log.config.removes_segments:
                 self.retention.appended(log)
-            if log.config.compact:
+            if log.config.rewrites_segments:
                 self.compactions.appended(log)
 
     def _show(self, ends: Sequence[tuple[Log, int]]) -> None:

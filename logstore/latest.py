@@ -192,9 +192,9 @@ class LatestValues:
     def _read_keys(self, log: Log, end: int, bits: int, number: int) -> LatestOffsets | None:
         """The last offsets of the keys of one part, by the last bits of their hash; None: full."""
         latest = LatestOffsets(self._map_bytes)
-        mask = (1 << bits) - 1
-        for header, section in self._keys(log, log.start_offset, end):
-            batch = open_columns(log.topic, log.partition, header, section)
+        mask, start = (1 << bits) - 1, log.start_offset
+        for header, section in self._keys(log, start, end):
+            batch = open_columns(log.topic, log.partition, header, section).from_offset(start)
             keys, offsets = batch.keys, batch.offsets
             if mask:
                 rows = [

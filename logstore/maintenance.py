@@ -21,8 +21,11 @@ def compact(
     """Compact some or all partitions of a topic; see `Store.compact`."""
     if not dry_run:
         engine.ensure_writable()
-    if not engine.topic(topic).config.compact:
-        raise UsageError("the topic is not compacted: configure it with compact=True", topic=topic)
+    if not engine.topic(topic).config.rewrites_segments:
+        raise UsageError(
+            'the topic is not compacted: configure it with compact=True, or recompress="zstd"',
+            topic=topic,
+        )
     results = []
     for each in topics.partitions(engine, topic, partition):
         log = engine.log(*each)

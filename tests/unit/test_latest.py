@@ -97,6 +97,14 @@ def test_lookups_equal_a_dictionary_before_and_after_a_compaction(storage: Memor
         assert store.verify(deep=True).ok
 
 
+def test_a_trim_in_the_middle_of_a_batch_takes_its_first_records_away(store: Store) -> None:
+    store.append_many("t", [b"1", b"2", b"3"], [b"a", b"b", b"c"])
+    store.trim("t", {0: 1})
+
+    assert store.latest("t", b"a") is None
+    assert {b"b", b"c"} == {record.key for record in store.latest_all("t")}
+
+
 def test_keys_find_their_partition(store: Store) -> None:
     store.create_topic("p", partitions=3)
     keys = [b"%d" % number for number in range(30)]
