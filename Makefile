@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 SEED ?= 0
+MINUTES ?= 1
 ARGS ?=
 
 VENV := .venv
@@ -44,8 +45,9 @@ bench: $(VENV)/.dev ## the benchmarks, as ratios to the limit measured beside th
 	@$(BIN)/python -m benchmarks $(ARGS)
 	@$(BIN)/python tools/write_readme_benchmarks.py
 
-crash: $(VENV)/.flights ## crash tests with other random choices: make crash SEED=7
+crash: $(VENV)/.flights ## crash tests with other random choices, and more: make crash SEED=7 MINUTES=5
 	@MILLSTREAM_SEED=$(SEED) $(BIN)/pytest -q -m crash $(ARGS)
+	@$(BIN)/python tests/crash/campaign.py --seed $(SEED) --minutes $(MINUTES)
 
 wheel: $(VENV)/.dev ## build the wheel into dist/ and check what it holds
 	@$(BIN)/python -m build --wheel --outdir dist > /dev/null

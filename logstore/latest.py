@@ -59,6 +59,11 @@ class LatestValues:
         self._map_bytes = map_bytes
         self._indexes: WeakKeyDictionary[Log, KeyIndex] = WeakKeyDictionary()
 
+    def close(self) -> None:
+        """Close the key files. The store is closed."""
+        for index in list(self._indexes.values()):
+            index.close()
+
     # --- one key -------------------------------------------------------------------------------
 
     def find(self, topic: str, key: bytes, partition: int | None = None) -> Record | None:

@@ -421,7 +421,6 @@ class Log:
         if slot[Slot.ZERO_FILLED] > position:
             file.truncate(position)
             slot[Slot.ZERO_FILLED] = position
-        self.files.indexes.sealed(segment, position)
         try:
             end = self._create_locked(self.end_locked(), segment, position)
         except StorageError:
@@ -431,6 +430,8 @@ class Log:
         slot[Slot.ZERO_FILLED] = SEGMENT_HEADER_BYTES
         slot[Slot.SEGMENTS_VERSION] = self._c.tail.stamp()
         self.sealed_unsynced = _Sealed(end, self.producers.snapshot_locked())
+        # Not before the next one is there: who dies in between leaves this one to be appended to.
+        self.files.indexes.sealed(segment, position)
         self._close_active()
 
     def _undo_roll_locked(self) -> None:

@@ -7,6 +7,7 @@ only if its hash and segment uid fit, otherwise rebuilt. An index changes speed,
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -75,7 +76,7 @@ class IndexCache:
             if known is not None and known[0] == header.segment_uid:
                 self._sealed.move_to_end(base)
                 return known[1]
-            index = self._load(header, file.size())
+            index = self._load(file, header)
             if index is None:
                 index = self._rebuild(file, header, stop(), write=write)
             self._sealed[base] = header.segment_uid, index
@@ -105,7 +106,7 @@ class IndexCache:
             self._active.damaged_at = None if self._scanned >= stop else self._scanned
         return self._active
 
-    def _load(self, header: SegmentHeader, size: int) -> SparseIndex | None:
+    def _load(self, segment: File, header: SegmentHeader) -> SparseIndex | None:
         path = index_path(self._directory, header.base_offset)
         if not self._storage.exists(path):
             return None
@@ -113,14 +114,14 @@ class IndexCache:
             file = self._storage.open(path, "r")
             try:
                 length = file.size()
-                if length > index_bytes_max(size):
+                if length > index_bytes_max(segment.size()):
                     return None  # whatever it is, it is not worth reading
                 index = SparseIndex.decode(file.read(length, 0), header.segment_uid)
             finally:
                 file.close()
         except (CorruptBatchError, StorageError):
             return None  # rebuilt: an index is derived data
-        return index if index.end_position <= size else None
+        return index if _ends_with(segment, header, index.end_position) else None
 
     def _rebuild(
         self, file: File, header: SegmentHeader, stop: int | None, *, write: bool
@@ -149,6 +150,16 @@ class IndexCache:
             self._storage.rename(temporary, path)
         except StorageError:
             self._storage.remove(temporary)  # a full disk: the index is rebuilt when needed
+
+
+def _ends_with(file: File, header: SegmentHeader, end_position: int) -> bool:
+    """Whether the data of a sealed segment end there: an index may be older than the last of it."""
+    if end_position > file.size():
+        return False
+    with contextlib.suppress(CorruptBatchError):  # what a crash left behind the end
+        for _ in scan_headers(file, end_position, end_position + 1, header.segment_uid):
+            return False
+    return True
 
 
 def _scan(

@@ -433,7 +433,10 @@ class Store(StoreWriting, StoreUpkeep):
 
     def close(self) -> None:
         """Make everything durable and let go. Idempotent."""
-        self._engine.close()
+        try:
+            self._engine.close()
+        finally:
+            self._latest.close()
 
     def __enter__(self) -> Self:
         return self

@@ -4,8 +4,10 @@
 
 The tests beside this file try a fixed choice of what happens here: random lives of a store that
 lose power at each operation, are killed at each operation while others go on, run out of disk
-space at each write; and real processes that are killed at random moments. A round takes some 30 s
-and has a seed of its own; a failure prints it, and `--seed N --rounds 1` tries it again.
+space at each write; and real processes in many roles (append, roll, retention, transactions,
+compaction, groups, queues, backups, full disks) that are killed at random moments. A round takes a
+minute or two and has a seed of its own; a failure prints it, and `--seed N --rounds 1` tries it
+again: what the processes do is the same then, the moments of the kills are those of the machine.
 """
 
 from __future__ import annotations
@@ -20,14 +22,18 @@ from random import Random
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "support")]
 
+from kill_rounds import KillRounds, fast_directory  # noqa: E402
 from restarts import (  # noqa: E402 - found by the line above
     crash_everywhere,
     fill_the_disk_everywhere,
     kill_everywhere,
 )
+from small_disk import fill_and_kill  # noqa: E402
 from test_process_kill import kill_again_and_again  # noqa: E402
 from workload import Workload  # noqa: E402
+from zygote import Zygote  # noqa: E402
 
+KILL_ROUNDS = 24
 SEGMENT_BYTES = (4096, 16384, 1 << 26)
 
 
@@ -46,20 +52,25 @@ def play(seed: int) -> dict[str, int]:
         )
 
     seeds = (seed, seed + 1, seed + 2)
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(dir=fast_directory()) as directory, Zygote() as zygote:
+        place = Path(directory)
         kills = 30
         kill_again_and_again(
-            Path(directory) / "store",
-            seed=seed,
-            kills=kills,
-            segment_bytes=random.choice(SEGMENT_BYTES),
+            place / "store", seed=seed, kills=kills, segment_bytes=random.choice(SEGMENT_BYTES)
         )
+        (place / "rounds").mkdir()
+        rounds = KillRounds(zygote, place / "rounds", seed)
+        for _ in range(KILL_ROUNDS):
+            rounds.play()
+        small = fill_and_kill(zygote, place / "small", seed, kills=10)
     life = workload(random.randrange(8, 24), random.randrange(1, 4))
     return {
         "power failures": crash_everywhere(life, seeds=seeds),
-        "kills": kill_everywhere(workload(random.randrange(8, 20))),
+        "kills at an operation": kill_everywhere(workload(random.randrange(8, 20))),
         "full disks": fill_the_disk_everywhere(workload(random.randrange(8, 20))),
-        "killed processes": kills,
+        "killed on a full disk": small,
+        **{f"killed: {role}": count for role, count in sorted(rounds.kills.items())},
+        "killed: life": kills,
     }
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -375,3 +377,20 @@ def test_a_damaged_or_old_key_file_is_built_again(store: Store, storage: MemoryS
         store._latest = LatestValues(store._engine)
         check(store)
     assert content == storage.open(path, "r").read(1 << 20, 0)
+
+
+def test_a_closed_store_leaves_no_key_file_open(tmp_path: Path) -> None:
+    """An open file would warn when it is collected, and warnings are errors here."""
+    with millstream.open(tmp_path / "store") as store:
+        store.create_topic("t")
+        for number in range(3):
+            store.append("t", b"%d" % number, key=b"k%d" % number)
+            store.roll("t", 0)
+        for _ in range(2):  # the first lookup writes the files, the second reads them
+            assert [b"0", b"1", b"2"] == [
+                found.value
+                for number in range(3)
+                if (found := store.latest("t", b"k%d" % number)) is not None
+            ]
+    del store
+    gc.collect()

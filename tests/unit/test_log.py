@@ -259,6 +259,34 @@ def test_a_roll_that_fails_leaves_the_segment_as_it_was(number: int) -> None:
         assert [b"a", b"b", b"c"] == values(store)
 
 
+@pytest.mark.parametrize("order", ["roll cut off", "index of an earlier end"])
+def test_an_index_from_before_the_end_of_its_segment_hides_nothing(order: str) -> None:
+    """Whoever began to seal the segment died; another appended more, and sealed it without one."""
+    storage = MemoryStorage()
+    doomed, survivor, process = two_processes(storage)
+    doomed.append_many("t", [b"early"] * 3, timestamps_ms=[10, 11, 12])
+    log_of(doomed).files.open_at(1)[0].close()  # which completes its index
+    if order == "roll cut off":
+        process.interrupt(Killed(), kind="rename", after=True)
+        with pytest.raises(Killed):
+            doomed.roll("t", 0)
+    else:
+        log = log_of(doomed)
+        file, header = log.files.open(0)
+        end = log.end_locked().position
+        log.files.indexes.write(header, log.files._index(file, header), end)
+        file.close()
+    kill(doomed)
+    log_of(survivor).files.indexes.clear()
+    survivor.append_many("t", [b"late"] * 3, timestamps_ms=[5_000_000_000_000] * 3)
+    survivor.roll("t", 0)
+    log_of(survivor).files.indexes.clear()
+
+    assert [b"late"] * 3 == [r.value for r in survivor.read("t", start="@4000000000000")]
+    assert survivor.verify(deep=True).ok
+    survivor.close()
+
+
 def test_a_roll_whose_failure_cannot_be_undone_poisons_the_partition() -> None:
     storage = MemoryStorage()
     store = open_quietly(storage)
