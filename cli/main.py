@@ -23,6 +23,7 @@ import click
 
 from millstream import (
     BackpressureTimeoutError,
+    ConflictError,
     DataError,
     FormatVersionError,
     LockedError,
@@ -45,6 +46,7 @@ EXIT_USAGE: Final = 2
 EXIT_BUSY: Final = 3
 EXIT_CORRUPT: Final = 4
 EXIT_NOT_FOUND: Final = 5
+EXIT_CONFLICT: Final = 6
 
 # The first class that matches decides, so the special ones stand before their bases.
 _EXIT_CODES: Final[Sequence[tuple[type[BaseException], int]]] = (
@@ -58,6 +60,7 @@ _EXIT_CODES: Final[Sequence[tuple[type[BaseException], int]]] = (
     (RecordError, EXIT_ERROR),
     (FormatVersionError, EXIT_ERROR),
     (DataError, EXIT_CORRUPT),
+    (ConflictError, EXIT_CONFLICT),
 )
 
 _HELP: Final = """Streams without a server: an embedded log and stream processor.
@@ -73,7 +76,7 @@ Examples:
   millstream demo                                    real data, and a kill -9
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 error, 2 usage, 3 locked,
-4 corrupt data, 5 not found, 124 timeout, 130 interrupted.
+4 corrupt data, 5 not found, 6 conflict, 124 timeout, 130 interrupted.
 """
 
 

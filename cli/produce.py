@@ -63,6 +63,7 @@ class ProduceOptions:
     tee: bool
     compression: str | None
     durability: Literal["sync", "interval", "os"]
+    expected_offset: int | None
     producer: str | None
     progress: bool | None
 
@@ -74,6 +75,8 @@ class ProduceOptions:
             raise click.UsageError(
                 "-k gives every record a key, -K reads it from the line: not both"
             )
+        if self.expected_offset is not None and self.producer is not None:
+            raise click.UsageError("--expected-offset and --producer: give one of them")
         if self.key_delimiter == "" or not self.delimiter:
             raise click.UsageError("-D and -K: the delimiter is empty")
 
@@ -121,6 +124,12 @@ class ProduceOptions:
     help="When a record is acknowledged. All are on disk when the command ends.",
 )
 @click.option(
+    "--expected-offset",
+    type=click.IntRange(min=0),
+    metavar="OFFSET",
+    help="Only if the first record gets this offset and no other comes in between.",
+)
+@click.option(
     "--producer",
     metavar="NAME",
     help="Number the records; run again on the same input, what is there is not written again.",
@@ -141,6 +150,9 @@ def produce(**options: object) -> int:
     same input, after whatever stopped it, appends what is missing and nothing twice; and so does
     one with a longer input, such as a file that has grown. Another process that has the name is
     fenced.
+
+    With --expected-offset the exit code is 6 if somebody else was faster, and what was appended
+    before that stays.
     """
     return run(settings(), ProduceOptions(**options))  # type: ignore[arg-type]  # click's checks
 
@@ -286,6 +298,7 @@ class _Sink:
         self._topic = options.topic
         self._partition = options.partition
         self._partition_count = store.topic(options.topic).partitions
+        self._expected = options.expected_offset
         self._limit = options.num
         self._progress = progress
         self._tee = RecordOutput() if options.tee else None
@@ -324,7 +337,10 @@ class _Sink:
             part.timestamps_ms,
             partition,
             headers=part.headers,
+            expected_offset=self._expected,
         )
+        if self._expected is not None:
+            self._expected += len(part.values)
 
     def _by_partition(self, chunk: Chunk) -> Iterator[tuple[int | None, Chunk]]:
         if not chunk.values:

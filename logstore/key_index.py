@@ -90,6 +90,20 @@ class SegmentKeys:
         offset = self._last.get(key)
         return found if offset is None else [*found, offset]
 
+    def undecided(self, file: File, key: bytes, above: int) -> int:
+        """The open transaction of the last batch with `key` behind offset `above`; 0: none."""
+        found = 0
+        for position, size in self._undecided:
+            for header, section in scan_keys(
+                file, position, position + size, self.header.segment_uid
+            ):
+                if header.last_offset > above:
+                    batch = open_columns("", 0, header, section)
+                    pairs = zip(batch.keys, batch.offsets, strict=True)
+                    if any(each == key and offset > above for each, offset in pairs):
+                        found = header.transaction_id
+        return found
+
     def encode(self) -> Iterator[bytes] | None:
         """The key file of the whole segment; None while a transaction in it is open."""
         if self._undecided:
@@ -138,6 +152,28 @@ class KeyIndex:
                 found = self._look(bases, number, end, (key, digest))
             if found:
                 yield bases[number], sorted(set(found), reverse=True)
+
+    def undecided(self, key: bytes, above: int) -> int:
+        """An open transaction that has written `key` behind offset `above`; 0: there is none.
+
+        Called with the append lock held, after `candidates` up to the log end. Errors as there.
+        """
+        digest, end = xxh3_64_digest(key), self._log.slot[Slot.LOG_END]
+        bases = self._log.files.bases()
+        for number in range(len(bases) - 1, max(-1, bisect_right(bases, above) - 2), -1):
+            with self._guard:
+                self._look(bases, number, end, (key, digest))
+                keys = self._live.get(bases[number])
+                if keys is None:
+                    continue  # it has a key file, so all is decided in it
+                file, _ = self._log.files.open(bases[number])
+                try:
+                    found = keys.undecided(file, key, above)
+                finally:
+                    file.close()
+            if found:
+                return found
+        return 0
 
     def _look(
         self, bases: list[int], number: int, end: int, wanted: tuple[bytes, bytes]

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_right
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Final, TypeVar
 from weakref import WeakKeyDictionary
 
 from xxhash import xxh3_64_intdigest
@@ -46,6 +46,8 @@ MAP_BYTES: Final = 64 << 20
 SPLIT_BITS: Final = 2
 """A pass whose keys do not fit is done again as four."""
 
+T = TypeVar("T")
+
 
 class _ChangedError(UnavailableError):
     """What was looked at has been replaced meanwhile: look again."""
@@ -76,13 +78,16 @@ class LatestValues:
 
     def find_in(self, log: Log, key: bytes) -> Record | None:
         """As `find`, in one partition."""
+        return self._attempt(log, lambda: self._find(log, key, log.visible_offset))
+
+    def _attempt(self, log: Log, look: Callable[[], T]) -> T:
         self._engine.ensure_open()
         for _ in range(ATTEMPTS_MAX):
             if self._engine.read_only:
                 log.refresh_read_only()
             log.ensure_there()
             try:
-                return self._find(log, key, log.visible_offset)
+                return look()
             except _ChangedError:
                 continue
             except StorageError as error:
@@ -96,21 +101,32 @@ class LatestValues:
             partition=log.partition,
         )
 
-    def last_locked(self, log: Log, key: bytes) -> Record | None:
+    def last_locked(self, log: Log, key: bytes) -> tuple[Record | None, int]:
         """The last record of a key of all that was written, acknowledged or not.
 
         For a condition of an append: called with the append lock held, so that nobody writes
-        between the answer and the append. Records of open transactions do not count.
+        between the answer and the append. Records of open transactions do not count; the second
+        value is the id of one that has written the key behind that record, 0 if there is none.
         """
-        return self._find(log, key, log.slot[Slot.LOG_END])
 
-    def _find(self, log: Log, key: bytes, end: int) -> Record | None:
+        def look() -> tuple[Record | None, int]:
+            record = self._find(log, key, log.slot[Slot.LOG_END])
+            above = -1 if record is None else record.offset
+            return record, self._index(log).undecided(key, above)
+
+        return self._attempt(log, look)
+
+    def _index(self, log: Log) -> KeyIndex:
         index = self._indexes.get(log)
         if index is None:
             engine = self._engine
             write = not engine.read_only
             index = KeyIndex(engine.storage, log, engine.transactions, write=write)
             index = self._indexes.setdefault(log, index)
+        return index
+
+    def _find(self, log: Log, key: bytes, end: int) -> Record | None:
+        index = self._index(log)
         start = log.start_offset
         for base, offsets in index.candidates(key, end):
             if offsets[0] >= end:

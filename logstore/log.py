@@ -81,6 +81,8 @@ class Log:
         self.topic = topic.name
         self.topic_id = topic.id
         self.partition = partition
+        self.partitions = topic.partitions
+        """Of the topic."""
         self.config = topic.config
         self.directory = partition_directory(topic.name, partition)
         self._c = components

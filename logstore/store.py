@@ -23,7 +23,6 @@ from .errors import UsageError
 from .groups import GroupInfo, PartitionLag, Place, ResetPlan
 from .job import Duration
 from .job_queue import DEFAULT_GROUP, DEFAULT_VISIBILITY, Queue
-from .latest import LatestValues
 from .memory import MemoryStorage
 from .positions import Position
 from .queues import QueueInfo, Redriven
@@ -93,7 +92,6 @@ class Store(StoreWriting, StoreUpkeep):
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
-        self._latest = LatestValues(engine)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else self._engine.durability

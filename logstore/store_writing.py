@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from typing import overload
 
 from .append import Appender
+from .conditional_append import Match, condition_on
 from .config import Durability, check_durability
 from .engine import Engine
+from .latest import LatestValues
 from .named_producer import NamedProducer
 from .numbered_append import OpenProducer, forget
 from .producer import Producer
@@ -26,6 +28,7 @@ class StoreWriting:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._appender = Appender(engine)
+        self._latest = LatestValues(engine)
         self._owners = AnonymousOwners(engine)
 
     # --- append --------------------------------------------------------------------------------
@@ -40,6 +43,8 @@ class StoreWriting:
         headers: Headers = (),
         partition: int | None = None,
         durability: Durability | None = None,
+        expected_offset: int | None = None,
+        match: Match | None = None,
     ) -> RecordMetadata:
         """Append one record and return when it is acknowledged.
 
@@ -51,8 +56,12 @@ class StoreWriting:
             headers: (name, bytes or None) pairs.
             partition: None chooses by key, or takes turns.
             durability: Instead of the store's: "sync", "interval" or "os".
+            expected_offset: Append only if the record gets this offset.
+            match: Append only if the last record of the key is this one, that at this offset, or
+                "absent" (none but a tombstone).
 
         Raises:
+            ConflictError: Somebody else was faster; its `offset` says what is there.
             UnknownTopicError: Create the topic first.
             MissingKeyError: The topic is compacted.
             UsageError: Wrong types, a record over 64 MiB.
@@ -60,17 +69,35 @@ class StoreWriting:
 
         Threads appending at once share syncs (group commit). For many records use `append_many`
         or `producer`.
+
+        >>> import millstream
+        >>> with millstream.open() as store:
+        ...     topic = store.create_topic("users")
+        ...     first = store.append("users", b"{}", key=b"ann", match="absent")
+        ...     store.append("users", b"[]", key=b"ann", match=first.offset).offset
+        1
         """
         self._engine.ensure_writable()
         mode = durability or self._engine.durability
-        if mode == "sync":
+        conditional = expected_offset is not None or match is not None
+        if mode == "sync" and not conditional:
             row = (value, key, timestamp_ms, headers)
             return self._appender.append_durably(topic, row, partition)
         check_durability(mode)
         record = self._appender.encode_one(
             topic, value, key=key, timestamp_ms=timestamp_ms, headers=headers, partition=partition
         )
-        (offset,), now_ms = self._engine.append_at((record,))
+        condition = None
+        if conditional:
+            condition = condition_on(
+                self._latest,
+                (record,),
+                partition,
+                expected_offset=expected_offset,
+                key=key,
+                match=match,
+            )
+        (offset,), now_ms = self._engine.append_at((record,), guard=condition)
         log = record[0]
         self._engine.acknowledge(((log, offset + 1),), durability)
         written_ms = now_ms if timestamp_ms is None else timestamp_ms
@@ -86,12 +113,14 @@ class StoreWriting:
         *,
         headers: Sequence[Headers] | None = None,
         durability: Durability | None = None,
+        expected_offset: int | None = None,
     ) -> list[AppendMetadata]:
         """Append columns of records, one batch per partition, and return when all are durable.
 
         Sequences are of equal length. Without `partition`, keyed records go where their keys
         belong and an unkeyed call goes to one partition, in turn. Returns one entry per
-        partition written. Arguments and errors otherwise as `append`.
+        partition written. With `expected_offset` all must go to one partition, and the first
+        record has to get that offset. Arguments and errors otherwise as `append`.
 
         >>> import millstream
         >>> with millstream.open() as store:
@@ -103,7 +132,12 @@ class StoreWriting:
         batches = self._appender.encode_many(
             topic, values, keys, timestamps_ms, partition, headers=headers
         )
-        offsets = self._engine.append(batches)
+        condition = None
+        if expected_offset is not None:
+            condition = condition_on(
+                self._latest, batches, partition, expected_offset=expected_offset
+            )
+        offsets, _ = self._engine.append_at(batches, guard=condition)
         written = list(zip(batches, offsets, strict=True))
         self._engine.acknowledge(
             [(log, offset + encoded.record_count) for (log, encoded), offset in written],
@@ -211,7 +245,7 @@ class StoreWriting:
         [b'a']
         """
         ownership = owner or self._owners.take()
-        transaction = Transaction(self._engine, ownership)
+        transaction = Transaction(self._engine, ownership, self._latest)
         try:
             with transaction:
                 yield transaction

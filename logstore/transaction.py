@@ -18,9 +18,11 @@ from .append import Appender
 from .batch import EncodedBatch
 from .catalog import GroupOffset, OwnerRow
 from .clock import Clock
+from .conditional_append import Condition, Match, condition_on
 from .engine import Engine
-from .errors import LockedError, MillstreamError, OffsetOutOfRangeError, UsageError
+from .errors import ConflictError, LockedError, MillstreamError, OffsetOutOfRangeError, UsageError
 from .job import Job
+from .latest import LatestValues
 from .log import Log
 from .membership import remove_dead_members
 from .queue_catalog import refuse_queue
@@ -184,8 +186,11 @@ class Transaction:
     `append_many` right away, one batch per call and partition.
     """
 
-    def __init__(self, engine: Engine, ownership: Ownership) -> None:
+    def __init__(
+        self, engine: Engine, ownership: Ownership, latest: LatestValues | None = None
+    ) -> None:
         self._engine = engine
+        self._latest = latest or LatestValues(engine)
         self._appender = Appender(engine)
         self._ownership = ownership
         self._number = ownership.decided + 1
@@ -205,7 +210,7 @@ class Transaction:
         """open, committed, aborted, or unknown after a commit that failed half-way."""
         return self._state
 
-    def append(
+    def append(  # noqa: PLR0913 - a record has that many parts
         self,
         topic: str,
         value: bytes | None,
@@ -214,17 +219,33 @@ class Transaction:
         timestamp_ms: int | None = None,
         headers: Headers = (),
         partition: int | None = None,
+        expected_offset: int | None = None,
+        match: Match | None = None,
     ) -> RecordMetadata:
-        """As `Store.append`; visible when the transaction commits."""
+        """As `Store.append`; visible when the transaction commits.
+
+        A condition is checked now: after a ConflictError the transaction is as before the call.
+        Records that an open transaction has written, this one too, do not `match`.
+        """
         self._ensure_open()
         record = self._appender.encode_one(
             topic, value, key=key, timestamp_ms=timestamp_ms, headers=headers, partition=partition
         )
-        ((log, offset, _),), now_ms = self._write([record])
+        condition = None
+        if expected_offset is not None or match is not None:
+            condition = condition_on(
+                self._latest,
+                (record,),
+                partition,
+                expected_offset=expected_offset,
+                key=key,
+                match=match,
+            )
+        ((log, offset, _),), now_ms = self._write([record], condition)
         written_ms = now_ms if timestamp_ms is None else timestamp_ms
         return RecordMetadata(log.topic, log.partition, offset, written_ms)
 
-    def append_many(
+    def append_many(  # noqa: PLR0913 - a record has that many parts
         self,
         topic: str,
         values: Sequence[bytes | None],
@@ -233,24 +254,32 @@ class Transaction:
         partition: int | None = None,
         *,
         headers: Sequence[Headers] | None = None,
+        expected_offset: int | None = None,
     ) -> list[AppendMetadata]:
         """As `Store.append_many`; visible when the transaction commits."""
         self._ensure_open()
         batches = self._appender.encode_many(
             topic, values, keys, timestamps_ms, partition, headers=headers
         )
+        condition = None
+        if expected_offset is not None:
+            condition = condition_on(
+                self._latest, batches, partition, expected_offset=expected_offset
+            )
         return [
             AppendMetadata(log.topic, log.partition, offset, encoded.record_count)
-            for log, offset, encoded in self._write(batches)[0]
+            for log, offset, encoded in self._write(batches, condition)[0]
         ]
 
     def _write(
-        self, batches: Sequence[tuple[Log, EncodedBatch]]
+        self, batches: Sequence[tuple[Log, EncodedBatch]], condition: Condition | None = None
     ) -> tuple[list[tuple[Log, int, EncodedBatch]], int]:
         mark = transaction_id(self._ownership.owner_id, self._number)
         self._written = True
         try:
-            offsets, now_ms = self._engine.append_at(batches, transaction_id=mark)
+            offsets, now_ms = self._engine.append_at(batches, transaction_id=mark, guard=condition)
+        except ConflictError:
+            raise  # before anything was written
         except BaseException:
             self._failed = True
             raise

@@ -426,3 +426,13 @@ def test_produce_under_a_name_keeps_keys_and_partitions(cli: Cli) -> None:
 
     assert 30 == len(copy.splitlines())
     assert copy.replace(b'"topic":"t"', b'"topic":"u"') == cli("consume", "u", "-J", "-e").out
+
+
+def test_produce_where_the_log_is_expected_to_end(cli: Cli) -> None:
+    assert 0 == cli("produce", "t", "--expected-offset", "0", stdin=b"a\nb\n").code
+    late = cli("produce", "t", "--expected-offset", "1", stdin=b"c\n")
+    assert 0 == cli("produce", "t", "--expected-offset", "2", stdin=b"c\n").code
+
+    assert (6, True) == (late.code, "it ends at 2" in late.err)
+    assert b"a\nb\nc\n" == cli("consume", "t", "-e").out
+    assert 2 == cli("produce", "t", "--expected-offset", "3", "--producer", "x", stdin=b"d\n").code

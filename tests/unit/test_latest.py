@@ -180,8 +180,10 @@ def test_what_is_not_acknowledged_is_seen_by_the_holder_of_the_lock_alone(store:
 
     assert b"acknowledged" == latest.find("t", b"k").value  # type: ignore[union-attr]
     with engine.append_lock:
-        assert b"written" == latest.last_locked(log, b"k").value  # type: ignore[union-attr]
-        assert latest.last_locked(log, b"nothing") is None
+        record, transaction = latest.last_locked(log, b"k")
+        assert b"written" == record.value  # type: ignore[union-attr]
+        assert (None, 0) == latest.last_locked(log, b"nothing")
+        assert 0 == transaction
     assert b"acknowledged" == latest.find("t", b"k").value  # type: ignore[union-attr]
     log.wait_durable(2)
     assert b"written" == latest.find("t", b"k").value  # type: ignore[union-attr]
