@@ -90,6 +90,8 @@ class Compactor:
         self._dry_run = dry_run
         self._map_bytes = map_bytes or MAP_BYTES
         self._distinct = 1.0
+        self._adapts = True
+        """Whether the share of distinct keys seen in one round is expected in the next."""
         self._pace = Pace()
         self._catalog = CompactionCatalog(components.catalog)
         config = log.config
@@ -177,18 +179,18 @@ class Compactor:
         self.result = self.result._replace(
             segments_before=count, segments_after=count, bytes_before=total, bytes_after=total
         )
-        for _ in range(ATTEMPTS_MAX):
+        attempts, more = 0, True
+        while more and attempts < ATTEMPTS_MAX:
             try:
-                more = True
-                while more:
-                    clean_offset, more = yield from self._round(clean_offset)
+                clean_offset, more = yield from self._round(clean_offset)
             except ChangedError:
                 self._log.ensure_there()
+                attempts += 1
             except FullError:
-                self._distinct = 1.0
-            else:
-                self.result = self.result._replace(end_offset=clean_offset)
-                return
+                self._distinct, self._adapts = 1.0, False
+        if not more:
+            self.result = self.result._replace(end_offset=clean_offset)
+            return
         raise LockedError(
             "others remove segments faster than they can be compacted: try later",
             topic=self._log.topic,
@@ -213,7 +215,7 @@ class Compactor:
         yield from now.measure()
         yield from now.walk_back()
         yield from self._rewrite_round(now)
-        if now.records:
+        if now.records and self._adapts:
             self._distinct = min(1.2 * len(now.seen) / now.records, 1.0)
         if now.end_offset > clean_offset and not self._dry_run:
             log = self._log

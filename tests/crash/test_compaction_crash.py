@@ -236,7 +236,7 @@ def _operations(storage: MemoryStorage) -> list[str]:
 # --- real processes ------------------------------------------------------------------------------
 
 KEYS = 5
-KILLS = 40 if "MILLSTREAM_SEED" in os.environ else 5
+KILLS = 15 if "MILLSTREAM_SEED" in os.environ else 5
 
 
 class Reader:

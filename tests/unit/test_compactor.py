@@ -168,6 +168,24 @@ def test_several_rounds_with_little_memory_leave_the_same(
     assert steps == [None] * len(steps)
 
 
+def test_rounds_that_meet_more_keys_than_expected_begin_again_smaller(
+    store: Store, model: CompactedModel
+) -> None:
+    for stretch in range(6):
+        for number in range(150):
+            key = b"same" if stretch % 2 == 0 else b"%d %d" % (stretch, number)
+            model.append(store, key, b"v")
+    store.roll("t", 0)
+
+    small = compactor(store, map_bytes=2000)
+    for _ in small.run():
+        pass
+
+    assert not small._adapts
+    model.check(store, compacted=True)
+    assert 900 == small.result.end_offset
+
+
 def test_a_second_compaction_finds_nothing_to_do(store: Store, model: CompactedModel) -> None:
     fill(store, model)
     store.compact("t")
