@@ -44,6 +44,7 @@ from .state_view import (
 )
 from .stream import (
     DedupStream,
+    JoinResults,
     KeyedDedupStream,
     KeyedStream,
     SourceStream,
@@ -70,6 +71,7 @@ __all__ = [
     "FixedWindows",
     "GroupedTable",
     "Ingestor",
+    "JoinResults",
     "Joined",
     "KeyedDedupStream",
     "KeyedStream",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
+from functools import cache
 from itertools import repeat
 from typing import Any, Final, TypeAlias
 
@@ -111,9 +112,17 @@ def detached(result: object) -> object:
 
 
 def result_type(node: AggregatingNode) -> type[Windowed[object, object]]:
-    """A Struct with the fields of `Windowed`, one per aggregate, and the status of updates."""
-    fields: list[tuple[str, type]] = [(name, object) for name, _ in node.aggregates]
-    if node.emission.updating:
+    """A Struct with the fields of `Windowed`, one per aggregate, and the status of updates.
+
+    The same one for the same fields: so rows that come back from state are what they were.
+    """
+    return _result_type(tuple(name for name, _ in node.aggregates), node.emission.updating)
+
+
+@cache
+def _result_type(names: tuple[str, ...], updating: bool) -> type[Windowed[object, object]]:
+    fields: list[tuple[str, Any]] = [(name, Any) for name in names]
+    if updating:
         fields.append(("status", str))
     return msgspec.defstruct(  # type: ignore[return-value]  # its base says what it is
         "Windowed", fields, bases=(Windowed,), frozen=True, gc=False

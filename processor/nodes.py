@@ -74,6 +74,11 @@ class Node:
         return ()
 
     @property
+    def timed_inputs(self) -> tuple[int, ...]:
+        """Those of `inputs` whose event time it waits for; their W is its own."""
+        return self.inputs
+
+    @property
     def needs_ticks(self) -> bool:
         """Whether what it does depends on the wall clock, too."""
         return False

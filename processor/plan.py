@@ -60,6 +60,16 @@ class Plan:
         above = [node, *self.ancestors(node)]
         return tuple(each for each in reversed(above) if isinstance(each, SourceNode))
 
+    def timing_sources_of(self, node: Node) -> tuple[SourceNode, ...]:
+        """The sources whose W is that of `node`, in order of declaration."""
+        found, waiting = set[int](), [node.id]
+        while waiting:
+            each = waiting.pop()
+            if each not in found:
+                found.add(each)
+                waiting += self.nodes[each].timed_inputs
+        return tuple(each for each in self.sources() if each.id in found)
+
     def key_of(self, node: Node) -> str:
         """How the rows that enter `node` by its first input are grouped, in words."""
         return self._key_above(node.inputs[0]) if node.inputs else "nothing"
@@ -178,9 +188,10 @@ class PlanBuilder:
         self._types.append(row_type)
         return node.id
 
-    def replace(self, node: Node) -> None:
+    def replace(self, node: Node, row_type: object = None) -> None:
         """Put `node` in the place of the one with its id, which nothing may read yet."""
         self.nodes[node.id] = node
+        self._types[node.id] = row_type
 
     def type_of(self, node_id: int) -> object:
         """The type of a node's rows, or None where nobody said."""

@@ -19,7 +19,9 @@ import msgspec
 
 from millstream import DataError, UsageError
 
-from .serde import encode_state
+from .row_shapes import Aggregated
+from .serde import encode_state, restored_key
+from .windows import Windowed
 
 _SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
 _HINT: Final = "annotate the function that makes the rows, or give type="
@@ -58,6 +60,10 @@ class RowCodec:
         decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder(self._type).decode
         if any(isinstance(kind, _TEXT_TIMES) for kind in kinds):
             encode, decode = _encode_as_text, self._decode_text
+        self._has_key = isinstance(row_type, type) and issubclass(row_type, Aggregated | Windowed)
+        if self._has_key:
+            inner = decode
+            decode = lambda packed: _with_key(inner(packed))  # noqa: E731
         self._encode = encode
         self._decode = decode
         self._open = any(isinstance(kind, msgspec.inspect.AnyType) for kind in kinds)
@@ -83,9 +89,10 @@ class RowCodec:
         if self._type is None or packed is None:
             return packed
         try:
-            return msgspec.convert(packed, self._type, builtin_types=(bytes,))
+            row = msgspec.convert(packed, self._type, builtin_types=(bytes,))
         except (TypeError, ValueError) as error:
             raise DataError(f"{self.what}: not a row of {_name(self._type)}: {error}") from error
+        return _with_key(row) if self._has_key else row
 
     def _pack_one(self, row: object) -> msgspec.Raw | None:
         if row is None:
@@ -120,6 +127,13 @@ PLAIN: Final = RowCodec(None, "state")
 """For values that the operator itself makes of plain ones."""
 
 
+def _with_key(row: Any) -> Any:
+    """A result of aggregates, its key a tuple again where it was one."""
+    if isinstance(row.key, list):
+        return msgspec.structs.replace(row, key=restored_key(row.key))
+    return row
+
+
 def _encode_as_text(row: object) -> bytes:
     return encode_state(msgspec.to_builtins(row, builtin_types=(bytes,)))
 
@@ -145,6 +159,8 @@ def _kinds(row_type: object, what: str) -> list[msgspec.inspect.Type]:
         elif isinstance(each, msgspec.inspect.Field):
             waiting.append(each.type)
         elif isinstance(each, msgspec.inspect.Type) and id(each) not in kinds:
+            if isinstance(each, msgspec.inspect.CustomType) and each.cls is object:
+                each = msgspec.inspect.AnyType()
             if isinstance(each, msgspec.inspect.CustomType):
                 raise UsageError(
                     f"{what}: rows of {_name(row_type)} cannot be kept in state: nothing is known"

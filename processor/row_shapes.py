@@ -53,7 +53,7 @@ def aggregated_type(names: tuple[str, ...]) -> type[Aggregated[Any, Any]]:
     """A Struct with the key and one field per aggregate; the same one for the same names."""
     return msgspec.defstruct(  # type: ignore[return-value]  # its base says what it is
         "Aggregated",
-        [(name, object) for name in names],
+        [(name, Any) for name in names],
         bases=(Aggregated,),
         frozen=True,
         gc=False,

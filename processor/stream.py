@@ -17,7 +17,9 @@ from typing import Any, Generic, Literal, Self, TypeVar, overload
 from millstream import UsageError, parse_duration_ms
 
 from .agg import Aggregate
+from .aggregating import result_type
 from .fields import Field, label, require_field, require_readable
+from .joins import JoinMethods
 from .nodes import (
     AggregatingNode,
     KeyByNode,
@@ -175,13 +177,16 @@ class SourceStream(Stream[T]):
         return DeadLetters(self._builder, self._source)
 
 
-class KeyedStream(TableMethods[K, T], Stream[T]):
+class KeyedStream(JoinMethods[K, T], TableMethods[K, T], Stream[T]):
     """Rows of type T grouped by a key of type K."""
 
     __slots__ = ()
 
     def _keyed(self, node: int) -> KeyedStream[K, Any]:
         return KeyedStream(self._builder, node)
+
+    def _joined(self, node: int) -> JoinResults[K, Any, Any]:
+        return JoinResults(self._builder, node)
 
     def map(
         self, function: Callable[[T], U], *, name: str | None = None, on_error: OnError = "stop"
@@ -333,6 +338,17 @@ class KeyedDedupStream(KeyedStream[K, T], DedupStream[T]):
         return KeyedStream(self._builder, self._late())
 
 
+class JoinResults(KeyedStream[K, R], Generic[K, R, T]):
+    """The results of a join, by the key of both sides."""
+
+    __slots__ = ()
+
+    @property
+    def late(self) -> KeyedStream[K, T]:
+        """The rows of either side that came after W had passed all they could have matched."""
+        return KeyedStream(self._builder, self._late())
+
+
 class WindowedStream(Generic[K, T]):
     """A keyed stream cut into windows, waiting for `agg`."""
 
@@ -355,7 +371,7 @@ class WindowedStream(Generic[K, T]):
                 aggregate that sessions cannot merge.
         """
         node = aggregating_node(self._builder, self._node, self._chosen, aggregates)
-        return WindowResults(self._builder, self._builder.add(node))
+        return WindowResults(self._builder, self._builder.add(node, result_type(node)))
 
 
 class WindowResults(KeyedStream[K, Windowed[K, R]], Generic[K, T, R]):
@@ -388,7 +404,8 @@ class WindowResults(KeyedStream[K, Windowed[K, R]], Generic[K, T, R]):
         node = self._builder.nodes[self._node]
         if not isinstance(node, AggregatingNode) or any(self._builder.plan().children(node.id)):
             raise UsageError("call emit() right after agg(), before the results are used")
-        self._builder.replace(emitting(node, mode, every))
+        changed = emitting(node, mode, every)
+        self._builder.replace(changed, result_type(changed))
         return self
 
     @property

@@ -134,6 +134,13 @@ def as_batches(
             offset = counts.get(record.partition, 0)
             counts[record.partition] = offset + 1
             rows.append((msgspec.structs.replace(record, offset=offset), append_ms))
+    return in_batches(rows, batch_records)
+
+
+def in_batches(
+    rows: Sequence[tuple[Record, int | None]], batch_records: int | None
+) -> Iterator[list[InputBatch]]:
+    """Records, of any topics and in one order, as micro-batches; with each when it was appended."""
     size = batch_records or max(1, len(rows))
     for start in range(0, len(rows), size):
         step = rows[start : start + size]

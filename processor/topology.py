@@ -14,9 +14,12 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from .asof_join import AsofJoinOperator
 from .columns import Chunk, InputBatch, MicroBatch
 from .count_windowing import CountOperator
 from .dedup import DedupOperator
+from .interval_join import IntervalJoinOperator
+from .join_nodes import AsofJoinNode, IntervalJoinNode, TableJoinNode
 from .nodes import (
     LATE,
     BranchNode,
@@ -59,6 +62,7 @@ from .running import RunningOperator
 from .session_windowing import SessionOperator
 from .source import Faults, Rejects, RoutedFaults, SourceStage
 from .stateful import MAIN, StatefulOperator, Step
+from .table_join import TableJoinOperator
 from .table_nodes import RecordKeyNode, RegroupNode, RunningNode
 from .ticks import Tick
 from .updating import window_operator
@@ -86,6 +90,9 @@ _STATEFUL: Final[Mapping[type[Node], Callable[[Any, int], StatefulOperator]]] = 
     ProcessNode: ProcessOperator,
     RunningNode: RunningOperator,
     RegroupNode: RegroupOperator,
+    IntervalJoinNode: IntervalJoinOperator,
+    AsofJoinNode: AsofJoinOperator,
+    TableJoinNode: TableJoinOperator,
 }
 
 
@@ -156,6 +163,8 @@ class Topology:
         self._sinks: dict[str, list[SinkNode]] = {topic: [] for topic in plan.output_topics()}
         self._sources_of: list[tuple[int, ...]] = []
         """Ids of the sources above each node."""
+        self._timed_by: list[tuple[int, ...]] = []
+        """Ids of the sources whose W is that of each node."""
         self._delay_ms: list[int] = []
         """How far behind the W of its sources the rows of each node may lie."""
         resumed = resumed or Resumed()
@@ -165,7 +174,8 @@ class Topology:
         for node in plan.nodes:
             above = tuple(source.id for source in plan.sources_of(node))
             self._sources_of.append(above)
-            delay_ms = max((self._delay_ms[each] for each in node.inputs), default=0)
+            self._timed_by.append(tuple(each.id for each in plan.timing_sources_of(node)))
+            delay_ms = max((self._delay_ms[each] for each in node.timed_inputs), default=0)
             self._add(node, delay_ms, resumed)
             self._delay_ms.append(delay_ms + self._own_delay_ms(node))
         judged = {source for node_id in self.stateful for source in self._sources_of[node_id]}
@@ -259,7 +269,7 @@ class Topology:
             level = operator.required_level
             if level is None:
                 continue
-            sources = [self.sources[each] for each in self._sources_of[node_id]]
+            sources = [self.sources[each] for each in self._timed_by[node_id]]
             if any(
                 source.node.clock == "wall"
                 and level + operator.delay_ms > source.watermark.level
@@ -317,7 +327,7 @@ class Topology:
             for node_id, source in self.sources.items():
                 before = source.watermark.level
                 wanted = [
-                    level for each, level in waiting.items() if node_id in self._sources_of[each]
+                    level for each, level in waiting.items() if node_id in self._timed_by[each]
                 ]
                 source.watermark.raise_to(max(wanted, default=before))
                 moved = source.watermark.level > before
@@ -354,7 +364,7 @@ class Topology:
             if node.id in self._operators:
                 ports[node.id] = self._operators[node.id].process(inputs, batch)
             elif node.id in self.stateful:
-                above = self._sources_of[node.id]
+                above = self._timed_by[node.id]
                 if above not in progress:
                     progress[above] = self._progress(above, reached)
                 step = Step(inputs, progress[above], batch, self.now_ms, ticked)

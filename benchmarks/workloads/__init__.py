@@ -9,6 +9,7 @@ from benchmarks.workloads import (
     counting,
     durable,
     following,
+    joining,
     mapping,
     opening,
     pipeline,
@@ -30,4 +31,5 @@ WORKLOADS: tuple[Workload, ...] = (
     mapping.WORKLOAD,
     pipeline.WORKLOAD,
     counting.WORKLOAD,
+    joining.WORKLOAD,
 )

@@ -16,6 +16,8 @@ from millstream.processor import (
     Aggregated,
     DedupStream,
     Expression,
+    Joined,
+    JoinResults,
     KeyedDedupStream,
     KeyedStream,
     Pipeline,
@@ -160,6 +162,39 @@ def deduplication_keeps_types() -> None:
     keyed = orders.key_by(lambda order: order.user).dedup("ts", within=5)
     assert_type(keyed, KeyedDedupStream[str, Order])
     assert_type(keyed.late, KeyedStream[str, Order])
+
+
+class Payment(msgspec.Struct):
+    user: str
+    cents: int
+
+
+def joins_know_both_sides() -> None:
+    pipeline = Pipeline("joins")
+    orders = pipeline.source("orders", type=Order).key_by(lambda order: order.user)
+    payments = pipeline.source("payments", type=Payment).key_by(lambda payment: payment.user)
+    inner = orders.join(payments, within="5m")
+    assert_type(inner, JoinResults[str, Joined[Order, Payment], Order | Payment])
+    assert_type(inner.late, KeyedStream[str, Order | Payment])
+    outer = orders.join(payments, lower="-5m", upper=0, how="outer")
+    assert_type(outer, JoinResults[str, Joined[Order | None, Payment | None], Order | Payment])
+    cents = orders.join(payments, within=5, into=lambda order, payment: payment.cents)
+    assert_type(cents, JoinResults[str, int, Order | Payment])
+    orders.join(payments, within=5, how="left", into=lambda order, payment: payment.cents)  # type: ignore[call-overload]
+    orders.join(payments, after=5)  # type: ignore[call-overload]
+    table = pipeline.table("rates", type=float)
+    assert_type(
+        orders.join_table(table, how="left"),
+        JoinResults[str, Joined[Order, float | None], Order | float],
+    )
+    assert_type(
+        orders.join_table(table, into=lambda order, rate: order.amount * rate),
+        JoinResults[str, float, Order | float],
+    )
+    assert_type(
+        orders.join_asof(payments, direction="forward", within="1h"),
+        JoinResults[str, Joined[Order, Payment], Order | Payment],
+    )
 
 
 def len_of(order: Order) -> int:

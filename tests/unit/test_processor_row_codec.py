@@ -16,7 +16,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from millstream import DataError, UsageError
+from millstream.processor import Windowed
 from millstream.processor.row_codec import RowCodec
+from millstream.processor.row_shapes import aggregated_type
 from millstream.processor.state import decode_entry, encode_entries
 
 
@@ -36,6 +38,10 @@ class Bare(msgspec.Struct, eq=False):
 
 class Anything(msgspec.Struct):
     payload: Any
+
+
+class Result(Windowed[Any, Any], frozen=True, gc=False):
+    values: object
 
 
 class Tree(msgspec.Struct):
@@ -101,6 +107,8 @@ def test_plain_rows_come_back(row: object) -> None:
         (bytes, b"\xff"),
         (Tree, Tree([Tree([]), Tree([])])),
         (Anything, Anything({"a": [1, None]})),
+        (Result, Result(("a", (1, b"x")), 0, 10, [1])),
+        (aggregated_type(("n",)), aggregated_type(("n",))(("a", 1), 5)),
         (datetime, datetime(2024, 2, 29, 1, 2, 3, 4, timezone(timedelta(hours=2)))),
         (list[datetime], [datetime(2024, 2, 29), datetime(2024, 2, 29, tzinfo=UTC)]),  # noqa: DTZ001
     ],

@@ -1,0 +1,215 @@
+"""The as-of join: to each left row the right row of its key that is nearest in event time.
+
+Also the join with a versioned table, whose updates are the versions. A left row waits until no
+right row that would be nearer can come any more: looking backward until W has passed its time, in
+the other directions until W has passed it by the greatest distance. So the result does not depend
+on which side came first.
+
+What happens at one input row, in this order: right rows, then left rows are judged against W as it
+was before the row, late or taken in; then the row moves W; then the left rows that W lets go are
+said, in the order of (event time, arrival), as rows caused by this input row.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any, Final, NamedTuple
+
+from millstream import DataError
+
+from .columns import Chunk
+from .join_nodes import AsofJoinNode
+from .join_results import LateRows, Pairs
+from .nodes import LATE
+from .operators import merged
+from .row_codec import RowCodec
+from .serde import INT64_MAX, INT64_MIN, restored_key
+from .state import StateEntry, StateRecords, encode_entries, encode_removed
+from .stateful import MAIN, SWEEP_RECORDS, StatefulOperator, Step
+from .versions import VERSION, Versions
+
+_WAITING: Final = "waiting"
+"""First part of the paths of left rows."""
+
+
+class _Waiting(NamedTuple):
+    """A left row that waits for W."""
+
+    number: int
+    time: int
+    key: object
+    value: Any
+
+
+class AsofJoinOperator(StatefulOperator):
+    """Finds the match of each left row once that is settled. Not thread-safe.
+
+    Its state is filed under ["waiting", due, number]: key, time and left row; and under
+    ["version", key, time, number]: a right row.
+
+    Args:
+        node: Which rows belong together.
+        delay_ms: W - delay_ms is what rows are judged against.
+    """
+
+    def __init__(self, node: AsofJoinNode, delay_ms: int) -> None:
+        super().__init__(node, delay_ms)
+        self._node = node
+        self._codec = RowCodec(node.left_type, f"{node.label}: left rows")
+        self._versions = Versions(node)
+        self._wait_ms = node.delay_ms + 1
+        """A left row is settled when W is so far past it."""
+        self._waiting: dict[int, list[_Waiting]] = {}
+        """By the W they wait for."""
+        self._due: list[int] = []
+        """A heap of the keys of `_waiting`."""
+        self._numbers = 0
+        self._fresh: dict[int, list[_Waiting]] = {}
+        """Those that came since the state was written."""
+        self._persisted: set[int] = set()
+        self._settled: list[int] = []
+
+    @property
+    def live_count(self) -> int:
+        """Number of rows of both sides."""
+        return sum(map(len, self._waiting.values())) + self._versions.count
+
+    @property
+    def required_level(self) -> int | None:
+        """The W that settles every left row; None when none waits."""
+        return max(self._waiting, default=None)
+
+    def process(self, step: Step) -> dict[str, Chunk]:
+        """Take in rows of both sides.
+
+        Returns:
+            The results, and the late rows of both sides.
+
+        Raises:
+            RecordError: The function that makes results raised.
+        """
+        left, right = step.chunks
+        assert left.keys is not None
+        assert right.keys is not None
+        lefts = zip(left.rows, left.times, left.keys, left.values, strict=True)
+        rights = zip(right.rows, right.times, right.keys, right.values, strict=True)
+        next_left, next_right = next(lefts, None), next(rights, None)
+        pairs, late_left, late_right = Pairs(), LateRows(), LateRows()
+        level = step.progress.start - self.delay_ms
+        moves = zip(step.progress.rows, step.progress.levels, strict=True)
+        for moved, reached in chain(moves, [(None, step.progress.end)]):
+            while next_right is not None and (moved is None or next_right[0] <= moved):
+                row, time, key, value = next_right
+                if not self._versions.add(key, time, value, level):
+                    late_right.add(row, time, key, value)
+                next_right = next(rights, None)
+            while next_left is not None and (moved is None or next_left[0] <= moved):
+                row, time, key, value = next_left
+                if time + self._wait_ms <= level:
+                    late_left.add(row, time, key, value)
+                else:
+                    self._wait(time, key, value)
+                next_left = next(lefts, None)
+            level = reached - self.delay_ms
+            if moved is not None:
+                self._settle(level, moved, pairs)
+        self._versions.prune(level)
+        self.late_count += len(late_left.rows) + len(late_right.rows)
+        return {
+            MAIN: pairs.chunk(self._node.into, self._node.label, step.batch),
+            LATE: merged([late_left.chunk(), late_right.chunk()], keyed=True),
+        }
+
+    def _wait(self, time: int, key: object, value: Any) -> None:
+        due = time + self._wait_ms
+        waiting = self._waiting.get(due)
+        if waiting is None:
+            waiting = self._waiting[due] = []
+            heapq.heappush(self._due, due)
+        self._numbers += 1
+        row = _Waiting(self._numbers, time, key, value)
+        waiting.append(row)
+        self._fresh.setdefault(due, []).append(row)
+
+    def _settle(self, level: int, row: int, pairs: Pairs) -> None:
+        find, inner = self._versions.find, self._node.how == "inner"
+        while self._due and self._due[0] <= level:
+            due = heapq.heappop(self._due)
+            for each in self._waiting.pop(due):
+                match = find(each.key, each.time)
+                if match is not None or not inner:
+                    pairs.add(row, each.time, each.key, (each.value, match))
+            self._fresh.pop(due, None)
+            if due in self._persisted:
+                self._persisted.remove(due)
+                self._settled.append(due)
+
+    # --- state ---------------------------------------------------------------------------------
+
+    def changes(self) -> StateRecords:
+        """What changed since the last call.
+
+        Raises:
+            UsageError: A row cannot be kept in state.
+        """
+        records = encode_removed((_WAITING, due) for due in self._settled)
+        records.extend(self._entries(self._fresh))
+        self._persisted.update(self._fresh)
+        self._settled, self._fresh = [], {}
+        records.extend(self._versions.changes())
+        return records
+
+    def sweep(self) -> Iterator[StateRecords]:
+        """All rows of both sides.
+
+        Raises:
+            UsageError: A row cannot be kept in state.
+        """
+        dues = sorted(self._waiting)
+        for start in range(0, len(dues), SWEEP_RECORDS):
+            piece = dues[start : start + SWEEP_RECORDS]
+            yield self._entries({due: self._waiting[due] for due in piece if due in self._waiting})
+        yield from self._versions.sweep()
+
+    def _entries(self, rows: dict[int, list[_Waiting]]) -> StateRecords:
+        paths = [(_WAITING, due, each.number) for due, many in rows.items() for each in many]
+        packed = self._codec.pack([each.value for many in rows.values() for each in many])
+        values = [
+            (each.key, each.time, value)
+            for each, value in zip(chain.from_iterable(rows.values()), packed, strict=True)
+        ]
+        return encode_entries(self.name, paths, values, proven=True)
+
+    def restore(self, entries: Iterable[StateEntry]) -> None:
+        """Take rows from records.
+
+        Raises:
+            DataError: Not the state of an as-of join.
+        """
+        versions: list[StateEntry] = []
+        found: dict[int, dict[int, list[Any]]] = {}
+        for entry in entries:
+            match entry:
+                case (str(kind), *_), _ if kind == VERSION:
+                    versions.append(entry)
+                case (str(kind), int(due)), None if kind == _WAITING:
+                    found.pop(due, None)
+                case (str(kind), int(due), int(number)), [_, int(time), _] if (
+                    kind == _WAITING
+                    and due == time + self._wait_ms
+                    and INT64_MIN <= time <= INT64_MAX
+                ):
+                    found.setdefault(due, {})[number] = entry.value or []
+                case _:
+                    raise DataError(f"not the state of {self.name!r}: {entry!r}")
+        for due, rows in sorted(found.items()):
+            heapq.heappush(self._due, due)
+            self._persisted.add(due)
+            self._waiting[due] = [
+                _Waiting(number, time, restored_key(key), self._codec.unpack(value))
+                for number, (key, time, value) in sorted(rows.items())
+            ]
+            self._numbers = max(self._numbers, *rows)
+        self._versions.restore(versions)
