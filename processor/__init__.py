@@ -9,6 +9,7 @@ from . import agg
 from .agg import Aggregate
 from .calendar_windows import CalendarWindows, daily
 from .connectors import (
+    DeliveryKind,
     RefusedRecords,
     Rejected,
     Retry,
@@ -65,6 +66,7 @@ __all__ = [
     "CountWindows",
     "DedupStream",
     "Deliverer",
+    "DeliveryKind",
     "Difference",
     "Driver",
     "Expression",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import Self
+from typing import Final, Self
 
 from millstream import Store
 
@@ -17,6 +17,10 @@ from .ingest import Check, Ingestor
 from .nodes import SourceNode
 from .plan import Plan
 from .serde import value_decoder
+
+_REST: Final = 9
+"""After asking in vain, rest this many times as long as asking took: thousands of files that are
+followed must not keep a processor busy."""
 
 
 class Connections:
@@ -34,6 +38,7 @@ class Connections:
         """Whether taking in may be long in coming back."""
         self._plan = plan
         self._taken_s = store.clock.monotonic()
+        self._rest_until_s = self._taken_s
         self._opened = contextlib.ExitStack()
         self._ingestors: dict[str, Ingestor] = {}
         self._deliverers: dict[str, Deliverer] = {}
@@ -77,8 +82,13 @@ class Connections:
 
     def take_in(self) -> bool:
         """Take in a bounded part of what the sources have; whether that was anything."""
+        started_s = self.store.clock.monotonic()
+        if started_s < self._rest_until_s:
+            return False
         taken = [each.pump() for each in self._ingestors.values() if not each.exhausted]
         self._taken_s = self.store.clock.monotonic()
+        if not any(taken):
+            self._rest_until_s = self._taken_s + _REST * (self._taken_s - started_s)
         return any(taken)
 
     @property

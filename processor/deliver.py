@@ -224,11 +224,11 @@ class Deliverer:
     def _now_ms(self) -> int:
         return round(self._store.clock.monotonic() * 1000)
 
-    def pump(self) -> int:
-        """Make one delivery, if there is something to deliver and no pause is on.
+    def pump(self) -> bool:
+        """Try one delivery, if there is something to deliver and no pause is on.
 
         Returns:
-            How many records were delivered. 0: nothing to do now, see `pause_s`.
+            Whether there was something to do. If not, see `pause_s`.
 
         Raises:
             ConnectorError: The last attempt failed; `offset` is that of the first record that was
@@ -237,30 +237,30 @@ class Deliverer:
             FencedError: Another process delivers now.
         """
         if self.pause_s > 0:
-            return 0
+            return False
         if self._delivery is None:
             self._delivery = self._next_delivery()
         delivery = self._delivery
         if delivery is None:
-            return 0
+            return False
         if self._sink.delivery == "idempotent" and not delivery.planned:
             self._note(self._planned(delivery))
         try:
             self._write(delivery)
         except RefusedRecords as error:
             self._refuse(delivery, error)
-            return 0
+            return True
         except (DataError, UsageError, FencedError) as error:
             error.at(topic=self.topic, partition=0, offset=delivery.first)
             raise
         except Exception as error:
             self._failed(delivery, error, delivery.first)
-            return 0
+            return True
         self._delivery = None
         count = len(delivery.records) - len(self._stored.refused)
         self._advance(delivery)
         self.delivered += count
-        return count
+        return True
 
     def drain(self) -> int:
         """Deliver all there is now, waiting through pauses; how many records. Errors as `pump`."""
@@ -269,9 +269,7 @@ class Deliverer:
         while self.position < end:
             if self.pause_s > 0:
                 self._store.clock.sleep(self.pause_s)
-            position = self.position
-            self.pump()
-            if self._delivery is None and self.position == position:
+            if not self.pump():
                 break  # what is left holds no records
         return self.delivered - before
 

@@ -24,6 +24,7 @@ from .line_files import (
     Pattern,
     Piece,
     moved_to,
+    newer_files,
     read_piece,
     to_position,
 )
@@ -102,17 +103,59 @@ class _Reading:
             if found is None:
                 return None
             name, piece, moved = found
-            batch = self._rows(name, piece, final=moved or not self._source.follow)
+            final = not self._source.follow or (moved and self._is_finished(name))
+            batch = self._rows(name, piece, final=final)
             if batch is not None:
                 return batch
-            if not piece.at_end:
-                if size_bytes > ROW_BYTES_MAX:
-                    raise self._error(name, f"a row is longer than {ROW_BYTES_MAX} bytes")
-                size_bytes *= 4
-            elif moved and self._successor_has_begun():
-                self._position, self._reader = START, None
-            else:
-                return None
+            if piece.at_end:
+                return self._successor(name) if moved and final else None
+            size_bytes = self._larger(name, size_bytes)
+
+    def _larger(self, name: str, size_bytes: int) -> int:
+        if size_bytes > ROW_BYTES_MAX:
+            raise self._error(name, f"a row is longer than {ROW_BYTES_MAX} bytes")
+        return size_bytes * 4
+
+    def _is_finished(self, moved: str) -> bool:
+        """Whether a newer file has begun; who writes has opened that, and writes no more here."""
+        storage = self._storage
+        return any(
+            storage.exists(each) and storage.size(each) > 0
+            for each in newer_files(storage, self._name, moved)
+        )
+
+    def _successor(self, moved: str) -> SourceBatch | None:
+        """The first rows of the file that came after the one which was moved away and is done."""
+        done = self._position
+        batch = None
+        for name in newer_files(self._storage, self._name, moved):
+            self._reader = None
+            final = name != self._name and self._is_finished(name)
+            batch = self._first_rows(name, final=final)
+            if batch is not None:
+                break
+        self._reader = self._reader if batch is not None else None
+        if read_piece(self._storage, moved, done, 0) is None:
+            # Files were moved on in the meantime, so this may not have been its successor.
+            self._position, self._reader = done, None
+            return None
+        return batch
+
+    def _first_rows(self, name: str, *, final: bool) -> SourceBatch | None:
+        """The rows at the beginning of a file."""
+        size_bytes = CHUNK_BYTES
+        while True:
+            try:
+                piece = read_piece(self._storage, name, START, size_bytes)
+            except StorageError as error:
+                if error.errno == errno.ENOENT:
+                    return None
+                raise
+            assert piece is not None  # nothing of it has been read
+            batch = self._rows(name, piece, final=final)
+            if batch is not None or piece.at_end:
+                return batch
+            size_bytes = self._larger(name, size_bytes)
 
     def _find(self, size_bytes: int) -> tuple[str, Piece, bool] | None:
         """Where the file is now, what follows in it, and whether it was moved; None if it is gone.
@@ -130,23 +173,32 @@ class _Reading:
                 raise
             if self._position == START or not self._source.rotated:
                 return None
-        moved = None
-        if self._source.rotated:
-            moved = moved_to(self._storage, self._name, self._position)
-        if moved is not None:
-            piece = read_piece(self._storage, moved, self._position, size_bytes)
-        if moved is None or piece is None:
+        moved = self._moved()
+        piece = read_piece(self._storage, moved, self._position, size_bytes)
+        if piece is None:
             raise self._changed()
-        if self._source.pattern.matches(moved):
-            raise UsageError(
-                f"{self._path(self._name)} was moved to {moved}, which the pattern covers too:"
-                " its rows would be read twice. Use a pattern for the live files only"
-            )
         return moved, piece, True
 
-    def _successor_has_begun(self) -> bool:
-        # Who writes has then opened the new file, and writes no more to the old one.
-        return self._storage.exists(self._name) and self._storage.size(self._name) > 0
+    def _moved(self) -> str:
+        """Where the file was moved to.
+
+        Raises:
+            DataError: Nowhere beside it.
+            UsageError: To where the pattern finds it.
+        """
+        if not self._source.rotated:
+            raise self._changed()
+        covered = None
+        for moved in moved_to(self._storage, self._name, self._position):
+            if not self._source.pattern.matches(moved):
+                return moved
+            covered = covered or moved
+        if covered is None:
+            raise self._changed()
+        raise UsageError(
+            f"{self._path(self._name)} was moved to {covered}, which the pattern covers too:"
+            " its rows would be read twice. Use a pattern for the live files only"
+        )
 
     def _rows(self, name: str, piece: Piece, *, final: bool) -> SourceBatch | None:
         """The whole rows of a piece, with the position behind them. None if there are none.

@@ -149,11 +149,11 @@ class Ingestor:
             self.close()
             raise
 
-    def pump(self) -> int:
+    def pump(self) -> bool:
         """Take in what there is, at most about 1 MiB or 0.1 s of it, in one transaction.
 
         Returns:
-            How many rows were taken in. 0: there is nothing now, see `exhausted`.
+            Whether there was anything. If not, there is nothing now; see `exhausted`.
 
         Raises:
             RecordError: A row cannot be used, naming file and line. Nothing behind it was taken in.
@@ -171,7 +171,7 @@ class Ingestor:
         gathered = _Gathered(self._count)
         try:
             self._gather(gathered)
-            if not gathered.positions and not self.exhausted and self._list_partitions():
+            if not gathered.records and not self.exhausted and self._list_partitions():
                 self._gather(gathered)
         except Exception as error:
             failure = error
@@ -181,14 +181,14 @@ class Ingestor:
             self._failure = failure
             raise failure
         self._failure = failure
-        return gathered.records
+        return bool(gathered.positions)
 
     def drain(self) -> int:
         """Take in everything there is now; how many rows. Errors as `pump`."""
-        total = 0
-        while taken := self.pump():
-            total += taken
-        return total
+        before = self.records
+        while self.pump():
+            pass
+        return self.records - before
 
     def close(self) -> None:
         """Let go of the source. Idempotent."""

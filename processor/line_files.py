@@ -8,6 +8,7 @@ business of file_source.py and csv_rows.py. Files are asked for through a `Stora
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
@@ -174,14 +175,54 @@ def read_piece(
         file.close()
 
 
-def moved_to(storage: Storage, name: str, position: FilePosition) -> str | None:
-    """The file beside `name` that begins with what was read of it: where it was moved to."""
+def moved_to(storage: Storage, name: str, position: FilePosition) -> Iterator[str]:
+    """The files beside `name` that begin with what was read of it: where it may have been moved.
+
+    Those whose names begin like its own come first.
+    """
     directory, _, own = name.rpartition("/")
-    for other in storage.list(directory):
+    stem = own.partition(".")[0]
+
+    def likeness(other: str) -> tuple[bool, bool, str]:
+        return not other.startswith(own), not other.startswith(stem), other
+
+    for other in sorted(storage.list(directory), key=likeness):
         path = f"{directory}/{other}" if directory else other
         if other != own and _holds(storage, path, position):
-            return path
-    return None
+            yield path
+
+
+def newer_files(storage: Storage, name: str, moved: str) -> list[str]:
+    """What followed a file that was moved away: others that were, the oldest first, and `name`.
+
+    Names with a counter, app.log.2, are the older the higher it is; of others, such as
+    app.log-2026-11-23, the greater is the newer.
+
+    Args:
+        storage: Where they are.
+        name: What the file was called when it was written.
+        moved: What it is called now.
+    """
+    directory, _, own = name.rpartition("/")
+    start = f"{directory}/" if directory else ""
+
+    def mark_of(path: str) -> str:
+        return path[len(start) :].removeprefix(own).lstrip("._-")
+
+    others = [f"{start}{each}" for each in storage.list(directory) if each.startswith(own)]
+    marks = [(mark_of(path), path) for path in others if path not in {name, moved}]
+    mark = mark_of(moved)
+    if _is_counter(mark):
+        counters = [(int(each), path) for each, path in marks if _is_counter(each)]
+        newer = [path for count, path in sorted(counters, reverse=True) if count < int(mark)]
+    else:
+        newer = [path for each, path in sorted(marks) if not _is_counter(each) and each > mark]
+    return [*newer, name]
+
+
+def _is_counter(mark: str) -> bool:
+    # Longer ones are dates.
+    return mark.isdecimal() and mark.isascii() and len(mark) <= 5
 
 
 def _holds(storage: Storage, name: str, position: FilePosition) -> bool:

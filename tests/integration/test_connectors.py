@@ -267,6 +267,23 @@ def test_refused_records_become_dead_letters(store: Store, tmp_path: Path) -> No
     } == dict(dead.headers)
 
 
+def test_a_run_ends_when_the_last_refused_record_is_a_dead_letter(store: Store) -> None:
+    seen: list[bytes | None] = []
+
+    def refuse(record: Record) -> None:
+        if record.value in {b"1", b"2"}:
+            raise ValueError("no")
+        seen.append(record.value)
+
+    pipeline = Pipeline("p")
+    rows = pipeline.source(from_iterable([1, 2, 3], name="in"), type=int)
+    rows.to(to_callable(refuse), dead_letters="dead", retry=Retry(attempts=2, pause_ms=0))
+    metrics = pipeline.run(store, until="end")
+
+    assert ({"refuse": 0}, [b"3"]) == (metrics.sink_lag, seen)
+    assert [b"1", b"2"] == [record.value for record in store.read("dead")]
+
+
 def test_several_streams_share_a_sink(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     pipeline = Pipeline("p")
     rows = pipeline.source(from_iterable([1, 2, 3], name="in"), type=int)

@@ -7,13 +7,15 @@ its content can be kept aside and put back: each outcome of a crash begins with 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import apsw
+import msgspec
 
 from millstream import Storage, Store, UserDatabase
-from millstream.processor.connectors import Outside
+from millstream.processor.connectors import Outside, Source, SourceBatch
 from millstream.testing import ManualClock, MemoryStorage
 
 _numbers = itertools.count()
@@ -103,3 +105,32 @@ def content_of(storage: Storage, path: str) -> bytes:
 def values_of(store: Store, topic: str) -> list[bytes | None]:
     """The values of a topic, in order."""
     return [record.value for record in store.read(topic)]
+
+
+def rows(source: Source, partition: str | None = None, position: Any = None) -> list[Any]:
+    """The values of a partition, decoded, up to its end or to where there is nothing now."""
+    name = partition or source.partitions()[0]
+    return [
+        json.loads(value) for batch in batches(source, name, position) for value in batch.values
+    ]
+
+
+def batches(source: Source, partition: str, position: Any = None) -> list[SourceBatch]:
+    """The batches of a partition, up to its end or to where there is nothing now."""
+    found = []
+    for batch in source.open(partition, position):
+        if batch is None:
+            break
+        found.append(batch)
+    return found
+
+
+def plain(position: Any) -> Any:
+    """A position as it comes back from the store."""
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(position))
+
+
+def last_position(source: Source, partition: str, position: Any = None) -> Any:
+    """Where a partition stands when all there is now was read."""
+    found = batches(source, partition, position)
+    return plain(found[-1].position) if found else position

@@ -6,29 +6,44 @@ type checker must notice: `warn_unused_ignores` complains when it does not.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, assert_type
 
 import msgspec
 
 import millstream
+from millstream import Record
 from millstream.processor import (
     Aggregate,
     Aggregated,
     DedupStream,
+    DeliveryKind,
     Expression,
     Joined,
     JoinResults,
     KeyedDedupStream,
     KeyedStream,
     Pipeline,
+    Retry,
+    Sink,
+    Source,
+    SourceBatch,
     SourceStream,
     SourceTable,
     Stream,
     Table,
     agg,
     col,
+    from_iterable,
+    jsonl_files,
     lit,
     parse_expression,
+    sqlite_rows,
+    to_callable,
+    to_csv,
+    to_jsonl,
+    to_sqlite,
+    to_stdout,
     tumbling,
     when,
 )
@@ -199,3 +214,45 @@ def joins_know_both_sides() -> None:
 
 def len_of(order: Order) -> int:
     return len(order.user)
+
+
+class Squares(Source):
+    name = "squares"
+
+    def partitions(self) -> Sequence[str]:
+        return ["all"]
+
+    def open(self, partition: str, position: int | None) -> Iterator[SourceBatch | None]:
+        for number in range(position or 0, 3):
+            yield SourceBatch([b"%d" % number**2], position=number + 1)
+
+
+class Collected(Sink):
+    name = "collected"
+    delivery: DeliveryKind = "at_least_once"
+
+    def open(self, outbox: str) -> Collected:
+        return self
+
+    def position(self) -> None:
+        return None
+
+    def write(self, records: Sequence[Record], first: int, following: int) -> None:
+        assert following - first >= len(records)
+
+    def close(self) -> None:
+        pass
+
+
+def sources_and_sinks_outside_the_store() -> None:
+    pipeline = Pipeline("outside")
+    orders = pipeline.source(jsonl_files("in/*.jsonl", follow=True), type=Order, time="ts")
+    assert_type(orders, SourceStream[Order])
+    assert_type(pipeline.source(from_iterable([{"n": 1}])), SourceStream[dict[str, Any]])
+    assert_type(pipeline.source(Squares(), type=int), SourceStream[int])
+    table = pipeline.table(sqlite_rows("app.db", "users"), type=Order, key="user")
+    assert_type(table, SourceTable[str, Order])
+    orders.to(to_sqlite("app.db", "orders"), dead_letters="refused", retry=Retry(attempts=3))
+    orders.to(to_jsonl("out")).to(to_csv("csv", ["user"])).to(to_stdout()).to(Collected())
+    orders.to(to_callable(lambda record: record.value))
+    orders.dead_letters.to(to_jsonl("bad"))

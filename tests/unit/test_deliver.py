@@ -151,7 +151,7 @@ def test_nothing_is_seen_of_an_epoch_before_it_commits(store: Store) -> None:
     sink = Spy()
     with Deliverer(store, "p", sink) as deliverer, store.transaction() as transaction:
         transaction.append_many(TOPIC, [b"1"])
-        assert 0 == deliverer.pump()
+        assert not deliverer.pump()
     assert [] == sink.calls
 
 
@@ -184,11 +184,14 @@ def test_a_delivery_that_fails_is_tried_again_after_pauses(
     epoch(store, [b"1"])
     with Deliverer(store, "p", sink, retry=Retry(pause_ms=100, pause_max_ms=300)) as deliverer:
         pauses = []
-        while not deliverer.pump():
+        for _ in range(3):
+            assert deliverer.pump()
             pauses.append(round(deliverer.pause_s, 3))
-            assert 0 == deliverer.pump()
+            assert not deliverer.pump()
             clock.advance(round(deliverer.pause_s * 1000))
             epoch(store, [b"later"])
+        assert deliverer.pump()
+        assert 1 == deliverer.position
 
     assert [0.1, 0.2, 0.3] == pauses
     assert [([b"1"], 0, 1)] * 4 == sink.calls

@@ -89,8 +89,8 @@ def test_keys_times_and_headers_are_kept_beside_records_without(store: Store) ->
 def test_one_transaction_takes_in_many_small_batches(store: Store) -> None:
     numbers = list(range(500))
     with Ingestor(store, "p", Parts(a=numbers)) as ingestor:
-        assert 500 == ingestor.pump()
-        assert 0 == ingestor.pump()
+        assert ingestor.pump()
+        assert not ingestor.pump()
         assert ingestor.exhausted
         assert (500, 0) == (ingestor.records, ingestor.rejected)
 
@@ -111,10 +111,10 @@ def test_a_transaction_is_bounded_in_bytes(store: Store) -> None:
 def test_partitions_follow_each_other_and_new_ones_are_found(store: Store) -> None:
     source = Parts(a=[1, 2, None, 3], b=[10, None, 11])
     with Ingestor(store, "p", source) as ingestor:
-        assert 3 == ingestor.pump()
-        assert not ingestor.exhausted
-        assert 2 == ingestor.pump()
-        assert ingestor.exhausted
+        ingestor.pump()
+        assert (3, False) == (ingestor.records, ingestor.exhausted)
+        ingestor.pump()
+        assert (5, True) == (ingestor.records, ingestor.exhausted)
     source.parts["c"] = [20]
     with Ingestor(store, "p", source) as ingestor:
         assert 1 == ingestor.drain()
@@ -168,7 +168,7 @@ def test_what_came_before_a_failure_is_taken_in(store: Store) -> None:
             raise OSError("gone")
 
     with Ingestor(store, "p", Failing(a=[1, 2])) as ingestor:
-        assert 2 == ingestor.pump()
+        assert ingestor.pump()
         with pytest.raises(ConnectorError, match="in partition 'a': OSError: gone"):
             ingestor.pump()
 
@@ -201,7 +201,7 @@ def test_a_line_that_is_no_json_is_named_and_stops(store: Store) -> None:
     source = replace(jsonl_files("in/*.jsonl", name="in"), outside=outside)
     check = msgspec.json.Decoder(dict[str, int]).decode
     with Ingestor(store, "p", source, check=check) as ingestor:
-        assert 1 == ingestor.pump()
+        assert ingestor.pump()
         with pytest.raises(RecordError, match=r"source 'in': DecodeError.*line 3") as caught:
             ingestor.pump()
 

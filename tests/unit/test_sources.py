@@ -10,48 +10,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given, strategies as st
-from outside_world import SimulatedOutside, extend, put
+from outside_world import (
+    SimulatedOutside,
+    batches,
+    extend,
+    last_position,
+    plain,
+    put,
+    rows,
+)
 
 from millstream import DataError, StorageError, UsageError
 from millstream.processor import line_files
-from millstream.processor.connectors import Source, SourceBatch, SourceRecord
+from millstream.processor.connectors import SourceRecord
 from millstream.processor.file_source import FileSource
-from millstream.processor.sources import csv_files, from_iterable, jsonl_files, sqlite_rows
+from millstream.processor.sources import csv_files, from_iterable, jsonl_files
 
 
 @pytest.fixture
 def outside() -> SimulatedOutside:
     return SimulatedOutside()
-
-
-def rows(source: Source, partition: str | None = None, position: Any = None) -> list[Any]:
-    """The values of a partition, decoded, up to its end or to where there is nothing now."""
-    name = partition or source.partitions()[0]
-    return [
-        json.loads(value) for batch in batches(source, name, position) for value in batch.values
-    ]
-
-
-def batches(source: Source, partition: str, position: Any = None) -> list[SourceBatch]:
-    found = []
-    for batch in source.open(partition, position):
-        if batch is None:
-            break
-        found.append(batch)
-    return found
-
-
-def plain(position: Any) -> Any:
-    """A position as it comes back from the store."""
-    return msgspec.msgpack.decode(msgspec.msgpack.encode(position))
-
-
-def last_position(source: Source, partition: str, position: Any = None) -> Any:
-    found = batches(source, partition, position)
-    return plain(found[-1].position) if found else position
 
 
 # --- iterables ---------------------------------------------------------------------------------
@@ -266,43 +246,108 @@ def test_a_file_that_is_gone_while_followed_is_waited_for(outside: SimulatedOuts
 
 
 def rotate(outside: SimulatedOutside, name: str = "app.log") -> None:
-    outside.storage.rename(name, f"{name}.1")
+    """As logrotate does: app.log.1 becomes app.log.2, and app.log becomes app.log.1."""
+    storage = outside.storage
+    counts = [int(each.rpartition(".")[2]) for each in storage.list("") if each != name]
+    for count in sorted(counts, reverse=True):
+        storage.rename(f"{name}.{count}", f"{name}.{count + 1}")
+    storage.rename(name, f"{name}.1")
+
+
+def follow(outside: SimulatedOutside, position: Any = None) -> Iterator[list[int] | None]:
+    """What a process that runs gets of app.log, each time it asks."""
+    source = jsonl(outside, "app.log", follow=True, rotated=True)
+    for batch in source.open("app.log", position):
+        yield None if batch is None else [int(value or b"") for value in batch.values]
 
 
 def test_a_rotated_file_is_finished_before_the_new_one_begins(outside: SimulatedOutside) -> None:
-    put(outside.storage, "app.log", b"1\n2\n")
+    storage = outside.storage
+    put(storage, "app.log", b"1\n2\n")
+    reading = follow(outside)
+    assert [1, 2] == next(reading)
+    extend(storage, "app.log", b"3\n4")
+    rotate(outside)
+    assert [3] == next(reading)
+    assert None is next(reading)
+    put(storage, "app.log", b"")
+    assert None is next(reading)
+    extend(storage, "app.log.1", b"4\n5")  # by a writer that has not opened the new one yet
+    assert [44] == next(reading)
+    extend(storage, "app.log", b"6")
+    assert [5] == next(reading)
+    assert None is next(reading)
+    extend(storage, "app.log", b"\n7\n")
+    assert [6, 7] == next(reading)
+    assert None is next(reading)
+
+
+def test_a_process_that_was_away_for_several_rotations_misses_none(
+    outside: SimulatedOutside,
+) -> None:
+    storage = outside.storage
+    put(storage, "app.log", b"10\n")
     source = jsonl(outside, "app.log", follow=True, rotated=True)
     position = last_position(source, "app.log")
-    extend(outside.storage, "app.log", b"3\n4")
-    rotate(outside)
-    assert [3] == rows(source, "app.log", position)[:1]
-    put(outside.storage, "app.log", b"")
-    extend(outside.storage, "app.log.1", b"4\n")  # by a writer that has not opened the new one yet
-    assert [3, 44] == rows(source, "app.log", position)
-    extend(outside.storage, "app.log", b"5\n")
-
-    assert [3, 44, 5] == rows(source, "app.log", position)
-    assert [] == rows(source, "app.log", last_position(source, "app.log", position))
-
-
-def test_a_rotated_file_is_followed_by_a_process_that_runs(outside: SimulatedOutside) -> None:
-    put(outside.storage, "app.log", b"1\n")
-    reading = jsonl(outside, "app.log", follow=True, rotated=True).open("app.log", None)
-    seen: list[bytes | None] = []
-
-    def read() -> None:
-        while batch := next(reading):
-            seen.extend(batch.values)
-
-    for number in range(2, 8):
-        read()
-        extend(outside.storage, "app.log", b"%d0\n" % number)
-        outside.storage.remove("app.log.1")
+    extend(storage, "app.log", b"11\n")
+    for number in (2, 3, 4):
         rotate(outside)
-        put(outside.storage, "app.log", b"%d1\n" % number)
-    read()
+        put(storage, "app.log", b"" if number == 3 else b"%d0\n%d1" % (number, number))
+    reading = follow(outside, position)
 
-    assert [b"1", *(b"%d%d" % (n, x) for n in range(2, 8) for x in (0, 1))] == seen
+    assert [[11], [20, 21], [40], None] == [next(reading) for _ in range(4)]
+    assert [11, 20, 21, 40] == rows(source, "app.log", position)
+
+
+def test_a_rotation_between_two_looks_is_noticed(
+    outside: SimulatedOutside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(outside.storage, "app.log", b"1\n")
+    reading = follow(outside)
+    assert [1] == next(reading)
+    rotate(outside)
+    put(outside.storage, "app.log", b"2\n")
+    turns = [None, rotate]
+
+    def newer(*arguments: Any) -> list[str]:
+        found = line_files.newer_files(*arguments)
+        if turns and (turn := turns.pop(0)):
+            turn(outside)
+            put(outside.storage, "app.log", b"3\n")
+        return found
+
+    monkeypatch.setattr("millstream.processor.file_source.newer_files", newer)
+
+    assert [None, [2], [3], None] == [next(reading) for _ in range(4)]
+
+
+def test_files_with_dates_follow_each_other_by_date(outside: SimulatedOutside) -> None:
+    storage = outside.storage
+    put(storage, "app.log", b"1\n")
+    source = jsonl(outside, "app.log", follow=True, rotated=True)
+    position = last_position(source, "app.log")
+    storage.rename("app.log", "app.log-20261123")
+    put(storage, "app.log-20261122", b"0\n")
+    put(storage, "app.log-20261124", b"2\n")
+    put(storage, "app.log.1", b"9\n")
+    put(storage, "app.log", b"3\n")
+
+    assert [2, 3] == rows(source, "app.log", position)
+
+
+def test_a_file_of_another_name_that_begins_alike_is_not_taken_for_it(
+    outside: SimulatedOutside,
+) -> None:
+    storage = outside.storage
+    put(storage, "app.log", b"1\n")
+    put(storage, "aaa.log", b"1\n2\n")
+    source = jsonl(outside, "app.log", follow=True, rotated=True)
+    position = last_position(source, "app.log")
+    extend(storage, "app.log", b"3\n")
+    storage.rename("app.log", "app.log.1")
+    put(storage, "app.log", b"4\n")
+
+    assert [3, 4] == rows(source, "app.log", position)
 
 
 def test_a_rotated_file_that_cannot_be_found_is_an_error(outside: SimulatedOutside) -> None:
@@ -462,106 +507,6 @@ def test_any_csv_is_read_as_the_csv_module_does_at_any_cut(
             position = plain(batch.position)
 
     assert expected == found
-
-
-# --- tables ------------------------------------------------------------------------------------
-
-
-def table(outside: SimulatedOutside, *statements: str, **options: Any) -> Source:
-    for statement in statements:
-        outside.simulated.query(statement)
-    return replace(sqlite_rows("app.db", "t", **options), outside=outside)
-
-
-def test_rows_of_a_table_come_in_order_and_only_once(outside: SimulatedOutside) -> None:
-    source = table(
-        outside,
-        "CREATE TABLE t (id INTEGER PRIMARY KEY, name TEXT, x REAL, data BLOB)",
-        "INSERT INTO t VALUES (5, 'b', 0.5, x'00ff'), (2, 'a', NULL, NULL)",
-    )
-    assert [
-        {"id": 2, "name": "a", "x": None, "data": None},
-        {"id": 5, "name": "b", "x": 0.5, "data": "AP8="},
-    ] == rows(source)
-    position = last_position(source, "t")
-    outside.simulated.query("INSERT INTO t (name) VALUES ('c'), ('d')")
-
-    assert ["c", "d"] == [row["name"] for row in rows(source, position=position)]
-
-
-def test_many_rows_come_in_batches_of_bounded_size(outside: SimulatedOutside) -> None:
-    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000)"
-    source = table(
-        outside,
-        "CREATE TABLE t (id INTEGER PRIMARY KEY, x)",
-        f"INSERT INTO t {numbers} SELECT i, CASE WHEN i % 500 THEN '' ELSE zeroblob(600000) END"
-        " FROM n",
-    )
-    found = batches(source, "t")
-
-    assert 5000 == sum(len(batch.values) for batch in found)
-    assert max(sum(map(len, filter(None, batch.values))) for batch in found) < 4 << 20
-    assert 1024 >= max(len(batch.values) for batch in found) > 100
-
-
-def test_a_followed_table_is_asked_again(outside: SimulatedOutside) -> None:
-    source = table(outside, "CREATE TABLE t (a)", "INSERT INTO t VALUES (1)", follow=True)
-    reading = source.open("t", None)
-    assert [b'{"a":1}'] == next(reading).values  # type: ignore[union-attr]
-    assert None is next(reading)
-    outside.simulated.query("INSERT INTO t VALUES (2)")
-
-    assert [b'{"a":2}'] == next(reading).values  # type: ignore[union-attr]
-
-
-def test_a_column_that_grows_may_be_a_text(outside: SimulatedOutside) -> None:
-    source = table(
-        outside,
-        "CREATE TABLE t (at TEXT NOT NULL UNIQUE, x)",
-        "INSERT INTO t VALUES ('2026-02-01', 2), ('2026-01-01', 1)",
-        by="at",
-        columns=["x"],
-    )
-
-    assert [{"x": 1}, {"x": 2}] == rows(source)
-    assert [{"x": 2}] == rows(source, position="2026-01-01")
-
-
-@pytest.mark.parametrize(
-    ("declaration", "options", "message"),
-    [
-        ("CREATE TABLE other (a)", {}, "there is no table 't'"),
-        ("CREATE TABLE t (a)", {"by": "b"}, "has no columns ['b']; it has ['a']"),
-        ("CREATE TABLE t (a)", {"columns": ["b"]}, "has no columns ['b']; it has ['a']"),
-        ("CREATE TABLE t (a NOT NULL)", {"by": "a"}, "may hold equal values"),
-        ("CREATE TABLE t (a UNIQUE)", {"by": "a"}, "may be null"),
-        ("CREATE TABLE t (a PRIMARY KEY)", {"by": "a"}, "may be null"),
-        ("CREATE TABLE t (a, b, PRIMARY KEY (a, b))", {"by": "a"}, "may hold equal values"),
-        ("CREATE TABLE t (a PRIMARY KEY) WITHOUT ROWID", {}, "no such column: rowid"),
-        ("CREATE VIEW t AS SELECT 1 AS a", {}, "no such column: rowid"),
-    ],
-)
-def test_a_table_whose_rows_could_be_missed_is_refused(
-    outside: SimulatedOutside, declaration: str, options: Any, message: str
-) -> None:
-    with pytest.raises(UsageError) as caught:
-        rows(table(outside, declaration, **options))
-    assert message in caught.value.message
-
-
-def test_a_number_json_does_not_have_is_rejected(outside: SimulatedOutside) -> None:
-    source = table(outside, "CREATE TABLE t (a)", "INSERT INTO t VALUES (1), (9e999), (3)")
-    (batch,) = batches(source, "t")
-
-    assert [b'{"a":1}', b'{"a":3}'] == batch.values
-    assert ["row with rowid 2: JSON has no infinite numbers"] == [
-        each.reason for each in batch.rejected
-    ]
-
-
-def test_a_database_that_is_missing_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no database here"):
-        rows(sqlite_rows(f"{tmp_path}/app.db", "t"))
 
 
 def test_a_position_that_is_none_is_an_error(outside: SimulatedOutside) -> None:
