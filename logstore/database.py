@@ -15,10 +15,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, NoReturn, TypeAlias, cast
 
 import apsw
@@ -31,6 +33,7 @@ from .errors import (
     RecordError,
     StorageError,
     StoreClosedError,
+    UnavailableError,
     UsageError,
 )
 
@@ -204,6 +207,73 @@ class Database:
             return 0
 
 
+CHECKED_VFS: Final = "cksmvfs"
+RESERVED_BYTES: Final = 8
+"""At the end of each page of a catalog, for its checksum."""
+
+
+@cache
+def _checked_vfs() -> str | None:
+    """SQLite's own layer that writes and verifies a checksum per page; None if it is not there.
+
+    It comes with apsw as a library to be loaded, which stays until the process ends. For databases
+    without room for checksums it changes nothing, and it is not made the default.
+    """
+    library = os.path.join(os.path.dirname(apsw.__file__), "sqlite_extra_binaries", "cksumvfs")
+    default = apsw.vfs_names()[0]
+    connection = apsw.Connection(":memory:")
+    try:
+        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_LOAD_EXTENSION, 1)
+        connection.load_extension(library)
+    except (apsw.Error, AttributeError):
+        return None  # this build of apsw comes without it, or loads no libraries
+    finally:
+        connection.close()
+    apsw.set_default_vfs(default)
+    return CHECKED_VFS
+
+
+def _open_file(filename: str, use: DatabaseUse, flags: int) -> apsw.Connection:
+    """A connection; to a catalog in a file, one that verifies its pages."""
+    checked = _checked_vfs() if use.ours and not filename.startswith("file:") else None
+    if checked is None:
+        return apsw.Connection(filename, flags=flags)
+    return apsw.Connection(filename, flags=flags, vfs=checked)
+
+
+def _check_pages(connection: apsw.Connection, filename: str) -> None:
+    """Give a new catalog room for checksums; refuse to write one that has them without them."""
+    if filename.startswith("file:"):
+        return
+    ((pages,),) = connection.execute("PRAGMA page_count").fetchall()
+    if _checked_vfs() is None:
+        if pages and connection.reserve_bytes("main") == RESERVED_BYTES:
+            raise UnavailableError(
+                "the pages of this catalog have checksums, which this build of apsw cannot write:"
+                " install apsw from a wheel, or open the store read-only",
+                path=filename,
+            )
+    elif not pages:
+        connection.reserve_bytes("main", RESERVED_BYTES)
+
+
+def page_checksums(filename: str) -> bool:
+    """Whether the pages of a database in a file have checksums.
+
+    Raises:
+        As `Database`.
+    """
+    try:
+        connection = _open(filename, CATALOG, read_only=True)
+        try:
+            connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+            return connection.reserve_bytes("main") == RESERVED_BYTES
+        finally:
+            connection.close()
+    except apsw.Error as error:
+        raise _typed_error(error, filename, 0, CATALOG) from error
+
+
 def _connect(filename: str, clock: Clock, use: DatabaseUse, *, read_only: bool) -> apsw.Connection:
     try:
         connection = _open(filename, use, read_only=read_only)
@@ -215,23 +285,26 @@ def _connect(filename: str, clock: Clock, use: DatabaseUse, *, read_only: bool) 
         # Every commit is synced, and on macOS past the disk's own cache.
         connection.execute("PRAGMA synchronous = FULL; PRAGMA fullfsync = ON")
         if use.ours and not read_only:
+            _check_pages(connection, filename)
             _use_wal(connection, clock)
     except apsw.Error as error:
         number = connection.system_errno
         connection.close()
         raise _typed_error(error, filename, number, use) from error
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
 def _open(filename: str, use: DatabaseUse, *, read_only: bool) -> apsw.Connection:
     if not read_only:
-        flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
-        return apsw.Connection(filename, flags=flags)
+        return _open_file(filename, use, _READ_WRITE)
     if filename.startswith("file:"):
         return apsw.Connection(filename, flags=_READ_ONLY)
     if not _exists(filename):
         raise UsageError(use.absent, path=filename)
-    connection = apsw.Connection(filename, flags=_READ_ONLY)
+    connection = _open_file(filename, use, _READ_ONLY)
     try:
         connection.execute("SELECT 1 FROM sqlite_schema").fetchall()
     except (apsw.ReadOnlyError, apsw.CantOpenError, apsw.IOError) as error:
@@ -277,13 +350,13 @@ class Snapshot:
 
     def copy_to(self, filename: str) -> None:
         """Write it to a new database, durably but for the name of the file."""
-        flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
         try:
-            target = apsw.Connection(filename, flags=flags)
+            target = _open_file(filename, CATALOG, _READ_WRITE)
             try:
                 target.execute("PRAGMA synchronous = FULL; PRAGMA fullfsync = ON")
                 with target.backup("main", self._connection, "main") as backup:
                     backup.step()
+                _add_checksums(target, filename)
             finally:
                 target.close()
         except apsw.Error as error:
@@ -292,6 +365,17 @@ class Snapshot:
     def close(self) -> None:
         """Let go. Idempotent."""
         self._connection.close()
+
+
+def _add_checksums(connection: apsw.Connection, filename: str) -> None:
+    """Give the pages of a copy checksums, if the database had none."""
+    if filename.startswith("file:") or _checked_vfs() is None:
+        return
+    if connection.reserve_bytes("main") != RESERVED_BYTES:
+        connection.reserve_bytes("main", RESERVED_BYTES)
+        # In a WAL the layout of pages cannot change; whoever opens the copy sets it again.
+        connection.execute("PRAGMA journal_mode = DELETE").fetchall()
+        connection.execute("VACUUM").fetchall()
 
 
 def readable_rows(filename: str) -> dict[str, tuple[list[str], list[Row]]]:
@@ -327,6 +411,7 @@ def _rows(connection: apsw.Connection, sql: str) -> list[Row]:
     return rows
 
 
+_READ_WRITE: Final = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
 _READ_ONLY: Final = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
 
 
@@ -334,7 +419,12 @@ def _snapshot(filename: str) -> apsw.Connection:
     """A copy in memory of a database in a directory that cannot be written, as of now."""
     # A copy, because SQLite would take no notice if a process with more rights began to write.
     escaped = filename.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-    source = apsw.Connection(f"file:{escaped}?immutable=1", flags=_READ_ONLY)
+    uri, checked = f"file:{escaped}?immutable=1", _checked_vfs()
+    source = (
+        apsw.Connection(uri, flags=_READ_ONLY, vfs=checked)
+        if checked
+        else apsw.Connection(uri, flags=_READ_ONLY)
+    )
     try:
         copy = apsw.Connection(":memory:")
         with copy.backup("main", source, "main") as backup:
@@ -400,7 +490,8 @@ def _typed_error(
     if isinstance(error, apsw.ConnectionClosedError):
         closed = "the store is closed" if use.ours else f"{use.title} is closed"
         return StoreClosedError(closed, path=filename)
-    if type(error) in _ERRNO:
+    rotten = getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_DATA
+    if type(error) in _ERRNO and not rotten:
         number, message = _ERRNO[type(error)]
         # The system's number may be left over from an earlier call; only these two errors set it.
         if system_errno and isinstance(error, (apsw.IOError, apsw.CantOpenError)):
@@ -409,8 +500,9 @@ def _typed_error(
                 message = "the disk is full"
         text = f"{message.format(use.title)}: {error}"
         return StorageError(text, errno=number, path=filename)
-    if use.ours or isinstance(error, _DAMAGE):
-        return DataError(f"{use.title} is damaged: {error}", path=filename)
+    if use.ours or rotten or isinstance(error, _DAMAGE):
+        what = "a page fails its checksum" if rotten else error
+        return DataError(f"{use.title} is damaged: {what}", path=filename)
     if isinstance(error, _REFUSED_DATA):
         return RecordError(f"{use.title} refuses the row: {error}", path=filename)
     return UsageError(f"{use.title} cannot do this: {error}", path=filename)

@@ -18,6 +18,7 @@ from .catalog import Catalog
 from .catalog_rebuild import BUILDING, REBUILT, catalog_problem
 from .clock import Clock, SystemClock
 from .config import TopicInfo
+from .database import page_checksums
 from .engine import OPEN_LOCK, Engine, in_use
 from .errors import DataError, FormatVersionError, LockedError, StorageError
 from .found_topics import find_topics
@@ -174,7 +175,11 @@ class _Doctor:
             return Diagnosis("catalog", "error", error.message, "see the message", CATALOG_NAME)
         if problem is not None:
             return Diagnosis("catalog", "error", problem, _REPAIR, CATALOG_NAME)
-        return Diagnosis("catalog", "ok", "SQLite's integrity check finds nothing")
+        if not page_checksums(self._storage.catalog_filename()):
+            message = "the pages of catalog.db have no checksums: an earlier version made it"
+            remedy = "none is needed; a store restored from a backup has them"
+            return Diagnosis("catalog", "info", message, remedy, CATALOG_NAME)
+        return Diagnosis("catalog", "ok", "whole, and its pages have checksums")
 
     def _wal(self) -> Iterator[Diagnosis]:
         name = f"{CATALOG_NAME}-wal"

@@ -30,6 +30,7 @@ from millstream import (
     restore,
 )
 from millstream.cli.main import main
+from millstream.database import CHECKED_VFS
 from millstream.storage import PosixStorage
 
 COPIES = int(os.environ.get("MILLSTREAM_BACKUPS", "3"))
@@ -460,5 +461,5 @@ def test_the_catalog_of_an_archive_is_no_file_beside_it(path: Path, tmp_path: Pa
     with millstream.open(path) as store:
         store.backup(tmp_path / "copy.tar.zst")
     assert {"store", "copy.tar.zst"} == {each.name for each in tmp_path.iterdir()}
-    with contextlib.closing(apsw.Connection(str(path / "catalog.db"))) as catalog:
+    with contextlib.closing(apsw.Connection(str(path / "catalog.db"), vfs=CHECKED_VFS)) as catalog:
         assert [("ok",)] == catalog.execute("PRAGMA integrity_check").fetchall()

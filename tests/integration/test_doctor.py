@@ -12,6 +12,7 @@ from simulated_stores import log_of
 import millstream
 from millstream import Diagnosis, StorageError, diagnose
 from millstream.cli.main import main
+from millstream.database import CHECKED_VFS
 from millstream.machine_checks import file_system, free_space, judge_sync, process_limits, rights
 from millstream.posix_facts import Limits, Mount, Space, mount_of
 from millstream.tail import POISONED_BY_SYNC, Slot
@@ -95,7 +96,7 @@ def test_damage_is_an_error_that_names_the_way_out(path: Path) -> None:
 
 
 def test_a_catalog_that_is_damaged_or_does_not_know_a_topic(path: Path) -> None:
-    database = apsw.Connection(str(path / "catalog.db"))
+    database = apsw.Connection(str(path / "catalog.db"), vfs=CHECKED_VFS)
     database.execute("PRAGMA foreign_keys = ON; DELETE FROM topics").fetchall()
     database.close()
     (finding,) = troubles(path, "files")

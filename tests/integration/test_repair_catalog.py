@@ -21,6 +21,7 @@ from millstream import (
     repair,
 )
 from millstream.cli.main import main
+from millstream.database import CHECKED_VFS
 
 
 def fill(path: Path) -> None:
@@ -164,7 +165,7 @@ def test_what_can_be_read_of_a_damaged_catalog_is_kept(path: Path) -> None:
     """A page of the offsets of groups is bad; topics, transactions and checkpoints are not."""
     with millstream.open(path) as store, store.transaction() as transaction:
         transaction.put_checkpoint("c", b"kept")
-    connection = apsw.Connection(str(path / "catalog.db"))
+    connection = apsw.Connection(str(path / "catalog.db"), vfs=CHECKED_VFS)
     query = "SELECT rootpage FROM sqlite_schema WHERE name = 'group_partitions'"
     ((page,),) = connection.execute(query).fetchall()
     connection.close()
@@ -219,7 +220,7 @@ def test_the_catalog_is_older_than_the_log(tmp_path: Path) -> None:
 
 
 def test_a_topic_the_catalog_does_not_know_is_entered(path: Path, tmp_path: Path) -> None:
-    database = apsw.Connection(str(path / "catalog.db"))
+    database = apsw.Connection(str(path / "catalog.db"), vfs=CHECKED_VFS)
     database.execute("PRAGMA foreign_keys = ON; DELETE FROM topics WHERE name = 't'").fetchall()
     database.close()
 
@@ -231,7 +232,7 @@ def test_a_topic_the_catalog_does_not_know_is_entered(path: Path, tmp_path: Path
 
 
 def test_the_rest_of_a_deletion_is_not_brought_back(path: Path) -> None:
-    database = apsw.Connection(str(path / "catalog.db"))
+    database = apsw.Connection(str(path / "catalog.db"), vfs=CHECKED_VFS)
     database.execute("PRAGMA foreign_keys = ON; DELETE FROM topics WHERE name = 't'").fetchall()
     database.close()
     (path / "topics/t/deleted").touch()
