@@ -255,7 +255,8 @@ def test_records_that_wait_behind_one_that_failed_fail_too(
     with store.producer(name="import", linger_ms=10_000, batch_bytes=100) as producer:
         assert -1 == producer.last_sequence("t")
         storage.faults.fail["write"] = errno.ENOSPC
-        futures = [producer.send("t", b"x" * 90, sequence=number) for number in range(5)]
+        with store._engine.append_lock:  # nothing is written before all have been sent
+            futures = [producer.send("t", b"x" * 90, sequence=number) for number in range(5)]
         errors = [future.exception() for future in futures]
         storage.faults.clear()
         with pytest.raises(StorageError):
