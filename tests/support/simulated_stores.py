@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import millstream
 from millstream import Store
+from millstream.clock import Clock
 from millstream.config import Durability
 from millstream.log import Log
 from millstream.storage_protocols import Storage
@@ -20,12 +21,16 @@ START_MS = 1_700_000_000_000
 
 def open_quietly(
     storage: Storage,
-    clock: ManualClock | None = None,
+    clock: Clock | None = None,
     *,
     durability: Durability = "sync",
     read_only: bool = False,
 ) -> Store:
-    """Open a store that starts no background thread, so that every run does the same."""
+    """Open a store that starts no background thread, so that every run does the same.
+
+    Where threads of several handles contend for locks, give it a `SystemClock`: on a `ManualClock`
+    the ten seconds a lock is waited for pass at once.
+    """
     store = millstream.open(
         storage=storage,
         clock=clock or ManualClock(START_MS),

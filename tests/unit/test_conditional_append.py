@@ -10,6 +10,7 @@ from simulated_stores import open_quietly
 
 import millstream
 from millstream import ConflictError, Store, Transaction, UsageError
+from millstream.clock import SystemClock
 from millstream.testing import MemoryStorage
 
 
@@ -219,13 +220,15 @@ def count_with_keys(store: Store) -> None:
 
 @pytest.mark.parametrize("count", [count_with_offsets, count_with_keys])
 def test_of_many_who_count_at_once_none_is_lost(
-    store: Store, storage: MemoryStorage, count: Callable[[Store], None]
+    storage: MemoryStorage, count: Callable[[Store], None]
 ) -> None:
     def work(mine: Store) -> None:
         for _ in range(10):
             count(mine)
 
-    with open_quietly(storage) as other:
+    clock = SystemClock()
+    with open_quietly(storage, clock) as store, open_quietly(storage, clock) as other:
+        store.create_topic("t")
         threads = [
             threading.Thread(target=work, args=(each,)) for each in (store, other, store, other)
         ]
@@ -233,4 +236,4 @@ def test_of_many_who_count_at_once_none_is_lost(
             thread.start()
         for thread in threads:
             thread.join()
-    assert [b"%d" % number for number in range(1, 41)] == values(store)
+        assert [b"%d" % number for number in range(1, 41)] == values(store)

@@ -13,6 +13,7 @@ from simulated_stores import abandon, kill, log_of, open_quietly
 from xxhash import xxh3_64_intdigest
 
 from millstream import Store, StoreClosedError, VerifyFinding, VerifyReport
+from millstream.clock import SystemClock
 from millstream.segment import index_path
 from millstream.testing import MemoryStorage
 
@@ -337,7 +338,9 @@ def test_a_group_ahead_of_the_log_is_a_note() -> None:
 @pytest.mark.slow
 def test_nothing_is_found_while_others_append_roll_and_remove() -> None:
     storage = MemoryStorage(crashable=False)
-    with open_quietly(storage) as store, contextlib.closing(open_quietly(storage)) as other:
+    clock = SystemClock()
+    closing = contextlib.closing(open_quietly(storage, clock))
+    with open_quietly(storage, clock) as store, closing as other:
         store.create_topic("t", segment_bytes="4KiB", retention_bytes="16KiB")
         stop = threading.Event()
         writer = threading.Thread(target=write, args=(other, stop))
