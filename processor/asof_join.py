@@ -25,7 +25,7 @@ from .join_results import LateRows, Pairs
 from .nodes import LATE
 from .operators import merged
 from .row_codec import RowCodec
-from .serde import INT64_MAX, INT64_MIN, restored_key
+from .serde import INT64_MAX, INT64_MIN
 from .state import StateEntry, StateRecords, encode_entries, encode_removed
 from .stateful import MAIN, SWEEP_RECORDS, StatefulOperator, Step
 from .versions import VERSION, Versions
@@ -46,7 +46,7 @@ class _Waiting(NamedTuple):
 class AsofJoinOperator(StatefulOperator):
     """Finds the match of each left row once that is settled. Not thread-safe.
 
-    Its state is filed under ["waiting", due, number]: key, time and left row; and under
+    Its state is filed under ["waiting", due, key, number]: time and left row; and under
     ["version", key, time, number]: a right row.
 
     Args:
@@ -174,10 +174,12 @@ class AsofJoinOperator(StatefulOperator):
         yield from self._versions.sweep()
 
     def _entries(self, rows: dict[int, list[_Waiting]]) -> StateRecords:
-        paths = [(_WAITING, due, each.number) for due, many in rows.items() for each in many]
+        paths = [
+            (_WAITING, due, each.key, each.number) for due, many in rows.items() for each in many
+        ]
         packed = self._codec.pack([each.value for many in rows.values() for each in many])
         values = [
-            (each.key, each.time, value)
+            (each.time, value)
             for each, value in zip(chain.from_iterable(rows.values()), packed, strict=True)
         ]
         return encode_entries(self.name, paths, values, proven=True)
@@ -189,27 +191,27 @@ class AsofJoinOperator(StatefulOperator):
             DataError: Not the state of an as-of join.
         """
         versions: list[StateEntry] = []
-        found: dict[int, dict[int, list[Any]]] = {}
+        found: dict[int, dict[int, _Waiting]] = {}
         for entry in entries:
             match entry:
                 case (str(kind), *_), _ if kind == VERSION:
                     versions.append(entry)
                 case (str(kind), int(due)), None if kind == _WAITING:
                     found.pop(due, None)
-                case (str(kind), int(due), int(number)), [_, int(time), _] if (
+                case (str(kind), int(due), key, int(number)), [int(time), packed] if (
                     kind == _WAITING
                     and due == time + self._wait_ms
                     and INT64_MIN <= time <= INT64_MAX
                 ):
-                    found.setdefault(due, {})[number] = entry.value or []
+                    row = _Waiting(number, time, key, packed)
+                    found.setdefault(due, {})[number] = row
                 case _:
                     raise DataError(f"not the state of {self.name!r}: {entry!r}")
         for due, rows in sorted(found.items()):
             heapq.heappush(self._due, due)
             self._persisted.add(due)
             self._waiting[due] = [
-                _Waiting(number, time, restored_key(key), self._codec.unpack(value))
-                for number, (key, time, value) in sorted(rows.items())
+                row._replace(value=self._codec.unpack(row.value)) for _, row in sorted(rows.items())
             ]
             self._numbers = max(self._numbers, *rows)
         self._versions.restore(versions)

@@ -4,7 +4,7 @@ Per key they lie in the order of time, so that matches are a slice. They leave i
 time: one record of state ends a whole bucket, and a row may be kept somewhat longer than needed;
 what is let go already is excluded where rows are joined, so that nobody can tell.
 
-State is filed under [side, end of bucket, number]: key, time, whether it has had a match, row.
+State is filed under [side, end of bucket, key, number]: time, whether it has had a match, row.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from millstream import DataError
 
 from .join_nodes import IntervalJoinNode
 from .row_codec import RowCodec
-from .serde import INT64_MAX, INT64_MIN, restored_key
+from .serde import INT64_MAX, INT64_MIN
 from .state import StateEntry, StateRecords, encode_entries, encode_removed
 from .stateful import SWEEP_RECORDS
 
@@ -176,28 +176,24 @@ class Side:
                     yield self._entries(end, rows[start : start + SWEEP_RECORDS])
 
     def _entries(self, end: int, rows: Sequence[Held]) -> StateRecords:
-        paths = [(self.name, end, held.number) for held in rows]
+        paths = [(self.name, end, held.key, held.number) for held in rows]
         packed = self._codec.pack([held.value for held in rows])
-        values = [
-            (held.key, held.time, held.matched, row) for held, row in zip(rows, packed, strict=True)
-        ]
+        values = [(held.time, held.matched, row) for held, row in zip(rows, packed, strict=True)]
         return encode_entries(self._operator, paths, values, proven=True)
 
-    def take(self, end: int, number: int, content: Sequence[Any]) -> None:
+    def take(self, end: int, key: object, number: int, content: Sequence[Any]) -> None:
         """Take over a row as state kept it.
 
         Raises:
             DataError: It is none of this side.
         """
         match content:
-            case [key, int(time), bool(matched), packed] if (
+            case [int(time), bool(matched), packed] if (
                 INT64_MIN <= time <= INT64_MAX and end == self._end(time)
             ):
-                row = self._codec.unpack(packed)
-                held = Held(number, restored_key(key), time, row, matched)
+                self.hold(Held(number, key, time, self._codec.unpack(packed), matched))
             case _:
                 raise DataError(f"not a row of {self._operator!r}: {content!r}")
-        self.hold(held)
         self._buckets[end].written += 1
 
 
@@ -211,21 +207,23 @@ def restore_sides(sides: Sequence[Side], entries: Iterable[StateEntry]) -> None:
     Raises:
         DataError: A record belongs to none of them.
     """
-    found: dict[str, dict[int, dict[int, list[Any]]]] = {side.name: {} for side in sides}
+    found: dict[str, dict[int, dict[int, tuple[object, list[Any]]]]] = {
+        side.name: {} for side in sides
+    }
     for entry in entries:
         match entry:
             case (str(name), int(end)), None if name in found:
                 found[name].pop(end, None)
-            case (str(name), int(end), int(number)), [*content] if name in found:
-                found[name].setdefault(end, {})[number] = content
+            case (str(name), int(end), key, int(number)), [*content] if name in found:
+                found[name].setdefault(end, {})[number] = key, content
             case _:
                 raise DataError(f"not the state of an interval join: {entry!r}")
     for side in sides:
         # In the order they came: it decides between rows of one time.
         rows = [
-            (number, end, content)
+            (number, end, key, content)
             for end, numbers in found[side.name].items()
-            for number, content in numbers.items()
+            for number, (key, content) in numbers.items()
         ]
-        for number, end, kept in sorted(rows, key=lambda row: row[0]):
-            side.take(end, number, kept)
+        for number, end, key, kept in sorted(rows, key=lambda row: row[0]):
+            side.take(end, key, number, kept)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import Any, Generic, Protocol, TypeVar
 
 from millstream import DataError
@@ -144,15 +145,22 @@ class KeyedState(Generic[V]):
         del keys
         return self._values
 
-    def edit(self, keys: Iterable[object]) -> dict[object, V]:
+    def edit(self, keys: Iterable[object], default: V | None = None) -> dict[object, V]:
         """The same as a dict in which those values may now be set, changed in place or removed.
 
         For `keys` and no others; not with a time to live.
+
+        Args:
+            keys: Of the values; may repeat.
+            default: What keys without a value get, unless it is None.
         """
         assert self.ttl_ms is None
         each = dict.fromkeys(keys)
-        # The values first: nearly all keys have one, and what is left is little.
-        self._fresh.update(each.keys() - self._values.keys() - self._changed.keys())
+        if not each.keys() <= self._values.keys():
+            new = each.keys() - self._values.keys()
+            self._fresh.update(new - self._changed.keys())
+            if default is not None:
+                self._values.update(dict.fromkeys((key for key in each if key in new), default))
         self._changed.update(each)
         return self._values
 
@@ -202,6 +210,8 @@ class KeyedState(Generic[V]):
         """
         changed, fresh, values = self._changed, self._fresh, self._values
         self._changed, self._fresh = {}, set()
+        if changed.keys() <= values.keys():
+            return self._entries(list(changed))
         removed = [key for key in changed if key not in values and key not in fresh]
         records = encode_removed((*self.prefix, key) for key in removed)
         records.extend(self._entries([key for key in changed if key in values]))
@@ -219,7 +229,7 @@ class KeyedState(Generic[V]):
             yield self._entries([key for key in piece if key in self._values])
 
     def _entries(self, keys: Sequence[object]) -> StateRecords:
-        paths = [(*self.prefix, key) for key in keys]
+        paths = list(zip(*map(repeat, self.prefix), keys, strict=False))
         packed = self._codec.pack(list(map(self._values.__getitem__, keys)))
         values: list[tuple[object, ...]]
         if self.ttl_ms is None:

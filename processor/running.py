@@ -82,9 +82,7 @@ class RunningOperator(StatefulOperator):
         return {MAIN: Chunk(chunk.rows, chunk.times, values, keys)}
 
     def _count(self, keys: Sequence[object]) -> list[object]:
-        counts = self._state.edit(keys)
-        for key in set(keys).difference(counts):
-            counts[key] = 0
+        counts = self._state.edit(keys, 0)
         values: list[object] = []
         append = values.append
         for key in keys:

@@ -77,7 +77,7 @@ def encode_entries(
         restored = list(map(tuple, map(decode_state, encoded)))
         if restored != values:
             _refuse_changed(name, paths, values, restored)
-    return StateRecords(list(map(encode_state, paths)), [STATE_VERSION + each for each in encoded])
+    return StateRecords(list(map(encode_state, paths)), list(map(STATE_VERSION.__add__, encoded)))
 
 
 def _refuse_changed(

@@ -91,6 +91,11 @@ def write_state_records(
 
 def cuts(values: Sequence[bytes | None]) -> Iterator[tuple[int, int]]:
     """Ranges of at most BATCH_BYTES_MAX and BATCH_RECORDS_MAX; one record may be larger."""
+    if len(values) <= BATCH_RECORDS_MAX and sum(map(len, filter(None, values))) <= BATCH_BYTES_MAX:
+        # Mostly so, and found without a list of sizes.
+        if values:
+            yield 0, len(values)
+        return
     sizes = list(accumulate(map(len, [value or b"" for value in values])))
     start = 0
     while start < len(values):

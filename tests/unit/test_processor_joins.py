@@ -327,6 +327,8 @@ def test_a_join_runs_over_a_store_and_goes_on_after_a_stop() -> None:
         store.append("l", msgspec.json.encode(Order("a", 5)))
         store.append("l", msgspec.json.encode(Order("b", 5)))
         pipeline.run(store, until="end")
+        (waiting,) = pipeline.query(store, "l.join", key="b")
+        assert [5, False, {"k": "b", "t": 5}] == waiting.value, "seen from outside, by its key"
         store.append("r", msgspec.json.encode(Payment("a", 9)))
         pipeline.run(store, until="end", on_end="flush")
         values = [msgspec.json.decode(record.value or b"") for record in store.read("out")]
@@ -339,13 +341,13 @@ def test_a_join_runs_over_a_store_and_goes_on_after_a_stop() -> None:
 @pytest.mark.parametrize(
     "entry",
     [
-        StateEntry(("left", 10), ["a", 5, False, {}]),
-        StateEntry(("middle", 10, 1), ["a", 5, False, {}]),
-        StateEntry(("left", 10, 1), ["a", "5", False, {}]),
-        StateEntry(("left", 10, 1), ["a", 5, 0, {}]),
-        StateEntry(("left", 10, 1), ["a", 500, False, {}]),
-        StateEntry(("left", 10, 1), ["a", 5, False]),
-        StateEntry(("left", 10, 1), None),
+        StateEntry(("left", 10), [5, False, {}]),
+        StateEntry(("middle", 10, "a", 1), [5, False, {}]),
+        StateEntry(("left", 10, "a", 1), ["5", False, {}]),
+        StateEntry(("left", 10, "a", 1), [5, 0, {}]),
+        StateEntry(("left", 10, "a", 1), [500, False, {}]),
+        StateEntry(("left", 10, "a", 1), [5, False]),
+        StateEntry(("left", 10, "a", 1), None),
     ],
 )
 def test_foreign_state_of_an_interval_join_is_a_data_error(entry: StateEntry) -> None:

@@ -241,9 +241,9 @@ def test_e55_the_updates_of_a_key_keep_their_order_over_restarts() -> None:
 @pytest.mark.parametrize(
     "entry",
     [
-        StateEntry(("waiting", 6, 1), ["a", 6, {}]),
-        StateEntry(("waiting", 6), ["a", 5, {}]),
-        StateEntry(("waiting", 6, 1), ["a", "5", {}]),
+        StateEntry(("waiting", 6, "a", 1), [6, {}]),
+        StateEntry(("waiting", 6), [5, {}]),
+        StateEntry(("waiting", 6, "a", 1), ["5", {}]),
         StateEntry(("version", "a", 5), [{}]),
         StateEntry(("version", "a", 5, 1), [{}, 1]),
         StateEntry(("version", "a", 2**63, 1), [{}]),
