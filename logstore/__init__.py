@@ -56,6 +56,7 @@ from .job import Job
 from .job_queue import Queue
 from .machine_checks import Diagnosis
 from .named_producer import NamedProducer
+from .owners import Ownership
 from .positions import (
     Position,
     datetime_to_ms,
@@ -84,7 +85,7 @@ from .store import Store, open_store
 from .store_repair import LostRange, RepairAction, RepairPlan, plan_repair, repair
 from .store_restore import restore
 from .topics import OffsetRange
-from .transaction import Ownership, Transaction
+from .transaction import Transaction
 from .user_database import DatabaseColumn, UserDatabase
 from .verify import VerifyFinding, VerifyReport
 

@@ -376,7 +376,7 @@ class Catalog:
             )
             if not rows or rows[0][0] != epoch:
                 name = as_text(rows[0][2]) if rows else owner_id
-                raise FencedError(f"another process took over {name!r}: cannot {what} transaction")
+                raise FencedError(f"another process took over {name!r} or aborted it: no {what}")
             if rows[0][1] != number - 1:
                 raise FencedError(
                     f"transaction {number} of {as_text(rows[0][2])!r} is not the next to decide;"

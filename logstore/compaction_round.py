@@ -303,7 +303,12 @@ class Round:
         if not transaction:
             return "committed"
         state = self.transactions.state(transaction)
-        if state == "open" and not self.dry_run and self.transactions.abort_if_dead(transaction):
+        began_ms = header.append_timestamp_ms
+        if (
+            state == "open"
+            and not self.dry_run
+            and self.transactions.abort_if_lost(transaction, began_ms)
+        ):
             state = self.transactions.state(transaction)
         return state
 

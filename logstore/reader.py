@@ -56,6 +56,8 @@ class PartitionCursor:
         self.blocked_by = 0
         """Open transaction at the next batch, 0 if none."""
         self.blocked_sequence = 0
+        self.blocked_ms = 0
+        """When that batch was written."""
         self._engine = engine
         self._isolation = isolation
         self._file: File | None = None
@@ -94,6 +96,7 @@ class PartitionCursor:
                 if state == "open":
                     self.blocked_by = header.transaction_id
                     self.blocked_sequence = header.sequence
+                    self.blocked_ms = header.append_timestamp_ms
                     return
                 if state == "aborted":
                     self._skip(header)
@@ -466,10 +469,14 @@ class LogReader:
         return since is not None and self._engine.clock.monotonic() - since >= HELD_BACK_SECONDS
 
     def _fill(self, cursor: PartitionCursor, visible: int, max_bytes: int) -> None:
-        """Fill an empty queue, past the open transactions of owners that are dead."""
+        """Fill an empty queue, past the open transactions of owners that are dead or stuck."""
         cursor.fill(visible, max_bytes)
         states = self._engine.transactions
-        while cursor.blocked_by and not cursor.queue and states.abort_if_dead(cursor.blocked_by):
+        while (
+            cursor.blocked_by
+            and not cursor.queue
+            and states.abort_if_lost(cursor.blocked_by, cursor.blocked_ms)
+        ):
             cursor.fill(visible, max_bytes)
 
     def wait(self, timeout: float | None) -> bool:

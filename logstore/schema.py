@@ -144,6 +144,13 @@ CREATE TABLE producer_states (
 ) STRICT, WITHOUT ROWID;
 """
 
+OWNER_TERMS: Final = """
+CREATE TABLE owner_terms (
+    owner_id INTEGER PRIMARY KEY REFERENCES owners ON DELETE CASCADE,
+    timeout_ms INTEGER                  -- null: its transactions may be open for ever
+) STRICT;
+"""
+
 COMPACTIONS: Final = """
 CREATE TABLE compactions (
     topic_id INTEGER NOT NULL REFERENCES topics ON DELETE CASCADE,
@@ -154,7 +161,7 @@ CREATE TABLE compactions (
 ) STRICT, WITHOUT ROWID;
 """
 
-_ADDED: Final[Mapping[int, Sequence[str]]] = {2: (QUEUES, COMPACTIONS, PRODUCERS)}
+_ADDED: Final[Mapping[int, Sequence[str]]] = {2: (QUEUES, COMPACTIONS, PRODUCERS, OWNER_TERMS)}
 """The tables each later version added, made for new and for upgraded stores alike.
 
 Only CREATE TABLE and CREATE INDEX, because a reader of an older store imagines them.

@@ -14,12 +14,20 @@ from .append import Appender
 from .conditional_append import Match, condition_on
 from .config import Durability, check_durability
 from .engine import Engine
+from .errors import UsageError
+from .job import Duration
 from .latest import LatestValues
 from .named_producer import NamedProducer
 from .numbered_append import OpenProducer, forget
+from .owners import TIMEOUT, AnonymousOwners, Ownership, Terms, own
+from .positions import parse_duration_ms
 from .producer import Producer
 from .record import AppendMetadata, Headers, RecordMetadata
-from .transaction import AnonymousOwners, Ownership, Transaction, own
+from .transaction import Transaction
+
+
+def _terms(timeout: Duration | None) -> Terms:
+    return Terms(None if timeout is None else parse_duration_ms(timeout))
 
 
 class StoreWriting:
@@ -225,16 +233,20 @@ class StoreWriting:
         return forget(self._engine, name)
 
     @contextmanager
-    def transaction(self, *, owner: Ownership | None = None) -> Iterator[Transaction]:
+    def transaction(
+        self, *, owner: Ownership | None = None, timeout: Duration | None = None
+    ) -> Iterator[Transaction]:
         """Write several partitions, offsets and checkpoints all or nothing.
 
         Commits when the block ends, aborts when it raises.
 
         Args:
             owner: From `own`, when a later run shall fence this one.
+            timeout: For how long it may keep readers waiting, "10m" if not given: whoever has to
+                wait longer aborts it, though its process lives. With an owner see `own`.
 
         Raises:
-            FencedError: At the commit: somebody newer owns the name.
+            FencedError: At the commit: somebody newer owns the name, or it was open for too long.
 
         >>> import millstream
         >>> with millstream.open() as store:
@@ -244,7 +256,9 @@ class StoreWriting:
         ...     [record.value for record in store.read("t")]
         [b'a']
         """
-        ownership = owner or self._owners.take()
+        if owner is not None and timeout is not None:
+            raise UsageError("the timeout of an owner's transactions is given to own()")
+        ownership = owner or self._owners.take(_terms(TIMEOUT if timeout is None else timeout))
         transaction = Transaction(self._engine, ownership, self._latest)
         try:
             with transaction:
@@ -253,13 +267,18 @@ class StoreWriting:
             if owner is None:
                 self._owners.give_back(ownership, transaction.state)
 
-    def own(self, name: str) -> Ownership:
+    def own(self, name: str, *, timeout: Duration | None = None) -> Ownership:
         """Acquire the exclusive right to `name`; see `Ownership`.
+
+        Args:
+            name: Up to 100 characters.
+            timeout: For how long its transactions may keep readers waiting; None: as long as the
+                process lives.
 
         Raises:
             LockedError: A live process has it; the message names its pid.
         """
-        return own(self._engine, name)
+        return own(self._engine, name, _terms(timeout))
 
     def checkpoint(self, name: str) -> bytes | None:
         """What the last committed transaction stored under `name`, or None."""

@@ -3,180 +3,34 @@
 Batches are written at once, marked with the transaction's id, and readers stop before them. To
 commit, every touched partition is synced, and one SQLite commit decides the transaction together
 with the offsets and checkpoints. Nothing outside that commit ever happened: a process that dies
-before it leaves an open transaction, which whoever notices aborts (`transaction_states.py`).
+before it leaves an open transaction, which whoever notices aborts (`transaction_states.py`). Who
+may commit is `owners.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Literal, Self
 
 from .append import Appender
 from .batch import EncodedBatch
-from .catalog import GroupOffset, OwnerRow
-from .clock import Clock
+from .catalog import GroupOffset
 from .conditional_append import Condition, Match, condition_on
 from .engine import Engine
-from .errors import ConflictError, LockedError, MillstreamError, OffsetOutOfRangeError, UsageError
+from .errors import ConflictError, MillstreamError, OffsetOutOfRangeError, UsageError
 from .job import Job
 from .latest import LatestValues
 from .log import Log
 from .membership import remove_dead_members
+from .owners import Ownership
 from .queue_catalog import refuse_queue
 from .record import AppendMetadata, Headers, RecordMetadata, TopicPartition
-from .storage import Lock
 from .transaction_states import transaction_id
 
 ABORTING: Final = (Exception, KeyboardInterrupt, SystemExit, GeneratorExit)
 """All there is, except what stands for the death of a process or machine in a test."""
-
-PROBE_SECONDS: Final = 0.1
-"""Who asks for the lock of another to see whether it lives holds it for some 20 us."""
-
-
-SETTLE_SECONDS: Final = 1.0
-"""Between two attempts to abort what could not be aborted."""
-
-
-class Ownership:
-    """The exclusive right to a name, for example to run a pipeline. Dies with the process.
-
-    Made by `Store.own`. Its `epoch` rises with every acquisition; transactions of an earlier
-    epoch are fenced.
-    """
-
-    def __init__(self, name: str, row: OwnerRow, lock: Lock | None) -> None:
-        self.name = name
-        self.epoch = row.epoch
-        self.owner_id = row.id
-        self.decided = row.decided
-        """Number of the last decided transaction; the next one has the number after it."""
-        self._lock = lock
-
-    def close(self) -> None:
-        """Give the name up. Idempotent."""
-        if self._lock is not None:
-            self._lock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def own(engine: Engine, name: str) -> Ownership:
-    """Acquire `name` exclusively.
-
-    Raises:
-        LockedError: A live process has it; the message names its pid.
-    """
-    engine.ensure_writable()
-    if not name or len(name) > 200 or any(ord(letter) < 32 for letter in name):
-        raise UsageError(f"{name!r} is not a name to own: use 1 to 200 printable characters")
-    engine.storage.make_directory("locks")
-    path = f"locks/owner-{name.encode().hex()}.lock"
-    if len(path) > 240:
-        raise UsageError(f"the name {name!r} is too long to own: use at most 100 characters")
-    lock = engine.storage.lock(path)
-    try:
-        taken = not _acquire(lock, engine.clock)
-        former = engine.catalog.owner_named(name) if taken else None
-        row = None if taken else engine.catalog.acquire_owner(name, path, pid=engine.pid)
-    except BaseException:
-        lock.close()
-        raise
-    if row is None:
-        lock.close()
-        raise LockedError(
-            f"{name!r} is run by process {former.pid if former else 0}: end it first, or use"
-            " another name",
-            path=path,
-        )
-    # Readers that wait for a transaction the former owner left open can go on.
-    engine.tail.bump("transactions_version")
-    return Ownership(name, row, lock)
-
-
-def _acquire(lock: Lock, clock: Clock) -> bool:
-    """Take the lock of a name, though somebody may be asking right now whether its owner lives."""
-    deadline = clock.monotonic() + PROBE_SECONDS
-    while not lock.try_acquire():
-        if clock.monotonic() >= deadline:
-            return False
-        clock.sleep(0.001)
-    return True
-
-
-class AnonymousOwners:
-    """Owners of a store's transactions that have no name: one for each that is open at a time.
-
-    Thread-safe. An owner whose last transaction is in an unknown state is acquired again, which
-    aborts what is open; in the background, again and again, for readers wait for that.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._guard = threading.Lock()
-        self._free: list[Ownership] = []
-        self._doubtful: list[str] = []
-        self._made = 0
-
-    def take(self) -> Ownership:
-        """An owner nobody else uses."""
-        self._engine.ensure_writable()
-        with self._guard:
-            if self._free:
-                return self._free.pop()
-            if self._doubtful:
-                name = self._doubtful.pop()
-            else:
-                self._made += 1
-                name = f"transaction {self._made} of {self._engine.liveness.path}"
-        return self._acquire(name)
-
-    def give_back(self, owner: Ownership, state: str) -> None:
-        """Done with; `state` is that of its last transaction."""
-        known = state in {"committed", "aborted"}
-        with self._guard:
-            if known:
-                self._free.append(owner)
-            else:
-                self._doubtful.append(owner.name)
-        if not known:
-            self._settle_later()
-
-    def settle(self) -> None:
-        """Acquire again the owners in doubt; try again later what fails, on a full disk say."""
-        while True:
-            with self._guard:
-                if not self._doubtful:
-                    return
-                name = self._doubtful.pop()
-            try:
-                owner = self._acquire(name)
-            except MillstreamError:
-                self._settle_later()
-                return
-            with self._guard:
-                self._free.append(owner)
-
-    def _acquire(self, name: str) -> Ownership:
-        engine = self._engine
-        try:
-            row = engine.catalog.acquire_owner(name, engine.liveness.path, pid=engine.pid)
-        except BaseException:
-            with self._guard:
-                self._doubtful.append(name)
-            raise
-        engine.tail.bump("transactions_version")
-        return Ownership(name, row, None)
-
-    def _settle_later(self) -> None:
-        self._engine.background.submit((self, "settle"), self.settle, delay_seconds=SETTLE_SECONDS)
 
 
 class Transaction:

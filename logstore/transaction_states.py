@@ -8,12 +8,14 @@ an epoch costs one SQLite commit. Decided states never change, so they are cache
 
 from __future__ import annotations
 
+import logging
 from typing import Final, Literal, TypeAlias
 
 from .catalog import Catalog, OwnerState
 from .clock import Clock
 from .errors import DataError
 from .liveness import Liveness
+from .owner_catalog import OwnerCatalog
 from .tail import Tail
 
 TransactionState: TypeAlias = Literal["committed", "aborted", "open"]
@@ -21,6 +23,12 @@ TransactionState: TypeAlias = Literal["committed", "aborted", "open"]
 NUMBER_BITS: Final = 32
 LIVENESS_INTERVAL_SECONDS: Final = 0.2
 """How often a reader that waits for an open transaction asks whether its owner still lives."""
+
+CONFIRM_SECONDS: Final = 1.0
+"""For how long a transaction is seen to be overdue before it is aborted."""
+_OVERDUE_MAX: Final = 1000
+
+_logger = logging.getLogger("millstream")
 
 
 def transaction_id(owner_id: int, number: int) -> int:
@@ -43,6 +51,9 @@ class TransactionStates:
         self._clock = clock
         self._owners: dict[int, tuple[int, OwnerState]] = {}
         self._checked: dict[int, float] = {}
+        self._terms = OwnerCatalog(catalog)
+        self._overdue: dict[int, float] = {}
+        """Since when transactions were seen to be open for too long."""
 
     def state(self, transaction: int) -> TransactionState:
         """State of a transaction id found in a batch (not 0).
@@ -69,11 +80,15 @@ class TransactionStates:
                 return "open"
         return "aborted" if number in cached[1].aborted else "committed"
 
-    def abort_if_dead(self, transaction: int) -> bool:
-        """Abort an open transaction whose owner died; asks at most every 200 ms.
+    def abort_if_lost(self, transaction: int, began_ms: int) -> bool:
+        """Abort an open transaction whose owner died or is stuck; asks at most every 200 ms.
 
         True if the transaction is decided now, by this call or by an owner that died, or will,
         between deciding and saying so. A read-only store only looks.
+
+        Args:
+            transaction: Its id.
+            began_ms: When a batch of it was written, UTC milliseconds.
         """
         owner_id, number = transaction >> NUMBER_BITS, transaction & 0xFFFF_FFFF
         now = self._clock.monotonic()
@@ -83,10 +98,34 @@ class TransactionStates:
         owner = self._catalog.owner(owner_id)
         if owner is not None and owner.decided >= number:
             self._owners.pop(owner_id, None)
+            self._overdue.pop(transaction, None)
             return True
-        if owner is None or self._read_only or self._liveness.is_alive(owner.lock_path):
+        if owner is None or self._read_only:
+            return False
+        alive = self._liveness.is_alive(owner.lock_path)
+        if alive and not self._is_stuck(owner, transaction, began_ms):
             return False
         self._catalog.abort_dead_owner(owner_id, number)
-        self._liveness.bury(owner.lock_path)
+        if not alive:
+            self._liveness.bury(owner.lock_path)
         self._tail.bump("transactions_version")
+        return True
+
+    def _is_stuck(self, owner: OwnerState, transaction: int, began_ms: int) -> bool:
+        """Whether a live owner has kept a transaction open for longer than it may."""
+        timeout_ms = self._terms.timeout_ms(owner.id)
+        open_ms = self._clock.now_ms() - began_ms
+        if timeout_ms is None or open_ms <= timeout_ms:
+            return False
+        # The wall clock may have been set, or the machine have slept: then the owner gets a moment.
+        now = self._clock.monotonic()
+        if len(self._overdue) > _OVERDUE_MAX:
+            self._overdue.clear()
+        if now - self._overdue.setdefault(transaction, now) < CONFIRM_SECONDS:
+            return False
+        del self._overdue[transaction]
+        _logger.warning(
+            "aborted a transaction of process %d: it was open for %d s, its timeout is %g s",
+            *(owner.pid, open_ms // 1000, timeout_ms / 1000),
+        )
         return True

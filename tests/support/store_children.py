@@ -194,6 +194,20 @@ def leave_a_transaction_open(path: str) -> None:
         listen()
 
 
+def commit_when_told(path: str, timeout: str) -> None:
+    """Write in a transaction; when told, commit, and report whether that was fenced."""
+    with millstream.open(path) as store:
+        try:
+            with store.transaction(timeout=timeout) as transaction:
+                transaction.append("t", b"never")
+                tell(b"r")
+                listen()
+        except millstream.FencedError:
+            tell(b"f")
+        else:
+            tell(b"c")
+
+
 def follow(path: str) -> None:
     """Follow a topic and report each record, as a line."""
     with millstream.open(path) as store:

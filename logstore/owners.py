@@ -1,0 +1,192 @@
+"""Who may commit transactions: names that one process has at a time, and owners without a name.
+
+An owner numbers its transactions and decides them in order; its epoch rises whenever it is
+acquired, which aborts what it had open and fences whoever was it before. What an owner is in the
+catalog is docs/decisions/0004.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Final, NamedTuple, Self
+
+from .catalog import OwnerRow
+from .clock import Clock
+from .engine import Engine
+from .errors import LockedError, MillstreamError, UsageError
+from .owner_catalog import OwnerCatalog
+from .storage import Lock
+
+TIMEOUT: Final = "10m"
+"""How long a transaction may keep readers waiting, if its owner lives and has no name."""
+
+PROBE_SECONDS: Final = 0.1
+"""Who asks for the lock of another to see whether it lives holds it for some 20 us."""
+
+
+SETTLE_SECONDS: Final = 1.0
+"""Between two attempts to abort what could not be aborted."""
+
+
+class Terms(NamedTuple):
+    """What others have to know about the transactions of an owner."""
+
+    timeout_ms: int | None = None
+    """Whoever has to wait for one that is older may abort it. None: only if its owner is dead."""
+
+
+NO_TERMS: Final = Terms()
+
+
+class Ownership:
+    """The exclusive right to a name, for example to run a pipeline. Dies with the process.
+
+    Made by `Store.own`. Its `epoch` rises with every acquisition; transactions of an earlier
+    epoch are fenced.
+    """
+
+    def __init__(self, name: str, row: OwnerRow, lock: Lock | None, terms: Terms) -> None:
+        self.name = name
+        self.terms = terms
+        self.epoch = row.epoch
+        self.owner_id = row.id
+        self.decided = row.decided
+        """Number of the last decided transaction; the next one has the number after it."""
+        self._lock = lock
+
+    def close(self) -> None:
+        """Give the name up. Idempotent."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def own(engine: Engine, name: str, terms: Terms) -> Ownership:
+    """Acquire `name` exclusively.
+
+    Raises:
+        LockedError: A live process has it; the message names its pid.
+    """
+    engine.ensure_writable()
+    if not name or len(name) > 200 or any(ord(letter) < 32 for letter in name):
+        raise UsageError(f"{name!r} is not a name to own: use 1 to 200 printable characters")
+    engine.storage.make_directory("locks")
+    path = f"locks/owner-{name.encode().hex()}.lock"
+    if len(path) > 240:
+        raise UsageError(f"the name {name!r} is too long to own: use at most 100 characters")
+    lock = engine.storage.lock(path)
+    try:
+        taken = not _acquire(lock, engine.clock)
+        former = engine.catalog.owner_named(name) if taken else None
+        row = None if taken else engine.catalog.acquire_owner(name, path, pid=engine.pid)
+        if row is not None:
+            OwnerCatalog(engine.catalog).set_terms(row.id, *terms)
+    except BaseException:
+        lock.close()
+        raise
+    if row is None:
+        lock.close()
+        raise LockedError(
+            f"{name!r} is run by process {former.pid if former else 0}: end it first, or use"
+            " another name",
+            path=path,
+        )
+    # Readers that wait for a transaction the former owner left open can go on.
+    engine.tail.bump("transactions_version")
+    return Ownership(name, row, lock, terms)
+
+
+def _acquire(lock: Lock, clock: Clock) -> bool:
+    """Take the lock of a name, though somebody may be asking right now whether its owner lives."""
+    deadline = clock.monotonic() + PROBE_SECONDS
+    while not lock.try_acquire():
+        if clock.monotonic() >= deadline:
+            return False
+        clock.sleep(0.001)
+    return True
+
+
+class AnonymousOwners:
+    """Owners of a store's transactions that have no name: one for each that is open at a time.
+
+    Thread-safe. An owner whose last transaction is in an unknown state is acquired again, which
+    aborts what is open; in the background, again and again, for readers wait for that.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._guard = threading.Lock()
+        self._catalog = OwnerCatalog(engine.catalog)
+        self._free: list[Ownership] = []
+        self._doubtful: list[str] = []
+        self._made = 0
+
+    def take(self, terms: Terms = NO_TERMS) -> Ownership:
+        """An owner nobody else uses."""
+        self._engine.ensure_writable()
+        with self._guard:
+            for number, owner in enumerate(self._free):
+                if owner.terms == terms:
+                    return self._free.pop(number)
+            owner_or_name = self._free.pop() if self._free else self._name()
+        if isinstance(owner_or_name, str):
+            return self._acquire(owner_or_name, terms)
+        try:
+            self._catalog.set_terms(owner_or_name.owner_id, *terms)
+        except BaseException:
+            self.give_back(owner_or_name, "unknown")
+            raise
+        owner_or_name.terms = terms
+        return owner_or_name
+
+    def _name(self) -> str:
+        if self._doubtful:
+            return self._doubtful.pop()
+        self._made += 1
+        return f"transaction {self._made} of {self._engine.liveness.path}"
+
+    def give_back(self, owner: Ownership, state: str) -> None:
+        """Done with; `state` is that of its last transaction."""
+        known = state in {"committed", "aborted"}
+        with self._guard:
+            if known:
+                self._free.append(owner)
+            else:
+                self._doubtful.append(owner.name)
+        if not known:
+            self._settle_later()
+
+    def settle(self) -> None:
+        """Acquire again the owners in doubt; try again later what fails, on a full disk say."""
+        while True:
+            with self._guard:
+                if not self._doubtful:
+                    return
+                name = self._doubtful.pop()
+            try:
+                owner = self._acquire(name, NO_TERMS)
+            except MillstreamError:
+                self._settle_later()
+                return
+            with self._guard:
+                self._free.append(owner)
+
+    def _acquire(self, name: str, terms: Terms) -> Ownership:
+        engine = self._engine
+        try:
+            row = engine.catalog.acquire_owner(name, engine.liveness.path, pid=engine.pid)
+            self._catalog.set_terms(row.id, *terms)
+        except BaseException:
+            with self._guard:
+                self._doubtful.append(name)
+            raise
+        engine.tail.bump("transactions_version")
+        return Ownership(name, row, None, terms)
+
+    def _settle_later(self) -> None:
+        self._engine.background.submit((self, "settle"), self.settle, delay_seconds=SETTLE_SECONDS)
