@@ -1,13 +1,19 @@
-"""Questions about a year of flights, asked of a pipeline and of SQL over the CSV files.
+"""Questions about a year of flights, asked of pipelines and of SQL over the CSV files.
 
 Flights come in the order in which they left; event time is the time they were scheduled for. None
 left more than a day late, so with a day of disorder no row is late and SQL need not know of it.
+Observations of the weather come between them, when they were made.
 """
 
 from __future__ import annotations
 
+import csv
+import io
+from bisect import bisect_right
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import duckdb
@@ -17,16 +23,33 @@ import pytest
 from flights_year import HOUR_MS, archive, csv_text
 
 import millstream
-from millstream.processor import Context, Pipeline, Timer, Windowed, agg, hopping, session
+from millstream.processor import (
+    Context,
+    KeyedStream,
+    Pipeline,
+    Stream,
+    Timer,
+    Windowed,
+    agg,
+    hopping,
+    session,
+    tumbling,
+)
 
 ON_TIME_MIN = 15
 """A flight that leaves less than so many minutes late is on time, as the authorities say."""
 DAY_MS = 24 * HOUR_MS
 GAP_MS = 3 * DAY_MS
 """An aircraft that is not scheduled for so long is idle."""
-WINDOW_MS, SLIDE_MS = 6 * HOUR_MS, 2 * HOUR_MS
+WINDOW_MS, SLIDE_MS = 6 * HOUR_MS, 3 * HOUR_MS
 YEAR_END_MS = int(datetime(2014, 1, 2, tzinfo=UTC).timestamp() * 1000)
 """After the last flight of the year, wherever it left."""
+
+MONTH_MS = 30 * DAY_MS
+WET_INCHES, CLEAR_MILES = 0.0, 3.0
+"""It rains above, and one does not see far below."""
+CHUNK_RECORDS = 10_000
+"""Flights between two stretches of weather."""
 
 Rows: TypeAlias = list[tuple[Any, ...]]
 
@@ -58,6 +81,8 @@ class Streak(msgspec.Struct):
     longest: int = 0
     until_ms: int = 0
     """When the last flight of the longest was scheduled."""
+    told: bool = False
+    """Whether it will be told."""
 
 
 def count_streak(context: Context[str, Streak], flight: Flight) -> None:
@@ -67,7 +92,9 @@ def count_streak(context: Context[str, Streak], flight: Flight) -> None:
     streak.now = streak.now + 1 if flight.delay < ON_TIME_MIN else 0
     if streak.now > streak.longest:
         streak.longest, streak.until_ms = streak.now, context.time_ms
-    context.set_timer(YEAR_END_MS)
+    if not streak.told:
+        context.set_timer(YEAR_END_MS)
+        streak.told = True
 
 
 def tell_streak(context: Context[str, Streak], timer: Timer) -> list[dict[str, int]]:
@@ -83,31 +110,177 @@ def idle_between(context: Context[str, int], flown: Windowed[str, int]) -> Itera
     context.state = flown.end - GAP_MS
 
 
+def ask_aircraft(aircraft: KeyedStream[Any, Flight]) -> None:
+    """What each aircraft did."""
+    aircraft.process(count_streak, state=Streak, on_timer=tell_streak, name="streaks").to("streaks")
+    flown = aircraft.window(session(GAP_MS), name="sessions").agg(n=agg.count())
+    flown.to("sessions")
+    flown.process(idle_between, state=int, name="idle").to("idle")
+
+
+# --- with weather, aircraft and airlines ----------------------------------------------------------
+
+
+class Weather(msgspec.Struct):
+    """One observation, valid for the hour that begins with it."""
+
+    origin: str
+    hour: datetime
+    rain_inches: float
+    sight_miles: float
+
+
+class Plane(msgspec.Struct):
+    """What is known of an aircraft."""
+
+    manufacturer: str
+    seats: int
+
+
+class Departure(msgspec.Struct):
+    """A flight and the sky it left under."""
+
+    carrier: str
+    sky: str
+    delay: int
+
+
+class Named(msgspec.Struct):
+    """The same, with the airline by its name."""
+
+    airline: str
+    sky: str
+    delay: int
+
+
+class Seats(msgspec.Struct):
+    """A flight as seats of a manufacturer."""
+
+    manufacturer: str
+    seats: int
+
+
+def under_the_sky(flight: Flight, weather: Weather | None) -> Departure:
+    sky = "unknown"
+    if weather is not None:
+        wet, dim = weather.rain_inches > WET_INCHES, weather.sight_miles < CLEAR_MILES
+        sky = "rain" if wet else "fog" if dim else "fair"
+    assert flight.delay is not None
+    return Departure(flight.carrier, sky, flight.delay)
+
+
+def with_name(departure: Departure, airline: dict[str, str]) -> Named:
+    return Named(airline["name"], departure.sky, departure.delay)
+
+
+def as_seats(_: Flight, plane: Plane | None) -> Seats:
+    return Seats("unknown", 0) if plane is None else Seats(plane.manufacturer, plane.seats)
+
+
+def ask_weather(pipeline: Pipeline, departures: Stream[Flight]) -> None:
+    """Delays by airline and weather."""
+    weather = pipeline.source("weather", type=Weather, time="hour")
+    skies = departures.key_by("origin").join_asof(
+        weather.key_by("origin"), within=HOUR_MS - 1, how="left", into=under_the_sky
+    )
+    named = skies.key_by("carrier").join_table(pipeline.table("airlines"), into=with_name)
+    by_sky = named.key_by(lambda one: (one.airline, one.sky))
+    delays = by_sky.window(hopping(WINDOW_MS, SLIDE_MS), name="skies")
+    delays.agg(n=agg.count(), mean=agg.mean("delay"), worst=agg.max("delay")).to("skies")
+
+
+def ask_planes(pipeline: Pipeline, aircraft: KeyedStream[Any, Flight]) -> None:
+    """Seats by manufacturer."""
+    planes = pipeline.table("planes", type=Plane)
+    flown = aircraft.join_table(planes, how="left", into=as_seats, name="planes")
+    months = flown.key_by("manufacturer").window(tumbling(MONTH_MS), name="months")
+    months.agg(n=agg.count(), seats=agg.sum("seats")).to("seats")
+
+
 def questions() -> Pipeline:
     """All questions over one reading of the flights."""
     pipeline = Pipeline("questions")
     flights = pipeline.source("flights", type=Flight, time="scheduled", disorder="1d")
     departures = flights.filter(lambda flight: flight.delay is not None)
-
-    by_carrier = departures.key_by("carrier").window(hopping(WINDOW_MS, SLIDE_MS), name="carriers")
-    by_carrier.agg(n=agg.count(), mean=agg.mean("delay"), worst=agg.max("delay")).to("carriers")
-
     aircraft = departures.filter(lambda flight: flight.tailnum is not None).key_by("tailnum")
-    aircraft.process(count_streak, state=Streak, on_timer=tell_streak, name="streaks").to("streaks")
-    flown = aircraft.window(session(GAP_MS), name="sessions").agg(n=agg.count())
-    flown.to("sessions")
-    flown.process(idle_between, state=int, name="idle").to("idle")
+    ask_aircraft(aircraft)
+    ask_weather(pipeline, departures)
+    ask_planes(pipeline, aircraft)
     return pipeline
+
+
+# --- the data ------------------------------------------------------------------------------------
+
+
+def beside(name: str) -> Path:
+    """Another file of the package that has the flights."""
+    path = archive()
+    assert path is not None
+    return path.parent / f"{name}.csv"
+
+
+def table(name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(beside(name).read_text(encoding="utf-8"))))
+
+
+def produce_tables(store: millstream.Store) -> None:
+    """Airlines and planes, each under its key."""
+    store.create_topic("airlines")
+    store.create_topic("planes")
+    for row in table("airlines"):
+        store.append(
+            "airlines", msgspec.json.encode({"name": row["name"]}), key=row["carrier"].encode()
+        )
+    planes = table("planes")
+    values = [Plane(row["manufacturer"], int(row["seats"])) for row in planes]
+    store.append_many(
+        "planes",
+        list(map(msgspec.json.encode, values)),
+        [row["tailnum"].encode() for row in planes],
+    )
+
+
+def observations() -> tuple[list[int], list[bytes]]:
+    """Times and values of the weather, in the order of time."""
+    rows = sorted(
+        (
+            Weather(
+                row["origin"],
+                datetime.fromisoformat(row["time_hour"]),
+                float(row["precip"]),
+                float(row["visib"]),
+            )
+            for row in table("weather")
+        ),
+        key=lambda one: one.hour,
+    )
+    times = [int(one.hour.timestamp() * 1000) for one in rows]
+    return times, list(map(msgspec.json.encode, rows))
+
+
+def produce(store: millstream.Store) -> None:
+    """Everything, flights and weather by turns."""
+    produce_tables(store)
+    store.create_topic("flights")
+    store.create_topic("weather")
+    year, (times_ms, weather) = flights_year.year(), observations()
+    seen = 0
+    for start, stop in pairwise([*range(0, flights_year.COUNT, CHUNK_RECORDS), flights_year.COUNT]):
+        until = bisect_right(times_ms, year.timestamps_ms[stop - 1])
+        store.append_many("weather", weather[seen:until])
+        store.append_many("flights", year.values[start:stop], year.keys[start:stop])
+        seen = until
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[millstream.Store]:
-    """The flights, and the answers of the pipeline."""
+    """The data, and the answers of the pipelines."""
     directory = tmp_path_factory.mktemp("questions") / "store"
     with millstream.open(directory, durability="os") as opened:
-        flights_year.produce(opened, batch_records=10_000)
-        metrics = questions().run(opened, until="end", on_end="flush")
-        assert (metrics.records_in, metrics.late) == (flights_year.COUNT, 0)
+        produce(opened)
+        metrics = questions().run(opened, until="end", on_end="flush", epoch_ms=1000)
+        assert (metrics.late, metrics.dead_letters) == (0, 0)
+        assert metrics.records_in > flights_year.COUNT
         yield opened
 
 
@@ -126,11 +299,16 @@ def answers(store: millstream.Store, topic: str, *fields: str) -> Rows:
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[duckdb.DuckDBPyConnection]:
-    """The departures in the order in which they left, from the CSV file."""
+    """The departures in the order in which they left, and what they are joined with."""
     file = tmp_path_factory.mktemp("csv") / "flights.csv"
     file.write_bytes(csv_text())
     with duckdb.connect() as connection:
         connection.execute(_DEPARTURES, [str(file)])
+        for name in ("weather", "planes", "airlines"):
+            connection.execute(
+                f"CREATE TABLE {name} AS FROM read_csv(?, nullstr = 'NA', parallel = false)",
+                [str(beside(name))],
+            )
         yield connection
 
 
@@ -141,23 +319,13 @@ def sql(database: duckdb.DuckDBPyConnection, query: str) -> Rows:
 _DEPARTURES = """
     CREATE TABLE departures AS
     WITH flights AS (
-        SELECT row_number() OVER () AS line, origin, carrier, tailnum,
+        SELECT row_number() OVER () AS line, origin, carrier, tailnum, time_hour,
                CASE WHEN dep_time IS NOT NULL THEN dep_delay END AS delay,
                epoch_ms(time_hour) + minute * 60000 AS scheduled
         FROM read_csv(?, nullstr = 'NA', parallel = false)
     )
     SELECT *, row_number() OVER (ORDER BY scheduled + delay * 60000, line) AS seen
     FROM flights WHERE delay IS NOT NULL
-"""
-
-_CARRIERS = f"""
-    WITH placed AS (
-        SELECT carrier, delay,
-               scheduled - scheduled % {SLIDE_MS} - back * {SLIDE_MS} AS start
-        FROM departures, range({WINDOW_MS // SLIDE_MS}) AS windows(back)
-    )
-    SELECT carrier, start, start + {WINDOW_MS}, count(*), sum(delay)::DOUBLE / count(*), max(delay)
-    FROM placed GROUP BY carrier, start ORDER BY start, carrier
 """
 
 _STREAKS = f"""
@@ -209,16 +377,32 @@ _IDLE = f"""
 """
 
 
+_SKIES = f"""
+    WITH skies AS (
+        SELECT name, delay, scheduled,
+               CASE WHEN precip IS NULL THEN 'unknown' WHEN precip > {WET_INCHES} THEN 'rain'
+                    WHEN visib < {CLEAR_MILES} THEN 'fog' ELSE 'fair' END AS sky
+        FROM departures
+        JOIN airlines USING (carrier)
+        LEFT JOIN weather USING (origin, time_hour)
+    ),
+    placed AS (
+        SELECT *, scheduled - scheduled % {SLIDE_MS} - back * {SLIDE_MS} AS start
+        FROM skies, range({WINDOW_MS // SLIDE_MS}) AS windows(back)
+    )
+    SELECT name, sky, start, count(*), sum(delay)::DOUBLE / count(*), max(delay)
+    FROM placed GROUP BY name, sky, start ORDER BY start, name, sky
+"""
+
+_SEATS = f"""
+    SELECT coalesce(manufacturer, 'unknown') AS maker,
+           scheduled - scheduled % {MONTH_MS} AS start, count(*), coalesce(sum(seats), 0)::BIGINT
+    FROM departures LEFT JOIN planes USING (tailnum)
+    WHERE tailnum IS NOT NULL GROUP BY maker, start ORDER BY start, maker
+"""
+
+
 # --- question by question ------------------------------------------------------------------------
-
-
-def test_delays_by_carrier_in_hopping_windows(
-    store: millstream.Store, database: duckdb.DuckDBPyConnection
-) -> None:
-    expected = sql(database, _CARRIERS)
-    assert len(expected) > 40_000
-    fields = ("window_start", "window_end", "n", "mean", "worst")
-    assert expected == answers(store, "carriers", *fields)
 
 
 def test_the_longest_streak_of_each_aircraft_on_time(
@@ -250,3 +434,23 @@ def test_sessions_of_each_aircraft_and_the_days_it_was_idle(
     idle = sql(database, _IDLE)
     assert len(idle) > 10_000
     assert idle == sorted(answers(store, "idle", "from", "until"))
+
+
+def test_delays_by_airline_and_weather_of_the_same_hour(
+    store: millstream.Store, database: duckdb.DuckDBPyConnection
+) -> None:
+    expected = sql(database, _SKIES)
+    fields = ("key", "window_start", "n", "mean", "worst")
+    found = [(*row[1], *row[2:]) for row in answers(store, "skies", *fields)]
+    assert len(expected) > 30_000
+    assert {"rain", "fog", "fair", "unknown"} == {row[1] for row in expected}
+    assert expected == sorted(found, key=lambda row: (row[2], row[0], row[1]))
+    assert [row[2] for row in expected] == [row[2] for row in found], "in the order of time"
+
+
+def test_seats_by_manufacturer_and_month(
+    store: millstream.Store, database: duckdb.DuckDBPyConnection
+) -> None:
+    expected = sql(database, _SEATS)
+    assert len(expected) > 100
+    assert expected == answers(store, "seats", "window_start", "n", "seats")
