@@ -6,8 +6,10 @@ records, so it replaces the file by its equal. Nothing here reads a file.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final, Protocol, TypeVar
 
 import msgspec
@@ -22,6 +24,15 @@ T = TypeVar("T")
 
 _check_json: Final = msgspec.json.Decoder(msgspec.Raw).decode
 _to_object: Final = msgspec.json.Decoder(dict[str, Json]).decode
+
+
+_PRINTABLE: Final = frozenset({str, int, float, type(None)})
+
+
+class _Parts(list[str]):
+    """What csv writes to."""
+
+    write = list.append
 
 
 class FileFormat(Protocol):
@@ -73,8 +84,28 @@ class CsvFile:
 
     def content(self, records: Sequence[Record]) -> bytes:
         """See `FileFormat`. Missing and null fields are empty."""
+        return (self._plain(records) or self._any(records)).encode()
+
+    def _plain(self, records: Sequence[Record]) -> str:
+        """The file where all fields are simple, in one pass over all; empty if some are not."""
+        objects = objects_of(records)
+        names = self.columns
+        if objects is None or not set(chain.from_iterable(objects)) <= set(names):
+            return ""
+        if not set(map(type, chain.from_iterable(map(dict.values, objects)))) <= _PRINTABLE:
+            return ""
+        parts = _Parts()
+        writer = csv.writer(parts, delimiter=self.delimiter, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows([list(map(fields.get, names)) for fields in objects])
+        text = "".join(parts)
+        # csv leaves returns without quotes where they do not end lines.
+        return text if "\r" not in text else ""
+
+    def _any(self, records: Sequence[Record]) -> str:
+        """The file, record by record."""
         lines = [self._line(self.columns), *all_of(records, self._row)]
-        return "".join(lines).encode()
+        return "".join(lines)
 
     def _line(self, fields: Sequence[str]) -> str:
         special = f'{self.delimiter}"\r\n'
@@ -91,6 +122,14 @@ class CsvFile:
         if unknown:
             raise ValueError(f"there are no columns {unknown}; there are {list(self.columns)}")
         return self._line([_csv_field(fields.get(name)) for name in self.columns])
+
+
+def objects_of(records: Sequence[Record]) -> list[dict[str, Json]] | None:
+    """The fields of all values, in one pass; None if one is no JSON object."""
+    try:
+        return list(map(_to_object, [record.value for record in records]))  # type: ignore[arg-type]  # a null raises
+    except (msgspec.MsgspecError, TypeError):
+        return None
 
 
 def object_of(record: Record) -> dict[str, Json]:
@@ -113,6 +152,8 @@ def _csv_field(value: Json) -> str:
     if isinstance(value, str):
         value.encode()  # what is no text is refused with its record
         return value
+    if isinstance(value, float):
+        return repr(value)  # as csv does it
     return encode_json(value).decode()
 
 

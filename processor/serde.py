@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -27,9 +28,32 @@ Json: TypeAlias = Any
 INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
 
-encode_json: Final = msgspec.json.Encoder().encode
+_ENCODER: Final = msgspec.json.Encoder()
+encode_json: Final = _ENCODER.encode
 encode_state: Final = msgspec.msgpack.Encoder().encode
 decode_state: Final = msgspec.msgpack.Decoder().decode
+
+
+def encode_objects(names: Sequence[str], columns: Sequence[Sequence[object]]) -> list[bytes]:
+    """Columns of these names as JSON objects, one for each row.
+
+    >>> encode_objects(["a", "b"], [(1, None), ("x", "y")])
+    [b'{"a":1,"b":"x"}', b'{"a":null,"b":"y"}']
+    """
+    # A text in JSON has no raw newline. Objects of a type of their own take a third of the time
+    # of dictionaries.
+    return _ENCODER.encode_lines(list(map(_object_type(tuple(names)), *columns))).splitlines()
+
+
+@lru_cache(maxsize=64)
+def _object_type(names: tuple[str, ...]) -> Callable[..., object]:
+    """What makes an object of a row's fields that is written with these names."""
+    fields = [(f"field{number}", Any) for number in range(len(names))]
+    rename = {field: name for (field, _), name in zip(fields, names, strict=True)}
+    try:
+        return msgspec.defstruct("Row", fields, rename=rename, gc=False)
+    except ValueError:  # names with quotes or control characters
+        return lambda *row: dict(zip(names, row, strict=True))
 
 
 def value_decoder(value_type: object) -> Callable[[Any], object]:

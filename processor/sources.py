@@ -246,6 +246,8 @@ def sqlite_rows(
     >>> sqlite_rows("app.db", "orders", by="id").name
     'orders'
     """
+    if columns is not None and not columns:
+        raise UsageError("columns=[]: name some, or leave it out for all of them")
     given = name_from(table, "table") if name is None else name
     chosen = None if columns is None else tuple(columns)
     return SqliteSource(check_connector_name(given, "source"), path, table, by, chosen, follow)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from operator import attrgetter
+from itertools import chain, groupby
+from operator import attrgetter, itemgetter
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -18,7 +18,7 @@ import msgspec
 from millstream import DataError, FencedError, Record, RecordError, UsageError, UserDatabase
 
 from .connectors import OUTSIDE, DeliveryKind, Outside, RefusedRecords, Sink
-from .file_sink import all_of, object_of
+from .file_sink import all_of, object_of, objects_of
 from .serde import INT64_MAX, INT64_MIN, Json, encode_json
 
 POSITIONS: Final = "millstream_positions"
@@ -121,12 +121,13 @@ class SqliteWriter:
             position = self.position() or 0
             if position == following:
                 return  # a commit that seemed to fail
-            if position > first:
+            if position != first:
                 raise FencedError(
-                    f"{self._outbox} has been delivered up to {position} by another process",
+                    f"{self._outbox} has been delivered up to {position}, not {first}: by another"
+                    " process, or into another copy of the database",
                     path=database.filename,
                 )
-            if records:
+            if records and not self._run_alike(records):
                 self._run(self._changes(records))
             database.query(
                 "INSERT INTO millstream_positions VALUES (?, ?) ON CONFLICT (outbox)"
@@ -139,6 +140,30 @@ class SqliteWriter:
         self._database.close()
 
     # --- records as statements -----------------------------------------------------------------
+
+    def _run_alike(self, records: Sequence[Record]) -> bool:
+        """Write rows that all have the same fields with simple values, in one pass over them.
+
+        False: nothing was written, for some are not such rows, or the database refuses some.
+        """
+        objects = objects_of(records)
+        columns = [column.name for column in self._database.columns(self._sink.table)]
+        if objects is None or not columns:
+            return False
+        (names, *others) = set(map(tuple, objects))
+        if others or not names:
+            return False
+        rows = list(map(tuple, map(dict.values, objects)))
+        plain = set(map(type, chain.from_iterable(rows))) <= _SIMPLE
+        keys = [list(map(itemgetter(name), objects)) for name in self._sink.key if name in names]
+        if not plain or any(None in each for each in keys):
+            return False
+        try:
+            with self._database.savepoint():
+                self._database.execute_many(self._insertion(names, columns), rows)
+        except (RecordError, ValueError, OverflowError):
+            return False  # to be looked at one by one
+        return True
 
     def _changes(self, records: Sequence[Record]) -> list[_Change]:
         """All records as statements.
@@ -244,6 +269,7 @@ def _names(names: Iterable[str]) -> str:
     return ", ".join(map(UserDatabase.quoted, names))
 
 
+_SIMPLE: Final = frozenset({str, int, float, type(None)})
 _PLAIN: Final = frozenset({str, float, type(None)})
 
 

@@ -14,7 +14,7 @@ from typing import Final
 from millstream import DataError, UsageError, UserDatabase
 
 from .connectors import OUTSIDE, Outside, Position, Rejected, Source, SourceBatch
-from .serde import encode_json
+from .serde import encode_objects
 
 BATCH_ROWS_MAX: Final = 1024
 BATCH_BYTES: Final = 1 << 20
@@ -121,14 +121,22 @@ class SqliteSource(Source):
         columns: Sequence[str],
         position: Position,
     ) -> SourceBatch:
-        values, rejected = [], []
-        for row in rows:
-            if row[0] is None:
-                raise DataError(f"column {self.by!r} of {self.table!r} is null", path=self.path)
-            value = encode_json(dict(zip(columns, row[1:], strict=True)))
-            if any(isinstance(field, float) and not math.isfinite(field) for field in row):
-                reason = f"row with {self.by} {row[0]!r}: JSON has no infinite numbers"
-                rejected.append(Rejected(value, reason))
-            else:
-                values.append(value)
+        by, *fields = zip(*rows, strict=True)
+        if None in by:
+            raise DataError(f"column {self.by!r} of {self.table!r} is null", path=self.path)
+        values = encode_objects(columns, fields)
+        infinite = {
+            number
+            for column in fields
+            if float in set(map(type, column))
+            for number, field in enumerate(column)
+            if isinstance(field, float) and not math.isfinite(field)
+        }
+        problem = "JSON has no infinite numbers"
+        rejected = [
+            Rejected(values[number], f"row with {self.by} {by[number]!r}: {problem}")
+            for number in sorted(infinite)
+        ]
+        if infinite:
+            values = [value for number, value in enumerate(values) if number not in infinite]
         return SourceBatch(values, position, rejected=rejected, path=self.path)

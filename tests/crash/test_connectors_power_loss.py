@@ -15,16 +15,21 @@ import pytest
 from outside_world import SimulatedDatabase, SimulatedOutside, content_of, extend, put
 from simulated_stores import abandon, open_quietly
 
-from millstream import Record, Store, TopicPartition
-from millstream.processor.deliver import Deliverer
-from millstream.processor.ingest import Ingestor
-from millstream.processor.sinks import to_callable, to_jsonl, to_sqlite
-from millstream.processor.sources import from_iterable, jsonl_files, sqlite_rows
+from millstream import Record
+from millstream.processor import (
+    Pipeline,
+    from_iterable,
+    jsonl_files,
+    sqlite_rows,
+    to_callable,
+    to_jsonl,
+    to_sqlite,
+)
 from millstream.testing import MemoryStorage, crash_cases
 
 SEED = int(os.environ.get("MILLSTREAM_SEED", "0"))
-EVERY = int(os.environ.get("MILLSTREAM_EVERY", "7"))
-"""Every operation takes a minute; one in seven does for each run of the tests."""
+EVERY = int(os.environ.get("MILLSTREAM_EVERY", "11"))
+"""Every operation takes a minute; one in eleven does for each run of the tests."""
 
 pytestmark = pytest.mark.crash
 
@@ -50,27 +55,22 @@ class Machine:
             self.database.query("INSERT INTO orders (n) VALUES (100), (101), (102)")
 
     def work(self) -> None:
-        """Take in all that there is, put every number through, deliver."""
+        """Run a pipeline over all that there is."""
         outside = self.outside
+        pipeline = Pipeline("p")
         files = jsonl_files("in*.jsonl", name="files", follow=True)
-        sources = [
-            replace(files, outside=outside),
-            replace(sqlite_rows("app.db", "orders"), outside=outside),
-            from_iterable([{"n": n} for n in range(200, 203)]),
-        ]
+        orders = sqlite_rows("app.db", "orders")
+        items = from_iterable([{"n": n} for n in range(200, 203)])
+        rows = pipeline.source(replace(files, outside=outside)).merge(
+            pipeline.source(replace(orders, outside=outside)), pipeline.source(items)
+        )
+        twice = rows.map(lambda row: {"n": row["n"], "twice": 2 * row["n"]})
+        twice.to(replace(to_sqlite("app.db", "seen", name="table"), outside=outside))
+        twice.to(replace(to_jsonl("out", name="files"), outside=outside))
+        twice.to(to_callable(self.call, name="call"))
         store = open_quietly(self.storage, outside.clock)
         try:
-            for source in sources:
-                with Ingestor(store, "p", source, keep_rejected=True) as ingestor:
-                    ingestor.drain()
-                    process(store, ingestor.topic)
-            for sink in (
-                replace(to_sqlite("app.db", "seen", name="table"), outside=outside),
-                replace(to_jsonl("out", name="files"), outside=outside),
-                to_callable(self.call, name="call"),
-            ):
-                with Deliverer(store, "p", sink, dead_letters="dead") as deliverer:
-                    deliverer.drain()
+            pipeline.run(store, until="end", batch_records=3, epoch_ms=0)
         finally:
             abandon(store) if self.storage.is_dead else store.close()
 
@@ -85,25 +85,6 @@ class Machine:
             [json.loads(line) for line in content.splitlines()],
             self.called,
         )
-
-
-def process(store: Store, topic: str) -> None:
-    """What a pipeline does: read on, write to the outboxes, commit the offset with them."""
-    for sink in ("table", "files", "call"):
-        name = f"@sink/p/{sink}"
-        store.create_topic(name, exist_ok=True)
-    checkpoint = store.checkpoint(f"offset of {topic}")
-    start = int(checkpoint or b"0")
-    with store.own("process") as owner, store.reader({TopicPartition(topic, 0): start}) as reader:
-        while batches := reader.poll(max_records=3):
-            with store.transaction(owner=owner) as transaction:
-                for record in [record for batch in batches for record in batch]:
-                    number = json.loads(record.value or b"")["n"]
-                    value = json.dumps({"n": number, "twice": 2 * number}).encode()
-                    for sink in ("table", "files", "call"):
-                        transaction.append_many(f"@sink/p/{sink}", [value], partition=0)
-                (position,) = reader.positions.values()
-                transaction.put_checkpoint(f"offset of {topic}", b"%d" % position)
 
 
 def prepared() -> MemoryStorage:

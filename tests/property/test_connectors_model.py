@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import given, settings, strategies as st
 from outside_world import SimulatedOutside, content_of, extend, put, values_of
@@ -17,7 +18,8 @@ from millstream.processor.connectors import RefusedRecords, Sink, SinkWriter
 from millstream.processor.deliver import Deliverer
 from millstream.processor.file_source import FileSource
 from millstream.processor.ingest import Ingestor
-from millstream.processor.sinks import to_jsonl, to_sqlite
+from millstream.processor.line_formats import CsvRows
+from millstream.processor.sinks import to_csv, to_jsonl, to_sqlite
 from millstream.processor.sources import jsonl_files
 from millstream.testing import ManualClock, MemoryStorage
 
@@ -226,3 +228,80 @@ def test_deliveries_that_fail_and_are_repeated_change_nothing(
         dead = [json.loads(value or b"")["n"] for value in values_of(life.store, "dead")]
         assert [n for n in life.numbers if n % 7 == 3] == dead
         life.store.close()
+
+
+# --- quick ways --------------------------------------------------------------------------------
+
+fields = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(allow_nan=False),
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=4),
+    st.lists(st.integers(0, 3), max_size=2),
+)  # fmt: skip
+objects = st.dictionaries(st.sampled_from(["a", "b", "c"]), fields, max_size=3)
+alike = st.lists(st.tuples(st.integers(0, 9), st.text('ab\r\n,"', max_size=3)), max_size=6).map(
+    lambda rows: [{"a": number, "b": text} for number, text in rows]
+)
+
+
+def outcome(sink: Sink, rows: Sequence[object], outside: SimulatedOutside) -> object:
+    """What a sink makes of values: what is refused, and what there is then."""
+    writer = sink.open("box")
+    encoded = [msgspec.json.encode(row) for row in rows]
+    found = [Record("t", 0, at, 0, None, value, ()) for at, value in enumerate(encoded)]
+    try:
+        writer.write(found, 0, len(found))
+    except RefusedRecords as error:
+        return error.reasons
+    finally:
+        writer.close()
+    files = [content_of(outside.storage, name) for name in outside.storage.list("")]
+    return files, outside.simulated.query("SELECT * FROM t")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.one_of(st.lists(objects, max_size=6), alike), st.sampled_from(["csv", "add", "upsert"]))
+def test_rows_written_at_once_are_those_written_one_by_one(
+    rows: Sequence[dict[str, object]], kind: str
+) -> None:
+    outcomes = []
+    for quick in (True, False):
+        outside = SimulatedOutside()
+        outside.simulated.query("CREATE TABLE t (a UNIQUE, b)")
+        sink: Sink = to_csv("out", ["a", "b"])
+        if kind != "csv":
+            sink = (
+                to_sqlite("x.db", "t", mode="upsert", key=["a"])
+                if kind == "upsert"
+                else (to_sqlite("x.db", "t"))
+            )
+        with pytest.MonkeyPatch.context() as patch:
+            if not quick:
+                patch.setattr("millstream.processor.file_sink.objects_of", lambda _: None)
+                patch.setattr("millstream.processor.sqlite_sink.objects_of", lambda _: None)
+            outcomes.append(outcome(replace(sink, outside=outside), rows, outside))
+
+    assert outcomes[0] == outcomes[1]
+
+
+csv_lines = st.lists(
+    st.lists(st.sampled_from(["1", "-2", "0.5", "1e999", "x", "", " 3", "4_0", "+", "\u0665"]),
+             min_size=1, max_size=3).map(",".join),
+    max_size=6,
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(csv_lines, st.sampled_from([int, float, bool, str]))
+def test_rows_read_column_by_column_are_those_read_one_by_one(
+    lines: Sequence[str], kind: type
+) -> None:
+    form = CsvRows(("a", "b"), {"a": kind, "b": kind})
+    data = "".join(f"{line}\n" for line in lines).encode()
+    quick = form.reader().rows(data, final=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("millstream.processor.line_formats.encode_objects", None)
+        slow = form.reader().rows(data, final=False)
+
+    assert (list(quick.values), list(quick.lines)) == (list(slow.values), list(slow.lines))
+    assert (quick.used_bytes, quick.line_count) == (slow.used_bytes, slow.line_count)
+    assert list(quick.rejected) == list(slow.rejected)

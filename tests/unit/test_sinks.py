@@ -214,7 +214,7 @@ def test_the_same_delivery_again_changes_nothing(outside: SimulatedOutside) -> N
     sink = table(outside)
     write(sink, records({"a": 1}))
     write(sink, records({"a": 1}))
-    with pytest.raises(FencedError, match="box has been delivered up to 1 by another process"):
+    with pytest.raises(FencedError, match="box has been delivered up to 1, not 0"):
         write(sink, records({"a": 1}, {"a": 2}))
 
     assert [(1,)] == rows(outside)

@@ -113,3 +113,13 @@ def test_a_number_json_does_not_have_is_rejected(outside: SimulatedOutside) -> N
 def test_a_database_that_is_missing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no database here"):
         rows(sqlite_rows(f"{tmp_path}/app.db", "t"))
+
+
+def test_any_name_of_a_column_is_kept(outside: SimulatedOutside) -> None:
+    source = table(
+        outside,
+        'CREATE TABLE t ("a ""b""" , "c\\d", "select", "\u00e9")',
+        "INSERT INTO t VALUES (1, 2, 3, 4)",
+    )
+
+    assert [{'a "b"': 1, "c\\d": 2, "select": 3, "\u00e9": 4}] == rows(source)
