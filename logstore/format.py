@@ -34,8 +34,8 @@ BATCH_BODY_BYTES_MAX: Final = 128 << 20
 SECTION_RAW_BYTES_MAX: Final = 128 << 20
 """Bounds one allocation while decompressing, and keeps int32 column offsets far from overflow."""
 RECORD_COUNT_MAX: Final = 16 << 20
-OFFSET_MAX: Final = INT64_MAX
-"""Offsets are published in signed 64-bit words."""
+OFFSET_MAX: Final = INT64_MAX - 1
+"""Of a record. The offset behind the last one is published in a signed 64-bit word."""
 
 # Codecs. The numbers are part of the format; never change them.
 CODEC_NONE: Final = 0
@@ -195,7 +195,7 @@ def parse_segment_header(buffer: Buffer, *, for_write: bool = False) -> SegmentH
         unknown |= read_only_compatible & ~KNOWN_READ_ONLY_COMPATIBLE
     if unknown:
         raise FormatVersionError(f"segment uses unknown features 0x{unknown:x}")
-    if fields[15] != _SEGMENT_RESERVED or fields[7] == 0 or fields[9] > OFFSET_MAX:
+    if fields[15] != _SEGMENT_RESERVED or fields[7] == 0 or fields[9] > OFFSET_MAX + 1:
         raise CorruptSegmentError("segment header holds impossible values")
     rewrite = _parse_rewrite(buffer, fields[7], fields[9]) if incompatible & REWRITTEN else None
     return SegmentHeader._make((*fields[6:15], *fields[1:6], header_hash, rewrite))
@@ -427,7 +427,7 @@ def _offsets_fault(header: BatchHeader) -> str | None:  # noqa: PLR0911 - a list
     if count > RECORD_COUNT_MAX:
         return f"{count} records"
     if header.last_offset > OFFSET_MAX:
-        return "offsets over 2**63"
+        return "offsets over 2**63 - 2"
     if header.flags & CONTROL:
         # A control batch covers offsets but holds no records, so it has no timestamps either.
         empty = count == 0 and header.flags == CONTROL

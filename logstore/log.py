@@ -27,8 +27,9 @@ from .errors import (
     PoisonedError,
     StorageError,
     UnknownTopicError,
+    UsageError,
 )
-from .format import APPEND_TIME, SEGMENT_HEADER_BYTES, SegmentHeader
+from .format import APPEND_TIME, INT64_MAX, SEGMENT_HEADER_BYTES, SegmentHeader
 from .group_commit import GroupCommit
 from .producer_log import ProducerLog
 from .recovery import examine, repair, rewrite_unsynced
@@ -352,6 +353,9 @@ class Log:
             file, segment = self.open_active_locked()
             position = before.end_position
         base_offset, newest = before.log_end, before.max_timestamp
+        log_end = base_offset + encoded.last_offset_delta + 1
+        if log_end > INT64_MAX:
+            raise self._full(base_offset)
         words = self._c.tail.words
         sequence = words[SEQUENCE_WORD] + 1
         placement = BatchPlacement(
@@ -374,7 +378,6 @@ class Log:
         end_position = position + encoded.total_bytes
         latest = now_ms if encoded.flags & APPEND_TIME else encoded.max_timestamp_ms
         newest = max(newest, latest)
-        log_end = base_offset + encoded.last_offset_delta + 1
         slot.appended(before, end_position, (header_hash, newest), log_end, sequence)
         # After the log end: a reader that sees this sequence sees the batch.
         words[SEQUENCE_WORD] = sequence
@@ -382,6 +385,14 @@ class Log:
         self.dirty = True
         self.zeros_run_low = runs_low(before.zero_filled, end_position, encoded.total_bytes)
         return base_offset
+
+    def _full(self, log_end: int) -> UsageError:
+        return UsageError(
+            "the partition is full: offsets stay below 2**63 - 1. Append to another topic",
+            topic=self.topic,
+            partition=self.partition,
+            offset=log_end,
+        )
 
     def undo_locked(self, file: File, position: int) -> None:
         """Cut a partial write off, durably. If that fails, the next append tries again."""

@@ -22,7 +22,7 @@ from .columns import (
     rising,
 )
 from .compression import decompress
-from .errors import CorruptBatchError
+from .errors import CorruptBatchError, DataError
 from .format import (
     HAS_HEADERS,
     HAS_KEYS,
@@ -238,32 +238,52 @@ class RecordBatch:
     @property
     def offsets(self) -> Sequence[int]:
         """Offset of each record: a range, or a list where compaction left holes."""
-        offsets = self._columns.offsets
+        try:
+            offsets = self._columns.offsets
+        except DataError as error:
+            raise self._placed(error) from None
         return offsets if self._whole else offsets[self._start : self._stop]
 
     @property
     def timestamps_ms(self) -> list[int]:
         """Timestamp of each record, UTC milliseconds."""
-        column = self._columns.timestamps_ms
+        try:
+            column = self._columns.timestamps_ms
+        except DataError as error:
+            raise self._placed(error) from None
         return column if self._whole else column[self._start : self._stop]
 
     @property
     def keys(self) -> list[bytes | None]:
         """Key of each record."""
-        column = self._columns.keys
+        try:
+            column = self._columns.keys
+        except DataError as error:
+            raise self._placed(error) from None
         return column if self._whole else column[self._start : self._stop]
 
     @property
     def values(self) -> list[bytes | None]:
         """Value of each record; None is a tombstone."""
-        column = self._columns.values
+        try:
+            column = self._columns.values
+        except DataError as error:
+            raise self._placed(error) from None
         return column if self._whole else column[self._start : self._stop]
 
     @property
     def headers(self) -> list[Headers]:
         """Headers of each record."""
-        column = self._columns.headers
+        try:
+            column = self._columns.headers
+        except DataError as error:
+            raise self._placed(error) from None
         return column if self._whole else column[self._start : self._stop]
+
+    def _placed(self, error: DataError) -> DataError:
+        return error.at(
+            topic=self.topic or None, partition=self.partition, offset=self.header.base_offset
+        )
 
     def __iter__(self) -> Iterator[Record]:
         """The records in offset order, each made when it is asked for.

@@ -72,7 +72,7 @@ class StoreWriting:
             ConflictError: Somebody else was faster; its `offset` says what is there.
             UnknownTopicError: Create the topic first.
             MissingKeyError: The topic is compacted.
-            UsageError: Wrong types, a record over 64 MiB.
+            UsageError: Wrong types, a record over 128 MiB.
             StorageError: Not appended. PoisonedError: a sync failed, it may or may not be there.
 
         Threads appending at once share syncs (group commit). For many records use `append_many`

@@ -255,7 +255,7 @@ def assert_refused(
         error: Its type, of which the error of the reader is returned.
         readable: How many batches come before it.
         match: What the message says.
-        placed: It says where: topic, partition, file.
+        placed: It names the file, too.
     """
     before = image(log.storage)
     found: list[bytes | None] = []
@@ -265,7 +265,7 @@ def assert_refused(
         assert log.records(readable) == found
         assert before == image(log.storage)
     found_error = caught.value
+    assert ("t", 0) == (found_error.topic, found_error.partition)
     if placed:
-        assert ("t", 0) == (found_error.topic, found_error.partition)
         assert found_error.path is not None
     return found_error

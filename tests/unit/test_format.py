@@ -167,7 +167,7 @@ def test_a_rewrite_header_that_is_cut_or_impossible_is_damage() -> None:
             parse_segment_header(rewritten_segment()[:length])
     for changes in (
         {"end_offset": 12_345},
-        {"end_offset": (1 << 63) + 1},
+        {"end_offset": 1 << 63},
         {"data_bytes": 384},
         {"data_bytes": 4097},
         {"replaced_uid": 0},
@@ -321,9 +321,9 @@ def test_counts_and_offsets_must_agree() -> None:
     refused("no records", record_count=0)
     refused("more records than offsets", flags=OFFSET_DELTAS, record_count=4)
     refused("16777217 records", record_count=RECORD_COUNT_MAX + 1)
-    refused("offsets over", base_offset=(1 << 63) - 2)
-    last = parse_header(batch_header(base_offset=(1 << 63) - 3), 0, UID)
-    assert last.last_offset == (1 << 63) - 1
+    refused("offsets over", base_offset=(1 << 63) - 3)
+    last = parse_header(batch_header(base_offset=(1 << 63) - 4), 0, UID)
+    assert last.last_offset == (1 << 63) - 2
 
 
 def test_timestamps_must_agree() -> None:
