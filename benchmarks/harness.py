@@ -41,17 +41,23 @@ class Context:
 
 @dataclass(frozen=True)
 class Target:
-    """What must hold. With `against`: ours / against >= bound. Without: metric <= bound."""
+    """What must hold. With `against`: ours / against >= bound, or <= with `most`.
+
+    Without: metric <= bound.
+    """
 
     contestant: str
     metric: str
     bound: float
     against: str | None = None
+    most: bool = False
 
     def describe(self) -> str:
         """For the table."""
         if self.against is None:
             return f"{self.metric} <= {self.bound:g}"
+        if self.most:
+            return f"{self.metric} <= {self.bound:g} x {self.against}"
         return f">= {self.bound:g} x {self.against}"
 
 
@@ -119,7 +125,7 @@ def judge(target: Target, rounds: Sequence[dict[str, Sample]]) -> dict[str, obje
     else:
         theirs = [samples[target.against][target.metric] for samples in rounds]
         value = statistics.median(mine / other for mine, other in zip(ours, theirs, strict=True))
-        met = value >= target.bound
+        met = value <= target.bound if target.most else value >= target.bound
     return {**asdict(target), "text": target.describe(), "measured": value, "met": met}
 
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.peers`: Millstream beside lmdb, rocksdict and duckdb.
+"""`python -m benchmarks.peers`: Millstream beside lmdb, rocksdict, duckdb and Bytewax.
 
     python -m pip install -r benchmarks/peers/requirements.txt
 
@@ -8,6 +8,7 @@ peer does not do (no watermark, no recovery) is said at its function.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import sys
@@ -16,10 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import data, report
-from benchmarks.harness import Context, Sample, Stopwatch, Workload, run, work
-from benchmarks.workloads import bulk, durable, pipeline, single
+from benchmarks.harness import Context, Sample, Stopwatch, Target, Workload, run, work
+from benchmarks.peers import flows
+from benchmarks.workloads import bulk, counting, durable, mapping, parsed, pipeline, single
 
 MAP_BYTES = 4 << 30
+WINDOW_RECORDS = 200_000
+"""Bytewax needs ten seconds for so many, all in one batch."""
 
 
 def lmdb_bulk(context: Context) -> Sample:
@@ -93,8 +97,17 @@ def duckdb_windows(context: Context) -> Sample:
 Contestant = Callable[[Context], Sample]
 
 
-def _beside(base: Workload, ours: str, peers: dict[str, tuple[str, Contestant]]) -> Workload:
-    """`base` with our contestant and those peers that are installed."""
+def _beside(
+    base: Workload,
+    ours: str,
+    peers: dict[str, tuple[str, Contestant]],
+    times: float | None = None,
+    records: int = 1_000_000,
+) -> Workload:
+    """`base` with our contestant and those peers that are installed.
+
+    With `times`, ours shall be so many times as fast as the last of them, and need less memory.
+    """
     contestants = {ours: base.contestants[ours]}
     for name, (package, contestant) in peers.items():
         if importlib.util.find_spec(package) is not None:
@@ -104,7 +117,14 @@ def _beside(base: Workload, ours: str, peers: dict[str, tuple[str, Contestant]])
         title=base.title,
         durability=base.durability,
         contestants=contestants,
+        targets=()
+        if times is None or len(contestants) == 1
+        else (
+            Target(ours, "rate", times, list(contestants)[-1]),
+            Target(ours, "rss_peak_mb", 1, list(contestants)[-1], most=True),
+        ),
         prepare=base.prepare,
+        records=records,
         module="benchmarks.peers",
     )
 
@@ -113,7 +133,25 @@ WORKLOADS = (
     _beside(single.WORKLOAD, "producer", {"rocksdict": ("rocksdict", rocksdict_puts)}),
     _beside(bulk.WORKLOAD, "append_many", {"lmdb": ("lmdb", lmdb_bulk)}),
     _beside(durable.SINGLES, "append", {"lmdb": ("lmdb", lmdb_singles)}),
-    _beside(pipeline.WORKLOAD, "pipeline", {"duckdb, batch": ("duckdb", duckdb_windows)}),
+    _beside(mapping.WORKLOAD, "pipeline", {"bytewax": ("bytewax", flows.mapping)}, 1),
+    _beside(
+        pipeline.WORKLOAD,
+        "pipeline",
+        {
+            "duckdb, batch": ("duckdb", duckdb_windows),
+            "bytewax": ("bytewax", flows.counting_windows),
+        },
+        15,
+        WINDOW_RECORDS,
+    ),
+    _beside(
+        parsed.WORKLOAD,
+        "pipeline",
+        {"bytewax": ("bytewax", flows.parsed_windows)},
+        15,
+        WINDOW_RECORDS,
+    ),
+    _beside(counting.WORKLOAD, "pipeline", {"bytewax": ("bytewax", flows.counting)}, 4),
 )
 
 
@@ -122,12 +160,19 @@ def main() -> None:
     if sys.argv[1:2] == ["--worker"]:
         work(WORKLOADS, *sys.argv[2:5])
         return
-    quick = "--quick" in sys.argv
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
+    parser.add_argument("--only", help="names of workloads, separated by commas")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured")
+    parser.add_argument("--quick", action="store_true", help="a smoke test")
+    options = parser.parse_args()
+    quick = options.quick
+    chosen = [each for each in WORKLOADS if each.name in (options.only or each.name).split(",")]
     records, seconds = (2_000, 0.05) if quick else (1_000_000, 1.5)
+    rounds = 1 if quick else options.rounds
     place = os.environ.get("TMPDIR")
     with tempfile.TemporaryDirectory(prefix="millstream-peers-", dir=place) as directory:
         base = Context(directory, "", records, seconds, 0, quick)
-        outcomes = [run(each, base, 1 if quick else 3, inline=quick) for each in WORKLOADS]
+        outcomes = [run(each, base, rounds, inline=quick) for each in chosen]
     print(report.table(report.document(outcomes, 0, records)))
 
 

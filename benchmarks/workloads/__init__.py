@@ -12,9 +12,11 @@ from benchmarks.workloads import (
     joining,
     mapping,
     opening,
+    parsed,
     pipeline,
     reading,
     single,
+    visiting,
 )
 
 WORKLOADS: tuple[Workload, ...] = (
@@ -30,6 +32,8 @@ WORKLOADS: tuple[Workload, ...] = (
     compaction.BESIDE,
     mapping.WORKLOAD,
     pipeline.WORKLOAD,
+    parsed.WORKLOAD,
     counting.WORKLOAD,
+    visiting.WORKLOAD,
     joining.WORKLOAD,
 )
