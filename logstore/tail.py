@@ -120,7 +120,6 @@ class SlotWords(NamedTuple):
 
 # Hashes are unsigned. Each word is one aligned copy of 8 bytes, in rising order.
 _ALL_WORDS: Final = Struct("4qQ10qQ")
-_APPEND_WORDS: Final = Struct("qqQq")
 
 
 class Slot:
@@ -182,9 +181,11 @@ class Slot:
             sequence: Its sequence.
         """
         view, base = self._words.view, self._base
-        _APPEND_WORDS.pack_into(
-            view, base + _END_POSITION << 3, end_position, before.active_base, *link
-        )
+        # One by one: `Struct.pack_into` would fill all with zeros first, and followers in other
+        # processes would find the end at 0.
+        view[base + _END_POSITION] = end_position
+        view[base + _PREVIOUS_HASH] = to_signed(link[0])
+        view[base + _MAX_TIMESTAMP] = link[1]
         if end_position > before.zero_filled:
             view[base + _ZERO_FILLED] = end_position
         # Followers and group commit take this word for "written up to here". The sequence comes
@@ -224,6 +225,8 @@ def _closed() -> StoreClosedError:
 # Names of the words as globals: looking them up in the class would be a third of an append's cost.
 _LOG_END: Final = Slot.LOG_END
 _END_POSITION: Final = Slot.END_POSITION
+_PREVIOUS_HASH: Final = Slot.PREVIOUS_HASH
+_MAX_TIMESTAMP: Final = Slot.MAX_TIMESTAMP
 _SEQUENCE: Final = Slot.SEQUENCE
 _DURABLE_OFFSET: Final = Slot.DURABLE_OFFSET
 _DURABLE_CHECK: Final = Slot.DURABLE_CHECK

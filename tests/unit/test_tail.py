@@ -7,8 +7,11 @@ import pytest
 from millstream.tail import (
     COUNTER_BITS,
     GROW_SLOTS,
+    HEADER_WORDS,
+    SLOT_WORDS,
     PrivateWords,
     Slot,
+    SlotWords,
     Tail,
     durable_check,
     private_slot,
@@ -103,3 +106,36 @@ def test_a_read_only_handle_needs_no_words() -> None:
 
     assert not tail.usable
     assert 0 == tail.slot(3)[Slot.LOG_END]
+
+
+class Stores(PrivateWords):
+    """Words that note what is stored in them, and in what order; whole words only."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.noted: list[tuple[int, int]] = []
+        self.view = self  # type: ignore[assignment]
+
+    def __setitem__(self, word: int, value: int) -> None:
+        self.noted.append((word - HEADER_WORDS, value))
+
+    def __getitem__(self, word: int) -> int:
+        return 0
+
+
+def test_an_append_stores_each_word_once_and_the_log_end_behind_the_position() -> None:
+    stores = Stores(HEADER_WORDS + SLOT_WORDS)
+    slot = Slot(stores, 0)
+    before = SlotWords(*([0] * 16))
+    slot.appended(before, 4096, ((1 << 64) - 2, 17), 10, 5)
+    words = [word for word, _ in stores.noted]
+    assert sorted(set(words)) == sorted(words), "a follower never meets a word in between"
+    assert dict(stores.noted) == {
+        Slot.END_POSITION: 4096,
+        Slot.PREVIOUS_HASH: -2,
+        Slot.MAX_TIMESTAMP: 17,
+        Slot.ZERO_FILLED: 4096,
+        Slot.LOG_END: 10,
+        Slot.SEQUENCE: 5,
+    }
+    assert words[-2:] == [Slot.LOG_END, Slot.SEQUENCE]
