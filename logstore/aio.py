@@ -1,4 +1,4 @@
-"""Producers and consumers for asyncio: the same handles, awaited. The only user of asyncio here.
+"""Producers and consumers for asyncio: the same handles, awaited.
 
     import millstream
     from millstream import aio
@@ -13,6 +13,7 @@
 Whatever may block runs in one worker thread per handle; sending does not leave the event loop,
 because it only adds to a batch in memory. A handle belongs to the event loop that uses it first.
 Semantics are those of `Producer` and `Consumer`; what cancellation does is said at each method.
+Producers are in `async_producer.py`.
 """
 
 from __future__ import annotations
@@ -21,38 +22,79 @@ import asyncio
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, Self, TypeVar, overload
 
+from .async_producer import (
+    SLICE_SECONDS,
+    AsyncNamedProducer,
+    AsyncProducer,
+    new_worker,
+    run_in,
+)
 from .config import Durability, Isolation
 from .consumer import Consumer
-from .errors import BackpressureTimeoutError, StoreClosedError
-from .outgoing import Batch, SendFuture
+from .errors import StoreClosedError
 from .positions import Position
-from .producer import Producer
-from .record import Headers, Record, RecordMetadata, TopicPartition
+from .record import Record, TopicPartition
 from .store import Store
 
-SLICE_SECONDS: Final = 0.1
-"""The worker never blocks longer for data or room: so long may a cancelled call occupy it."""
+__all__ = ["AsyncConsumer", "AsyncNamedProducer", "AsyncProducer", "consumer", "producer"]
 
 CHUNK_RECORDS: Final = 500
 
 T = TypeVar("T")
 
 
+@overload
 def producer(
     store: Store,
     *,
+    name: None = None,
+    linger_ms: float = 5,
+    batch_bytes: int = 1 << 20,
+    buffer_bytes: int = 64 << 20,
+    durability: Durability | None = None,
+) -> AsyncProducer: ...
+@overload
+def producer(
+    store: Store,
+    *,
+    name: str,
+    gaps: bool = False,
+    linger_ms: float = 5,
+    batch_bytes: int = 1 << 20,
+    buffer_bytes: int = 64 << 20,
+    durability: Durability | None = None,
+) -> AsyncNamedProducer: ...
+def producer(  # noqa: PLR0913 - as of Store.producer
+    store: Store,
+    *,
+    name: str | None = None,
+    gaps: bool = False,
     linger_ms: float = 5,
     batch_bytes: int = 1 << 20,
     buffer_bytes: int = 64 << 20,
     durability: Durability | None = None,
 ) -> AsyncProducer:
-    """A producer to await; arguments as of `Store.producer`."""
+    """A producer to await; arguments as of `Store.producer`.
+
+    With a name it has to be opened, which takes a commit of the catalog: some milliseconds in which
+    the event loop stands still.
+    """
+    if name is not None:
+        return AsyncNamedProducer(
+            store.producer(
+                name=name,
+                gaps=gaps,
+                linger_ms=linger_ms,
+                batch_bytes=batch_bytes,
+                buffer_bytes=buffer_bytes,
+                durability=durability,
+            )
+        )
     return AsyncProducer(
         store.producer(
             linger_ms=linger_ms,
@@ -79,157 +121,6 @@ def consumer(
     return AsyncConsumer(make, follow=follow)
 
 
-class AsyncProducer:
-    """A `Producer` for one event loop. Use it with `async with`; leaving flushes and closes."""
-
-    def __init__(self, inner: Producer) -> None:
-        self._producer = inner
-        self._timeout = inner.timeout
-        # In the event loop nothing may block: a full buffer raises at once, and we wait aside.
-        inner.timeout = 0
-        self._worker = _worker("producer")
-        self._waiting: dict[Batch, list[tuple[asyncio.Future[RecordMetadata], SendFuture]]] = {}
-        self._turn = asyncio.Lock()
-        self._hurrying = False
-
-    def send_nowait(
-        self,
-        topic: str,
-        value: bytes | None = None,
-        *,
-        key: bytes | None = None,
-        timestamp_ms: int | None = None,
-        headers: Headers = (),
-        partition: int | None = None,
-    ) -> asyncio.Future[RecordMetadata]:
-        """Queue a record; the future completes when it is acknowledged.
-
-        Cancelling the future does not take the record back.
-
-        Raises:
-            BackpressureTimeoutError: The buffer is full just now; `send` would wait.
-            UnknownTopicError, UsageError, StoreClosedError: As `Producer.send`.
-        """
-        future = self._producer.send(
-            topic,
-            value,
-            key=key,
-            timestamp_ms=timestamp_ms,
-            headers=headers,
-            partition=partition,
-        )
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[RecordMetadata] = loop.create_future()
-        waiting = self._waiting.get(future.batch)
-        if waiting is None:
-            # One call into the loop per batch, not one per record.
-            self._waiting[future.batch] = waiting = []
-            future.add_done_callback(partial(self._batch_done, loop))
-        waiting.append((waiter, future))
-        return waiter
-
-    async def send(
-        self,
-        topic: str,
-        value: bytes | None = None,
-        *,
-        key: bytes | None = None,
-        timestamp_ms: int | None = None,
-        headers: Headers = (),
-        partition: int | None = None,
-    ) -> RecordMetadata:
-        """Send one record and wait until it is acknowledged; waits for room first if need be.
-
-        Like `SendFuture.result`, awaiting ends the linger: records sent by other tasks meanwhile
-        still share the batch. Cancelled while it waits for room, nothing was sent; later, the
-        record may be written.
-
-        Raises:
-            BackpressureTimeoutError: No room within the producer's timeout.
-            MillstreamError: As `Producer.send` and `SendFuture.result`.
-        """
-        record = partial(
-            self.send_nowait,
-            topic,
-            value,
-            key=key,
-            timestamp_ms=timestamp_ms,
-            headers=headers,
-            partition=partition,
-        )
-        # Tasks that wait for room get it in the order in which they came.
-        async with self._turn:
-            try:
-                waiter = record()
-            except BackpressureTimeoutError:
-                waiter = await self._send_with_room(record)
-        if not self._hurrying:
-            self._hurrying = True
-            asyncio.get_running_loop().call_soon(self._hurry)
-        return await waiter
-
-    async def flush(self) -> None:
-        """Wait until everything sent is acknowledged; raises what failed since the last flush.
-
-        Cancelling does not take records back.
-        """
-        await _run(self._worker, self._producer.flush)
-
-    async def close(self) -> None:
-        """Flush and stop; raises as `flush`, closed all the same."""
-        try:
-            await _run(self._worker, self._producer.close)
-        finally:
-            self._worker.shutdown(wait=False)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            # The sync handle knows what to do with an error on top of the caller's.
-            leave = partial(self._producer.__exit__, kind, error, traceback)
-            await _run(self._worker, leave)
-        finally:
-            self._worker.shutdown(wait=False)
-
-    async def _send_with_room(
-        self, record: Callable[[], asyncio.Future[RecordMetadata]]
-    ) -> asyncio.Future[RecordMetadata]:
-        loop = asyncio.get_running_loop()
-        deadline = None if self._timeout is None else loop.time() + self._timeout
-        while True:
-            await _run(self._worker, partial(self._producer.wait_for_room, SLICE_SECONDS))
-            try:
-                return record()
-            except BackpressureTimeoutError:
-                if deadline is not None and loop.time() >= deadline:
-                    raise
-
-    def _hurry(self) -> None:
-        self._hurrying = False
-        self._producer.hurry()
-
-    def _batch_done(self, loop: asyncio.AbstractEventLoop, future: SendFuture) -> None:
-        """In the producer's thread. A loop that is closed has nobody waiting any more."""
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(self._complete, future.batch)
-
-    def _complete(self, batch: Batch) -> None:
-        for waiter, future in self._waiting.pop(batch):
-            if waiter.done():
-                continue
-            if batch.error is None:
-                waiter.set_result(future.result())
-            else:
-                waiter.set_exception(batch.error)
-
-
 class AsyncConsumer:
     """A `Consumer` for one event loop: `async for record in consumer`, or `poll`.
 
@@ -244,7 +135,7 @@ class AsyncConsumer:
         self._make = make
         self._follow = follow
         self._inner: Consumer | None = None
-        self._worker = _worker("consumer")
+        self._worker = new_worker("consumer")
         self._turn = asyncio.Lock()
         self._fetching: asyncio.Future[list[Record] | None] | None = None
         self._pending: deque[Record] = deque()
@@ -331,7 +222,7 @@ class AsyncConsumer:
             return
         self._closed = True
         try:
-            await _run(self._worker, self._close)
+            await run_in(self._worker, self._close)
         finally:
             self._worker.shutdown(wait=False)
 
@@ -356,7 +247,7 @@ class AsyncConsumer:
     async def _call(self, function: Callable[[], T]) -> T:
         if self._closed:
             raise StoreClosedError("the consumer is closed")
-        return await _run(self._worker, function)
+        return await run_in(self._worker, function)
 
     async def _fetch(self, function: Callable[[], list[Record] | None]) -> bool:
         """Add what `function` gives to the pending records; False if it gave None.
@@ -428,11 +319,3 @@ class AsyncConsumer:
     def _close(self) -> None:
         if self._inner is not None:
             self._inner.close()
-
-
-def _worker(name: str) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"millstream-async-{name}")
-
-
-async def _run(worker: ThreadPoolExecutor, function: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(worker, function)

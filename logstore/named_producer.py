@@ -13,7 +13,8 @@ from xxhash import xxh3_64_intdigest
 
 from .config import MIB, Durability
 from .engine import Engine
-from .errors import missing_key
+from .errors import UsageError, missing_key
+from .format import INT64_MAX
 from .named_sender import NamedLane, NamedSender
 from .numbered_append import OpenProducer
 from .outgoing import SendFuture
@@ -123,6 +124,8 @@ class NamedProducer(Producer):
                 headers=headers,
                 partition=partition,
             )
+        if not isinstance(sequence, int) or not 0 <= sequence <= INT64_MAX:
+            raise UsageError(f"sequence must be 0 to 2**63 - 1, not {sequence!r}")
         if key is None and lane.needs_key:
             raise missing_key(topic)
         value, slot, size = checked_record(value, key, timestamp_ms, headers)

@@ -13,7 +13,7 @@ from typing import Literal
 from .batch import EncodedBatch
 from .config import Durability, TopicInfo
 from .errors import FencedError, SequenceGapError, UnavailableError, UsageError
-from .format import APPEND_TIME, INT64_MAX
+from .format import APPEND_TIME
 from .log import Log
 from .numbered_append import NumberedBatch, OpenProducer, append_numbered
 from .outgoing import Batch, Extras, Lane, PendingCall, SendFuture
@@ -111,8 +111,6 @@ class NamedSender(Sender):
     ) -> SendFuture:
         """Add a record whose number is given, unless it is in the log already."""
         track = self.track(lane, number)
-        if not isinstance(sequence, int) or not 0 <= sequence <= INT64_MAX:
-            raise UsageError(f"sequence must be 0 to 2**63 - 1, not {sequence!r}")
         full: Batch | None = None
         future: SendFuture | None = None
         try:
