@@ -1,4 +1,6 @@
-"""Producers and consumers for asyncio: the same handles, awaited.
+"""Producers, consumers and queues for asyncio: the same handles, awaited.
+
+Asyncio is used here and in the `async_` modules this makes things from, nowhere else.
 
     import millstream
     from millstream import aio
@@ -9,6 +11,9 @@
         async for record in consumer:
             ...
         await consumer.commit()
+    async with aio.queue(store, "jobs") as queue:
+        async for job in queue:
+            await queue.ack(job)
 
 Whatever may block runs in one worker thread per handle; sending does not leave the event loop,
 because it only adds to a batch in memory. A handle belongs to the event loop that uses it first.
@@ -34,6 +39,7 @@ from .async_producer import (
     new_worker,
     run_in,
 )
+from .async_queue import AsyncQueue, queue
 from .config import Durability, Isolation
 from .consumer import Consumer
 from .errors import StoreClosedError
@@ -41,7 +47,16 @@ from .positions import Position
 from .record import Record, TopicPartition
 from .store import Store
 
-__all__ = ["AsyncConsumer", "AsyncNamedProducer", "AsyncProducer", "consumer", "producer"]
+__all__ = [
+    "AsyncConsumer",
+    "AsyncNamedProducer",
+    "AsyncProducer",
+    "AsyncQueue",
+    "consumer",
+    "producer",
+    "queue",
+]
+
 
 CHUNK_RECORDS: Final = 500
 

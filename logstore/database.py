@@ -101,6 +101,8 @@ class Database:
         self._lock = threading.RLock()
         self._unsynced = False
         """Whether a transaction of this connection was not synced, nor any since."""
+        self._syncing = True
+        """Whether the connection is set to sync its commits, as it is opened."""
         self._connection = _connect(filename, clock, use, read_only=read_only)
 
     def close(self) -> None:
@@ -147,11 +149,13 @@ class Database:
             what = "the store" if self._use.ours else self._use.title
             raise UsageError(f"{what} is open read-only: cannot {name}", path=self.filename)
         with self._lock:
-            self.query("SELECT 1")  # a closed connection is refused here
-            assert not self._connection.in_transaction, "transactions do not nest"
+            self._ensure_idle()
             try:
-                if not durable:
-                    self._begin_unsynced()
+                if not durable and self._on_commit is not None:
+                    self._on_commit("catalog.unsynced")
+                if durable is not self._syncing:
+                    self.query(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                    self._syncing = durable
                 self.query("BEGIN IMMEDIATE")
                 yield
                 if durable and self._on_commit is not None:
@@ -161,24 +165,13 @@ class Database:
             except BaseException:
                 self._roll_back()
                 raise
-            finally:
-                if not durable:
-                    self._end_unsynced()
 
-    def _begin_unsynced(self) -> None:
-        if self._on_commit is not None:
-            self._on_commit("catalog.unsynced")
-        self.query("PRAGMA synchronous = NORMAL")
-
-    def _end_unsynced(self) -> None:
+    def _ensure_idle(self) -> None:
+        """Refuse a closed connection, and a transaction inside another."""
         try:
-            self._connection.execute("PRAGMA synchronous = FULL")
-        except apsw.ConnectionClosedError:
-            pass  # closed by a rollback that failed
+            assert not self._connection.in_transaction, "transactions do not nest"
         except apsw.Error as error:
-            # Rather no connection than one that does not sync what it says it has.
-            _logger.warning("closed the catalog %s: %s", self.filename, error)
-            self._connection.close()
+            self._fail(error)
 
     @property
     def unsynced(self) -> bool:

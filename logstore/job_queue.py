@@ -248,12 +248,12 @@ class Queue:
             self._announce()
         for job in jobs:
             if job.deliveries >= most:
-                self._ensure_leased(job)
+                self.ensure_leased(job)
                 self._bury(job, f"delivered {job.deliveries} times without an ack", job.deliveries)
 
     def reject(self, job: Job, reason: str = "rejected") -> None:
         """Make a job a dead letter; see `Job.reject`."""
-        self._ensure_leased(job)
+        self.ensure_leased(job)
         self._bury(job, reason, job.deliveries)
 
     def extend(self, *jobs: Job, visibility: Duration | None = None) -> None:
@@ -272,7 +272,7 @@ class Queue:
         Raises:
             FencedError, UsageError: It is lost, or settled already.
         """
-        self._ensure_leased(job)
+        self.ensure_leased(job)
 
         def write() -> None:
             settlements = [Settlement(job.range, None)]
@@ -283,7 +283,7 @@ class Queue:
         return write
 
     def _settle(self, fates: Sequence[tuple[Job, Fate | None]], state: JobState) -> None:
-        self._ensure_leased(*(job for job, _ in fates))
+        self.ensure_leased(*(job for job, _ in fates))
         lost = self._settling.settle([Settlement(job.range, fate) for job, fate in fates])
         first: Job | None = None
         for job, _ in fates:
@@ -307,7 +307,8 @@ class Queue:
             )
         return lost
 
-    def _ensure_leased(self, *jobs: Job) -> None:
+    def ensure_leased(self, *jobs: Job) -> None:
+        """Raise what settling them would, unless all are leased as far as is known."""
         if self._closed:
             raise StoreClosedError("the queue is closed: its jobs were given back")
         self._engine.ensure_writable()

@@ -346,6 +346,8 @@ class QueueCatalog:
         self, queue: QueueRow, worker_id: int, settlements: Sequence[Settlement]
     ) -> list[Range]:
         """As `settle`, inside a transaction of the database."""
+        if len(settlements) == 1 and self._settle_first(queue, worker_id, *settlements[0]):
+            return []
         lost: list[Range] = []
         ended: set[int] = set()
         for settlement in coalesced(settlements):
@@ -356,6 +358,23 @@ class QueueCatalog:
         for partition in sorted(ended):
             self._move_floor(queue, partition)
         return lost
+
+    def _settle_first(
+        self, queue: QueueRow, worker_id: int, offsets: Range, fate: Fate | None
+    ) -> bool:
+        """Take the beginning of a row that goes on; False, and nothing is done, if it is another.
+
+        This is what most settlements are: those of one worker that acks in order.
+        """
+        partition, start, stop, deliveries = offsets
+        return fate is None and bool(
+            self._database.query(
+                "UPDATE queue_ranges SET start_offset = ? WHERE queue_id = ? AND partition = ?"
+                " AND start_offset = ? AND stop_offset > ? AND worker_id = ? AND deliveries = ?"
+                " RETURNING 1",
+                (stop, queue.id, partition, start, stop, worker_id, deliveries),
+            )
+        )
 
     def _settle(
         self, queue: QueueRow, worker_id: int, settlement: Settlement, ended: set[int]
