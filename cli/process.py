@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from millstream import RecordError, parse_duration_ms
-from millstream.processor import Metrics, Pipeline, dry_run as dry_run_over
+from millstream.processor import ChangedPlanError, Metrics, Pipeline, dry_run as dry_run_over
 
 from .command import Command, examples
 from .envelope import to_text
@@ -110,6 +110,8 @@ def process(
                 stop=stop,
                 on_progress=show,
             )
+        except ChangedPlanError as error:
+            raise error.told_for(target) from None
         except RecordError as error:
             if error.__cause__ is not None:
                 # The message says which record; the author of the function needs the line, too.

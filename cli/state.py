@@ -1,4 +1,4 @@
-"""`millstream state`: what pipelines keep, seen from outside, also while they run."""
+"""`millstream state`: what pipelines keep, seen from outside, and carried over to changed ones."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import msgspec
 from millstream.processor import StateItem, list_state, read_state
 
 from .command import Group, examples
+from .loading import load_pipeline
 from .output import Row, print_rows
 from .settings import settings
 
+EXIT_REFUSED = 2
 EXIT_NOT_FOUND = 5
 
 _COLUMNS = (
@@ -23,16 +25,20 @@ _COLUMNS = (
 )
 
 
+_STEP_COLUMNS = ("operator", "action", "former", "live_count", "reason")
+
+
 @click.group(
     cls=Group,
     epilog=examples(
         "millstream state ls",
         "millstream state get revenue orders.window u1",
         "millstream state dump revenue orders.window",
+        "millstream state migrate app:pipeline",
     ),
 )
 def state() -> None:
-    """Show what pipelines keep. Reads the last commit; changes nothing."""
+    """Show what pipelines keep, as of the last commit, and carry it over to changed ones."""
 
 
 @state.command(epilog=examples("millstream state ls", "millstream state ls revenue"))
@@ -83,6 +89,68 @@ def dump(pipeline: str, operator: str) -> None:
     with settings().open(read_only=True) as store:
         for item in read_state(store, pipeline, operator):
             _print(item)
+
+
+@state.command(
+    epilog=examples(
+        "millstream state migrate app:pipeline",
+        "millstream state migrate app:pipeline --rename orders.window=daily --drop orders.dedup",
+        "millstream state migrate app:pipeline --rename orders.window=daily --yes",
+    )
+)
+@click.argument("target", metavar="MODULE:PIPELINE")
+@click.option(
+    "--rename",
+    "renames",
+    multiple=True,
+    metavar="OLD=NEW",
+    help="Carry the state of OLD over to the operator NEW.",
+)
+@click.option("--drop", multiple=True, metavar="NAME", help="Let the state of NAME go for good.")
+@click.option("--yes", is_flag=True, help="Do it; without, only the plan is shown.")
+def migrate(target: str, renames: tuple[str, ...], drop: tuple[str, ...], yes: bool) -> int:
+    """Carry state over to the changed code of a pipeline; shows the plan unless --yes is given.
+
+    State whose operator is the same stays; new operators begin empty. What is refused must be
+    renamed, if it only has another name, or dropped (exit code 2 as long as it is not). All or
+    nothing, and no process may run the pipeline meanwhile (exit code 3 otherwise).
+    """
+    current = settings()
+    pipeline = load_pipeline(target)
+    rename = _renames(renames)
+    with current.open(read_only=not yes) as store:
+        found = pipeline.migrate(store, rename=rename, drop=drop, dry_run=True)
+        if yes and not found.refused:
+            found = pipeline.migrate(store, rename=rename, drop=drop)
+    rows: list[Row] = [each._asdict() for each in found.steps]
+    print_rows("steps", rows, _STEP_COLUMNS, current.mode)
+    for name in found.unknown:
+        current.say(f"nothing is kept for {name!r}: it was migrated before, or is misspelt")
+    for topic in found.new_inputs:
+        current.say(f"{topic} has not been read yet: it will be, from its log start")
+    for topic in found.left_inputs:
+        current.say(f"{topic} will no longer be read")
+    if found.refused:
+        click.echo("millstream: nothing was changed: rename or drop what is refused", err=True)
+        return EXIT_REFUSED
+    if found.done:
+        current.say(f"{pipeline.name} was migrated" if found.changes else "there was nothing to do")
+    elif found.changes:
+        current.say("nothing was changed: this is the plan, --yes does it")
+    else:
+        current.say("there is nothing to do")
+    return 0
+
+
+def _renames(renames: tuple[str, ...]) -> dict[str, str]:
+    """Former names and new ones."""
+    found = {}
+    for each in renames:
+        old, equals, new = each.partition("=")
+        if not (old and equals and new) or old in found:
+            raise click.BadParameter(f"{each!r} is not OLD=NEW, or OLD is there twice")
+        found[old] = new
+    return found
 
 
 def _print(item: StateItem) -> None:

@@ -8,6 +8,7 @@ It uses the public names of `millstream` alone.
 from . import agg
 from .agg import Aggregate
 from .calendar_windows import CalendarWindows, daily
+from .changed_plan import ChangedPlanError, MigrationStep
 from .connectors import (
     DeliveryKind,
     RefusedRecords,
@@ -26,6 +27,7 @@ from .driver import Driver
 from .expressions import Expression, col, lit, parse_expression, when
 from .fork import fork
 from .ingest import Ingestor
+from .migrate import Migration
 from .pipeline import Pipeline
 from .plan import Plan
 from .process import Context, Timer
@@ -62,6 +64,7 @@ __all__ = [
     "Aggregate",
     "Aggregated",
     "CalendarWindows",
+    "ChangedPlanError",
     "Context",
     "CountWindows",
     "DedupStream",
@@ -78,6 +81,8 @@ __all__ = [
     "KeyedDedupStream",
     "KeyedStream",
     "Metrics",
+    "Migration",
+    "MigrationStep",
     "OperatorMetrics",
     "Pipeline",
     "PipelineInfo",

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from millstream import DataError, FormatVersionError, TopicPartition, UsageError
+from millstream import DataError, FormatVersionError, TopicPartition
 
 from .source import SourceStage
 from .topology import Resumed
@@ -142,25 +142,3 @@ def decode_checkpoint(data: bytes | None) -> Checkpoint:
         return _DECODER.decode(data[1:])
     except msgspec.DecodeError as error:
         raise DataError(f"not a checkpoint: {error}") from error
-
-
-def refuse_changed_plan(name: str, checkpoint: Checkpoint, identities: dict[str, str]) -> None:
-    """Refuse to go on with state that was made by other operators.
-
-    Operators without live state may change freely: nothing is lost.
-
-    Raises:
-        UsageError: The message shows what was and what is.
-    """
-    lines = []
-    for operator, state in checkpoint.operators.items():
-        now = identities.get(operator)
-        if state.live_count and now != state.identity:
-            lines.append(f"  {operator}: {state.live_count} open keys")
-            lines.append(f"    - {state.identity}")
-            lines.append(f"    + {now or '(no such operator)'}")
-    if lines:
-        raise UsageError(
-            f"pipeline {name!r} has state of another plan:\n" + "\n".join(lines) + "\nRun it with"
-            " the former code, or give the new one another name to start from the beginning"
-        )

@@ -29,13 +29,8 @@ from millstream import (
     UsageError,
 )
 
-from .checkpoint import (
-    Checkpoint,
-    OperatorState,
-    encode_checkpoint,
-    refuse_changed_plan,
-    source_state,
-)
+from .changed_plan import refuse_changed_plan
+from .checkpoint import Checkpoint, OperatorState, encode_checkpoint, source_state
 from .plan import Plan
 from .state import StateRecords
 from .state_log import (
@@ -89,7 +84,7 @@ class Epochs:
         """Those under way, by operator."""
         self._journal: list[JournalEntry] = []
         """Ticks of the epoch that has not been committed."""
-        refuse_changed_plan(plan.name, self.checkpoint, self._identities)
+        refuse_changed_plan(plan, self.checkpoint)
 
     # --- starting ------------------------------------------------------------------------------
 
@@ -138,11 +133,19 @@ class Epochs:
                     f" topic: restore the store from a backup. {_START_ANEW}",
                     topic=topic,
                 )
-            known = self.checkpoint.operators.get(name)
-            # State of another identity is dead, or the plan would have been refused.
-            if known is not None and known.identity == self._identities[name]:
+            known = self._known(name)
+            if known is not None:
                 operator.restore(state_entries(self._store, topic, known))
         return topology
+
+    def _known(self, operator: str) -> OperatorState | None:
+        """Where the last commit left the state of an operator.
+
+        State of another identity is dead, or the plan would have been refused: it is nobody's.
+        """
+        known = self.checkpoint.operators.get(operator)
+        fits = known is not None and known.identity == self._identities[operator]
+        return known if fits else None
 
     def _ensure_topic(self, topic: str) -> TopicInfo:
         try:
@@ -218,7 +221,7 @@ class Epochs:
         topology.outputs.clear()
         for operator, state in checkpoint.operators.items():
             known = former.operators.get(operator)
-            if known is not None and known.snapshot_offset != state.snapshot_offset:
+            if known is not None and known.snapshot_offset < state.snapshot_offset:
                 store.trim(state_topic(name, operator), {0: state.snapshot_offset})
 
     def note(self, tick: Tick, positions: Mapping[TopicPartition, int]) -> None:
@@ -242,7 +245,7 @@ class Epochs:
         Each gets a new segment, so that what lies before can be removed as whole files.
         """
         for operator in topology.stateful.values():
-            known = self.checkpoint.operators.get(operator.name)
+            known = self._known(operator.name)
             if known is None or operator.name in self._sweeps:
                 continue
             if known.change_count > max(SNAPSHOT_RECORDS_MIN, 2 * operator.live_count):
@@ -265,14 +268,14 @@ class Epochs:
                 swept = piece is None
                 records.extend(piece or StateRecords([], []))
             sweep.count += len(records.keys)
-        known = self.checkpoint.operators.get(name)
+        known = self._known(name) or OperatorState(self._identities[name], 0, 0, 0, 0)
         topic = state_topic(self._plan.name, name)
         written = write_state_records(transaction, topic, records)
-        end = known.end_offset if known else None
+        offset, end = known.snapshot_offset, known.end_offset
         if written is not None:
-            end = written[1]
-        offset, before = (known.snapshot_offset, known.change_count) if known else (0, 0)
-        count = before + len(records.keys)
+            # What a topic holds before the first record of its operator is another one's.
+            offset, end = offset if known.change_count else written[0], written[1]
+        count = known.change_count + len(records.keys)
         if sweep is not None and swept:
             offset, count = sweep.offset, sweep.count
             end = max(offset, end or 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeVar, Unpack, overload
 
@@ -11,6 +11,7 @@ from millstream import Store
 from .connectors import Source
 from .driver import Driver
 from .fields import Field
+from .migrate import Migration, migrate
 from .plan import Plan, PlanBuilder
 from .replay import Replay, replay
 from .runtime import Metrics, RunOptions, run_over_store
@@ -242,7 +243,7 @@ class Pipeline:
         Raises:
             LockedError: Another live process runs it; the message names its pid.
             UnknownTopicError: A source topic is missing.
-            UsageError: State of a plan that differs, shown as a diff.
+            ChangedPlanError: State of a plan that differs, shown as a diff; see `migrate`.
             RecordError: A record cannot be processed; nothing of its epoch was made visible. Or
                 one cannot be taken in, or delivered.
             ConnectorError: A source or sink outside the store failed. What was committed before
@@ -290,6 +291,54 @@ class Pipeline:
             OffsetOutOfRangeError: The beginning of the input is gone.
         """
         return replay(self.plan, store, since=since)
+
+    def migrate(
+        self,
+        store: Store,
+        *,
+        rename: Mapping[str, str] | None = None,
+        drop: Collection[str] = (),
+        dry_run: bool = False,
+    ) -> Migration:
+        """Carry the state of a former plan over to this one, all or nothing.
+
+        State of operators that are the same stays. Under another name, or with results of other
+        names, it is carried over; new operators begin empty. Everything else means something
+        else, and is refused unless it is named to be dropped. Event time and the place in the
+        input stay; a source that is new is read from its log start.
+
+        The commit is durable. Doing it again does nothing. No process may run the pipeline.
+
+        Args:
+            store: Where the pipeline has run; for a dry run it may be open read-only.
+            rename: New names of operators with state, by their former ones.
+            drop: Names of operators whose state is let go for good.
+            dry_run: Only tell what would be done; the pipeline may be running.
+
+        Returns:
+            What became of each state. A dry run also tells what would be `refused`.
+
+        Raises:
+            UsageError: State of which it is not said what shall become of it; nothing was changed.
+                Or the pipeline has never run, or it has no operator of a new name.
+            LockedError: A process runs the pipeline.
+            DataError: The state is damaged or gone.
+
+        >>> import millstream
+        >>> from millstream.processor import Pipeline
+        >>> def build(name: str) -> Pipeline:
+        ...     pipeline = Pipeline("words")
+        ...     words = pipeline.source("words", type=str).key_by(str.lower)
+        ...     _ = words.count(name=name).to("counts")
+        ...     return pipeline
+        >>> with millstream.open(":memory:") as store:
+        ...     _, _ = store.create_topic("words"), store.append("words", b"Hello")
+        ...     _ = build("counts").run(store, until="end")
+        ...     migration = build("occurrences").migrate(store, rename={"counts": "occurrences"})
+        ...     build("occurrences").query(store, "occurrences", "hello")
+        [StateItem(path=('hello',), value=[1])]
+        """
+        return migrate(self.plan, store, rename or {}, drop, dry_run=dry_run)
 
     def query(self, store: Store, operator: str, key: object = None) -> list[StateItem]:
         """What an operator keeps, as of the last commit; also while the pipeline runs.

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from millstream import UsageError
 
-from .nodes import DeadLettersNode, Node, SinkNode, SourceNode, StatefulNode
+from .nodes import AggregatingNode, DeadLettersNode, Node, SinkNode, SourceNode, StatefulNode
+from .table_nodes import RegroupNode, RunningNode
 
 _STATE_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _NOT_STATE_NAME: Final = re.compile(r"[^A-Za-z0-9._-]")
+_ANY_NAME: Final = "\0"
+"""Stands for the name of a result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,18 @@ class Plan:
     def identities(self) -> dict[str, str]:
         """What each stateful operator does, by its name; compared with a checkpoint's."""
         return {node.name: self._identity(node) for node in self.stateful()}
+
+    def same_state(self) -> dict[str, re.Pattern[str]]:
+        """By operator, the identities whose state means the same: results may have other names."""
+        patterns = {}
+        for node in self.stateful():
+            if isinstance(node, AggregatingNode | RunningNode | RegroupNode):
+                unnamed = tuple((_ANY_NAME, one) for _, one in node.aggregates)
+                text = self._identity(replace(node, aggregates=unnamed))
+            else:
+                text = self._identity(node)
+            patterns[node.name] = re.compile(re.escape(text).replace(re.escape(_ANY_NAME), r"\w+"))
+        return patterns
 
     def _identity(self, node: StatefulNode) -> str:
         sources = " + ".join(each.input_name for each in self.sources_of(node))

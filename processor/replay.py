@@ -27,7 +27,8 @@ from millstream import (
     UsageError,
 )
 
-from .checkpoint import EMPTY, Checkpoint, refuse_changed_plan
+from .changed_plan import plan_changes
+from .checkpoint import EMPTY, Checkpoint
 from .outputs import OutputRecords
 from .plan import Plan
 from .state_log import read_checkpoint, state_entries, state_topic
@@ -184,7 +185,9 @@ def replay(plan: Plan, store: Store, *, since: str | None = None) -> Replay:
     start = EMPTY if since is None else read_checkpoint(store, since)
     if since is not None and start.epoch == 0:
         raise UsageError(f"there is no pipeline {since!r} here to start from: fork one first")
-    refuse_changed_plan(plan.name, start, plan.identities())
+    changes = plan_changes(plan, start)
+    if changes:
+        raise UsageError(f"fork {since!r} has state of another plan:\n{changes}")
     topology = _topology(plan, store, start, since or plan.name)
     result = Replay()
     written = _Written(store, start, end, result)

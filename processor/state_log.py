@@ -46,7 +46,19 @@ def state_entries(store: Store, topic: str, known: OperatorState) -> Iterator[St
         DataError: A record is damaged, or the topic is shorter than the checkpoint says: it was
             restored from an older copy.
     """
+    for batch in state_batches(store, topic, known):
+        yield from _decoded(batch)
+
+
+def state_batches(store: Store, topic: str, known: OperatorState) -> Iterator[RecordBatch]:
+    """The same, not decoded.
+
+    Raises:
+        DataError: See `state_entries`.
+    """
     end = known.end_offset
+    if end == known.snapshot_offset:
+        return
     visible = store.offsets(topic)[0].end
     if end is not None and end > visible:
         raise DataError(
@@ -56,10 +68,8 @@ def state_entries(store: Store, topic: str, known: OperatorState) -> Iterator[St
             partition=0,
             offset=visible,
         )
-    for batch in store.read(
-        topic, known.snapshot_offset, visible if end is None else end
-    ).batches():
-        yield from _decoded(batch)
+    stop = visible if end is None else end
+    yield from store.read(topic, known.snapshot_offset, stop).batches()
 
 
 def _decoded(batch: RecordBatch) -> Iterator[StateEntry]:

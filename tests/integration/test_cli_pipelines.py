@@ -80,3 +80,27 @@ def test_verify_replays_a_pipeline(home: Path) -> None:
     (home / "app.py").write_text(APP.replace('agg.sum("amount")', 'agg.mean("amount")'))
     assert "the replay gives" in run(home, "verify", "app:pipeline", code=1)
     run(home, "verify", "orders", "--since", "point", code=2)
+
+
+def test_state_is_migrated_after_its_plan_was_shown(home: Path) -> None:
+    run(home, "process", "app:pipeline", "--until", "end")
+    named = APP.replace('tumbling("1m")', 'tumbling("1m"), name="minutes"')
+    (home / "app.py").write_text(named)
+    options = ["--rename", "orders.window=minutes"]
+
+    assert "" == run(home, "process", "app:pipeline", "--until", "end", code=2)
+    run(home, "state", "migrate", "app:pipeline", code=2)
+    run(home, "state", "migrate", "app:pipeline", "--rename", "orders.window", code=2)
+    run(home, "state", "migrate", "app:pipeline", "--rename", "orders.window=other", code=2)
+    for yes, former in (
+        ([], "orders.window"),
+        (["--yes"], "orders.window"),
+        (["--yes"], "minutes"),
+    ):
+        shown = run(home, "state", "migrate", "app:pipeline", *options, *yes, "--output", "json")
+        (step,) = json.loads(shown)["steps"]
+        assert ("minutes", former, 1) == (step["operator"], step["former"], step["live_count"])
+        assert ("keep" if former == "minutes" else "carry") == step["action"]
+    run(home, "process", "app:pipeline", "--until", "end")
+    item = json.loads(run(home, "state", "get", "revenue", "minutes", "u1"))
+    assert {"path": [120_000, "u1"], "value": [1, 6]} == item

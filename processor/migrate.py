@@ -1,0 +1,174 @@
+"""Migrate the state of a pipeline to a plan that has changed.
+
+What becomes of which state is decided in changed_plan.py. Here it is done: state that goes on under
+another name is copied, record by record as it is, into the state topic of that name, and the
+checkpoint is changed in the same commit. A crash before it leaves everything as it was, a crash
+after it leaves at most topics that nobody reads; the next migration removes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from millstream import DataError, Store, Transaction, UsageError
+
+from .changed_plan import MigrationStep, migration_steps
+from .checkpoint import Checkpoint, OperatorState, encode_checkpoint
+from .plan import Plan
+from .state_log import checkpoint_name, read_checkpoint, state_batches, state_topic
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """What becomes, or became, of the state of a pipeline."""
+
+    steps: tuple[MigrationStep, ...]
+    """One for each operator with state, of the former plan and of the new one."""
+    new_inputs: tuple[str, ...]
+    """Source topics that have not been read so far: they begin at their log start."""
+    left_inputs: tuple[str, ...]
+    """Source topics that are no longer read."""
+    unknown: tuple[str, ...]
+    """Names to rename or drop under which nothing is kept: done before, or misspelt."""
+    done: bool
+    """Whether it has been done; otherwise this is what would be."""
+
+    @property
+    def carried(self) -> tuple[MigrationStep, ...]:
+        """State that the plan goes on with."""
+        return tuple(step for step in self.steps if step.action in {"keep", "carry"})
+
+    @property
+    def refused(self) -> tuple[MigrationStep, ...]:
+        """State of which nobody has said what shall become of it."""
+        return tuple(step for step in self.steps if step.action == "refuse")
+
+    @property
+    def changes(self) -> bool:
+        """Whether there is anything to do."""
+        return any(step.action in {"carry", "drop"} for step in self.steps)
+
+
+def migrate(
+    plan: Plan,
+    store: Store,
+    rename: Mapping[str, str],
+    drop: Collection[str],
+    *,
+    dry_run: bool = False,
+) -> Migration:
+    """Carry state over to a plan; see `Pipeline.migrate`."""
+    plan.check()
+    if dry_run:
+        return _migration(plan, _checkpoint(plan, store), rename, drop)
+    with store.own(checkpoint_name(plan.name)) as ownership:
+        checkpoint = _checkpoint(plan, store)
+        migration = _migration(plan, checkpoint, rename, drop)
+        if migration.refused:
+            names = ", ".join(f"{each.operator!r} ({each.reason})" for each in migration.refused)
+            raise UsageError(f"pipeline {plan.name!r} was not migrated: state of {names}")
+        if migration.changes:
+            topics = _topics(plan, checkpoint, migration, store)
+            with store.transaction(owner=ownership) as transaction:
+                operators = _operators(plan, checkpoint, migration, transaction, store)
+                epoch = checkpoint.epoch + 1
+                checkpoint = msgspec.structs.replace(
+                    checkpoint, epoch=epoch, operators=operators, topics=topics
+                )
+                encoded = encode_checkpoint(checkpoint)
+                transaction.put_checkpoint(checkpoint_name(plan.name), encoded)
+        _remove_unused(store, plan.name, checkpoint)
+    return replace(migration, done=True)
+
+
+def _checkpoint(plan: Plan, store: Store) -> Checkpoint:
+    checkpoint = read_checkpoint(store, plan.name)
+    if checkpoint.epoch == 0:
+        raise UsageError(f"pipeline {plan.name!r} has never run here: there is nothing to migrate")
+    return checkpoint
+
+
+def _migration(
+    plan: Plan, checkpoint: Checkpoint, rename: Mapping[str, str], drop: Collection[str]
+) -> Migration:
+    read = dict.fromkeys(topic for topic, _, _ in checkpoint.positions)
+    inputs = plan.input_topics()
+    return Migration(
+        tuple(migration_steps(plan, checkpoint, rename, drop)),
+        tuple(topic for topic in inputs if topic not in read),
+        tuple(topic for topic in read if topic not in inputs),
+        tuple(name for name in (*rename, *drop) if name not in checkpoint.operators),
+        done=False,
+    )
+
+
+def _topics(
+    plan: Plan, checkpoint: Checkpoint, migration: Migration, store: Store
+) -> dict[str, int]:
+    """Ids of the input and state topics from here on; those for state that is renamed are created.
+
+    Raises:
+        DataError: State that is to be carried over was deleted.
+    """
+    former = {state_topic(plan.name, operator) for operator in checkpoint.operators}
+    topics = {topic: number for topic, number in checkpoint.topics.items() if topic not in former}
+    for step in migration.carried:
+        topic = state_topic(plan.name, step.operator)
+        if step.former == step.operator:
+            topics[topic] = checkpoint.topics[topic]
+            continue
+        source = state_topic(plan.name, step.former or "")
+        if store.topic(source).id != checkpoint.topics[source]:
+            raise DataError(
+                f"the state of {step.former!r} in pipeline {plan.name!r} was deleted with its"
+                " topic: restore the store from a backup, or drop it",
+                topic=source,
+            )
+        topics[topic] = store.create_topic(topic, exist_ok=True).id
+    return topics
+
+
+def _operators(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    migration: Migration,
+    transaction: Transaction,
+    store: Store,
+) -> dict[str, OperatorState]:
+    """Where the state of each operator is from here on; what goes to another topic is copied."""
+    identities = plan.identities()
+    operators = {}
+    for step in migration.carried:
+        assert step.former is not None
+        known = checkpoint.operators[step.former]
+        if step.former != step.operator:
+            source = state_topic(plan.name, step.former)
+            topic = state_topic(plan.name, step.operator)
+            known = _copied(store, transaction, source, known, topic)
+        identity = identities[step.operator]
+        operators[step.operator] = msgspec.structs.replace(known, identity=identity)
+    return operators
+
+
+def _copied(
+    store: Store, transaction: Transaction, source: str, known: OperatorState, topic: str
+) -> OperatorState:
+    """Copy the records that make up some state, and say where they are."""
+    count, start, end = 0, 0, 0
+    for batch in state_batches(store, source, known):
+        written = transaction.append_many(topic, batch.values, batch.keys, None, 0)
+        start = start if count else written[0].base_offset
+        end = written[-1].base_offset + written[-1].record_count
+        count += len(batch.values)
+    return msgspec.structs.replace(known, snapshot_offset=start, change_count=count, end_offset=end)
+
+
+def _remove_unused(store: Store, pipeline: str, checkpoint: Checkpoint) -> None:
+    """Remove the state topics that belong to no operator; only who owns the pipeline may."""
+    used = {state_topic(pipeline, operator) for operator in checkpoint.operators}
+    for topic in store.topics(internal=True):
+        if topic.name.startswith(state_topic(pipeline, "")) and topic.name not in used:
+            store.delete_topic(topic.name)
