@@ -105,6 +105,7 @@ cli.lazy = MappingProxyType(
         "retention": "upkeep:retention",
         "repair": "inspect:repair",
         "doctor": "doctor:doctor",
+        "metrics": "metrics:metrics",
         "backup": "backup:backup",
         "restore": "backup:restore",
         "config": "about:config",

@@ -25,6 +25,7 @@ from .config import (
     check_topic_name,
 )
 from .consumer import Consumer
+from .counters import HandleMetrics
 from .doctor import diagnose
 from .errors import (
     BackpressureTimeoutError,
@@ -37,6 +38,7 @@ from .errors import (
     FormatVersionError,
     LockedError,
     MillstreamError,
+    MissingExtraError,
     MissingKeyError,
     OffsetOutOfRangeError,
     PoisonedError,
@@ -49,13 +51,16 @@ from .errors import (
     UnknownGroupError,
     UnknownTopicError,
     UsageError,
+    missing_extra,
 )
 from .groups import GroupInfo, GroupMember, OffsetChange, PartitionLag, ResetPlan
 from .inspect import BatchDump, SegmentDump, dump_segment
 from .job import Job
 from .job_queue import Queue
 from .machine_checks import Diagnosis
+from .metrics import GroupMetrics, PartitionMetrics, StoreMetrics, UnreadablePart
 from .named_producer import NamedProducer
+from .open_transactions import OpenTransaction
 from .owners import Ownership
 from .positions import (
     Position,
@@ -116,6 +121,8 @@ __all__ = [
     "FormatVersionError",
     "GroupInfo",
     "GroupMember",
+    "GroupMetrics",
+    "HandleMetrics",
     "Headers",
     "Isolation",
     "Job",
@@ -123,13 +130,16 @@ __all__ = [
     "LogReader",
     "LostRange",
     "MillstreamError",
+    "MissingExtraError",
     "MissingKeyError",
     "NamedProducer",
     "OffsetChange",
     "OffsetOutOfRangeError",
     "OffsetRange",
+    "OpenTransaction",
     "Ownership",
     "PartitionLag",
+    "PartitionMetrics",
     "PoisonedError",
     "Position",
     "PosixStorage",
@@ -156,6 +166,7 @@ __all__ = [
     "StorageError",
     "Store",
     "StoreClosedError",
+    "StoreMetrics",
     "SystemClock",
     "TopicConfig",
     "TopicExistsError",
@@ -165,6 +176,7 @@ __all__ = [
     "UnavailableError",
     "UnknownGroupError",
     "UnknownTopicError",
+    "UnreadablePart",
     "UsageError",
     "UserDatabase",
     "VerifyFinding",
@@ -174,6 +186,7 @@ __all__ = [
     "datetime_to_ms",
     "diagnose",
     "dump_segment",
+    "missing_extra",
     "open",
     "parse_duration_ms",
     "parse_position",

@@ -133,6 +133,10 @@ class Compactor:
         finally:
             if lock is not None:
                 lock.close()
+                done = self.result
+                self._c.counters.compacted(
+                    done.removed_records, done.bytes_before - done.bytes_after
+                )
 
     def _lock(self) -> Lock:
         storage = self._c.storage

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from .append_lock import AppendLock
 from .catalog import Catalog
 from .clock import Clock
+from .counters import Counters
 from .storage import Storage
 from .tail import Tail
 
@@ -21,6 +22,7 @@ class Components:
     tail: Tail
     append_lock: AppendLock
     store_uid: bytes
+    counters: Counters
 
 
 def partition_directory(topic: str, partition: int) -> str:

@@ -24,6 +24,7 @@ from .clock import Clock
 from .compaction_schedule import CompactionSchedule
 from .components import Components
 from .config import Durability, TopicInfo
+from .counters import Counters
 from .errors import (
     DataError,
     MillstreamError,
@@ -115,7 +116,13 @@ class Engine:
             self.background = Background(clock)
             self.transactions = TransactionStates(self.catalog, self.tail, self.liveness, clock)
             self.components = Components(
-                storage, clock, self.catalog, self.tail, self.append_lock, self.catalog.store_uid
+                storage,
+                clock,
+                self.catalog,
+                self.tail,
+                self.append_lock,
+                self.catalog.store_uid,
+                Counters(clock),
             )
             self.compactions = CompactionSchedule(
                 self.components, self.transactions, self.background, self.roll

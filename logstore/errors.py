@@ -8,6 +8,7 @@
             MissingKeyError                  a record without a key for a compacted topic
             OffsetOutOfRangeError (IndexError)
             SequenceGapError                 a producer left out records
+            MissingExtraError (ImportError)  a package of an extra is not installed
         DataError                        restore or skip; retrying will not help
             CorruptBatchError                a batch on disk fails its checks
             CorruptSegmentError              a segment is missing, foreign or out of place
@@ -126,6 +127,21 @@ class SequenceGapError(UsageError):
     def __init__(self, message: str, *, expected: int, topic: str | None = None) -> None:
         super().__init__(message, topic=topic)
         self.expected = expected
+
+
+class MissingExtraError(UsageError, ImportError):
+    """Needs a package that is not installed; the message says which extra brings it."""
+
+
+def missing_extra(what: str, package: str, extra: str) -> MissingExtraError:
+    """The error for something that needs an extra.
+
+    >>> str(missing_extra("Parquet", "pyarrow", "arrow"))
+    "Parquet needs the package pyarrow: pip install 'millstream[arrow]'"
+    """
+    return MissingExtraError(
+        f"{what} needs the package {package}: pip install 'millstream[{extra}]'"
+    )
 
 
 class DataError(MillstreamError):

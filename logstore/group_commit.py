@@ -30,9 +30,10 @@ class GroupCommit:
         bases: Gives the base offsets of the segments.
         publish: Called with (durable end, sequence) after a sync.
         poisoned: Makes the error for a poisoned partition.
+        sync: Syncs a file.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it may do with the partition, and no more
         self,
         storage: Storage,
         directory: str,
@@ -41,6 +42,7 @@ class GroupCommit:
         bases: Callable[[], list[int]],
         publish: Callable[[int, int], None],
         poisoned: Callable[[], PoisonedError],
+        sync: Callable[[File], None],
     ) -> None:
         self._storage = storage
         self._directory = directory
@@ -48,6 +50,7 @@ class GroupCommit:
         self._bases = bases
         self._publish = publish
         self._poisoned = poisoned
+        self._sync_file = sync
         self._turn = threading.Lock()
         """Held by the one who syncs."""
         self._round = threading.Lock()
@@ -90,7 +93,7 @@ class GroupCommit:
         files = self._unsynced(at)
         try:
             for file in files:
-                file.sync()
+                self._sync_file(file)
         except StorageError as error:
             self._slot[Slot.POISONED] = POISONED_BY_SYNC
             raise self._poisoned() from error

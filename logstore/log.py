@@ -100,6 +100,7 @@ class Log:
         """Set by the last append when `zero_fill` is due."""
         self._active: _Active | None = None
         self.files = SegmentList(components.storage, self.directory, lambda: self.slot)
+        self._counters = components.counters
         self._group_commit = GroupCommit(
             components.storage,
             self.directory,
@@ -107,6 +108,7 @@ class Log:
             bases=self.files.bases,
             publish=self._publish_durable,
             poisoned=self._poisoned,
+            sync=components.counters.sync,
         )
         self._zeros = ZeroFill(self, components.append_lock)
         self.producers = ProducerLog(self, components)
@@ -382,6 +384,7 @@ class Log:
         # After the log end: a reader that sees this sequence sees the batch.
         words[SEQUENCE_WORD] = sequence
         self.files.indexes.appended(before.active_base, base_offset, position, end_position, newest)
+        self._counters.appended_locked(encoded.record_count, encoded.total_bytes)
         self.dirty = True
         self.zeros_run_low = runs_low(before.zero_filled, end_position, encoded.total_bytes)
         return base_offset

@@ -16,6 +16,10 @@ class OwnerCatalog:
     def __init__(self, catalog: Catalog) -> None:
         self._database = catalog.database
 
+    def any(self) -> bool:
+        """Whether anybody has ever begun a transaction."""
+        return bool(self._database.query("SELECT 1 FROM owners LIMIT 1"))
+
     def set_terms(self, owner_id: int, timeout_ms: int | None) -> None:
         """Say how long its transactions may be open; nothing is written if it is said already."""
         if self.timeout_ms(owner_id) == timeout_ms:

@@ -94,7 +94,9 @@ class RetentionSchedule:
         removal = removable(segments, rules, done_below, now_ms=now_ms)
         gone = segments[: removal.leading]
         if gone and not dry_run:
-            trim(self._c, log, gone[-1].end_offset)
+            removed = set(trim(self._c, log, gone[-1].end_offset))
+            sizes = [each.size_bytes for each in gone if each.base_offset in removed]
+            self._c.counters.retained(len(sizes), sum(sizes))
         place = TopicPartition(log.topic, log.partition)
         blockers = [
             RetentionBlocker(*place, group, max(done_below[group], log.start_offset), held_bytes)

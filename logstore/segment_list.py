@@ -252,18 +252,33 @@ class SegmentList:
             for header, following in pairwise(headers)
         ]
         if headers:
-            slot, active = self._slot(), headers[-1]
-            infos.append(
-                SegmentInfo(
-                    active.base_offset,
-                    slot[Slot.LOG_END],
-                    slot[Slot.END_POSITION],
-                    self._last_append_ms(active),
-                    active.created_ms,
-                    sealed=False,
-                )
-            )
+            infos.append(self._active_info(headers[-1]))
         return infos
+
+    def active_info(self) -> SegmentInfo | None:
+        """The newest segment; None if there is none. Reads no header but its own."""
+        while True:
+            bases = self.bases()
+            if not bases:
+                return None
+            try:
+                header = read_segment_header(self._storage, self._directory, bases[-1])
+            except StorageError as error:
+                if not self._moved_on(error, bases):
+                    raise
+            else:
+                return self._active_info(header)
+
+    def _active_info(self, active: SegmentHeader) -> SegmentInfo:
+        slot = self._slot()
+        return SegmentInfo(
+            active.base_offset,
+            slot[Slot.LOG_END],
+            slot[Slot.END_POSITION],
+            self._last_append_ms(active),
+            active.created_ms,
+            sealed=False,
+        )
 
     def _last_append_ms(self, active: SegmentHeader) -> int:
         slot = self._slot()

@@ -24,6 +24,7 @@ from .groups import GroupInfo, PartitionLag, Place, ResetPlan
 from .job import Duration
 from .job_queue import DEFAULT_GROUP, DEFAULT_VISIBILITY, Queue
 from .memory import MemoryStorage
+from .metrics import Gauge, StoreMetrics
 from .positions import Position
 from .queues import QueueInfo, Redriven
 from .reader import LogReader
@@ -92,6 +93,7 @@ class Store(StoreWriting, StoreUpkeep):
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
+        self._gauge = Gauge(engine)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else self._engine.durability
@@ -377,6 +379,27 @@ class Store(StoreWriting, StoreUpkeep):
         """
         return back_up(self._engine, path)
 
+    def metrics(self, *, internal: bool = False) -> StoreMetrics:
+        """What the store holds, how far behind everybody is, and what this handle has done.
+
+        Reads the ends of the logs, not the records: made to be called every few seconds, on a
+        store open read-only, too. What is damaged is named in `unreadable`, the rest is there.
+
+        Args:
+            internal: Also the partitions Millstream keeps for itself.
+
+        Raises:
+            DataError: The catalog is damaged.
+
+        >>> with open_store() as store:
+        ...     info = store.create_topic("t")
+        ...     metadata = store.append_many("t", [b"a", b"b"])
+        ...     metrics = store.metrics()
+        ...     metrics.partitions[0].records, metrics.handle.appended_batches
+        (2, 1)
+        """
+        return self._gauge.read(internal=internal)
+
     # --- groups --------------------------------------------------------------------------------
 
     def groups(self) -> list[str]:
@@ -423,6 +446,11 @@ class Store(StoreWriting, StoreUpkeep):
     def clock(self) -> Clock:
         """Where the store takes the time from."""
         return self._engine.clock
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it was opened to change nothing."""
+        return self._engine.read_only
 
     @property
     def closed(self) -> bool:

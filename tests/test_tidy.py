@@ -16,6 +16,7 @@ PUBLIC_MODULES = {
     "millstream.aio",
     "millstream.inspect",
     "millstream.processor",
+    "millstream.prometheus",
     "millstream.testing",
 }
 """What one folder may import from another."""
