@@ -5,9 +5,10 @@
 The tests beside this file try a fixed choice of what happens here: random lives of a store that
 lose power at each operation, are killed at each operation while others go on, run out of disk
 space at each write; and real processes in many roles (append, roll, retention, transactions,
-compaction, groups, queues, backups, full disks) that are killed at random moments. A round takes a
-minute or two and has a seed of its own; a failure prints it, and `--seed N --rounds 1` tries it
-again: what the processes do is the same then, the moments of the kills are those of the machine.
+compaction, groups, queues, backups, full disks, a pipeline of many operators) that are killed at
+random moments. A round takes two or three minutes and has a seed of its own; a failure prints it,
+and `--seed N --rounds 1` tries it again: what the processes do is the same then, the moments of the
+kills are those of the machine.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from random import Random
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "support")]
 
 from kill_rounds import KillRounds, fast_directory  # noqa: E402
+from operators_rounds import kill_operators  # noqa: E402
 from restarts import (  # noqa: E402 - found by the line above
     crash_everywhere,
     fill_the_disk_everywhere,
@@ -34,6 +36,7 @@ from workload import Workload  # noqa: E402
 from zygote import Zygote  # noqa: E402
 
 KILL_ROUNDS = 24
+PIPELINE_KILLS = 50
 SEGMENT_BYTES = (4096, 16384, 1 << 26)
 
 
@@ -71,6 +74,7 @@ def play(seed: int) -> dict[str, int]:
         "killed on a full disk": small,
         **{f"killed: {role}": count for role, count in sorted(rounds.kills.items())},
         "killed: life": kills,
+        "killed: pipeline": kill_operators(seed, PIPELINE_KILLS).phases.total(),
     }
 
 

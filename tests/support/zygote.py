@@ -4,14 +4,16 @@
         child.hear()
         child.kill()
 
-The zygote has imported everything and opened nothing. A child runs a function of kill_roles.py with
-a store of its own and reports numbers through a pipe, which ends when the child does. It costs a
+The zygote has imported everything and opened nothing. A child runs a function of kill_roles.py, or
+of another module with `ROLES`, with a store of its own and reports numbers through a pipe, which
+ends when the child does. It costs a
 fork and the opening of a store: some milliseconds instead of the start of an interpreter.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -72,12 +74,16 @@ class Child:
 
 
 class Zygote:
-    """The process that is forked. A context manager."""
+    """The process that is forked. A context manager.
 
-    def __init__(self) -> None:
+    Args:
+        roles: Name of the module that says what children do.
+    """
+
+    def __init__(self, roles: str = "kill_roles") -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "error", __file__, str(theirs.fileno())],
+            [sys.executable, "-W", "error", __file__, str(theirs.fileno()), roles],
             pass_fds=[theirs.fileno()],
         )
         theirs.close()
@@ -112,9 +118,8 @@ def tell(pipe: int, *numbers: int) -> None:
     os.write(pipe, _REPORT.pack(*numbers, *[0] * (4 - len(numbers))))
 
 
-def _serve(channel: socket.socket) -> None:
-    from kill_roles import ROLES  # noqa: PLC0415 - the parent needs none of it
-
+def _serve(channel: socket.socket, module: str) -> None:
+    roles = importlib.import_module(module).ROLES  # the parent needs none of it
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the dead are not waited for
     while True:
         order, pipes, _, _ = socket.recv_fds(channel, 1 << 16, 1)
@@ -124,7 +129,7 @@ def _serve(channel: socket.socket) -> None:
         if pid == 0:
             channel.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            _run(ROLES, pipes[0], order)
+            _run(roles, pipes[0], order)
         os.close(pipes[0])
         channel.send(b"%d" % pid)
 
@@ -146,4 +151,4 @@ def _run(roles: dict[str, object], pipe: int, order: bytes) -> NoReturn:
 
 if __name__ == "__main__":
     with socket.socket(fileno=int(sys.argv[1])) as inherited:
-        _serve(inherited)
+        _serve(inherited, sys.argv[2])
