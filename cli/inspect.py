@@ -28,7 +28,7 @@ from .format_string import rfc3339
 from .output import Cell, print_document, print_rows
 from .repair_plan import explain_plan, plan_document
 from .replay import verify_pipeline
-from .settings import StoreNotFoundError, settings
+from .settings import Settings, StoreNotFoundError, settings
 
 EXIT_CORRUPT = 4
 
@@ -244,8 +244,13 @@ def verify(topic: str | None, since: str | None, deep: bool, explain: bool, as_j
     show_default=True,
     help="Transactions of whose end a lost catalog knows nothing: abort or commit them.",
 )
+@click.option(
+    "--lost-database",
+    metavar="PATH",
+    help="Abort transactions that wait for this database of yours, which is lost for good.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def repair(yes: bool, undecided: str, as_json: bool) -> int:
+def repair(yes: bool, undecided: str, lost_database: str | None, as_json: bool) -> int:
     """Make a damaged store whole: what can be read stays, at its offsets; what is lost is a gap.
 
     Nothing is deleted: damaged files go to a directory `quarantine` beside them. Every process must
@@ -254,6 +259,8 @@ def repair(yes: bool, undecided: str, as_json: bool) -> int:
     current = settings()
     if not os.path.isdir(current.directory):
         raise StoreNotFoundError(f"no store in {current.directory}; name one with --dir")
+    if lost_database is not None:
+        return _give_up(current, lost_database, yes=yes)
     if yes:
         plan = do_repair(current.directory, show_undecided=undecided == "show")
     else:
@@ -268,6 +275,19 @@ def repair(yes: bool, undecided: str, as_json: bool) -> int:
     if plan.report_path:
         current.say(f"the report is in {current.directory}/{plan.report_path}")
     return EXIT_CORRUPT if plan.refused or (plan.actions and not yes) else 0
+
+
+def _give_up(current: Settings, path: str, *, yes: bool) -> int:
+    """Abort what hangs on a database that is lost."""
+    if os.path.exists(path):
+        raise click.UsageError(f"{path} is there: open the store, and it is asked")
+    if not yes:
+        current.say(f"transactions that wait for {path} would be aborted: --yes does it")
+        return EXIT_CORRUPT
+    with current.open() as store:
+        count = store.abandon_database(path)
+    current.say(f"{count} transaction{'s' * (count != 1)} aborted")
+    return 0
 
 
 def _counts(report: VerifyReport) -> dict[str, int]:

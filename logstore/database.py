@@ -163,7 +163,7 @@ class Database:
                 self.query("COMMIT")
                 self._unsynced = not durable
             except BaseException:
-                self._roll_back()
+                self.roll_back()
                 raise
 
     def _ensure_idle(self) -> None:
@@ -174,15 +174,47 @@ class Database:
             self._fail(error)
 
     @property
+    def in_transaction(self) -> bool:
+        """Whether one is open; after some errors SQLite has ended it by itself."""
+        try:
+            return self._connection.in_transaction
+        except apsw.ConnectionClosedError:
+            return False
+
+    def forbid_transactions(self) -> None:
+        """Refuse statements that begin or end one, or attach a database, with UsageError."""
+        self._connection.authorizer = _authorize
+
+    def allow_transactions(self) -> None:
+        """The end of `forbid_transactions`."""
+        with contextlib.suppress(apsw.ConnectionClosedError):
+            self._connection.authorizer = None
+
+    def flush(self) -> None:
+        """Write the changed pages of the open transaction, with the locks a commit needs.
+
+        Raises:
+            LockedError: Readers are in the way for 10 s.
+        """
+        with self._lock:
+            try:
+                self._connection.cache_flush()
+            except apsw.Error as error:
+                self._fail(error)
+
+    @property
     def unsynced(self) -> bool:
         """Whether the last transaction of this connection was not synced."""
         return self._unsynced
 
-    def _roll_back(self) -> None:
+    def roll_back(self) -> None:
+        """Undo the open transaction, if there is one; whatever fails, nothing of it stays."""
         try:
             # SQLite has rolled back by itself after some errors, such as a full disk.
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
+        except apsw.ConnectionClosedError:
+            pass
         except apsw.Error as error:
             # Closing the connection is the one way left to be sure that nothing is half done.
             _logger.warning(
@@ -198,6 +230,13 @@ class Database:
             return self._connection.system_errno
         except apsw.Error:  # the connection is closed
             return 0
+
+
+_FORBIDDEN: Final = frozenset({apsw.SQLITE_TRANSACTION, apsw.SQLITE_ATTACH, apsw.SQLITE_DETACH})
+
+
+def _authorize(operation: int, *_: str | None) -> int:
+    return apsw.SQLITE_DENY if operation in _FORBIDDEN else apsw.SQLITE_OK
 
 
 CHECKED_VFS: Final = "cksmvfs"
@@ -295,7 +334,7 @@ def _open(filename: str, use: DatabaseUse, *, read_only: bool) -> apsw.Connectio
         return _open_file(filename, use, _READ_WRITE)
     if filename.startswith("file:"):
         return apsw.Connection(filename, flags=_READ_ONLY)
-    if not _exists(filename):
+    if not exists(filename):
         raise UsageError(use.absent, path=filename)
     connection = _open_file(filename, use, _READ_ONLY)
     try:
@@ -427,12 +466,13 @@ def _snapshot(filename: str) -> apsw.Connection:
     return copy
 
 
-def _exists(filename: str) -> bool:
+def exists(filename: str) -> bool:
+    """Whether there is a file of that name."""
     return apsw.VFS("millstream", base="").xAccess(filename, apsw.SQLITE_ACCESS_EXISTS)
 
 
 def _size(filename: str) -> int:
-    if not _exists(filename):
+    if not exists(filename):
         return 0
     file = apsw.VFSFile("", filename, [apsw.SQLITE_OPEN_MAIN_DB | apsw.SQLITE_OPEN_READONLY, 0])
     try:
@@ -460,7 +500,6 @@ _ERRNO: Final[Mapping[type[apsw.Error], tuple[int, str]]] = {
     apsw.FullError: (errno.ENOSPC, "the disk is full"),
     apsw.ReadOnlyError: (errno.EROFS, "{} cannot be written"),
     apsw.PermissionsError: (errno.EACCES, "{} cannot be accessed"),
-    apsw.AuthError: (errno.EACCES, "{} cannot be accessed"),
     apsw.CantOpenError: (errno.ENOENT, "{} cannot be opened"),
     apsw.IOError: (errno.EIO, "reading or writing {} failed"),
     apsw.NoMemError: (errno.ENOMEM, "out of memory"),
@@ -494,11 +533,13 @@ def _typed_error(
         text = f"{message.format(use.title)}: {error}"
         return StorageError(text, errno=number, path=filename)
     if use.ours or rotten or isinstance(error, _DAMAGE):
-        what = "a page fails its checksum" if rotten else error
-        return DataError(f"{use.title} is damaged: {what}", path=filename)
+        damage = "a page fails its checksum" if rotten else error
+        return DataError(f"{use.title} is damaged: {damage}", path=filename)
     if isinstance(error, _REFUSED_DATA):
         return RecordError(f"{use.title} refuses the row: {error}", path=filename)
-    return UsageError(f"{use.title} cannot do this: {error}", path=filename)
+    own = "commit, roll back and attach nothing inside a transaction"
+    what = own if isinstance(error, apsw.AuthError) else error
+    return UsageError(f"{use.title} cannot do this: {what}", path=filename)
 
 
 # STRICT tables hold what their columns say, so these only tell the type checker.

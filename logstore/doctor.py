@@ -18,13 +18,14 @@ from .catalog import Catalog
 from .catalog_rebuild import BUILDING, REBUILT, catalog_problem
 from .clock import Clock, SystemClock
 from .config import TopicInfo
-from .database import page_checksums
+from .database import exists, page_checksums
 from .engine import OPEN_LOCK, Engine, in_use
 from .errors import DataError, FormatVersionError, LockedError, StorageError
 from .found_topics import find_topics
 from .liveness import LOCKS_DIRECTORY
 from .log import Log
 from .machine_checks import Diagnosis
+from .owner_catalog import OwnerCatalog
 from .segment import (
     INDEX_SUFFIX,
     KEYS_SUFFIX,
@@ -97,7 +98,11 @@ class _Doctor:
         if problem.level != "error":
             catalog = Catalog(storage.catalog_filename(), clock=self._clock, read_only=True)
             known = catalog.topics()
+            lost = [
+                each for each in OwnerCatalog(catalog).databases() if not exists(each.place.path)
+            ]
             catalog.close()
+            yield from map(_lost_database, sorted({each.place.path for each in lost}))
             yield from self._wal()
             yield from self._partition_files({info.name for info in known})
             yield from self._logs(known)
@@ -237,6 +242,12 @@ class _Doctor:
 
 def _is_ours(name: str) -> bool:
     return name in _OURS or name.startswith(CATALOG_NAME)
+
+
+def _lost_database(path: str) -> Diagnosis:
+    message = f"transactions may hang on the database {path}, which is not there"
+    remedy = "put it back; if it is lost for good, `millstream repair --lost-database`"
+    return Diagnosis("transactions", "warning", message, remedy)
 
 
 def _newest_ms(log: Log) -> int:

@@ -25,6 +25,7 @@ from .compaction_schedule import CompactionSchedule
 from .components import Components
 from .config import Durability, TopicInfo
 from .counters import Counters
+from .decisions import Decisions
 from .errors import (
     DataError,
     MillstreamError,
@@ -114,7 +115,10 @@ class Engine:
             self.liveness = Liveness(storage)
             opened.callback(self.liveness.close)
             self.background = Background(clock)
-            self.transactions = TransactionStates(self.catalog, self.tail, self.liveness, clock)
+            self.decisions = Decisions(self.catalog, self.tail, self.liveness, clock)
+            self.transactions = TransactionStates(
+                self.catalog, self.tail, self.liveness, self.decisions, clock
+            )
             self.components = Components(
                 storage,
                 clock,
@@ -131,6 +135,7 @@ class Engine:
             self.append_lock.on_interrupted = self._recover_slot
             if not read_only:
                 self._join()
+                self.decisions.settle_dead()
             self._opened = opened.pop_all()
 
     def _refuse_topics_without_catalog(self) -> None:

@@ -172,6 +172,13 @@ class LockedError(UnavailableError):
     """Another live process holds the lock; the message names it where known."""
 
 
+class UndecidedError(UnavailableError):
+    """The database that knows what became of a transaction is gone: its records stay unseen.
+
+    `path` is where it was. Put it back, or give the transaction up.
+    """
+
+
 class StoreClosedError(UnavailableError):
     """The store, producer or consumer was closed, or belongs to the process before a fork."""
 

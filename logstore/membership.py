@@ -177,6 +177,7 @@ class Membership:
     # Steps
 
     def _join(self) -> None:
+        self._engine.decisions.settle_dead()
         now = self._engine.clock.monotonic()
         member = MemberRow(
             self.member_id,
@@ -226,6 +227,7 @@ class Membership:
         liveness = self._engine.liveness
         free = {path for path in probed if not liveness.is_alive(path)}
         dead = [member for member in others if member in expired or member.lock_path in free]
+        dead = settled(self._engine, dead)
         if dead and self._groups.remove_dead(self.group, dead):
             _logger.info("group %r: removed %s", self.group, [member.member_id for member in dead])
             self._changed()
@@ -259,6 +261,14 @@ class Membership:
         return {topic: known[topic] for topic in self._topics if topic in known}
 
 
+def settled(engine: Engine, dead: list[MemberRow]) -> list[MemberRow]:
+    """Those of the dead members whose transactions are decided: what they committed is known."""
+    if not dead:
+        return dead
+    left = engine.decisions.settle_dead()
+    return [member for member in dead if member.lock_path not in left]
+
+
 def remove_dead_members(engine: Engine, group: str) -> None:
     """What a polling member does for its group, for those who look at it from outside."""
     if engine.read_only:
@@ -269,6 +279,7 @@ def remove_dead_members(engine: Engine, group: str) -> None:
     members = groups.members(group)
     free = {m.lock_path for m in members if not liveness.is_alive(m.lock_path)}
     dead = [m for m in members if m.lock_path in free or m.lease_end_ms < now_ms]
+    dead = settled(engine, dead)
     if dead and groups.remove_dead(group, dead):
         engine.tail.bump("groups_version")
     for path in free:

@@ -7,6 +7,7 @@ catalog is docs/decisions/0004.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Final, NamedTuple, Self
 
@@ -14,7 +15,7 @@ from .catalog import OwnerRow
 from .clock import Clock
 from .engine import Engine
 from .errors import LockedError, MillstreamError, UsageError
-from .owner_catalog import OwnerCatalog
+from .owner_catalog import DatabasePlace, OwnerCatalog
 from .storage import Lock
 
 TIMEOUT: Final = "10m"
@@ -33,6 +34,8 @@ class Terms(NamedTuple):
 
     timeout_ms: int | None = None
     """Whoever has to wait for one that is older may abort it. None: only if its owner is dead."""
+    place: DatabasePlace | None = None
+    """A database of the user's, which tells what became of them."""
 
 
 NO_TERMS: Final = Terms()
@@ -53,6 +56,12 @@ class Ownership:
         self.decided = row.decided
         """Number of the last decided transaction; the next one has the number after it."""
         self._lock = lock
+
+    def hang_on(self, engine: Engine, place: DatabasePlace | None) -> None:
+        """Have the database at `place` tell what becomes of its transactions from now on."""
+        if self.terms.place != place:
+            OwnerCatalog(engine.catalog).set_terms(self.owner_id, self.terms.timeout_ms, place)
+            self.terms = self.terms._replace(place=place)
 
     def close(self) -> None:
         """Give the name up. Idempotent."""
@@ -83,7 +92,7 @@ def own(engine: Engine, name: str, terms: Terms) -> Ownership:
     try:
         taken = not _acquire(lock, engine.clock)
         former = engine.catalog.owner_named(name) if taken else None
-        row = None if taken else engine.catalog.acquire_owner(name, path, pid=engine.pid)
+        row = None if taken else engine.decisions.acquire(name, path, engine.pid)
         if row is not None:
             OwnerCatalog(engine.catalog).set_terms(row.id, *terms)
     except BaseException:
@@ -124,11 +133,19 @@ class AnonymousOwners:
         self._catalog = OwnerCatalog(engine.catalog)
         self._free: list[Ownership] = []
         self._doubtful: list[str] = []
+        self._hanging: set[str] = set()
+        """Names among them whose last transaction may be committed in a database."""
         self._made = 0
 
     def take(self, terms: Terms = NO_TERMS) -> Ownership:
-        """An owner nobody else uses."""
+        """An owner nobody else uses.
+
+        Raises:
+            UndecidedError, LockedError, StorageError: What became of an earlier transaction with a
+                database is not known yet, and it may have committed what this one would again.
+        """
         self._engine.ensure_writable()
+        self._settle_hanging()
         with self._guard:
             for number, owner in enumerate(self._free):
                 if owner.terms == terms:
@@ -144,6 +161,21 @@ class AnonymousOwners:
         owner_or_name.terms = terms
         return owner_or_name
 
+    def _settle_hanging(self) -> None:
+        with self._guard:
+            names = [name for name in self._doubtful if name in self._hanging]
+            self._doubtful = [name for name in self._doubtful if name not in names]
+        while names:
+            name = names.pop()
+            try:
+                owner = self._acquire(name, NO_TERMS)
+            except BaseException:
+                with self._guard:
+                    self._doubtful += names
+                raise
+            with self._guard:
+                self._free.append(owner)
+
     def _name(self) -> str:
         if self._doubtful:
             return self._doubtful.pop()
@@ -158,6 +190,8 @@ class AnonymousOwners:
                 self._free.append(owner)
             else:
                 self._doubtful.append(owner.name)
+                if owner.terms.place is not None:
+                    self._hanging.add(owner.name)
         if not known:
             self._settle_later()
 
@@ -176,15 +210,26 @@ class AnonymousOwners:
             with self._guard:
                 self._free.append(owner)
 
+    def close(self) -> None:
+        """Before the store closes: let go of databases in which nothing is undecided."""
+        with self._guard:
+            owners = [owner for owner in self._free if owner.terms.place is not None]
+        for owner in owners:
+            # If it fails, whoever opens the store next finds out that nothing is open.
+            with contextlib.suppress(MillstreamError):
+                self._engine.decisions.let_go(owner.owner_id, owner.decided)
+
     def _acquire(self, name: str, terms: Terms) -> Ownership:
         engine = self._engine
         try:
-            row = engine.catalog.acquire_owner(name, engine.liveness.path, pid=engine.pid)
+            row = engine.decisions.acquire(name, engine.liveness.path, engine.pid)
             self._catalog.set_terms(row.id, *terms)
         except BaseException:
             with self._guard:
                 self._doubtful.append(name)
             raise
+        with self._guard:
+            self._hanging.discard(name)
         engine.tail.bump("transactions_version")
         return Ownership(name, row, None, terms)
 

@@ -151,6 +151,16 @@ CREATE TABLE owner_terms (
 ) STRICT;
 """
 
+OWNER_DATABASES: Final = """
+CREATE TABLE owner_databases (          -- where to ask what became of an owner's transactions
+    owner_id INTEGER PRIMARY KEY REFERENCES owners ON DELETE CASCADE,
+    path TEXT NOT NULL,                 -- of a database of the user's, absolute
+    uid TEXT NOT NULL,                  -- identity that is in that file
+    mark TEXT NOT NULL,                 -- random: what the owner is called there
+    process_path TEXT NOT NULL          -- lock file of its process
+) STRICT;
+"""
+
 COMPACTIONS: Final = """
 CREATE TABLE compactions (
     topic_id INTEGER NOT NULL REFERENCES topics ON DELETE CASCADE,
@@ -161,7 +171,9 @@ CREATE TABLE compactions (
 ) STRICT, WITHOUT ROWID;
 """
 
-_ADDED: Final[Mapping[int, Sequence[str]]] = {2: (QUEUES, COMPACTIONS, PRODUCERS, OWNER_TERMS)}
+_ADDED: Final[Mapping[int, Sequence[str]]] = {
+    2: (QUEUES, COMPACTIONS, PRODUCERS, OWNER_TERMS, OWNER_DATABASES)
+}
 """The tables each later version added, made for new and for upgraded stores alike.
 
 Only CREATE TABLE and CREATE INDEX, because a reader of an older store imagines them.

@@ -459,6 +459,8 @@ class Store(StoreWriting, StoreUpkeep):
 
     def close(self) -> None:
         """Make everything durable and let go. Idempotent."""
+        if not self._engine.closed:
+            self._owners.close()
         try:
             self._engine.close()
         finally:

@@ -6,8 +6,9 @@ several writes at once are `transaction.py`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import overload
 
 from .append import Appender
@@ -19,11 +20,13 @@ from .job import Duration
 from .latest import LatestValues
 from .named_producer import NamedProducer
 from .numbered_append import OpenProducer, forget
+from .owner_catalog import DatabasePlace
 from .owners import TIMEOUT, AnonymousOwners, Ownership, Terms, own
 from .positions import parse_duration_ms
 from .producer import Producer
 from .record import AppendMetadata, Headers, RecordMetadata
 from .transaction import Transaction
+from .user_transaction import UserTransaction, checked_place
 
 
 def _terms(timeout: Duration | None) -> Terms:
@@ -234,9 +237,13 @@ class StoreWriting:
 
     @contextmanager
     def transaction(
-        self, *, owner: Ownership | None = None, timeout: Duration | None = None
+        self,
+        *,
+        owner: Ownership | None = None,
+        timeout: Duration | None = None,
+        database: str | os.PathLike[str] | None = None,
     ) -> Iterator[Transaction]:
-        """Write several partitions, offsets and checkpoints all or nothing.
+        """Write several partitions, offsets, checkpoints and rows all or nothing.
 
         Commits when the block ends, aborts when it raises.
 
@@ -244,9 +251,12 @@ class StoreWriting:
             owner: From `own`, when a later run shall fence this one.
             timeout: For how long it may keep readers waiting, "10m" if not given: whoever has to
                 wait longer aborts it, though its process lives. With an owner see `own`.
+            database: A SQLite database of yours, made if it is missing: `Transaction.execute`
+                writes rows to it that are committed with the rest. It has to stay where it is.
 
         Raises:
             FencedError: At the commit: somebody newer owns the name, or it was open for too long.
+            UndecidedError: An earlier transaction hangs on a database that is gone.
 
         >>> import millstream
         >>> with millstream.open() as store:
@@ -258,14 +268,38 @@ class StoreWriting:
         """
         if owner is not None and timeout is not None:
             raise UsageError("the timeout of an owner's transactions is given to own()")
-        ownership = owner or self._owners.take(_terms(TIMEOUT if timeout is None else timeout))
-        transaction = Transaction(self._engine, ownership, self._latest)
-        try:
+        with ExitStack() as ending:
+            rows = place = None
+            if database is not None:
+                rows = ending.enter_context(closing(self._open_database(database)))
+                place = DatabasePlace(rows.path, rows.identify(), self._engine.liveness.path)
+            if owner is None:
+                terms = _terms(TIMEOUT if timeout is None else timeout)._replace(place=place)
+                ownership = self._owners.take(terms)
+            else:
+                ownership = owner
+                ownership.hang_on(self._engine, place)
+            transaction = Transaction(self._engine, ownership, self._latest, rows)
+            if owner is None:
+                ending.callback(lambda: self._owners.give_back(ownership, transaction.state))
             with transaction:
                 yield transaction
-        finally:
-            if owner is None:
-                self._owners.give_back(ownership, transaction.state)
+
+    def _open_database(self, path: str | os.PathLike[str]) -> UserTransaction:
+        engine = self._engine
+        engine.ensure_writable()
+        place = checked_place(path, engine.storage.catalog_filename())
+        return UserTransaction(place, clock=engine.clock, on_commit=engine.storage.sync_point)
+
+    def abandon_database(self, path: str | os.PathLike[str]) -> int:
+        """Abort the transactions that hang on a database which is lost for good; how many.
+
+        Only for those whose processes are dead. If they had committed their rows, the database and
+        the store differ from then on.
+        """
+        self._engine.ensure_writable()
+        place = checked_place(path, self._engine.storage.catalog_filename())
+        return self._engine.decisions.abandon(place)
 
     def own(self, name: str, *, timeout: Duration | None = None) -> Ownership:
         """Acquire the exclusive right to `name`; see `Ownership`.
@@ -283,4 +317,5 @@ class StoreWriting:
     def checkpoint(self, name: str) -> bytes | None:
         """What the last committed transaction stored under `name`, or None."""
         self._engine.ensure_open()
+        self._engine.decisions.settle_dead()
         return self._engine.catalog.checkpoint(name)

@@ -4,7 +4,8 @@ Batches are written at once, marked with the transaction's id, and readers stop 
 commit, every touched partition is synced, and one SQLite commit decides the transaction together
 with the offsets and checkpoints. Nothing outside that commit ever happened: a process that dies
 before it leaves an open transaction, which whoever notices aborts (`transaction_states.py`). Who
-may commit is `owners.py`.
+may commit is `owners.py`. With rows in a database of the user's, that database decides: its commit
+comes inside the one of the catalog, right before it (`decisions.py`).
 """
 
 from __future__ import annotations
@@ -18,16 +19,20 @@ from .append import Appender
 from .batch import EncodedBatch
 from .catalog import GroupOffset
 from .conditional_append import Condition, Match, condition_on
+from .database import Row as SQLRow, SQLValue
+from .decisions import encode_outcome
 from .engine import Engine
 from .errors import ConflictError, MillstreamError, OffsetOutOfRangeError, UsageError
 from .job import Job
 from .latest import LatestValues
 from .log import Log
 from .membership import remove_dead_members
+from .owner_catalog import Outcome, OwnerCatalog
 from .owners import Ownership
 from .queue_catalog import refuse_queue
 from .record import AppendMetadata, Headers, RecordMetadata, TopicPartition
 from .transaction_states import transaction_id
+from .user_transaction import UserTransaction
 
 ABORTING: Final = (Exception, KeyboardInterrupt, SystemExit, GeneratorExit)
 """All there is, except what stands for the death of a process or machine in a test."""
@@ -41,7 +46,11 @@ class Transaction:
     """
 
     def __init__(
-        self, engine: Engine, ownership: Ownership, latest: LatestValues | None = None
+        self,
+        engine: Engine,
+        ownership: Ownership,
+        latest: LatestValues | None = None,
+        rows: UserTransaction | None = None,
     ) -> None:
         self._engine = engine
         self._latest = latest or LatestValues(engine)
@@ -53,6 +62,7 @@ class Transaction:
         self._checkpoints: dict[str, bytes] = {}
         self._jobs: list[Job] = []
         self._also: list[Callable[[], None]] = []
+        self._rows = rows
         self._state: Literal["open", "committed", "aborted", "unknown"] = "open"
         self._written = False
         """Whether the log may hold a batch of it."""
@@ -175,6 +185,29 @@ class Transaction:
         self._ensure_open()
         self._checkpoints[name] = data
 
+    def execute(self, sql: str, bindings: Sequence[SQLValue] = ()) -> list[SQLRow]:
+        """Run one statement in the database given to `Store.transaction`, and return its rows.
+
+        The first one locks the database for writing, until the transaction ends.
+
+        Raises:
+            LockedError: Another process wrote to the database for 10 s.
+            RecordError: A row does not keep to a constraint. Nothing else is undone.
+            UsageError: The statement is wrong, or begins, ends or attaches something.
+            StorageError, DataError: The database cannot be written, or is damaged.
+        """
+        return self._database().execute(sql, bindings)
+
+    def execute_many(self, sql: str, rows: Sequence[Sequence[SQLValue]]) -> None:
+        """Run one statement for each of `rows`; errors as `execute`."""
+        self._database().execute_many(sql, rows)
+
+    def _database(self) -> UserTransaction:
+        self._ensure_open()
+        if self._rows is None:
+            raise UsageError("the transaction has no database: store.transaction(database=PATH)")
+        return self._rows
+
     def ack(self, *jobs: Job) -> None:
         """Ack jobs of queues together with the transaction: exactly once.
 
@@ -182,9 +215,12 @@ class Transaction:
         nothing of the transaction is ever visible. If it aborts, the jobs are still leased.
 
         Raises:
-            UsageError: A job is settled already. FencedError: It is lost.
+            UsageError: A job is settled already, or the transaction has a database.
+            FencedError: It is lost.
         """
         self._ensure_open()
+        if self._rows is not None:
+            raise UsageError("a transaction with a database cannot ack jobs: ack them after it")
         for job in jobs:
             self.also(job.settle_in())
             self._jobs.append(job)
@@ -203,8 +239,11 @@ class Transaction:
             FencedError: Somebody newer owns the name, a partition whose offset is committed, or a
                 job; nothing of it will ever be visible.
             UnknownTopicError: An offset is of a topic that was deleted.
-            UsageError: An append of the transaction failed.
-            StorageError, PoisonedError: See `state`.
+            UsageError: An append of the transaction failed, or its database has rolled back.
+            RecordError: The rows do not keep to a constraint that is checked at the end.
+            StorageError, PoisonedError, LockedError: See `state`. While it is unknown the rows may
+                be committed; the records are seen when that is decided, and no other transaction
+                begins in this process before.
         """
         self._ensure_open()
         if self._failed:
@@ -214,12 +253,15 @@ class Transaction:
         try:
             # Outputs have to be durable before the decision is, whatever mode the store is in.
             self._engine.acknowledge(list(self._ends.items()), "sync")
+            if self._rows is not None and self._rows.begun:
+                self._rows.flush()
             self._decide(committed=True)
-        except ABORTING:
+        except ABORTING as error:
             self._written = True  # the decision may have been taken: let the catalog tell
             with contextlib.suppress(MillstreamError):
                 self._abort()
-            raise
+            if self.state != "committed" or not isinstance(error, Exception):
+                raise
         self._state = "committed"
         for job in self._jobs:
             job.state = "acked"
@@ -231,7 +273,16 @@ class Transaction:
         self._abort()
 
     def _abort(self) -> None:
-        if self._written:
+        if self._rows is not None:
+            self._rows.roll_back()
+        if self._rows is not None and self._rows.attempted:
+            ownership = self._ownership
+            state = self._engine.decisions.settle(ownership.owner_id, self._number, fence=False)
+            ownership.decided = self._number
+            if state == "committed":
+                self._state = state
+                return
+        elif self._written:
             try:
                 self._decide(committed=False)
             finally:
@@ -244,17 +295,30 @@ class Transaction:
 
     def _decide(self, *, committed: bool) -> None:
         ownership = self._ownership
+        offsets, also = list(self._offsets.values()), self._also
+        if committed and self._rows is not None and self._rows.begun:
+            offsets, also = [], [self._commit_rows]
         self._engine.catalog.decide(
             ownership.owner_id,
             ownership.epoch,
             self._number,
             committed,
-            list(self._offsets.values()),
+            offsets,
             self._checkpoints,
-            also=self._also,
+            also=also,
         )
         ownership.decided = self._number
         self._engine.tail.bump("transactions_version")
+
+    def _commit_rows(self) -> None:
+        """Commit in the user's database, with the catalog locked and all but committed."""
+        owners = OwnerCatalog(self._engine.catalog)
+        database = owners.database(self._ownership.owner_id)
+        assert self._rows is not None
+        assert database is not None
+        before = owners.write(list(self._offsets.values()))
+        data = encode_outcome(Outcome(before, self._checkpoints))
+        self._rows.commit(database.mark, self._number, data)
 
     def _ensure_open(self) -> None:
         self._engine.ensure_writable()

@@ -13,7 +13,8 @@ from typing import Final, Literal, TypeAlias
 
 from .catalog import Catalog, OwnerState
 from .clock import Clock
-from .errors import DataError
+from .decisions import Decisions
+from .errors import DataError, UnavailableError
 from .liveness import Liveness
 from .owner_catalog import OwnerCatalog
 from .tail import Tail
@@ -43,8 +44,16 @@ def transaction_id(owner_id: int, number: int) -> int:
 class TransactionStates:
     """Answers with one dictionary lookup in the common case. Thread-safe."""
 
-    def __init__(self, catalog: Catalog, tail: Tail, liveness: Liveness, clock: Clock) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        tail: Tail,
+        liveness: Liveness,
+        decisions: Decisions,
+        clock: Clock,
+    ) -> None:
         self._catalog = catalog
+        self._decisions = decisions
         self._read_only = catalog.database.read_only
         self._tail = tail
         self._liveness = liveness
@@ -105,10 +114,13 @@ class TransactionStates:
         alive = self._liveness.is_alive(owner.lock_path)
         if alive and not self._is_stuck(owner, transaction, began_ms):
             return False
-        self._catalog.abort_dead_owner(owner_id, number)
+        try:
+            self._decisions.settle(owner_id, number)
+        except UnavailableError as error:
+            self._decisions.complain(owner_id, error)
+            return False
         if not alive:
             self._liveness.bury(owner.lock_path)
-        self._tail.bump("transactions_version")
         return True
 
     def _is_stuck(self, owner: OwnerState, transaction: int, began_ms: int) -> bool:

@@ -14,6 +14,7 @@ from millstream import Diagnosis, StorageError, diagnose
 from millstream.cli.main import main
 from millstream.database import CHECKED_VFS
 from millstream.machine_checks import file_system, free_space, judge_sync, process_limits, rights
+from millstream.owner_catalog import DatabasePlace, OwnerCatalog
 from millstream.posix_facts import Limits, Mount, Space, mount_of
 from millstream.tail import POISONED_BY_SYNC, Slot
 from millstream.testing import ManualClock
@@ -213,3 +214,25 @@ def test_the_doctor_on_the_command_line(path: Path, capfd: pytest.CaptureFixture
     assert 4 == main(["--dir", str(path), "doctor"])
     assert "error" == capfd.readouterr().out.splitlines()[1].split("\t")[0]
     assert 5 == main(["--dir", str(path / "nowhere"), "doctor"])
+
+
+def test_transactions_that_wait_for_a_lost_database_are_found_and_given_up(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = path.with_name("my.db")
+    with millstream.open(path) as store:
+        catalog = store._engine.catalog
+        owner = catalog.acquire_owner("dead", "locks/dead.lock")
+        place = DatabasePlace(str(database), "uid", "locks/dead.lock")
+        OwnerCatalog(catalog).set_terms(owner.id, None, place)
+
+    (finding,) = troubles(path, "transactions")
+    assert str(database) in finding.message
+    assert "--lost-database" in finding.remedy
+    arguments = ["repair", "--dir", str(path), "--lost-database", str(database)]
+    assert 4 == main(arguments)
+    assert 0 == main([*arguments, "--yes"])
+    assert "1 transaction aborted" in capsys.readouterr().err
+    assert [] == troubles(path, "transactions", "catalog")
+    database.touch()
+    assert 2 == main(arguments)

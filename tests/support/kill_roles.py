@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import resource
+import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,9 +22,12 @@ import millstream
 from millstream import StorageError, Store, TopicPartition, restore
 from millstream.config import Durability
 
-GROUP, JOBS = "g", "jobs"
+GROUP, JOBS, ROWS = "g", "jobs", "rows"
+DATABASE = "rows.db"
+"""Beside the catalog: a database of the user's."""
 MODES: tuple[Durability, ...] = ("sync", "sync", "os", "interval")
 LOG, KEYED, FIRST, SECOND, WORK = "log", "keyed", "first", "second", "work"
+COPIED = "copied"
 PARTITIONS = 2
 KEYS = 7
 BALLAST_BYTES = 384 * 1024
@@ -43,7 +47,11 @@ def create(path: Path, random: Random) -> None:
         store.create_topic(FIRST, **common)
         store.create_topic(SECOND, partitions=PARTITIONS, **common)
         store.create_topic(WORK, **common)
+        store.create_topic(COPIED, **common)
         store.append_many(WORK, [b"%d" % number for number in range(2000)])
+    with contextlib.closing(sqlite3.connect(path / DATABASE)) as rows:
+        rows.execute(f"PRAGMA journal_mode = {random.choice(('WAL', 'DELETE', 'TRUNCATE'))}")
+        rows.execute("CREATE TABLE numbers (number)")
 
 
 # --- roles -------------------------------------------------------------------------------------
@@ -191,6 +199,31 @@ def members(pipe: int, path: str, seed: int) -> None:
             consumer.commit()
 
 
+def writes_rows(pipe: int, path: str, seed: int) -> None:
+    """Copy numbers to a topic and to a table, as a member of a group: each exactly once."""
+    random = Random(seed)
+    with (
+        millstream.open(path) as store,
+        store.consumer(WORK, group=ROWS, start="earliest") as consumer,
+    ):
+        tell(pipe, *READY)
+        while True:
+            records = consumer.poll(max_records=random.randrange(1, 9), timeout=0.05)
+            if not records:
+                tell(pipe, *IDLE)
+                continue
+            with store.transaction(database=f"{path}/{DATABASE}") as transaction:
+                rows = [(int(record.value or b"-1"),) for record in records]
+                transaction.execute_many("INSERT INTO numbers (number) VALUES (?)", rows)
+                transaction.append_many(COPIED, [record.value for record in records])
+                if random.random() < 0.2:
+                    transaction.abort()
+                    consumer.seek((WORK, 0), records[0].offset)
+                    continue
+                transaction.commit_offsets(ROWS, {TopicPartition(WORK, 0): records[-1].offset + 1})
+            tell(pipe, records[-1].offset + 1)
+
+
 def workers(pipe: int, path: str, seed: int) -> None:
     """Take jobs from a queue; report each before it is acknowledged."""
     random = Random(seed)
@@ -221,7 +254,10 @@ def backs_up(pipe: int, path: str, seed: int) -> None:
 
 ROLES: dict[str, Callable[..., None]] = {
     each.__name__: each
-    for each in (appends, full_disk, small_disk, transactions, compacts, members, workers, backs_up)
+    for each in (
+        *(appends, full_disk, small_disk, transactions, compacts),
+        *(members, writes_rows, workers, backs_up),
+    )
 }
 ANYWHERE = sorted(set(ROLES) - {"small_disk"})
 ALONE = frozenset({"transactions", "compacts", "backs_up"})
@@ -290,6 +326,18 @@ def check_members(store: Store, reports: Sequence[Report]) -> None:
         assert processed >= set(range(committed)), committed
 
 
+def check_rows(store: Store, reports: Sequence[Report]) -> None:
+    """Rows, records and the offset of the group say the same, whoever died between them."""
+    copied = [int(record.value or b"") for record in store.read(COPIED)]
+    with contextlib.closing(sqlite3.connect(f"{store._engine.storage.root}/{DATABASE}")) as rows:
+        found = rows.execute("SELECT number FROM numbers ORDER BY rowid").fetchall()
+    assert list(range(len(copied))) == copied
+    assert copied == [number for (number,) in found]
+    assert len(copied) >= max([number for number, *_ in reports], default=0)
+    if ROWS in store.groups():
+        assert len(copied) == store.group(ROWS).offsets.get(TopicPartition(WORK, 0), 0)
+
+
 def check_jobs(store: Store, reports: Sequence[Report]) -> None:
     """No job is done that was not processed."""
     processed = _processed(reports)
@@ -340,6 +388,7 @@ CHECKS: dict[str, Callable[[Store, Sequence[Report]], None]] = {
     "transactions": check_transactions,
     "compacts": check_keyed,
     "members": check_members,
+    "writes_rows": check_rows,
     "workers": check_jobs,
     "backs_up": check_backups,
 }
