@@ -453,6 +453,11 @@ class Store(StoreWriting, StoreUpkeep):
         return self._engine.read_only
 
     @property
+    def in_memory(self) -> bool:
+        """Whether nothing of it is on a disk: it vanishes with the process."""
+        return isinstance(self._engine.storage, MemoryStorage)
+
+    @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._engine.closed

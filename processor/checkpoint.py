@@ -82,6 +82,14 @@ class Checkpoint(msgspec.Struct, frozen=True):
             TopicPartition(topic, partition): offset for topic, partition, offset in self.outputs
         }
 
+    def state_of(self, operator: str, identity: str) -> OperatorState | None:
+        """Where the state of an operator is; None if there is none of this identity.
+
+        That of another one is dead, or the plan would have been refused: it is nobody's.
+        """
+        known = self.operators.get(operator)
+        return known if known is not None and known.identity == identity else None
+
     def resumed(self) -> Resumed:
         """Event time as a topology takes it; the disorder is the plan's to say."""
         return Resumed(

@@ -1,8 +1,8 @@
 """The epoch: outputs, state, offsets and checkpoint of some micro-batches, in one commit.
 
-Order of a commit: outputs and state changes are appended under one transaction, synced, and one
-SQLite commit makes them visible together with the input offsets and the checkpoint. A crash
-anywhere before it leaves nothing behind; after it everything is done.
+What an epoch holds is taken out of the operators here, as data that changes no more; epoch_write.py
+puts it into the store. That may happen on a thread beside the one that goes on with the next epoch:
+never two at a time, and none after one that failed.
 
 The state topic of an operator grows by its changes. Once they outnumber what is alive, everything
 alive is written again, a bounded piece with each epoch, from the beginning of a new segment on;
@@ -12,9 +12,13 @@ of records, and the pipeline never stops for it. A crash in a sweep only means a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from types import TracebackType
+from typing import Final, Self
 
 from millstream import (
     DataError,
@@ -22,31 +26,26 @@ from millstream import (
     OffsetRange,
     Ownership,
     Store,
-    TopicExistsError,
     TopicInfo,
     TopicPartition,
-    Transaction,
     UsageError,
 )
 
 from .changed_plan import refuse_changed_plan
-from .checkpoint import Checkpoint, OperatorState, encode_checkpoint, source_state
+from .checkpoint import Checkpoint, source_state
+from .epoch_write import EpochContent, EpochWriter, StateContent
+from .ingest import ensure_topic
 from .plan import Plan
 from .state import StateRecords
-from .state_log import (
-    checkpoint_name,
-    cuts,
-    read_checkpoint,
-    state_entries,
-    state_topic,
-    write_state_records,
-)
+from .state_log import state_entries, state_topic
 from .stateful import SWEEP_RECORDS, StatefulOperator
-from .ticks import JournalEntry, Tick, encode_entry, journal_topic
+from .ticks import JournalEntry, Tick
 from .topology import Topology
 
 SNAPSHOT_RECORDS_MIN: Final = 10_000
 """A changelog shorter than this is read back in milliseconds: not worth a sweep."""
+
+_logger = logging.getLogger("millstream")
 
 _START_ANEW: Final = "Run the pipeline under another name to start with what is there"
 
@@ -56,32 +55,45 @@ class _Sweep:
     """Everything alive, being written again."""
 
     pieces: Iterator[StateRecords]
-    offset: int
-    """Where it began in the state topic: from here on everything alive will be found."""
     count: int = 0
     """Records written since, changes included."""
 
 
 class Epochs:
-    """Commits the epochs of one running pipeline. Not thread-safe.
+    """Commits the epochs of one running pipeline. Not thread-safe; a context manager.
 
     Args:
         store: Where everything is.
         plan: What runs.
         ownership: The exclusive right to run it.
+        beside: Where commits are written while the caller goes on, one thread; None: by `commit`.
     """
 
-    def __init__(self, store: Store, plan: Plan, ownership: Ownership) -> None:
+    def __init__(
+        self, store: Store, plan: Plan, ownership: Ownership, beside: Executor | None = None
+    ) -> None:
         self._store = store
         self._plan = plan
-        self._ownership = ownership
         self._identities = plan.identities()
-        self.checkpoint = read_checkpoint(store, plan.name)
-        """The last committed one."""
+        self._writer = EpochWriter(store, plan.name, ownership)
+        self._beside = beside
+        self._writing: Future[Checkpoint] | None = None
+        """The commit that is not finished; one that failed never is."""
+        self._prepared_s = 0.0
+        self.checkpoint = self._writer.checkpoint
+        """That of the last commit that is finished."""
+        self.commit_s = 0.0
+        """Seconds that commit took."""
         self._topics: dict[str, int] = {}
         """Ids of the input and state topics of this run."""
         self._sweeps: dict[str, _Sweep] = {}
         """Those under way, by operator."""
+        self._change_counts = {
+            name: known.change_count
+            for name, identity in self._identities.items()
+            if (known := self.checkpoint.state_of(name, identity)) is not None
+        }
+        """State records a restart reads after the last commit that was begun."""
         self._journal: list[JournalEntry] = []
         """Ticks of the epoch that has not been committed."""
         refuse_changed_plan(plan, self.checkpoint)
@@ -120,38 +132,23 @@ class Epochs:
             DataError: The state is damaged or gone.
         """
         outputs = self._plan.output_topics()
-        partitions = {topic: self._ensure_topic(topic).partitions for topic in outputs}
+        partitions = {topic: ensure_topic(self._store, topic).partitions for topic in outputs}
         topology = Topology(
             self._plan, self.checkpoint.resumed(), partitions, self._store.clock.monotonic
         )
         for operator in topology.stateful.values():
             name = operator.name
             topic = state_topic(self._plan.name, name)
-            if not self._is_known(self._ensure_topic(topic)):
+            if not self._is_known(ensure_topic(self._store, topic)):
                 raise DataError(
                     f"the state of {name!r} in pipeline {self._plan.name!r} was deleted with its"
                     f" topic: restore the store from a backup. {_START_ANEW}",
                     topic=topic,
                 )
-            known = self._known(name)
+            known = self.checkpoint.state_of(name, self._identities[name])
             if known is not None:
                 operator.restore(state_entries(self._store, topic, known))
         return topology
-
-    def _known(self, operator: str) -> OperatorState | None:
-        """Where the last commit left the state of an operator.
-
-        State of another identity is dead, or the plan would have been refused: it is nobody's.
-        """
-        known = self.checkpoint.operators.get(operator)
-        fits = known is not None and known.identity == self._identities[operator]
-        return known if fits else None
-
-    def _ensure_topic(self, topic: str) -> TopicInfo:
-        try:
-            return self._store.create_topic(topic, exist_ok=True)
-        except TopicExistsError:
-            return self._store.topic(topic)  # with more than one partition
 
     def _is_known(self, topic: TopicInfo) -> bool:
         """Note the topic; False if the checkpoint is about another one of its name."""
@@ -177,90 +174,96 @@ class Epochs:
 
     # --- committing ----------------------------------------------------------------------------
 
+    @property
+    def busy(self) -> bool:
+        """Whether a commit is being written right now."""
+        return self._writing is not None and not self._writing.done()
+
     def commit(self, topology: Topology, positions: Mapping[TopicPartition, int]) -> None:
         """Make what the topology has done up to `positions` visible, all at once.
+
+        With a `beside` that is only begun: the content is settled when this returns, `finish` tells
+        when it is visible. A commit begun before is finished first.
 
         Raises:
             FencedError: A newer run of the pipeline owns it; nothing was made visible.
             UsageError: State that cannot be kept.
+            MillstreamError: What the commit before came to.
         """
-        store, name = self._store, self._plan.name
-        self._begin_sweeps(topology)
-        ends = self.checkpoint.output_ends()
-        with store.transaction(owner=self._ownership) as transaction:
-            for place, records in topology.outputs.records.items():
-                for start, stop in cuts(records.values):
-                    written = transaction.append_many(
-                        place.topic,
-                        records.values[start:stop],
-                        records.keys[start:stop],
-                        records.timestamps_ms[start:stop],
-                        place.partition,
-                        headers=records.headers and records.headers[start:stop],
-                    )
-                    ends[place] = written[-1].base_offset + written[-1].record_count
-            operators = {
-                operator.name: self._write_state(operator, transaction)
-                for operator in topology.stateful.values()
-            }
-            checkpoint = Checkpoint(
-                self.checkpoint.epoch + 1,
-                [(*place, offset) for place, offset in sorted(positions.items())],
-                {source.node.topic: source_state(source) for source in topology.sources.values()},
-                operators,
-                self._topics,
-                topology.shared,
-                topology.now_ms,
-                [(*place, end) for place, end in sorted(ends.items())],
-                self._write_journal(transaction),
-            )
-            transaction.commit_offsets(name, positions)
-            transaction.put_checkpoint(checkpoint_name(name), encode_checkpoint(checkpoint))
-        self._journal.clear()
-        former, self.checkpoint = self.checkpoint, checkpoint
-        topology.outputs.clear()
-        for operator, state in checkpoint.operators.items():
-            known = former.operators.get(operator)
-            if known is not None and known.snapshot_offset < state.snapshot_offset:
-                store.trim(state_topic(name, operator), {0: state.snapshot_offset})
+        self.finish()
+        started_s = self._store.clock.monotonic()
+        write = partial(self._writer.write, self._prepare(topology, positions))
+        self._prepared_s = self._store.clock.monotonic() - started_s
+        self._writing = _at_once(write) if self._beside is None else self._beside.submit(write)
+        if self._beside is None:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until the commit that was begun is done, if there is one.
+
+        Raises:
+            MillstreamError: What `commit` raises where it writes itself; nothing of the epoch was
+                made visible. From then on always the same: nothing can follow what is missing.
+        """
+        if self._writing is not None:
+            self.checkpoint = self._writing.result()
+            self._writing = None
+            self.commit_s = self._prepared_s + self._writer.write_s
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Wait for the commit that is being written; raise what nobody has been told about it."""
+        failure = None if self._writing is None else self._writing.exception()
+        if failure is None or failure is error:
+            return
+        if error is None or isinstance(error, Exception):
+            raise failure
+        # Who interrupts has not asked; the next run does the epoch again.
+        _logger.warning("the last commit of pipeline %r failed: %s", self._plan.name, failure)
 
     def note(self, tick: Tick, positions: Mapping[TopicPartition, int]) -> None:
         """Write a tick into the journal at the next commit: no row behind `positions` was seen."""
         places = [(*place, offset) for place, offset in sorted(positions.items())]
         self._journal.append(JournalEntry(places, tick))
 
-    def _write_journal(self, transaction: Transaction) -> int:
-        """Write the ticks of the epoch; returns where the journal ends."""
-        if not self._journal:
-            return self.checkpoint.journal_end
-        topic = self._ensure_topic(journal_topic(self._plan.name)).name
-        times = [entry.tick.now_ms for entry in self._journal]
-        values = list(map(encode_entry, self._journal))
-        written = transaction.append_many(topic, values, None, times, 0)
-        return written[-1].base_offset + written[-1].record_count
+    def _prepare(self, topology: Topology, positions: Mapping[TopicPartition, int]) -> EpochContent:
+        """Take what was done since the last commit out of the topology."""
+        self._begin_sweeps(topology)
+        journal, self._journal = self._journal, []
+        return EpochContent(
+            topology.outputs.take(),
+            {operator.name: self._state(operator) for operator in topology.stateful.values()},
+            dict(positions),
+            {source.node.topic: source_state(source) for source in topology.sources.values()},
+            dict(self._topics),
+            dict(topology.shared),
+            topology.now_ms,
+            journal,
+        )
 
     def _begin_sweeps(self, topology: Topology) -> None:
-        """Begin to write again the state of the operators whose changes have become many.
-
-        Each gets a new segment, so that what lies before can be removed as whole files.
-        """
+        """Begin to write again the state of the operators whose changes have become many."""
         for operator in topology.stateful.values():
-            known = self._known(operator.name)
-            if known is None or operator.name in self._sweeps:
+            count = self._change_counts.get(operator.name)
+            if count is None or operator.name in self._sweeps:
                 continue
-            if known.change_count > max(SNAPSHOT_RECORDS_MIN, 2 * operator.live_count):
-                topic = state_topic(self._plan.name, operator.name)
-                self._store.roll(topic, 0)
-                # Pieces are taken after the changes of an epoch are written, the first included.
-                offset = self._store.offsets(topic)[0].end
-                self._sweeps[operator.name] = _Sweep(operator.sweep(), offset)
+            if count > max(SNAPSHOT_RECORDS_MIN, 2 * operator.live_count):
+                self._sweeps[operator.name] = _Sweep(operator.sweep())
 
-    def _write_state(self, operator: StatefulOperator, transaction: Transaction) -> OperatorState:
-        """Write what changed, and a piece of the sweep that is under way."""
+    def _state(self, operator: StatefulOperator) -> StateContent:
+        """What changed, and a piece of the sweep that is under way."""
         name = operator.name
         records = operator.changes()
-        sweep, swept = self._sweeps.get(name), False
+        sweep, begins, swept = self._sweeps.get(name), False, False
         if sweep is not None:
+            begins = sweep.count == 0
             # At least as much as changed, or the sweep would never catch up.
             piece_count = len(records.keys) + SWEEP_RECORDS
             while len(records.keys) < piece_count and not swept:
@@ -268,16 +271,20 @@ class Epochs:
                 swept = piece is None
                 records.extend(piece or StateRecords([], []))
             sweep.count += len(records.keys)
-        known = self._known(name) or OperatorState(self._identities[name], 0, 0, 0, 0)
-        topic = state_topic(self._plan.name, name)
-        written = write_state_records(transaction, topic, records)
-        offset, end = known.snapshot_offset, known.end_offset
-        if written is not None:
-            # What a topic holds before the first record of its operator is another one's.
-            offset, end = offset if known.change_count else written[0], written[1]
-        count = known.change_count + len(records.keys)
+        count = self._change_counts.get(name, 0) + len(records.keys)
         if sweep is not None and swept:
-            offset, count = sweep.offset, sweep.count
-            end = max(offset, end or 0)
+            count = sweep.count
             del self._sweeps[name]
-        return OperatorState(self._identities[name], offset, count, operator.live_count, end)
+        self._change_counts[name] = count
+        identity = self._identities[name]
+        return StateContent(identity, records, count, operator.live_count, begins, swept)
+
+
+def _at_once(write: Callable[[], Checkpoint]) -> Future[Checkpoint]:
+    """Write here and now, with the same outcome as beside."""
+    written: Future[Checkpoint] = Future()
+    try:
+        written.set_result(write())
+    except BaseException as error:
+        written.set_exception(error)
+    return written

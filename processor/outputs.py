@@ -122,8 +122,14 @@ class Outputs:
         records.keys.extend(piece.keys)
         records.timestamps_ms.extend(piece.timestamps_ms)
 
+    def take(self) -> dict[TopicPartition, OutputRecords]:
+        """Hand everything over, for the commit, and begin anew."""
+        records = self.records
+        self.clear()
+        return records
+
     def clear(self) -> None:
-        """Forget everything, after the commit."""
+        """Forget everything."""
         self.records = {}
         self.record_count = 0
         self.size_bytes = 0

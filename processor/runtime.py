@@ -2,6 +2,10 @@
 
 Nothing is read that an epoch cannot hold, and nothing is done per record here. Where a micro-batch
 or an epoch ends depends on speed and time; no result does.
+
+A commit is written by another thread, which waits for the disk while this one goes on with the next
+epoch. When it comes out, at the end of a step or when the input is dry, its outputs are delivered
+and progress is told; an error in it ends the run.
 """
 
 from __future__ import annotations
@@ -9,8 +13,9 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Final, Literal, TypedDict
 
@@ -35,6 +40,9 @@ INPUT_RECORDS: Final = 1 << 16
 EPOCH_BYTES: Final = 8 << 20
 """Outputs kept in memory before an epoch commits early."""
 
+_PATIENCE: Final = 4
+"""So many times longer than asked for an epoch may be while the one before it is being written."""
+
 _TAKE_S: Final = 0.1
 """Sources outside the store are asked at least this often, and whenever the input is dry."""
 
@@ -58,7 +66,7 @@ class Metrics:
     watermark_ms: int | None
     """The least W of the sources, UTC ms; None before the first row."""
     epoch_s: float = 0.0
-    """Seconds the last commit took."""
+    """Seconds the last commit took, that of writing it beside the next epoch included."""
     operators: tuple[OperatorMetrics, ...] = ()
     """What each operator has done, in the order of the plan."""
     taken_in: Mapping[str, int] = field(default_factory=dict)
@@ -80,7 +88,12 @@ class RunOptions(TypedDict, total=False):
 
 
 def run_over_store(
-    plan: Plan, store: Store, options: RunOptions, *, connect: bool = True
+    plan: Plan,
+    store: Store,
+    options: RunOptions,
+    *,
+    connect: bool = True,
+    overlap: bool | None = None,
 ) -> Metrics:
     """Run a plan over a store; see `Pipeline.run`.
 
@@ -89,20 +102,32 @@ def run_over_store(
         store: What to run it over.
         options: How.
         connect: Whether to take in sources outside the store and to deliver to sinks there.
+        overlap: Whether commits are written beside the next epoch. By default they are, but not in
+            memory: there is no disk to wait for, and simulated crashes come at the same places.
     """
     _check(options)
-    with store.own(checkpoint_name(plan.name)) as ownership:
-        epochs = Epochs(store, plan, ownership)
-        with Connections(store, plan) as connections, _interruptible(options.get("stop")) as stop:
-            # The input first: with a source missing nothing is created for the output.
-            if connect:
-                connections.open_sources()
-            positions = epochs.positions()
-            if connect:
-                connections.open_sinks()
-            topology = epochs.topology()
-            with store.reader(positions) as reader:
-                return _Run(epochs, topology, reader, connections, options).loop(stop)
+    overlap = not store.in_memory if overlap is None else overlap
+    with (
+        store.own(checkpoint_name(plan.name)) as ownership,
+        _thread() if overlap else nullcontext() as beside,
+        Connections(store, plan) as connections,
+        Epochs(store, plan, ownership, beside) as epochs,
+        _interruptible(options.get("stop")) as stop,
+    ):
+        # The input first: with a source missing nothing is created for the output.
+        if connect:
+            connections.open_sources()
+        positions = epochs.positions()
+        if connect:
+            connections.open_sinks()
+        topology = epochs.topology()
+        with store.reader(positions) as reader:
+            return _Run(epochs, topology, reader, connections, options).loop(stop)
+
+
+def _thread() -> AbstractContextManager[Executor]:
+    """A thread that writes commits; at the end it is waited for."""
+    return ThreadPoolExecutor(1, "millstream-commit")
 
 
 def _check(options: RunOptions) -> None:
@@ -122,6 +147,16 @@ def _check(options: RunOptions) -> None:
         raise UsageError("epoch_ms cannot be negative")
     if options.get("tick_ms", TICK_MS) < 1:
         raise UsageError("tick_ms must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A commit that was begun."""
+
+    record_count: int
+    """Records it makes visible."""
+    metrics: Metrics | None
+    """What had been done by then, if anybody wants to know."""
 
 
 class _Run:
@@ -150,8 +185,9 @@ class _Run:
         self._ticker = Ticker(store, topology, options.get("tick_ms", TICK_MS))
         self._first_epoch = epochs.checkpoint.epoch
         self._records_out = 0
-        self._epoch_took_s = 0.0
         self._uncommitted = False
+        self._begun: _Begun | None = None
+        """The commit that is being written."""
         self._due = self._clock.monotonic() + self._epoch_s
 
     def loop(self, stop: threading.Event) -> Metrics:
@@ -164,11 +200,10 @@ class _Run:
                 self._tick(before, at_end=False)
                 self._topology.process(batches)
                 self._uncommitted = True
-                if self._clock.monotonic() >= self._due or self._full():
-                    self._commit()
+                self._commit_if_due()
                 if self._connections.since_taken_s >= _TAKE_S:
                     self._take_in()
-            elif self._take_in() or self._tick(before, at_end=True):
+            elif self._take_in() or self._tick(before, at_end=True) or self._finish():
                 continue
             elif self._until_end and self._reader.at_end():
                 if self._flush and self._topology.waits():
@@ -177,6 +212,7 @@ class _Run:
             else:
                 self._idle()
         self._commit()
+        self._finish()
         self._deliver_rest(stop)
         return self._metrics()
 
@@ -185,6 +221,7 @@ class _Run:
         if self._connections.blocking:
             # Nobody knows when the next row comes: it must not keep back what others gave.
             self._commit()
+            self._finish()
         return self._connections.take_in()
 
     def _deliver_rest(self, stop: threading.Event) -> None:
@@ -212,28 +249,55 @@ class _Run:
     def _full(self) -> bool:
         return self._topology.outputs.size_bytes >= EPOCH_BYTES
 
+    def _commit_if_due(self) -> None:
+        """Between two steps: finish the commit that has come out, begin the one that is due.
+
+        Where the one before it is still being written, the epoch goes on for a while: to wait for
+        the disk is of no use, but a crash must not undo too much.
+        """
+        waited_s = self._clock.monotonic() - self._due
+        if not self._epochs.busy:
+            self._finish()
+        elif waited_s < _PATIENCE * self._epoch_s and not self._full():
+            return
+        if waited_s >= 0 or self._full():
+            self._commit()
+
     def _idle(self) -> None:
         """The input is dry: commit, but not more often than epochs are due, and wait."""
         rest = self._due - self._clock.monotonic()
         if self._uncommitted and rest <= 0:
             self._commit()
+            self._finish()
         if not self._connections.deliver():
             self._reader.wait(min(rest, _WAIT_S) if self._uncommitted else _WAIT_S)
 
     def _commit(self) -> None:
+        """Begin to commit what was done since the last time."""
         if self._uncommitted:
-            count = self._topology.outputs.record_count
-            started = self._clock.monotonic()
+            self._finish()
+            metrics = None if self._on_progress is None else self._metrics()
+            begun = _Begun(self._topology.outputs.record_count, metrics)
             self._epochs.commit(self._topology, self._reader.positions)
-            self._records_out += count
-            self._epoch_took_s = self._clock.monotonic() - started
+            self._begun = begun
             self._uncommitted = False
-            self._connections.deliver()
             # Counted from a commit that wrote something: the first row after a pause, however
             # short, is committed at once.
             self._due = self._clock.monotonic() + self._epoch_s
-            if self._on_progress is not None:
-                self._on_progress(self._metrics())
+            if not self._epochs.busy:
+                self._finish()
+
+    def _finish(self) -> bool:
+        """Wait for the commit that was begun, deliver, and tell; whether there was one."""
+        begun, self._begun = self._begun, None
+        if begun is None:
+            return False
+        self._epochs.finish()
+        self._records_out += begun.record_count
+        self._connections.deliver()
+        if self._on_progress is not None and begun.metrics is not None:
+            self._on_progress(self._as_of_now(begun.metrics))
+        return True
 
     def _metrics(self) -> Metrics:
         positions = self._reader.positions
@@ -242,16 +306,25 @@ class _Run:
             ends[place.topic][place.partition].end - offset for place, offset in positions.items()
         )
         level = self._topology.level
-        return Metrics(
-            epochs=self._epochs.checkpoint.epoch - self._first_epoch,
+        metrics = Metrics(
+            epochs=0,
             records_in=self._topology.row_count,
-            records_out=self._records_out,
+            records_out=0,
             late=self._topology.late_count,
             dead_letters=self._topology.dead_letter_count,
             lag=lag,
             watermark_ms=None if level == BEFORE_TIME else level,
-            epoch_s=self._epoch_took_s,
             operators=tuple(self._topology.metrics()),
+        )
+        return self._as_of_now(metrics)
+
+    def _as_of_now(self, metrics: Metrics) -> Metrics:
+        """The metrics with what changes when a commit is finished."""
+        return replace(
+            metrics,
+            epochs=self._epochs.checkpoint.epoch - self._first_epoch,
+            records_out=self._records_out,
+            epoch_s=self._epochs.commit_s,
             taken_in=self._connections.taken,
             sink_lag=self._connections.sink_lag,
         )
