@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal, TypeAlias, get_args
 
 from .errors import DataError, FormatVersionError, UsageError
@@ -239,6 +240,7 @@ class TopicConfig:
         return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
 
     @classmethod
+    @lru_cache(maxsize=1024)  # most topics of a store are alike, and all are listed again and again
     def from_json(cls, text: str) -> TopicConfig:
         """Read the stored form.
 

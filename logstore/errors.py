@@ -231,6 +231,16 @@ class FencedError(MillstreamError):
     """Somebody newer owns the partition, transaction or pipeline. Stop writing and start again."""
 
 
+def full_partition(topic: str, partition: int, log_end: int) -> UsageError:
+    """The error for records beyond the last offset there is."""
+    return UsageError(
+        "the partition is full: offsets stay below 2**63 - 1. Append to another topic",
+        topic=topic,
+        partition=partition,
+        offset=log_end,
+    )
+
+
 def missing_key(topic: str, partition: int | None = None) -> MissingKeyError:
     """The error for a record without a key in a compacted topic."""
     return MissingKeyError(

@@ -27,7 +27,7 @@ from .errors import (
     PoisonedError,
     StorageError,
     UnknownTopicError,
-    UsageError,
+    full_partition,
 )
 from .format import APPEND_TIME, INT64_MAX, SEGMENT_HEADER_BYTES, SegmentHeader
 from .group_commit import GroupCommit
@@ -157,7 +157,9 @@ class Log:
         self.slot[Slot.START_OFFSET] = start
         self.slot[Slot.VISIBLE_OFFSET] = max(start, found.end.next_offset)
         self.slot[Slot.VISIBLE_SEQUENCE] = found.end.sequence
+        self.slot[Slot.REWRITTEN_VERSION] = self._c.tail.stamp()
         self.slot[Slot.SEGMENTS_VERSION] = self._c.tail.stamp()
+        self.files.examined(found.segments)
 
     def refresh_read_only(self) -> None:
         """Switch to the words of a writer that has come up since."""
@@ -232,6 +234,7 @@ class Log:
                 # Its creator may have died before the name was durable.
                 storage.sync_directory(self.directory)
         self._publish_recovered(end, file_bytes, facts)
+        self.files.examined(found.segments)
         self._skip_lost_locked(facts.start_offset)
         self.producers.recovered_locked(named=found.names_producers)
         slot[Slot.GENERATION] = generation
@@ -276,6 +279,7 @@ class Log:
         slot[Slot.ZERO_FILLED] = max(file_bytes, end.position)
         slot[Slot.POISONED] = 0
         slot[Slot.START_OFFSET] = facts.start_offset
+        slot[Slot.REWRITTEN_VERSION] = self._c.tail.stamp()
         slot[Slot.SEGMENTS_VERSION] = self._c.tail.stamp()
         self._set_durable(end.next_offset, end.sequence)
         slot[Slot.VISIBLE_OFFSET] = end.next_offset
@@ -357,7 +361,7 @@ class Log:
         base_offset, newest = before.log_end, before.max_timestamp
         log_end = base_offset + encoded.last_offset_delta + 1
         if log_end > INT64_MAX:
-            raise self._full(base_offset)
+            raise full_partition(self.topic, self.partition, base_offset)
         words = self._c.tail.words
         sequence = words[SEQUENCE_WORD] + 1
         placement = BatchPlacement(
@@ -388,14 +392,6 @@ class Log:
         self.dirty = True
         self.zeros_run_low = runs_low(before.zero_filled, end_position, encoded.total_bytes)
         return base_offset
-
-    def _full(self, log_end: int) -> UsageError:
-        return UsageError(
-            "the partition is full: offsets stay below 2**63 - 1. Append to another topic",
-            topic=self.topic,
-            partition=self.partition,
-            offset=log_end,
-        )
 
     def undo_locked(self, file: File, position: int) -> None:
         """Cut a partial write off, durably. If that fails, the next append tries again."""
@@ -444,7 +440,9 @@ class Log:
             raise
         self._publish_end(end)
         slot[Slot.ZERO_FILLED] = SEGMENT_HEADER_BYTES
+        before = slot[Slot.SEGMENTS_VERSION]
         slot[Slot.SEGMENTS_VERSION] = self._c.tail.stamp()
+        self.files.rolled(before, slot[Slot.SEGMENTS_VERSION], end.segment_base)
         self.sealed_unsynced = _Sealed(end, self.producers.snapshot_locked())
         # Not before the next one is there: who dies in between leaves this one to be appended to.
         self.files.indexes.sealed(segment, position)

@@ -42,6 +42,8 @@ from .tail import Slot
 CHUNK_BYTES: Final = 1 << 20
 """Bytes read at once. Larger batches are read whole."""
 
+UNLIMITED: Final = 1 << 62
+
 HELD_BACK_SECONDS: Final = 0.2
 """A sync takes milliseconds; one that takes longer may be that of a process that died."""
 
@@ -69,10 +71,10 @@ class PartitionCursor:
         self._chunk_start = 0
         self.queue: deque[RecordBatch] = deque()
 
-    def fill(self, visible: int, max_bytes: int) -> None:
-        """Queue batches below `visible`, about `max_bytes` of them, at least one if there is."""
+    def fill(self, visible: int, max_bytes: int, max_records: int = UNLIMITED) -> None:
+        """Queue batches below `visible` up to either limit, at least one if there is."""
         try:
-            self._fill(visible, max_bytes)
+            self._fill(visible, max_bytes, max_records)
         except OffsetOutOfRangeError as error:
             raise error.at(topic=self.log.topic, partition=self.log.partition) from None
         except DataError:
@@ -80,7 +82,7 @@ class PartitionCursor:
                 raise
             # First what was read before the damage; the next call meets it again.
 
-    def _fill(self, visible: int, max_bytes: int) -> None:
+    def _fill(self, visible: int, max_bytes: int, max_records: int) -> None:
         self.blocked_by = 0
         taken = 0
         while self._scan_offset < visible and taken < max_bytes:
@@ -104,7 +106,10 @@ class PartitionCursor:
             if header.flags & CONTROL:
                 self._skip(header)
                 continue
+            if max_records <= 0:
+                return  # behind what holds no records, so that the position passes it
             taken += self._take(header)
+            max_records -= self.queue[-1].record_count
 
     def filled(self, visible: int) -> bool:
         """Whether everything below `visible` has been queued."""
@@ -379,7 +384,7 @@ class LogReader:
             UnknownTopicError: A topic was deleted.
         """
         self._engine.ensure_open()
-        limit = max_records if max_records is not None else 1 << 62
+        limit = max_records if max_records is not None else UNLIMITED
         if limit < 1:
             raise UsageError("max_records must be at least 1")
         self._seen = self._engine.tail.get("wake_version")
@@ -400,7 +405,7 @@ class LogReader:
     def _poll_one(self, limit: int, max_bytes: int) -> list[RecordBatch]:
         (cursor,) = self._cursors.values()
         if not cursor.queue:
-            self._fill(cursor, cursor.log.visible_offset, max_bytes)
+            self._fill(cursor, cursor.log.visible_offset, max_bytes, limit)
         batches: list[RecordBatch] = []
         while cursor.queue and limit > 0:
             batches.append(cursor.hand_out(limit))
@@ -468,16 +473,22 @@ class LogReader:
         since = self._held_since
         return since is not None and self._engine.clock.monotonic() - since >= HELD_BACK_SECONDS
 
-    def _fill(self, cursor: PartitionCursor, visible: int, max_bytes: int) -> None:
+    def _fill(
+        self,
+        cursor: PartitionCursor,
+        visible: int,
+        max_bytes: int,
+        max_records: int = UNLIMITED,
+    ) -> None:
         """Fill an empty queue, past the open transactions of owners that are dead or stuck."""
-        cursor.fill(visible, max_bytes)
+        cursor.fill(visible, max_bytes, max_records)
         states = self._engine.transactions
         while (
             cursor.blocked_by
             and not cursor.queue
             and states.abort_if_lost(cursor.blocked_by, cursor.blocked_ms)
         ):
-            cursor.fill(visible, max_bytes)
+            cursor.fill(visible, max_bytes, max_records)
 
     def wait(self, timeout: float | None) -> bool:
         """Block until something may have become visible since the last poll; False on timeout.

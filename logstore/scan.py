@@ -73,7 +73,9 @@ class Scan:
         }
         with LogReader(self._engine, starts, isolation=self._isolation) as reader:
             while reader.positions:
-                batches = reader.poll(max_records, max_bytes)
+                left = sum(stops[each] - at for each, at in reader.positions.items())
+                wanted = left if max_records is None else min(left, max_records)
+                batches = reader.poll(wanted, max_bytes)
                 for batch in batches:
                     stop = stops[TopicPartition(batch.topic, batch.partition)]
                     if batch.base_offset < stop:

@@ -11,6 +11,7 @@ import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from itertools import pairwise
+from typing import NamedTuple
 
 from .errors import DataError, OffsetOutOfRangeError, StorageError
 from .format import SEGMENT_HEADER_BYTES, BatchHeader, SegmentHeader
@@ -26,6 +27,20 @@ from .segment import (
 from .segment_index import IndexCache
 from .storage import File, Storage
 from .tail import Slot
+
+
+class _Known(NamedTuple):
+    """What was read of segments that cannot have changed since."""
+
+    version: int
+    """The version word of rewrites before it was read."""
+    sealed: list[SegmentInfo]
+    """All up to `last`; 200 bytes for each. Never changed, only replaced."""
+    last: SegmentHeader | None
+    """Of the newest segment there was."""
+
+
+_NOTHING = _Known(-1, [], None)
 
 
 class SegmentList:
@@ -45,6 +60,8 @@ class SegmentList:
         self._guard = threading.Lock()
         self._version = 0
         self._bases: list[int] = []
+        """Never changed, only replaced: others may be looking at it."""
+        self._known = _NOTHING
 
     def bases(self) -> list[int]:
         """Base offsets of the segments, rising; the last one is active."""
@@ -60,6 +77,27 @@ class SegmentList:
         with self._guard:
             self._bases = self._list()
             return self._bases
+
+    def rolled(self, before: int, after: int, base: int) -> None:
+        """Note a segment this process has just begun; looking up many others takes long.
+
+        Args:
+            before: Version word of the list until then.
+            after: That word now.
+            base: Base offset of the new segment.
+        """
+        with self._guard:
+            if self._version == before:
+                if not self._bases or self._bases[-1] < base:
+                    self._bases = [*self._bases, base]
+                self._version = after
+
+    def examined(self, segments: list[tuple[int, SegmentHeader]]) -> None:
+        """Note what a recovery has read of the segments, oldest first."""
+        if segments:
+            headers = [header for _, header in segments]
+            version = self._slot()[Slot.REWRITTEN_VERSION]
+            self._known = _Known(version, _sealed_infos(headers), headers[-1])
 
     def _list(self) -> list[int]:
         names = self._storage.list(self._directory)
@@ -221,39 +259,62 @@ class SegmentList:
         """The headers of all segments, oldest first."""
         while True:
             bases = self.bases()
-            headers: list[SegmentHeader] = []
-            covered = 0
             try:
-                for base in bases:
-                    if base < covered:
-                        continue  # a compaction has just put another in its place
-                    header = read_segment_header(self._storage, self._directory, base)
-                    covered = header.rewrite.end_offset if header.rewrite else base
-                    headers.append(header)
+                return self._read_headers(bases, 0)
             except StorageError as error:
                 if not self._moved_on(error, bases):
                     raise
-            else:
-                return headers
+
+    def _read_headers(self, bases: list[int], covered: int) -> list[SegmentHeader]:
+        """The headers of these segments, without those that one before stands for.
+
+        Args:
+            bases: Base offsets, rising.
+            covered: Where what the segment before them stands for ends.
+        """
+        headers: list[SegmentHeader] = []
+        for base in bases:
+            if base < covered:
+                continue  # a compaction has just put another in its place
+            header = read_segment_header(self._storage, self._directory, base)
+            covered = _end_of(header)
+            headers.append(header)
+        return headers
 
     def infos(self) -> list[SegmentInfo]:
-        """All segments, oldest first."""
-        headers = self.headers()
-        infos = [
-            SegmentInfo(
-                header.base_offset,
-                following.base_offset,
-                header.rewrite.data_bytes if header.rewrite else following.previous_bytes,
-                # It was sealed when the next one was created, so nothing in it is younger.
-                following.created_ms,
-                header.created_ms,
-                sealed=True,
-            )
-            for header, following in pairwise(headers)
-        ]
-        if headers:
-            infos.append(self._active_info(headers[-1]))
-        return infos
+        """All segments, oldest first. Reads the headers of those it has not seen before."""
+        known = self._catch_up()
+        return [*known.sealed, self._active_info(known.last)] if known.last else []
+
+    def _catch_up(self) -> _Known:
+        """What is known of all segments there are now."""
+        while True:
+            bases = self.bases()
+            version = self._slot()[Slot.REWRITTEN_VERSION]
+            known = self._known if self._known.version == version else _NOTHING
+            try:
+                known = self._known = self._brought_up_to(bases, known)._replace(version=version)
+            except StorageError as error:
+                if not self._moved_on(error, bases):
+                    raise
+                continue
+            if version == self._slot()[Slot.REWRITTEN_VERSION]:
+                return known
+
+    def _brought_up_to(self, bases: list[int], known: _Known) -> _Known:
+        last = known.last
+        if not bases or last is None or last.base_offset < bases[0]:
+            headers = self._read_headers(bases, 0)
+            return _Known(0, _sealed_infos(headers), headers[-1] if headers else None)
+        sealed = known.sealed
+        if sealed and sealed[0].base_offset < bases[0]:
+            sealed = sealed[bisect_left(sealed, bases[0], key=lambda info: info.base_offset) :]
+        new = bases[bisect_right(bases, last.base_offset) :]
+        if new:
+            headers = [last, *self._read_headers(new, _end_of(last))]
+            sealed = [*sealed, *_sealed_infos(headers)]
+            last = headers[-1]
+        return _Known(0, sealed, last)
 
     def active_info(self) -> SegmentInfo | None:
         """The newest segment; None if there is none. Reads no header but its own."""
@@ -294,3 +355,23 @@ class SegmentList:
         finally:
             file.close()
         return last.append_timestamp_ms if last else active.created_ms
+
+
+def _end_of(header: SegmentHeader) -> int:
+    return header.rewrite.end_offset if header.rewrite else header.base_offset
+
+
+def _sealed_infos(headers: list[SegmentHeader]) -> list[SegmentInfo]:
+    """What these headers say about all of the segments but the last."""
+    return [
+        SegmentInfo(
+            header.base_offset,
+            following.base_offset,
+            header.rewrite.data_bytes if header.rewrite else following.previous_bytes,
+            # It was sealed when the next one was created, so nothing in it is younger.
+            following.created_ms,
+            header.created_ms,
+            sealed=True,
+        )
+        for header, following in pairwise(headers)
+    ]

@@ -44,6 +44,7 @@ def swap(
                 raise
             return False  # a recovery has swept it
         log.files.indexes.forget(first.base_offset)
+        log.slot[Slot.REWRITTEN_VERSION] = components.tail.stamp()
         log.slot[Slot.SEGMENTS_VERSION] = components.tail.stamp()
     remove_superseded(components, log, first.base_offset)
     return True
@@ -82,6 +83,8 @@ def remove_superseded(components: Components, log: Log, base: int) -> None:
             storage.remove(segment_path(directory, each))
             log.files.indexes.forget(each)
         if gone:
+            # For both: whoever gave the new one its name may have died before it said so.
+            log.slot[Slot.REWRITTEN_VERSION] = components.tail.stamp()
             log.slot[Slot.SEGMENTS_VERSION] = components.tail.stamp()
     if gone:
         storage.sync_directory(directory)

@@ -150,6 +150,9 @@ class Slot:
     ACTIVE_UID = 15
     PRODUCER_OFFSET = 16
     """One past the base offset of the last batch that may name a producer; 0: there is none."""
+    REWRITTEN_VERSION = 17
+    """Bumped when a segment may have become another of the same name: compaction, recovery. Between
+    two bumps segments only come at the end and go from the front."""
 
     def __init__(self, words: Words, index: int) -> None:
         self._words = words

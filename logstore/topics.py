@@ -24,6 +24,7 @@ from .errors import (
     TopicExistsError,
     UsageError,
 )
+from .index import INDEX_INTERVAL_BYTES
 from .log import Log
 from .positions import Position, parse_position
 from .reader import LogReader
@@ -67,7 +68,7 @@ def create(
 def _create(engine: Engine, name: str, partitions: int, config: TopicConfig) -> TopicInfo:
     # With the append lock, as `delete` has it: files found here are nobody's.
     with engine.append_lock:
-        if all(info.name != name for info in engine.topics()):
+        if engine.catalog.topic(name) is None:
             _remove_deleted(engine, name)
         return engine.catalog.create_topic(name, partitions, config, engine.clock.now_ms())
 
@@ -255,7 +256,7 @@ def _offset_at_time(engine: Engine, log: Log, timestamp_ms: int) -> int:
 def _search(engine: Engine, log: Log, first: int, timestamp_ms: int) -> int:
     partition = TopicPartition(log.topic, log.partition)
     with LogReader(engine, {partition: first}, isolation="uncommitted") as reader:
-        while batches := reader.poll():
+        while batches := reader.poll(max_bytes=INDEX_INTERVAL_BYTES):
             for batch in batches:
                 if batch.header.max_timestamp_ms < timestamp_ms:
                     continue

@@ -37,7 +37,8 @@ def trim(components: Components, log: Log, before: int) -> list[int]:
     try:
         gone = [base for base in below if _remove(components, log, base, before)]
     finally:
-        slot[Slot.SEGMENTS_VERSION] = components.tail.stamp()
+        with components.append_lock:  # a roll tells this word that nothing else has changed
+            slot[Slot.SEGMENTS_VERSION] = components.tail.stamp()
     if gone:
         try:
             components.storage.sync_directory(log.directory)

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 import pytest
 from log_model import Model
-from simulated_stores import abandon, open_quietly
+from many_segments import STEP_MS, value_of, write_segments
+from simulated_stores import START_MS, abandon, open_quietly
 from workload import TOPICS, Workload
 
 import millstream
-from millstream import FormatVersionError, Store, UsageError
+from millstream import FormatVersionError, Store, TopicPartition, UsageError
 from millstream.compression import _zstandard
 from millstream.config import Compression
 from millstream.format import OFFSET_MAX, RECORD_COUNT_MAX
 from millstream.positions import Position
 from millstream.storage import OpenMode, PosixFile, PosixStorage
-from millstream.testing import MemoryStorage
+from millstream.testing import ManualClock, MemoryStorage
 
 CODECS: tuple[Compression, ...] = ("none", "lz4", "zstd")
-SEGMENTS = int(os.environ.get("MILLSTREAM_SEGMENTS", "200"))
+SEGMENTS = int(os.environ.get("MILLSTREAM_SEGMENTS", "2000"))
+TOPICS_COUNT = int(os.environ.get("MILLSTREAM_TOPICS", "300"))
 
 # --- 77: by time -------------------------------------------------------------------------------
 
@@ -110,35 +113,138 @@ def test_scenario_78_more_records_than_a_batch_holds_are_refused() -> None:
         assert (0, 0) == store.offsets("t")[0]
 
 
-@pytest.mark.slow
-def test_scenario_78_many_segments_cost_a_look_at_each_header_and_no_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("call", "limit"),
+    [
+        (lambda store: store.create_topic("x" * 201), "1 to 200"),
+        (lambda store: store.create_topic("u", partitions=4097), "4096"),
+        (lambda store: store.create_topic("u", segment_bytes=4095), "4096"),
+        (lambda store: store.create_topic("u", segment_bytes=(2 << 30) + 1), "2 GiB"),
+        (lambda store: store.consumer("t", group="g" * 201), "1 to 200"),
+        (lambda store: store.append("t", b"", timestamp_ms=1 << 63), "timestamp"),
+        (lambda store: store.append("t", b"", timestamp_ms=-(1 << 63)), "timestamp"),
+        (lambda store: store.append("t", b"", key=bytes((128 << 20) + 1)), "134217728"),
+        (lambda store: store.append("t", b"", headers=[("h", bytes(128 << 20))]), "134217728"),
+        (lambda store: store.append_many("t", [bytes(1 << 20)] * 128), "134217728"),
+        (lambda store: store.producer(batch_bytes=(32 << 20) + 1), "33554432"),
+    ],
+    ids=[
+        "topic name",
+        "partitions",
+        "small segment",
+        "large segment",
+        "group name",
+        "late timestamp",
+        "early timestamp",
+        "key",
+        "header",
+        "batch",
+        "producer",
+    ],
+)
+def test_scenario_78_beyond_a_limit_is_an_error_that_names_it(
+    call: Callable[[Store], object], limit: str
 ) -> None:
-    """Counted in files that are opened, which a slow machine does not change."""
-    path = tmp_path / "store"
-    with millstream.open(path, durability="os") as store:
-        store.create_topic("t", segment_bytes="4KiB")
-        for number in range(SEGMENTS):
-            store.append("t", b"%d" % number + b"." * 3900)
-    opened: list[str] = []
-    original = PosixStorage.open
+    with open_quietly(MemoryStorage()) as store:
+        store.create_topic("t")
+        with pytest.raises(UsageError, match=limit):
+            call(store)
+        assert (0, 0) == store.offsets("t")[0]
+        assert ["t"] == [info.name for info in store.topics()]
 
-    def counting(storage: PosixStorage, name: str, mode: OpenMode) -> PosixFile:
-        opened.append(name)
-        return original(storage, name, mode)
 
-    monkeypatch.setattr(PosixStorage, "open", counting)
-    with millstream.open(path) as store:
-        assert 0 == len(opened)
-        assert SEGMENTS == store.append("t", b"next").offset
-        assert len(opened) <= SEGMENTS + 8  # each header once, for the links
-        opened.clear()
+class CountingStorage(PosixStorage):
+    """Counts what a slow machine does not change."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.opened = 0
+        self.listed = 0
+
+    def open(self, path: str, mode: OpenMode) -> PosixFile:
+        self.opened += 1
+        return super().open(path, mode)
+
+    def list(self, path: str) -> list[str]:
+        self.listed += 1
+        return super().list(path)
+
+    def since(self) -> tuple[int, int]:
+        """Files opened and directories listed since the last call."""
+        counts = self.opened, self.listed
+        self.opened = self.listed = 0
+        return counts
+
+
+@pytest.mark.slow
+def test_scenario_78_many_segments_are_looked_at_once(tmp_path: Path) -> None:
+    """In the order a store is used; each step opens files and lists directories so many times."""
+    root = tmp_path / "store"
+    write_segments(root, SEGMENTS, newest_ms=START_MS)
+    with millstream.open(root) as store:  # walks all of it once, as there is no checkpoint
+        assert (0, SEGMENTS) == store.offsets("t")[0]
+    storage = CountingStorage(root)
+    with open_quietly(storage, ManualClock(START_MS + STEP_MS)) as store:
+        assert ["t"] == [info.name for info in store.topics()]
+        opened, _ = storage.since()
+        assert opened == 0
+        assert (0, SEGMENTS) == store.offsets("t")[0]
+        opened, listed = storage.since()
+        assert SEGMENTS <= opened <= SEGMENTS + 8  # each header, for the links
+        assert listed <= 3
+
+        assert SEGMENTS == len(store.segments("t", 0))
+        assert SEGMENTS - 1 == store.segments("t", 0)[-2].end_offset
+        opened, listed = storage.since()
+        assert (opened, listed) <= (6, 1)
+        rolls = 20
+        for number in range(rolls):
+            assert SEGMENTS + number == store.append("t", b"more").offset
+            store.roll("t", 0)
+        assert SEGMENTS + rolls == len(store.segments("t", 0))
+        opened, listed = storage.since()
+        assert opened <= 10 * rolls
+        assert listed <= 2
         middle = SEGMENTS // 2
+        time_ms = START_MS - STEP_MS * (SEGMENTS - 1 - middle)
+        assert middle == store.offset_at("t", 0, Position("timestamp", time_ms))
         (record,) = store.read("t", start=middle, stop=middle + 1)
-        assert (record.value or b"").startswith(b"%d." % middle)
-        assert SEGMENTS + 1 == len(store.segments("t", 0))
-    monkeypatch.undo()
-    with millstream.open(path, read_only=True) as store:
+        assert value_of(middle) == record.value
+        opened, _ = storage.since()
+        assert opened <= 40  # a search by halves
+
+        report = store.trim("t", {0: middle})
+        assert middle == len(report.removed)
+        assert [middle, SEGMENTS + rolls] == [
+            store.offsets("t")[0].start,
+            store.offsets("t")[0].end,
+        ]
+        assert SEGMENTS + rolls - middle == len(store.segments("t", 0))
+        opened, listed = storage.since()
+        assert opened <= middle + 8
+        assert listed <= 3
+    with millstream.open(root, read_only=True) as store:
+        assert store.verify().ok
+
+
+@pytest.mark.slow
+def test_scenario_78_many_topics(tmp_path: Path) -> None:
+    names = [f"topic-{number:04d}" for number in range(TOPICS_COUNT)]
+    with millstream.open(tmp_path / "store", durability="os") as store:
+        for name in names:
+            store.create_topic(name)
+        for name in names:
+            assert 0 == store.append(name, name.encode()).offset
+    storage = CountingStorage(tmp_path / "store")
+    with open_quietly(storage) as store:
+        assert names == [info.name for info in store.topics()]
+        assert 0 == storage.opened
+        with store.reader({TopicPartition(name, 0): 0 for name in names}) as reader:
+            found: list[bytes | None] = []
+            while batches := reader.poll():
+                found += [value for batch in batches for value in batch.values]
+        assert names == [(value or b"").decode() for value in found]
+        assert storage.opened <= 4 * len(names)
         assert store.verify().ok
 
 
