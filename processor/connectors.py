@@ -3,7 +3,7 @@
 A source is *ingested*: `ingest.py` copies its records into an internal topic and keeps its position
 in the same transaction, so that it becomes a log like any other. What is to leave the store waits
 in an internal topic too, the outbox, from where `deliver.py` hands it to a sink. Nothing here does
-any of that, and no pipeline is known here; docs/connectors.md shows how to write your own.
+any of that, and no pipeline is known here; docs/concepts/connectors.md shows how to write your own.
 """
 
 from __future__ import annotations

@@ -18,11 +18,15 @@ from millstream import DataError, Storage, StorageError, UsageError
 from .connectors import OUTSIDE, Outside, Position, Source, SourceBatch
 from .line_files import (
     CHUNK_BYTES,
+    FINGERPRINT_BYTES,
     ROW_BYTES_MAX,
     START,
     FilePosition,
     Pattern,
     Piece,
+    begins_with_one,
+    first_bytes,
+    moved_away,
     moved_to,
     newer_files,
     read_piece,
@@ -94,9 +98,24 @@ class _Reading:
         self._position = position
         self._reader: RowReader | None = None
         """None until the start of the file has been seen."""
+        self._seen = b""
+        """What followed the position when it was last looked at, if it was no whole row."""
+        self._noted = position.read_bytes > 0 or position.beside is not None
+        """Whether what lies beside the file is known, and need not be told."""
 
     def step(self) -> SourceBatch | None:
-        """The next rows; None if there are none now."""
+        """The next rows; None if there are none now.
+
+        Of a file that has no row yet, the first time, no rows and the position: what was moved
+        away later, also while nobody looks, is known by it.
+        """
+        batch = self._step()
+        if batch is not None or self._noted or self._position.beside is None:
+            return batch
+        self._noted = True
+        return SourceBatch([], msgspec.structs.asdict(self._position))
+
+    def _step(self) -> SourceBatch | None:
         size_bytes = CHUNK_BYTES
         while True:
             found = self._find(size_bytes)
@@ -108,6 +127,7 @@ class _Reading:
             if batch is not None:
                 return batch
             if piece.at_end:
+                self._seen = piece.data[:FINGERPRINT_BYTES]
                 return self._successor(name) if moved and final else None
             size_bytes = self._larger(name, size_bytes)
 
@@ -163,21 +183,43 @@ class _Reading:
         Raises:
             DataError: It is not what was read, and was not moved to a place beside it.
         """
-        piece = None
+        position = self._position if self._position.read_bytes else START
+        unread = self._unread()
         try:
-            piece = read_piece(self._storage, self._name, self._position, size_bytes)
-            if piece is not None:
-                return self._name, piece, False
+            piece = read_piece(self._storage, unread or self._name, position, size_bytes)
+            if piece is not None and (unread or piece.data.startswith(self._seen[:size_bytes])):
+                return unread or self._name, piece, unread is not None
         except StorageError as error:
             if error.errno != errno.ENOENT or not self._source.follow:
                 raise
-            if self._position == START or not self._source.rotated:
+            if unread or not self._source.rotated or (position == START and not self._seen):
                 return None
         moved = self._moved()
-        piece = read_piece(self._storage, moved, self._position, size_bytes)
+        piece = read_piece(self._storage, moved, position, size_bytes)
         if piece is None:
             raise self._changed()
         return moved, piece, True
+
+    def _unread(self) -> str | None:
+        """The oldest file that was moved away before anything of it was read; None if none was.
+
+        It has no position by which it could be found. But what was moved away before it is known.
+        """
+        if not self._source.rotated or self._position.read_bytes:
+            return None
+        beside = [
+            path
+            for path in moved_away(self._storage, self._name)
+            if not self._source.pattern.matches(path)
+        ]
+        known = self._position.beside
+        if known is None:
+            found = [first_bytes(self._storage, path) for path in beside]
+            self._position = FilePosition(beside=[each for each in found if each is not None])
+            return None
+        return next(
+            (path for path in beside if not begins_with_one(self._storage, path, known)), None
+        )
 
     def _moved(self) -> str:
         """Where the file was moved to.
@@ -189,7 +231,7 @@ class _Reading:
         if not self._source.rotated:
             raise self._changed()
         covered = None
-        for moved in moved_to(self._storage, self._name, self._position):
+        for moved in moved_to(self._storage, self._name, self._position, self._seen):
             if not self._source.pattern.matches(moved):
                 return moved
             covered = covered or moved
@@ -224,6 +266,7 @@ class _Reading:
             return None
         first = piece.position.lines + skipped_lines + 1
         self._position = piece.behind(used, skipped_lines + rows.line_count)
+        self._seen = b""
         lines = rows.lines
         return SourceBatch(
             rows.values,

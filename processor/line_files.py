@@ -8,7 +8,7 @@ business of file_source.py and csv_rows.py. Files are asked for through a `Stora
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
@@ -29,6 +29,8 @@ FINGERPRINT_BYTES: Final = 4096
 
 WILDCARDS: Final = frozenset("*?[")
 
+_COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".Z", ".zip")
+
 
 class FilePosition(msgspec.Struct, frozen=True):
     """How far a file has been read."""
@@ -42,6 +44,9 @@ class FilePosition(msgspec.Struct, frozen=True):
     """Hash of the last bytes of them."""
     unfinished: bool = False
     """The last line had no newline and was taken nevertheless."""
+    beside: list[tuple[int, bytes]] | None = None
+    """As long as nothing has been read: what had been moved away before it was first looked at, as
+    the number of first bytes and their hash. What else was moved away since is still to be read."""
 
 
 START: Final = FilePosition()
@@ -175,10 +180,18 @@ def read_piece(
         file.close()
 
 
-def moved_to(storage: Storage, name: str, position: FilePosition) -> Iterator[str]:
+def moved_to(
+    storage: Storage, name: str, position: FilePosition, seen: bytes = b""
+) -> Iterator[str]:
     """The files beside `name` that begin with what was read of it: where it may have been moved.
 
     Those whose names begin like its own come first.
+
+    Args:
+        storage: Where they are.
+        name: What the file was called.
+        position: How far it was read.
+        seen: What came after that, and was not taken yet.
     """
     directory, _, own = name.rpartition("/")
     stem = own.partition(".")[0]
@@ -188,7 +201,7 @@ def moved_to(storage: Storage, name: str, position: FilePosition) -> Iterator[st
 
     for other in sorted(storage.list(directory), key=likeness):
         path = f"{directory}/{other}" if directory else other
-        if other != own and _holds(storage, path, position):
+        if other != own and _holds(storage, path, position, seen):
             yield path
 
 
@@ -203,15 +216,7 @@ def newer_files(storage: Storage, name: str, moved: str) -> list[str]:
         name: What the file was called when it was written.
         moved: What it is called now.
     """
-    directory, _, own = name.rpartition("/")
-    start = f"{directory}/" if directory else ""
-
-    def mark_of(path: str) -> str:
-        return path[len(start) :].removeprefix(own).lstrip("._-")
-
-    others = [f"{start}{each}" for each in storage.list(directory) if each.startswith(own)]
-    marks = [(mark_of(path), path) for path in others if path not in {name, moved}]
-    mark = mark_of(moved)
+    mark, marks = _mark_of(moved, name), _marked(storage, name)
     if _is_counter(mark):
         counters = [(int(each), path) for each, path in marks if _is_counter(each)]
         newer = [path for count, path in sorted(counters, reverse=True) if count < int(mark)]
@@ -220,19 +225,66 @@ def newer_files(storage: Storage, name: str, moved: str) -> list[str]:
     return [*newer, name]
 
 
+def moved_away(storage: Storage, name: str) -> list[str]:
+    """Files that were called `name` before, by their numbers or dates, the oldest first.
+
+    Not those that were compressed: they hold no lines.
+    """
+    marks = [(mark, path) for mark, path in _marked(storage, name) if mark[:1].isdecimal()]
+    dated = sorted((mark, path) for mark, path in marks if not _is_counter(mark))
+    counted = sorted(((int(mark), path) for mark, path in marks if _is_counter(mark)), reverse=True)
+    found = [path for _, path in dated] + [path for _, path in counted]
+    return [path for path in found if not path.endswith(_COMPRESSED)]
+
+
+def first_bytes(storage: Storage, name: str) -> tuple[int, bytes] | None:
+    """By what a file can be known that is not to be read; None if it is empty or gone."""
+    data = _beginning(storage, name, FINGERPRINT_BYTES)
+    return (len(data), _hash(data)) if data else None
+
+
+def begins_with_one(storage: Storage, name: str, known: Iterable[tuple[int, bytes]]) -> bool:
+    """Whether a file is one of those known by their first bytes; an empty or missing one is."""
+    data = _beginning(storage, name, FINGERPRINT_BYTES)
+    return not data or any(_hash(data[:count]) == hashed for count, hashed in known)
+
+
+def _beginning(storage: Storage, name: str, size_bytes: int) -> bytes:
+    try:
+        piece = read_piece(storage, name, START, size_bytes)
+    except StorageError as error:
+        if error.errno in {errno.EISDIR, errno.ENOENT}:
+            return b""
+        raise
+    return b"" if piece is None else piece.data
+
+
+def _mark_of(path: str, name: str) -> str:
+    return path[len(name) :].lstrip("._-")
+
+
+def _marked(storage: Storage, name: str) -> list[tuple[str, str]]:
+    """The files beside `name` whose names begin with its own: what follows that, and the path."""
+    directory, _, own = name.rpartition("/")
+    start = f"{directory}/" if directory else ""
+    paths = [f"{start}{each}" for each in storage.list(directory) if each.startswith(own)]
+    return [(_mark_of(path, name), path) for path in paths if path != name]
+
+
 def _is_counter(mark: str) -> bool:
     # Longer ones are dates.
     return mark.isdecimal() and mark.isascii() and len(mark) <= 5
 
 
-def _holds(storage: Storage, name: str, position: FilePosition) -> bool:
+def _holds(storage: Storage, name: str, position: FilePosition, seen: bytes) -> bool:
     try:
-        return read_piece(storage, name, position, 0) is not None
+        piece = read_piece(storage, name, position, len(seen))
     except StorageError as error:
         # A directory, or a file that was removed since it was listed.
         if error.errno in {errno.EISDIR, errno.ENOENT}:
             return False
         raise
+    return piece is not None and piece.data == seen
 
 
 def _hash(data: bytes) -> bytes:

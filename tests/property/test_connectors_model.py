@@ -47,12 +47,17 @@ class GrowingFiles:
         extend(self.outside.storage, f"{name}.log", content)
         self.written[name] += content
 
+    def create(self, name: str) -> None:
+        """Make a file, still empty: from now on nothing of it may be missed."""
+        put(self.outside.storage, f"{name}.log", b"")
+        self.written[name] = b""
+
     def begin(self, name: str) -> None:
-        """Write the first line of a file: without one it could not be recognised."""
+        """Write the first line of a file that takes the place of another; no two begin alike."""
         self.count += 1
         first = b"%d\n" % (1000 + self.count)
         put(self.outside.storage, f"{name}.log", first)
-        before = self.written.get(name, b"")
+        before = self.written[name]
         # The last line of the file before ends with it.
         self.written[name] = before + b"\n" * (not before.endswith(b"\n")) + first
 
@@ -91,7 +96,7 @@ def test_files_that_grow_and_rotate_are_taken_in_once(
         for kind, name, content in [*steps, ("pump", "", b"")]:
             if kind == "grow":
                 if name not in files.written:
-                    files.begin(name)
+                    files.create(name)
                     ingestor.drain()
                 files.grow(name, content)
             elif kind == "rotate":
