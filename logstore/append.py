@@ -21,6 +21,7 @@ from .format import CODEC_BY_NAME
 from .group_append import GroupAppend, Row
 from .log import Log
 from .record import Headers, RecordMetadata
+from .tail import TOPICS_VERSION_WORD
 
 
 def partition_of(key: bytes, partitions: int) -> int:
@@ -44,6 +45,7 @@ class Appender:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._shared = engine.tail.shared
         self._turn = itertools.count()
         self._routes: dict[str, _Route] = {}
         self._groups: WeakKeyDictionary[Log, GroupAppend] = WeakKeyDictionary()
@@ -74,7 +76,8 @@ class Appender:
     def append_durably(self, topic: str, row: Row, partition: int | None) -> RecordMetadata:
         """Append one record, sharing batch and sync with other threads that do so now."""
         route = self._routes.get(topic)
-        if route is None or route.version != self._engine.tail.get("topics_version"):
+        words = self._shared.view
+        if route is None or not words or route.version != words[TOPICS_VERSION_WORD]:
             route = self._route(topic)
         if route.needs_key and row[1] is None:
             raise missing_key(topic)
@@ -84,7 +87,7 @@ class Appender:
         if group is None:
             group = self._group(route, partition)
         offset, timestamp_ms = group.append(row)
-        return RecordMetadata(topic, partition, offset, timestamp_ms)
+        return tuple.__new__(RecordMetadata, (topic, partition, offset, timestamp_ms))
 
     def _route(self, topic: str) -> _Route:
         engine = self._engine

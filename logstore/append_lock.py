@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import Final
 
 from .clock import Clock
-from .errors import LockedError
+from .errors import LockedError, StoreClosedError
 from .storage import Lock
-from .tail import IN_PROGRESS_WORD, OWNER_PID_WORD, Tail
+from .tail import IN_PROGRESS_WORD, LOCK_FILE_WORD, OWNER_PID_WORD, Tail
 
 LOCK_TIMEOUT_SECONDS: Final = 10.0
 """An append holds the lock for some 20 us; nobody healthy holds it for seconds."""
@@ -35,6 +35,10 @@ class NoLocks:
         return self
 
     def try_acquire(self, *, shared: bool = False) -> bool:
+        """Always taken."""
+        return True
+
+    def try_again(self) -> bool:
         """Always taken."""
         return True
 
@@ -64,11 +68,14 @@ class AppendLock:
     def __init__(self, lock: Lock, tail: Tail, clock: Clock) -> None:
         self._lock = lock
         self._tail = tail
+        self._words = tail.shared
         self._clock = clock
         self._thread_lock = threading.RLock()
         self._holder = 0
         """Thread that holds it, 0 if none."""
         self._pid = os.getpid()
+        self._file_version = 0
+        """The word `lock_file_version` when the lock file was last seen to be there."""
         self.on_interrupted: Callable[[int], None] = lambda _slot: None
         """Called with the slot number an earlier holder died on, while the lock is held."""
 
@@ -77,14 +84,27 @@ class AppendLock:
         if self._holder == thread:
             self.let_go()
         try:
-            if not self._thread_lock.acquire(timeout=LOCK_TIMEOUT_SECONDS):
+            # Two calls, because the one with a timeout takes longer.
+            if not self._thread_lock.acquire(blocking=False) and not self._thread_lock.acquire(
+                timeout=LOCK_TIMEOUT_SECONDS
+            ):
                 self._refuse_thread()
             if self._holder:
                 self._lock.release()  # left by a thread that was interrupted while it let go
             self._holder = thread
-            if not self._lock.try_acquire():
+            words = self._words.view
+            try:
+                version = words[LOCK_FILE_WORD]
+            except IndexError:  # the words are unmapped
+                raise StoreClosedError("the store is closed: open it again") from None
+            # Somebody may have removed the lock file; that matters once another one makes it anew.
+            if version == self._file_version:
+                taken = self._lock.try_again()
+            else:
+                taken = self._lock.try_acquire()
+            if not taken:
                 self._wait()
-            words = self._tail.words
+            self._file_version = version
             words[OWNER_PID_WORD] = self._pid
             if words[IN_PROGRESS_WORD] and self._tail.usable:
                 self.on_interrupted(words[IN_PROGRESS_WORD] - 1)

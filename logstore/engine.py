@@ -92,7 +92,7 @@ class Engine:
         self._guard = threading.RLock()
         self._closing = threading.Lock()
         self._topics: dict[str, TopicInfo] = {}
-        self._topics_version = -1
+        self.topics_version = -1
         self._logs: dict[tuple[str, int], Log] = {}
         # A reader takes no lock, and its store may be a copy without the lock files.
         locks = NoLocks() if read_only else storage
@@ -149,6 +149,8 @@ class Engine:
 
     def _join(self) -> None:
         """Start a new generation if no other process has the store open."""
+        # Who has it open already will look whether `append.lock` is still the file they have open.
+        self.tail.set("lock_file_version", self.tail.stamp())
         lock = self._open_lock
         if lock.try_acquire():
             # Every partition will be recovered at its first use; what somebody was doing when
@@ -190,7 +192,7 @@ class Engine:
             UnknownTopicError: There is none; the message says how to create it.
         """
         self.ensure_open()
-        if self.tail.get("topics_version") != self._topics_version:
+        if self.tail.get("topics_version") != self.topics_version:
             self._refresh_topics()
         info = self._topics.get(name)
         if info is None:
@@ -219,8 +221,8 @@ class Engine:
                     log.deleted = True
                     del self._logs[key]
                 else:
-                    log.config = info.config
-            self._topics, self._topics_version = topics, version
+                    log.configure(info.config)
+            self._topics, self.topics_version = topics, version
 
     def log(self, topic: str, partition: int) -> Log:
         """The log of one partition, recovered if this is its first use since a crash.
@@ -230,7 +232,7 @@ class Engine:
             DataError: It is damaged below its durable watermark.
         """
         log = self._logs.get((topic, partition))
-        if log is None or log.deleted or self.tail.get("topics_version") != self._topics_version:
+        if log is None or log.deleted or self.tail.get("topics_version") != self.topics_version:
             info = self.topic(topic)
             if not 0 <= partition < info.partitions:
                 raise UnknownTopicError(
@@ -340,7 +342,7 @@ class Engine:
     def _append_locked(
         self, batches: Sequence[tuple[Log, EncodedBatch]], transaction_id: int
     ) -> tuple[list[int], int]:
-        if self.tail.words[TOPICS_VERSION_WORD] != self._topics_version:
+        if self.tail.words[TOPICS_VERSION_WORD] != self.topics_version:
             self._refresh_topics()
         for log, encoded in batches:
             if log.config.compact:
@@ -365,20 +367,33 @@ class Engine:
         if mode == "sync":
             for log, end in ends:
                 log.wait_durable(end)
-        else:
-            self._show(ends)
+                self.acknowledged(log)
+            return
+        self._show(ends)
         self.tail.wake()
         for log, _ in ends:
             if mode == "interval":
                 self._sync_later(log, INTERVAL_SECONDS)
             elif log.sealed_unsynced is not None:
                 self._sync_later(log, 0)
-            if mode == "sync" and log.zeros_run_low:
-                self.background.submit((log, "zero"), log.zero_fill)
-            if log.config.removes_segments:
-                self.retention.appended(log)
-            if log.config.rewrites_segments:
-                self.compactions.appended(log)
+            if log.needs_upkeep:
+                self._keep_up(log)
+
+    def acknowledged(self, log: Log) -> None:
+        """Wake who follows a log that has just been synced, and have done what is due."""
+        self.tail.wake()
+        if log.sealed_unsynced is not None:
+            self._sync_later(log, 0)
+        if log.zeros_run_low:
+            self.background.submit((log, "zero"), log.zero_fill)
+        if log.needs_upkeep:
+            self._keep_up(log)
+
+    def _keep_up(self, log: Log) -> None:
+        if log.config.removes_segments:
+            self.retention.appended(log)
+        if log.config.rewrites_segments:
+            self.compactions.appended(log)
 
     def _show(self, ends: Sequence[tuple[Log, int]]) -> None:
         try:
@@ -453,7 +468,7 @@ class Engine:
             rest.callback(self.background.close)
 
     def _checkpoint_logs(self) -> None:
-        if self.tail.get("topics_version") != self._topics_version:
+        if self.tail.get("topics_version") != self.topics_version:
             self._refresh_topics()  # logs of deleted topics have nothing to remember
         with ExitStack() as each:
             for log in list(self._logs.values()):

@@ -21,6 +21,7 @@ from .engine import Engine
 from .errors import UnavailableError, UsageError
 from .format import CODEC_BY_NAME
 from .log import Log
+from .lone_append import LoneAppend
 from .record import Headers
 
 Row: TypeAlias = tuple[bytes | None, bytes | None, int | None, Headers]
@@ -89,6 +90,7 @@ class GroupAppend:
     def __init__(self, engine: Engine, log: Log) -> None:
         self._engine = engine
         self._log = log
+        self._lone = LoneAppend(engine, log)
         self._turn = threading.Lock()
         """Held by the one who writes and syncs."""
         self._guard = threading.Lock()
@@ -140,11 +142,14 @@ class GroupAppend:
         return entry.outcome(number)
 
     def _append_alone(self, row: Row) -> tuple[int, int]:
-        engine, log = self._engine, self._log
-        (offset,), now_ms = engine.append_at(((log, self._encode_one(row)),))
-        engine.acknowledge(((log, offset + 1),), "sync")
+        written = self._lone.append(row)
+        if written is None:
+            engine, log = self._engine, self._log
+            (offset,), now_ms = engine.append_at(((log, self._encode_one(row)),))
+            engine.acknowledge(((log, offset + 1),), "sync")
+            written = offset, now_ms if row[2] is None else row[2]
         self._expected = 1 + len(self._open.rows)
-        return offset, now_ms if row[2] is None else row[2]
+        return written
 
     # --- whose turn it is ----------------------------------------------------------------------
 

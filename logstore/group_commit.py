@@ -13,11 +13,31 @@ import errno
 import threading
 from bisect import bisect_right
 from collections.abc import Callable
+from typing import Protocol
 
 from .errors import PoisonedError, StorageError, StoreClosedError
 from .segment import segment_path
 from .storage import File, Storage
-from .tail import POISONED_BY_SYNC, Slot, SlotWords
+from .tail import DELETED, POISONED_BY_SYNC, Slot, SlotWords
+
+
+class Syncable(Protocol):
+    """What group commit needs of a `Log`."""
+
+    directory: str
+    slot: Slot
+
+    def durable_word(self, durable_offset: int) -> int:
+        """The word that vouches for a durable end."""
+        ...
+
+    def publish_durable(self, durable_offset: int, word: int, sequence: int) -> None:
+        """Tell everybody about a sync."""
+        ...
+
+    def poisoned(self) -> PoisonedError:
+        """The error for a partition whose sync failed, or that is gone."""
+        ...
 
 
 class GroupCommit:
@@ -25,31 +45,23 @@ class GroupCommit:
 
     Args:
         storage: Where the segments are.
-        directory: Directory of the partition.
-        slot: Its tail words.
-        bases: Gives the base offsets of the segments.
-        publish: Called with (durable end, sequence) after a sync.
-        poisoned: Makes the error for a poisoned partition.
+        log: The partition.
+        bases: Gives the base offsets of its segments.
         sync: Syncs a file.
     """
 
-    def __init__(  # noqa: PLR0913 - what it may do with the partition, and no more
+    def __init__(
         self,
         storage: Storage,
-        directory: str,
-        slot: Slot,
-        *,
+        log: Syncable,
         bases: Callable[[], list[int]],
-        publish: Callable[[int, int], None],
-        poisoned: Callable[[], PoisonedError],
         sync: Callable[[File], None],
     ) -> None:
         self._storage = storage
-        self._directory = directory
-        self._slot = slot
+        self._log = log
+        self._directory = log.directory
+        self._slot = log.slot
         self._bases = bases
-        self._publish = publish
-        self._poisoned = poisoned
         self._sync_file = sync
         self._turn = threading.Lock()
         """Held by the one who syncs."""
@@ -70,23 +82,27 @@ class GroupCommit:
         """
         slot = self._slot
         with self._round:
-            if slot[Slot.DURABLE_OFFSET] >= end:
+            if slot[Slot.DURABLE_OFFSET] >= end and slot[Slot.POISONED] != DELETED:
                 return
             with self._turn:
                 self._round = threading.Lock()
-                self._sync(end)
+                # Everything written so far, unless somebody has synced it while we waited.
+                sequence, at = slot.read_end()
+                if at.poisoned == DELETED:
+                    raise self._log.poisoned()
+                if at.durable_offset >= end:
+                    return
+                if at.poisoned == POISONED_BY_SYNC:
+                    raise self._log.poisoned()
+                if self._closed:
+                    raise StoreClosedError("the store was closed before the sync")
+                # Before the sync, because Python runs at a third of its speed right after it.
+                word = self._log.durable_word(at.log_end)
+                self._sync(at)
+                self._log.publish_durable(at.log_end, word, sequence)
 
-    def _sync(self, end: int) -> None:
-        """Sync everything written so far and publish it, unless that was done. The turn is held."""
-        # The sequence first: it may belong to an earlier batch than the end, never to a later.
-        sequence = self._slot[Slot.SEQUENCE]
-        at = self._slot.read()
-        if at.durable_offset >= end:
-            return
-        if at.poisoned == POISONED_BY_SYNC:
-            raise self._poisoned()
-        if self._closed:
-            raise StoreClosedError("the store was closed before the sync")
+    def _sync(self, at: SlotWords) -> None:
+        """Sync everything written so far. The turn is held."""
         if self._stale:
             self._stale = False
             self.close_files()
@@ -96,11 +112,10 @@ class GroupCommit:
                 self._sync_file(file)
         except StorageError as error:
             self._slot[Slot.POISONED] = POISONED_BY_SYNC
-            raise self._poisoned() from error
+            raise self._log.poisoned() from error
         if len(self._files) > 1:
             for base in [base for base in self._files if base < at.active_base]:
                 self._files.pop(base).close()
-        self._publish(at.log_end, sequence)
 
     def _unsynced(self, at: SlotWords) -> list[File]:
         """The segments with records that have not been synced."""

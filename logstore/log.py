@@ -19,7 +19,7 @@ from typing import NamedTuple
 from .batch import BatchPlacement, EncodedBatch, buffers, encode_gap, seal
 from .catalog import LogCheckpoint
 from .components import Components, partition_directory
-from .config import TopicInfo
+from .config import TopicConfig, TopicInfo
 from .errors import (
     DataError,
     LockedError,
@@ -84,7 +84,7 @@ class Log:
         self.partition = partition
         self.partitions = topic.partitions
         """Of the topic."""
-        self.config = topic.config
+        self.configure(topic.config)
         self.directory = partition_directory(topic.name, partition)
         self._c = components
         row = components.catalog.partition(topic.id, partition)
@@ -98,22 +98,22 @@ class Log:
         """Whether this process appended since the last saved checkpoint."""
         self.zeros_run_low = False
         """Set by the last append when `zero_fill` is due."""
-        self._active: _Active | None = None
+        self.active: _Active | None = None
         self.files = SegmentList(components.storage, self.directory, lambda: self.slot)
         self._counters = components.counters
         self._group_commit = GroupCommit(
-            components.storage,
-            self.directory,
-            self.slot,
-            bases=self.files.bases,
-            publish=self._publish_durable,
-            poisoned=self._poisoned,
-            sync=components.counters.sync,
+            components.storage, self, self.files.bases, self._counters.sync
         )
         self._zeros = ZeroFill(self, components.append_lock)
         self.producers = ProducerLog(self, components)
         self.sealed_unsynced: _Sealed | None = None
         """The segment which this process sealed before it was synced."""
+
+    def configure(self, config: TopicConfig) -> None:
+        """Take the configuration of the topic as it is now."""
+        self.config = config
+        self.needs_upkeep = config.removes_segments or config.rewrites_segments
+        """Whether appends make something due in the background."""
 
     @property
     def gone(self) -> bool:
@@ -257,7 +257,8 @@ class Log:
         gap = encode_gap(min(lost, 1 << 32))
         self._write_locked(slot.read(), gap, 0, self._c.clock.now_ms())
         self.sync_segments([slot[Slot.ACTIVE_BASE]])
-        self._set_durable(slot[Slot.LOG_END], slot[Slot.SEQUENCE])
+        end = slot[Slot.LOG_END]
+        slot.synced(end, self.durable_word(end), slot[Slot.SEQUENCE])
 
     def sync_segments(self, bases: Iterable[int]) -> None:
         """Sync whole segment files."""
@@ -281,8 +282,8 @@ class Log:
         slot[Slot.START_OFFSET] = facts.start_offset
         slot[Slot.REWRITTEN_VERSION] = self._c.tail.stamp()
         slot[Slot.SEGMENTS_VERSION] = self._c.tail.stamp()
-        self._set_durable(end.next_offset, end.sequence)
-        slot[Slot.VISIBLE_OFFSET] = end.next_offset
+        slot[Slot.DURABLE_CHECK] = self.durable_word(end.next_offset)
+        slot[Slot.DURABLE_OFFSET] = slot[Slot.VISIBLE_OFFSET] = end.next_offset
         slot[Slot.VISIBLE_SEQUENCE] = end.sequence
         # A batch whose writer died before it could say so has been adopted with its sequence.
         tail = self._c.tail
@@ -342,7 +343,7 @@ class Log:
         self, before: SlotWords, encoded: EncodedBatch, transaction_id: int, now_ms: int
     ) -> int:
         slot = self.slot
-        active = self._active
+        active = self.active
         if active is None or active.header.segment_uid != before.active_uid:
             active = self.open_active_locked()
         file, segment = active
@@ -406,19 +407,19 @@ class Log:
 
     def _clean_or_refuse_locked(self, file: File) -> None:
         if self.slot[Slot.POISONED] != POISONED_BY_WRITE:
-            raise self._poisoned()
+            raise self.poisoned()
         self.slot[Slot.POISONED] = 0
         self.undo_locked(file, self.slot[Slot.END_POSITION])
 
     def open_active_locked(self) -> _Active:
         """The active segment, open for writing."""
         slot = self.slot.read()
-        active = self._active
+        active = self.active
         if active is None or active.header.segment_uid != slot.active_uid:
             self._close_active()
             header = read_segment_header(self._c.storage, self.directory, slot.active_base)
             path = segment_path(self.directory, slot.active_base)
-            active = self._active = _Active(self._c.storage.open(path, "rw"), header)
+            active = self.active = _Active(self._c.storage.open(path, "rw"), header)
         return active
 
     def roll_locked(self) -> None:
@@ -496,20 +497,19 @@ class Log:
         Raises:
             UnknownTopicError: The topic was deleted.
         """
-        self.ensure_there()
         try:
             self._group_commit.wait(end)
-        except StorageError:
-            self.ensure_there()  # its files went away
+        except (PoisonedError, StorageError):
+            self.ensure_there()  # its files went away, or its partition counts as poisoned
             raise
 
-    def _publish_durable(self, target: int, sequence: int) -> None:
+    def publish_durable(self, durable_offset: int, word: int, sequence: int) -> None:
+        """Tell everybody that the records below `durable_offset` are synced, and show them."""
         lock = self._c.append_lock
         done = None
         try:
             with lock:
-                if target > self.slot[Slot.DURABLE_OFFSET]:
-                    self._set_durable(target, sequence)
+                self.slot.synced(durable_offset, word, sequence)
                 sealed = self.sealed_unsynced
                 if sealed and self.slot[Slot.DURABLE_OFFSET] >= sealed.end.next_offset:
                     done, self.sealed_unsynced = sealed, None
@@ -526,8 +526,9 @@ class Log:
         except (StorageError, LockedError, DataError) as error:
             _logger.warning("%s/%d: no checkpoint: %s", self.topic, self.partition, error)
 
-    def _set_durable(self, offset: int, sequence: int) -> None:
-        self.slot.synced(offset, durable_check(self.partition_uid, offset), sequence)
+    def durable_word(self, durable_offset: int) -> int:
+        """The word that vouches for a durable end."""
+        return durable_check(self.partition_uid, durable_offset)
 
     def show_locked(self) -> None:
         """Make everything written visible, as the modes `os` and `interval` acknowledge it."""
@@ -535,7 +536,8 @@ class Log:
         slot[Slot.VISIBLE_OFFSET] = slot[Slot.LOG_END]
         slot[Slot.VISIBLE_SEQUENCE] = slot[Slot.SEQUENCE]
 
-    def _poisoned(self) -> PoisonedError:
+    def poisoned(self) -> PoisonedError:
+        """The error for a partition whose sync failed."""
         return PoisonedError(
             "a sync of this partition failed, so what is on disk is unknown. Nothing more is"
             " accepted here; close every handle of the store and open it again",
@@ -591,6 +593,6 @@ class Log:
         self.files.indexes.clear()
 
     def _close_active(self) -> None:
-        if self._active is not None:
-            self._active.file.close()
-        self._active = None
+        if self.active is not None:
+            self.active.file.close()
+        self.active = None

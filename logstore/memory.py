@@ -141,6 +141,10 @@ class MemoryLock:
             self._held = inode
             return True
 
+    def try_again(self) -> bool:
+        """See `Lock.try_again`."""
+        return self.try_acquire()
+
     def acquire(self) -> None:
         """See `Lock.acquire`."""
         changed = self._storage.machine.changed

@@ -19,6 +19,7 @@ from .index import SparseIndex, index_bytes_max
 from .segment import TEMPORARY_SUFFIX, index_path, scan_headers
 from .storage import File, Storage
 
+NOTED_BATCHES_MAX: Final = 64
 CACHED_INDEXES_MAX: Final = 64
 """Sealed indexes kept in memory; one of a 64 MiB segment takes at most 400 KiB."""
 
@@ -34,6 +35,8 @@ class IndexCache:
         self._active_base = -1
         self._scanned = 0
         """Position in the active segment up to which `_active` is complete."""
+        self._noted: list[tuple[int, int, int, int, int]] = []
+        """Batches not entered yet: an append only notes them, without the lock."""
         self._sealed: OrderedDict[int, tuple[int, SparseIndex]] = OrderedDict()
         """By base offset: the uid of the segment, which changes when it is rewritten; its index."""
 
@@ -41,22 +44,35 @@ class IndexCache:
         self, base: int, base_offset: int, position: int, end_position: int, running_max_ms: int
     ) -> None:
         """Note a batch this process appended; ignored if earlier ones have not been seen."""
-        with self._lock:
+        noted = self._noted
+        noted.append((base, base_offset, position, end_position, running_max_ms))
+        if len(noted) >= NOTED_BATCHES_MAX:
+            with self._lock:
+                self._enter_noted()
+
+    def _enter_noted(self) -> None:
+        """Enter what was noted. More may be noted meanwhile: it stays for the next time."""
+        noted = self._noted
+        count = len(noted)
+        for base, base_offset, position, end_position, running_max_ms in noted[:count]:
             if position == SEGMENT_HEADER_BYTES:
                 self._active, self._active_base, self._scanned = SparseIndex(), base, position
             if base == self._active_base and position == self._scanned:
                 self._active.append(base_offset, position, running_max_ms)
                 self._scanned = end_position
+        del noted[:count]
 
     def sealed(self, segment: SegmentHeader, end_position: int) -> None:
         """Write the index file of the segment just sealed, if it is complete in memory."""
         with self._lock:
+            self._enter_noted()
             if self._active_base == segment.base_offset and self._scanned == end_position:
                 self.write(segment, self._active, end_position)
 
     def active(self, file: File, header: SegmentHeader, stop: int) -> SparseIndex:
         """The index of the active segment, which is open and whose data ends at `stop`."""
         with self._lock:
+            self._enter_noted()
             return self._catch_up(file, header, stop)
 
     def get(
@@ -94,6 +110,7 @@ class IndexCache:
         """Forget everything, for example after a recovery has cut the active segment."""
         with self._lock:
             self._sealed.clear()
+            self._noted.clear()
             self._active_base = -1
 
     def _catch_up(self, file: File, header: SegmentHeader, stop: int) -> SparseIndex:

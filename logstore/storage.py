@@ -12,13 +12,12 @@ import fcntl
 import mmap
 import os
 import sys
-import threading
 import warnings
-import weakref
 from collections.abc import Sequence
 
 from .errors import StorageError, StoreClosedError
 from .posix_bell import PosixBell, ring
+from .posix_lock import PosixLock, fork_gate
 from .storage_protocols import (
     Buffer,
     File,
@@ -99,12 +98,11 @@ class PosixFile:
 
     def write(self, buffers: Sequence[Buffer], position: int) -> None:
         """See `File.write`."""
-        total = byte_length(buffers)
-        if not total:
-            return
         try:
-            written = os.pwritev(self._descriptor, buffers[:IOV_MAX], position)
-            if written != total:
+            first = buffers if len(buffers) <= IOV_MAX else buffers[:IOV_MAX]
+            written = os.pwritev(self._descriptor, first, position)
+            # Counted in bytes only where the quick count differs: items of a view may be wider.
+            if written != sum(map(len, buffers)) and written != byte_length(buffers):
                 self._write_rest(buffers, written, position)
         except OSError as error:
             raise self._error("write", error, position) from error
@@ -164,145 +162,6 @@ class PosixFile:
         # Systems disagree about what is wrong with descriptor -1; we know that it is closed.
         number = errno.EBADF if self._descriptor < 0 else error.errno or errno.EIO
         return storage_error(action, self._root, number, self.path, position)
-
-
-# A descriptor inherited through fork keeps the parent's flock alive after the parent died. The
-# child therefore closes the descriptors of all live locks, and no fork happens between opening
-# one and registering it. Reentrant, because a finalizer may close a lock at any allocation.
-_fork_gate = threading.RLock()
-_live_locks: weakref.WeakSet[PosixLock] = weakref.WeakSet()
-
-
-_SHARED_NOW = fcntl.LOCK_SH | fcntl.LOCK_NB
-_EXCLUSIVE_NOW = fcntl.LOCK_EX | fcntl.LOCK_NB
-
-
-class PosixLock:
-    """flock on a descriptor of its own. See `Lock`."""
-
-    __slots__ = (
-        "__weakref__",
-        "_create",
-        "_descriptor",
-        "_forked",
-        "_full_path",
-        "_holder",
-        "_root",
-        "path",
-    )
-
-    def __init__(self, full_path: str, root: str, path: str, *, create: bool) -> None:
-        self._create = create
-        self._descriptor = -1
-        self._forked = False
-        self._full_path = full_path
-        self._holder = threading.Lock()
-        self._root = root
-        self.path = path
-        self._open()
-
-    def _open(self) -> None:
-        flags = os.O_RDWR | os.O_CREAT if self._create else os.O_RDONLY
-        with _fork_gate:
-            self._close_descriptor()
-            try:
-                self._descriptor = os.open(self._full_path, flags | os.O_CLOEXEC, 0o666)
-            except OSError as error:
-                raise self._error("open a lock", error) from error
-            _live_locks.add(self)
-
-    def try_acquire(self, *, shared: bool = False) -> bool:
-        """See `Lock.try_acquire`."""
-        if not self._holder.acquire(blocking=False):
-            if self._descriptor < 0:
-                raise self._closed()
-            return False
-        taken = False
-        try:
-            taken = self._flock(_SHARED_NOW if shared else _EXCLUSIVE_NOW)
-        finally:
-            if not taken:
-                self._holder.release()
-        return taken
-
-    def acquire(self) -> None:
-        """See `Lock.acquire`."""
-        if self._descriptor < 0:
-            raise self._closed()
-        self._holder.acquire()
-        try:
-            self._flock(fcntl.LOCK_EX)
-        except BaseException:
-            self._holder.release()
-            raise
-
-    def _flock(self, operation: int) -> bool:
-        if self._descriptor < 0:
-            raise self._closed()
-        try:
-            fcntl.flock(self._descriptor, operation)
-            # A lock file removed by its previous holder locks nothing any more: others would
-            # create and lock a new one. Take that one instead.
-            while not os.fstat(self._descriptor).st_nlink:
-                self._open()
-                fcntl.flock(self._descriptor, operation)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            raise self._error("lock", error) from error
-        return True
-
-    def release(self) -> None:
-        """See `Lock.release`."""
-        if self._descriptor < 0 or not self._holder.locked():
-            return
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-        except OSError as error:
-            raise self._error("unlock", error) from error
-        finally:
-            self._holder.release()
-
-    def close(self) -> None:
-        """See `Lock.close`."""
-        with _fork_gate:
-            self._close_descriptor()
-
-    def abandon(self) -> None:
-        """In the child of a fork: drop the descriptor without unlocking what the parent holds."""
-        self._forked = True
-        self._close_descriptor()
-
-    def _close_descriptor(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-
-    def _closed(self) -> StoreClosedError:
-        reason = "belongs to the process before the fork" if self._forked else "is closed"
-        return StoreClosedError(f"the lock {reason}: open the store again", path=self.path)
-
-    def __del__(self) -> None:
-        if getattr(self, "_descriptor", -1) >= 0:
-            warnings.warn(f"unclosed lock {self.path}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
-
-    def _error(self, action: str, error: OSError) -> StorageError:
-        return storage_error(action, self._root, error.errno or errno.EIO, self.path)
-
-
-def _abandon_locks_in_child() -> None:
-    for lock in list(_live_locks):
-        lock.abandon()
-    _live_locks.clear()
-    _fork_gate.release()
-
-
-os.register_at_fork(
-    before=_fork_gate.acquire,
-    after_in_parent=_fork_gate.release,
-    after_in_child=_abandon_locks_in_child,
-)
 
 
 def _boot_identity() -> int:
@@ -369,7 +228,7 @@ class PosixWords:
         The zeros are written, not implied by a longer size: storing into a hole of a mapped file
         on a full disk kills the process, a refused write is an error.
         """
-        with _fork_gate:  # a child must not inherit the descriptor while it is locked
+        with fork_gate:  # a child must not inherit the descriptor while it is locked
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
             try:
                 size = os.fstat(self._descriptor).st_size

@@ -79,6 +79,13 @@ class Lock(Protocol):
         """Take the lock, exclusive or shared with other shared holders; False if it is taken."""
         ...
 
+    def try_again(self) -> bool:
+        """As `try_acquire`, exclusively, of a lock file that nobody has removed since the last one.
+
+        Two thirds of its cost: it does not look whether the file is still there.
+        """
+        ...
+
     def acquire(self) -> None:
         """Take the lock exclusively and wait for it as long as it takes.
 

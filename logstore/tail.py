@@ -15,7 +15,7 @@ import threading
 from struct import Struct, error as StructError  # noqa: N812 - it is a class
 from typing import Final, NamedTuple
 
-from xxhash import xxh3_64_digest
+from xxhash import xxh3_64_intdigest
 
 from .clock import Clock
 from .errors import StorageError, StoreClosedError
@@ -43,6 +43,8 @@ IN_PROGRESS_WORD: Final = 4
 OWNER_PID_WORD: Final = 5
 TOPICS_VERSION_WORD: Final = 7
 PRODUCERS_VERSION_WORD: Final = 10
+LOCK_FILE_WORD: Final = 11
+"""Changed by each process that opens the store, and so may have made `append.lock` anew."""
 _WORDS = {
     "magic": 0,
     "inode": 1,
@@ -56,6 +58,7 @@ _WORDS = {
     "transactions_version": 9,
     "producers_version": PRODUCERS_VERSION_WORD,
     "queues_version": 10,
+    "lock_file_version": LOCK_FILE_WORD,
 }
 
 
@@ -71,8 +74,7 @@ def to_unsigned(value: int) -> int:
 
 def durable_check(partition_uid: int, durable_offset: int) -> int:
     """A word which proves that `durable_offset` was written by us for this partition."""
-    digest = xxh3_64_digest(durable_offset.to_bytes(8, "little"), partition_uid)
-    return int.from_bytes(digest, "big", signed=True)
+    return to_signed(xxh3_64_intdigest(durable_offset.to_bytes(8, "little"), partition_uid))
 
 
 class PrivateWords:
@@ -166,6 +168,19 @@ class Slot:
             raise _closed() from None
         return tuple.__new__(SlotWords, words)
 
+    def read_end(self) -> tuple[int, SlotWords]:
+        """A sequence and, read after it, all words: without the append lock.
+
+        The sequence may belong to an earlier batch than their log end, never to a later one.
+        """
+        view, base = self._words.view, self._base
+        try:
+            sequence = view[base + _SEQUENCE]
+            words = _ALL_WORDS.unpack_from(view, base << 3)
+        except (IndexError, StructError):
+            raise _closed() from None
+        return sequence, tuple.__new__(SlotWords, words)
+
     def appended(
         self,
         before: SlotWords,
@@ -197,8 +212,10 @@ class Slot:
         view[base + _SEQUENCE] = sequence
 
     def synced(self, offset: int, check: int, sequence: int) -> None:
-        """Store what a sync up to `offset` changes. The append lock is held."""
+        """Store what a sync up to `offset` changes, if anything. The append lock is held."""
         view, base = self._words.view, self._base
+        if offset <= view[base + _DURABLE_OFFSET]:
+            return
         view[base + _DURABLE_CHECK] = check
         view[base + _DURABLE_OFFSET] = offset
         if offset > view[base + _VISIBLE_OFFSET]:
@@ -246,20 +263,21 @@ class Tail:
 
     def __init__(self, storage: Storage, clock: Clock) -> None:
         self._read_only = storage.read_only
-        self._words = _open_words(storage)
+        self.shared = _open_words(storage)
+        """`shared.view` is `words`, in one call less."""
         self._slots = GROW_SLOTS
         self._grow_lock = threading.Lock()
-        self._wakeup = Wakeup(storage, clock, self._words)
+        self._wakeup = Wakeup(storage, clock, self.shared)
 
     @property
     def words(self) -> memoryview:
         """The mapped words; holders of the append lock, who keep them mapped, use them directly."""
-        return self._words.view
+        return self.shared.view
 
     def get(self, name: str) -> int:
         """The header word `name`."""
         try:
-            value: int = self._words.view[_WORDS[name]]
+            value: int = self.shared.view[_WORDS[name]]
         except IndexError:
             raise _closed() from None
         return value
@@ -267,14 +285,14 @@ class Tail:
     def set(self, name: str, value: int) -> None:
         """Store the header word `name`."""
         try:
-            self._words.view[_WORDS[name]] = value
+            self.shared.view[_WORDS[name]] = value
         except IndexError:
             raise _closed() from None
 
     @property
     def usable(self) -> bool:
         """Whether the words were written by Millstream into this very file, since the last boot."""
-        return self.get("magic") == MAGIC and self.get("inode") == self._words.inode
+        return self.get("magic") == MAGIC and self.get("inode") == self.shared.inode
 
     def reset(self, generation: int) -> None:
         """Start over under a new generation: every slot counts as unknown, whatever it says.
@@ -282,12 +300,12 @@ class Tail:
         It may hold the number of this very generation, if the catalog was restored from a backup.
         """
         self.set("magic", 0)
-        generations = self._words.view[HEADER_WORDS + Slot.GENERATION :: SLOT_WORDS]
+        generations = self.shared.view[HEADER_WORDS + Slot.GENERATION :: SLOT_WORDS]
         generations[:] = memoryview(bytes(8 * len(generations))).cast("q")
         self.set("generation", generation)
         self.set("sequence", generation << COUNTER_BITS)
         self.set("in_progress", 0)
-        self.set("inode", self._words.inode)
+        self.set("inode", self.shared.inode)
         self.set("magic", MAGIC)
 
     def slot(self, index: int) -> Slot:
@@ -299,13 +317,13 @@ class Tail:
             if index >= self._slots:
                 slots = (index // GROW_SLOTS + 1) * GROW_SLOTS
                 try:
-                    self._words.grow(HEADER_WORDS + slots * SLOT_WORDS)
+                    self.shared.grow(HEADER_WORDS + slots * SLOT_WORDS)
                 except StorageError:
                     if not self._read_only:
                         raise
                     return private_slot()
                 self._slots = slots
-        return Slot(self._words, index)
+        return Slot(self.shared, index)
 
     def bump(self, name: str) -> None:
         """Change the version word `name` and wake every follower."""
@@ -327,12 +345,12 @@ class Tail:
     def close(self) -> None:
         """Stop listening and unmap the file. Whoever uses the words after that is refused."""
         self._wakeup.close()
-        self._words.close()
+        self.shared.close()
 
     def abandon(self) -> None:
         """As `close`, in the child of a fork, where nobody else is."""
         self._wakeup.abandon()
-        self._words.close()
+        self.shared.close()
 
 
 def _open_words(storage: Storage) -> Words:

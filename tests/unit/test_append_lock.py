@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 
+import millstream
 from millstream.append_lock import LOCK_TIMEOUT_SECONDS, AppendLock, NoLocks
-from millstream.errors import LockedError
+from millstream.errors import LockedError, StoreClosedError
+from millstream.storage import PosixStorage
 from millstream.tail import Tail
 from millstream.testing import MemoryStorage
 
@@ -132,3 +135,35 @@ def test_a_handle_that_never_writes_takes_no_lock(storage: MemoryStorage) -> Non
     with make(storage)[0]:
         assert locks.lock("append.lock").try_acquire()
         locks.lock("append.lock").release()
+
+
+def test_a_lock_file_that_was_removed_is_made_anew_for_everybody(tmp_path: Path) -> None:
+    with millstream.open(tmp_path) as first:
+        first.create_topic("t")
+        first.append("t", b"a")
+        (tmp_path / "append.lock").unlink()
+        with millstream.open(tmp_path) as second:
+            assert 1 == second.append("t", b"b").offset
+            assert 2 == first.append("t", b"c").offset
+            # They exclude each other: both hold the file of that name.
+            with second._engine.append_lock:
+                assert not first._engine.append_lock._lock.try_acquire()
+            with first._engine.append_lock:
+                assert not second._engine.append_lock._lock.try_acquire()
+
+
+def test_a_lock_taken_again_excludes_others_too(tmp_path: Path) -> None:
+    storages = [PosixStorage(tmp_path), PosixStorage(tmp_path)]
+    locks = [each.lock("some.lock") for each in storages]
+    try:
+        assert locks[0].try_again()
+        assert not locks[0].try_again()
+        assert not locks[1].try_again()
+        assert not locks[1].try_acquire()
+        locks[0].release()
+        assert locks[1].try_again()
+    finally:
+        for lock in locks:
+            lock.close()
+    with pytest.raises(StoreClosedError):
+        locks[0].try_again()
