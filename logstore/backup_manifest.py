@@ -70,7 +70,7 @@ class Manifest:
             files = [ManifestFile(_segment(path), _size(size)) for path, size in document["files"]]
             uid = bytes.fromhex(document["store_uid"])
             created_ms, log_ends = _size(document["created_ms"]), dict(document["log_ends"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
                 f"not the manifest of a backup: {error!r:.200}", path=MANIFEST
             ) from None

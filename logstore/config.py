@@ -178,7 +178,7 @@ class TopicConfig:
         if not isinstance(self.compact, bool):
             raise UsageError(f"compact is {self.compact!r}; give True or False")
         _check_count("tombstone_retention_ms", self.tombstone_retention_ms, minimum=0)
-        if self.recompress not in {None, "zstd"}:
+        if self.recompress not in (None, "zstd"):
             raise UsageError(f"recompress is {self.recompress!r}; choose zstd or None")
         if self.compression not in get_args(Compression):
             known = ", ".join(get_args(Compression))
@@ -253,7 +253,7 @@ class TopicConfig:
         """
         try:
             fields = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"a stored topic configuration is not JSON: {error}") from error
         if not isinstance(fields, dict):
             raise DataError("a stored topic configuration is not a JSON object")

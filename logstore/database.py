@@ -545,19 +545,29 @@ def _typed_error(
 # STRICT tables hold what their columns say, so these only tell the type checker.
 
 
+def _unexpected(value: SQLValue) -> DataError:
+    """For a damaged page that passes for a row: a catalog of an early version has no checksums."""
+    return DataError(
+        f"the catalog holds {value!r:.60} where something else is expected. Run: millstream repair"
+    )
+
+
 def as_int(value: SQLValue) -> int:
     """`value`, which is an integer."""
-    assert isinstance(value, int)
+    if not isinstance(value, int):
+        raise _unexpected(value)
     return value
 
 
 def as_text(value: SQLValue) -> str:
     """`value`, which is a text."""
-    assert isinstance(value, str)
+    if not isinstance(value, str):
+        raise _unexpected(value)
     return value
 
 
 def as_bytes(value: SQLValue) -> bytes:
     """`value`, which is a blob."""
-    assert isinstance(value, bytes)
+    if not isinstance(value, bytes):
+        raise _unexpected(value)
     return value

@@ -148,5 +148,5 @@ def decode_checkpoint(data: bytes | None) -> Checkpoint:
         )
     try:
         return _DECODER.decode(data[1:])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DataError(f"not a checkpoint: {error}") from error

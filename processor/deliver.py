@@ -113,7 +113,7 @@ def _stored(store: Store, topic: str, name: str) -> _Stored:
         )
     try:
         stored = _DECODER.decode(data[1:])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{name!r} is no position: {error}") from error
     # An outbox made anew has nothing to do with what was delivered from the one before.
     return stored if stored.topic_id == topic_id else _Stored(topic_id, 0)

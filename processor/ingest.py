@@ -246,7 +246,7 @@ class Ingestor:
             )
         try:
             stored = _DECODER.decode(data[1:])
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise DataError(f"{name!r} is no position: {error}") from error
         if stored.topic_id != self._topic_id:
             raise UsageError(

@@ -126,5 +126,5 @@ def decode_entry(key: bytes | None, value: bytes | None) -> StateEntry:
 def _decoded_list(data: bytes) -> list[Any]:
     try:
         return _LIST.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"not a state record: {error}") from error
