@@ -4,6 +4,7 @@
 PYTHON ?= python3
 SEED ?= 0
 MINUTES ?= 1
+JOBS ?= auto
 ARGS ?=
 
 VENV := .venv
@@ -24,8 +25,8 @@ help: ## list the targets
 demo: $(VENV)/.installed ## two weeks of real flights through the whole house, and a kill -9
 	@$(BIN)/millstream demo $(ARGS)
 
-test: $(VENV)/.flights ## the whole test suite (ARGS="-k name" to select)
-	@$(BIN)/pytest -q $(ARGS)
+test: $(VENV)/.flights ## the whole test suite (ARGS="-k name" to select, JOBS=1 for one process)
+	@$(BIN)/pytest -q -n $(JOBS) $(ARGS)
 
 check: $(VENV)/.dev ## formatting, lint, types and layers
 	@$(BIN)/ruff format --check --quiet || { $(BIN)/ruff format --diff --quiet; echo "run: make format"; exit 1; }
