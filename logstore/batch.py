@@ -511,8 +511,8 @@ def _count(
 
 
 def _all_none(column: Sequence[bytes | None]) -> bool:
-    # The first entry settles it almost always; count() compares entries, so only then.
-    return column[0] is None and all(entry is None for entry in column)
+    # The first entry settles it almost always; count() may compare entries, so only then.
+    return column[0] is None and column.count(None) == len(column)
 
 
 def _encode_timestamps(timestamps_ms: Sequence[int]) -> tuple[tuple[int, int], bytes]:

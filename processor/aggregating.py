@@ -48,7 +48,7 @@ class RowAggregates:
         """
         columns: list[Iterable[object]] = []
         for name, aggregate in self._aggregates:
-            getter = field_getter(aggregate.field, chunk.values)
+            getter = field_getter(aggregate.field, chunk.values, chunk.kind)
             if getter is None:
                 columns.append(chunk.values)
                 continue

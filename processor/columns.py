@@ -75,6 +75,8 @@ class Chunk:
     values: Sequence[object]
     keys: Sequence[object] | None
     """Grouping keys, or None for a stream that is not keyed."""
+    kind: type | None = None
+    """The type of every value, where that is known without a look at each."""
 
     def cut(self, start: int, stop: int) -> Chunk:
         """Rows [start, stop) of the chunk."""
@@ -85,6 +87,7 @@ class Chunk:
             self.times[start:stop],
             self.values[start:stop],
             None if self.keys is None else self.keys[start:stop],
+            self.kind,
         )
 
 

@@ -109,7 +109,7 @@ class DedupOperator(StatefulOperator):
     def _identified(self, chunk: Chunk, batch: MicroBatch) -> tuple[Chunk, Sequence[Identity]]:
         """The rows that have an identity, and what it is."""
         node, bad = self._node, dict[int, Exception]()
-        getter = field_getter(node.on, chunk.values)
+        getter = field_getter(node.on, chunk.values, chunk.kind)
         found: Sequence[object] = chunk.values
         if getter is not None:
             found = convert(found, getter, bad.__setitem__)

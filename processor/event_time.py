@@ -49,8 +49,13 @@ def to_ms(value: object) -> int:
     return value
 
 
-def all_ms(column: Sequence[object]) -> bool:
-    """Whether the whole column is good milliseconds already, found without a loop in Python."""
-    if set(map(type, column)) != {int}:
+def all_ms(column: Sequence[object], *, ints: bool = False) -> bool:
+    """Whether the whole column is good milliseconds already, found without a loop in Python.
+
+    Args:
+        column: Of any values.
+        ints: Whether they are known to be ints.
+    """
+    if not column or (not ints and set(map(type, column)) != {int}):
         return False
     return bool(min(column) >= EVENT_TIME_MIN and max(column) <= INT64_MAX)  # type: ignore[type-var,operator]  # all are int

@@ -23,13 +23,21 @@ Field: TypeAlias = str | Callable[[Any], object] | None
 one tie the function's argument to the stream's type; here it can be any."""
 
 
-def field_getter(field: Field, values: Sequence[object]) -> Callable[[object], object] | None:
-    """The function that reads `field` of each of `values`; None for the value itself."""
+def field_getter(
+    field: Field, values: Sequence[object], kind: type | None = None
+) -> Callable[[object], object] | None:
+    """The function that reads `field` of each of `values`; None for the value itself.
+
+    Args:
+        field: What to read.
+        values: What it is read of.
+        kind: The type of all of them, if that is known.
+    """
     if isinstance(field, FieldPair):
         return field.getter(values)
     if not isinstance(field, str):
         return field
-    types = set(map(type, values))
+    types = set(map(type, values)) if kind is None else {kind}
     if types == {dict}:
         return itemgetter(field)  # type: ignore[return-value]  # every value is a dict
     if any(issubclass(one, Mapping) for one in types):

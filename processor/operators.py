@@ -94,6 +94,7 @@ def keep(chunk: Chunk, good: Sequence[object]) -> Chunk:
         list(compress(chunk.times, good)),
         list(compress(chunk.values, good)),
         None if chunk.keys is None else list(compress(chunk.keys, good)),
+        chunk.kind,
     )
 
 
@@ -202,7 +203,7 @@ class KeyByOperator:
     def process(self, chunks: Sequence[Chunk], batch: MicroBatch) -> dict[str, Chunk]:
         """The rows with their keys."""
         (chunk,) = chunks
-        getter = field_getter(self._node.key, chunk.values)
+        getter = field_getter(self._node.key, chunk.values, chunk.kind)
         assert getter is not None
 
         def reject(index: int, error: Exception) -> None:
@@ -210,14 +211,14 @@ class KeyByOperator:
 
         keys = convert(chunk.values, getter, reject)
         if all_plain_keys(keys):
-            return {MAIN: Chunk(chunk.rows, chunk.times, chunk.values, keys)}
+            return {MAIN: Chunk(chunk.rows, chunk.times, chunk.values, keys, chunk.kind)}
         for index, key in enumerate(keys):
             problem = "the key is None" if key is None else key_problem(key)
             if key is not REJECTED and problem:
                 self._refuse(problem, batch, chunk.rows[index])
                 keys[index] = REJECTED
         good = [key is not REJECTED for key in keys]
-        return {MAIN: keep(Chunk(chunk.rows, chunk.times, chunk.values, keys), good)}
+        return {MAIN: keep(Chunk(chunk.rows, chunk.times, chunk.values, keys, chunk.kind), good)}
 
     def _refuse(
         self, problem: str, batch: MicroBatch, row: int, cause: Exception | None = None

@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import compress, repeat
 from typing import Protocol
 
+import msgspec
+
 from .columns import Chunk, InputBatch, MicroBatch
 from .errors import REJECTED, convert, reason, record_error
 from .event_time import all_ms, to_ms
-from .fields import field_getter
+from .fields import Field, field_getter
 from .ingest import rejection
 from .nodes import SourceNode
 from .serde import value_decoder
@@ -104,6 +106,8 @@ class SourceStage:
         self._decode = value_decoder(node.type)
         if node.tombstones:
             self._decode = _TableDecoder(self._decode)
+        self._kind = None if node.tombstones else _exact_type(node.type)
+        self._timed_by_int = _is_int(self._kind, node.time)
 
     def process(self, batch: MicroBatch) -> tuple[Chunk, Progress, Progress]:
         """Take the source's rows from a micro-batch.
@@ -142,7 +146,8 @@ class SourceStage:
         whole = len(rows) == batch.row_count
         numbers = range(batch.row_count) if whole else rows
         progress = Progress(start, moved_rows, levels)
-        return Chunk(numbers, times, values, None), progress, self._contribution(progress, woken)
+        chunk = Chunk(numbers, times, values, None, self._kind)
+        return chunk, progress, self._contribution(progress, woken)
 
     def _contribution(self, progress: Progress, woken: tuple[int, int] | None) -> Progress:
         """What the source contributes where others come in: nothing as long as it is quiet."""
@@ -183,7 +188,7 @@ class SourceStage:
         values = self._convert(raw, self._decode, "cannot decode the value", batch, rows)
         times: Sequence[object] = part.timestamps_ms
         if node.time is not None:
-            getter = field_getter(node.time, values)
+            getter = field_getter(node.time, values, self._kind)
             assert getter is not None
             if node.missing_time == "append_time":
                 getter = _or_none(getter)
@@ -194,7 +199,8 @@ class SourceStage:
                 times = _filled(times, part)
             if node.tombstones and None in values:
                 times = _timed(times, values, part)
-            if not all_ms(times):
+            ints = self._timed_by_int and self.faults.count == rejected_before
+            if not all_ms(times, ints=ints):
                 times = self._convert(times, to_ms, "bad event time", batch, rows)
         if node.max_ahead_ms is not None and part.append_timestamp_ms is not None:
             times = self._not_ahead(times, part.append_timestamp_ms, batch, rows)
@@ -258,6 +264,23 @@ class SourceStage:
                 self.faults.reject(message, batch, rows[index], error)
 
         return convert(column, function, reject)
+
+
+def _exact_type(value_type: object) -> type | None:
+    """The one type of all values that are decoded as `value_type`, if there is just one."""
+    if value_type is dict:
+        return dict
+    struct = isinstance(value_type, type) and issubclass(value_type, msgspec.Struct)
+    return value_type if struct else None  # type: ignore[return-value]  # a type if a struct
+
+
+def _is_int(kind: type | None, field: Field) -> bool:
+    """Whether the decoder has seen to it that `field` of a value is an int."""
+    if kind is None or not issubclass(kind, msgspec.Struct) or hasattr(kind, "__post_init__"):
+        return False
+    # A default is taken as it is.
+    known = msgspec.structs.fields(kind)
+    return any(each.name == field and each.type is int and each.required for each in known)
 
 
 def _or_none(getter: Callable[[object], object]) -> Callable[[object], object]:

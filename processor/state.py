@@ -14,6 +14,7 @@ The last record of a path wins. Each operator says what its paths are: fixed win
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -23,6 +24,9 @@ from millstream import DataError, FormatVersionError, UsageError
 from .serde import decode_state, encode_state, restored_key, same_plain
 
 STATE_VERSION: Final = b"\x01"
+
+_SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
+"""What msgpack brings back as it was."""
 
 _LIST: Final = msgspec.msgpack.Decoder(list[Any])
 
@@ -73,7 +77,7 @@ def encode_entries(
             f"the state of {name!r} cannot be kept: {error}; it must be made of None, bool,"
             " int (64 bits), float, str, bytes, list, and dict with str keys"
         ) from error
-    if not proven:
+    if not proven and not set(map(type, chain.from_iterable(values))) <= _SCALARS:
         restored = list(map(tuple, map(decode_state, encoded)))
         if restored != values:
             _refuse_changed(name, paths, values, restored)

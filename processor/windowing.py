@@ -16,8 +16,8 @@ import heapq
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, count, repeat
-from typing import Any, Final
+from itertools import chain, compress, count, repeat
+from typing import Any, Final, NamedTuple
 
 from millstream import DataError
 
@@ -77,6 +77,17 @@ class Window:
         for number, column in enumerate(self.columns):
             column[:] = [accumulators[number] for accumulators in content.values()]
         self.persisted = True
+
+
+class _Part(NamedTuple):
+    """Rows of one window."""
+
+    keys: Sequence[object]
+    values: Sequence[object]
+    kind: type | None
+    """See `Chunk`."""
+    rows: Iterable[int]
+    """Numbers of the input rows, to be read once: for the message when something fails."""
 
 
 class WindowOperator(StatefulOperator):
@@ -158,16 +169,44 @@ class WindowOperator(StatefulOperator):
             groups, late_indexes = self._group_overlapping(rows.times, closed_end)
         else:
             next_end = self._windows.next_end
-            first = next_end(min(rows.times))
-            if first > closed_end and first == next_end(max(rows.times)):
-                self._add(first, rows, None, batch)
+            first, last = next_end(min(rows.times)), next_end(max(rows.times))
+            if first > closed_end and last in {first, next_end(first)}:
+                self._take_near(rows, first, last, batch)
                 return
             groups, late_indexes = self._group(rows.times, closed_end)
         if late_indexes:
             self.late_count += len(late_indexes)
             late.append(pick(rows, late_indexes))
+        keys = rows.keys
+        assert keys is not None
         for end, indexes in groups.items():
-            self._add(end, rows, indexes, batch)
+            part = _Part(
+                [keys[index] for index in indexes],
+                [rows.values[index] for index in indexes],
+                rows.kind,
+                [rows.rows[index] for index in indexes],
+            )
+            self._add(end, part, batch)
+
+    def _take_near(self, rows: Chunk, first: int, last: int, batch: MicroBatch) -> None:
+        """Add rows that lie in one window, or in two that follow each other: most chunks do."""
+        keys = rows.keys
+        assert keys is not None
+        if first == last:
+            self._add(first, _Part(keys, rows.values, rows.kind, rows.rows), batch)
+            return
+        earlier = list(map(first.__gt__, rows.times))
+        later = list(map(first.__le__, rows.times))
+        parts = [(first, earlier), (last, later)]
+        # The window of the first row comes first, as it does where there are more than two.
+        for end, chosen in parts if earlier[0] else reversed(parts):
+            part = _Part(
+                list(compress(keys, chosen)),
+                list(compress(rows.values, chosen)),
+                rows.kind,
+                compress(rows.rows, chosen),
+            )
+            self._add(end, part, batch)
 
     def _group(
         self, times: Sequence[int], closed_end: int
@@ -205,27 +244,22 @@ class WindowOperator(StatefulOperator):
                     groups[end].append(index)
         return groups, late
 
-    def _add(self, end: int, rows: Chunk, indexes: Sequence[int] | None, batch: MicroBatch) -> None:
-        """Add the rows at `indexes` (None: all) to the window that ends at `end`."""
-        keys, values = rows.keys, rows.values
-        assert keys is not None
-        if indexes is not None:
-            keys = [keys[index] for index in indexes]
-            values = [values[index] for index in indexes]
+    def _add(self, end: int, part: _Part, batch: MicroBatch) -> None:
+        """Add rows to the window that ends at `end`."""
+        values = part.values
         window = self._window(end)
         if window.persisted:
-            window.touched.append(keys)
-        slots = window.slots_of(keys)
+            window.touched.append(part.keys)
+        slots = window.slots_of(part.keys)
         for column, (name, aggregate) in zip(window.columns, self._aggregates, strict=True):
             remaining: Iterator[object] = iter(values)
             try:
-                getter = field_getter(aggregate.field, rows.values)
+                getter = field_getter(aggregate.field, values, part.kind)
                 if getter is not None:
                     remaining = iter(list(map(getter, remaining)))
                 aggregate.add_column(column, slots, remaining)
             except Exception as error:
-                index = failed_index(values, remaining)
-                row = rows.rows[index if indexes is None else indexes[index]]
+                row = list(part.rows)[failed_index(values, remaining)]
                 fail(f"window {self.node.name}, agg {name}", error, batch, row)
 
     def _window(self, end: int) -> Window:
@@ -305,7 +339,7 @@ class WindowOperator(StatefulOperator):
                     yield self._entries(end, window, keys[start : start + SWEEP_RECORDS])
 
     def _entries(self, end: int, window: Window, keys: list[object]) -> StateRecords:
-        paths = [(end, key) for key in keys]
+        paths = list(zip(repeat(end), keys, strict=False))
         return encode_entries(self.name, paths, window.accumulators(keys))
 
     def restore(self, entries: Iterable[StateEntry]) -> None:
