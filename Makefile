@@ -33,6 +33,7 @@ check: $(VENV)/.dev ## formatting, lint, types and layers
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/mypy
 	@$(BIN)/mypy tests/typing
+	@$(BIN)/basedpyright --level error
 	@$(BIN)/lint-imports --no-logo
 
 format: $(VENV)/.dev ## format the code, apply safe fixes, bring lists in the documents up to date

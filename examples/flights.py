@@ -43,7 +43,7 @@ with millstream.open(":memory:") as store:
     store.append_many("flights", gzip.decompress(excerpt.read_bytes()).splitlines())
     pipeline.run(store, until="end", batch_records=1000)
 
-    results = [msgspec.json.decode(record.value) for record in store.read("punctuality")]
+    results = [msgspec.json.decode(record.value or b"") for record in store.read("punctuality")]
     last_day = max(result["window_start"] for result in results)
     for result in sorted(results, key=lambda result: result["mean"]):
         if result["window_start"] == last_day:

@@ -30,7 +30,6 @@ from .process import Context, Timer
 from .process_declaration import process_node
 from .row_types import element_type, returned_type
 from .rows import DeadLetters, Rows
-from .serde import Key
 from .tables import TableMethods
 from .window_declaration import Windowing, Windows, aggregating_node, emitting, windowing
 from .windows import Windowed
@@ -131,7 +130,7 @@ class Stream(Rows[T]):
         return DedupStream(self._builder, self._add_dedup(on, within, name, keyed=False))
 
     @overload
-    def key_by(self, key: str, *, name: str | None = None) -> KeyedStream[Key, T]: ...
+    def key_by(self, key: str, *, name: str | None = None) -> KeyedStream[Any, T]: ...
     @overload
     def key_by(
         self, key: Callable[[T], K | None], *, name: str | None = None

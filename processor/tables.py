@@ -19,7 +19,6 @@ from .fields import Field, label
 from .row_shapes import Aggregated
 from .row_types import returned_type
 from .rows import DeadLetters, Rows
-from .serde import Key
 from .sink_declaration import SinkOptions
 from .table_declaration import (
     counting_node,
@@ -193,7 +192,7 @@ class Table(Generic[K, V]):
         return Table(self._updates._keyed(node), self._ttl_ms, versioned=self._versioned)
 
     @overload
-    def group_by(self, key: str, *, name: str | None = None) -> GroupedTable[Key, V]: ...
+    def group_by(self, key: str, *, name: str | None = None) -> GroupedTable[Any, V]: ...
     @overload
     def group_by(self, key: Callable[[V], J], *, name: str | None = None) -> GroupedTable[J, V]: ...
     def group_by(self, key: Field, *, name: str | None = None) -> GroupedTable[Any, V]:

@@ -7,7 +7,7 @@ type checker must notice: `warn_unused_ignores` complains when it does not.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 import msgspec
 
@@ -16,6 +16,8 @@ from millstream import Record
 from millstream.processor import (
     Aggregate,
     Aggregated,
+    ChangedPlanError,
+    Context,
     DedupStream,
     DeliveryKind,
     Expression,
@@ -23,6 +25,7 @@ from millstream.processor import (
     JoinResults,
     KeyedDedupStream,
     KeyedStream,
+    Migration,
     Pipeline,
     Retry,
     Sink,
@@ -32,6 +35,7 @@ from millstream.processor import (
     SourceTable,
     Stream,
     Table,
+    Timer,
     agg,
     col,
     from_iterable,
@@ -256,3 +260,44 @@ def sources_and_sinks_outside_the_store() -> None:
     orders.to(to_jsonl("out")).to(to_csv("csv", ["user"])).to(to_stdout()).to(Collected())
     orders.to(to_callable(lambda record: record.value))
     orders.dead_letters.to(to_jsonl("bad"))
+
+
+class Visits(msgspec.Struct):
+    count: int = 0
+
+
+def greet(context: Context[str, Visits], order: Order) -> Iterator[str]:
+    context.state.count += 1
+    yield f"{context.key}: {context.state.count}"
+
+
+def remind(context: Context[str, Visits], timer: Timer) -> Iterator[str]:
+    yield f"{context.key} at {timer.at_ms}"
+
+
+def keys_named_by_a_field_go_with_every_key() -> None:
+    pipeline = Pipeline("keys")
+    orders = pipeline.source("orders", type=Order, time="ts")
+    users = pipeline.table("users")
+    named = orders.key_by("user")
+    assert_type(named.process(greet, state=Visits, on_timer=remind), KeyedStream[Any, str])
+    named.join_table(users).to("joined")
+    users.group_by("country").agg(n=agg.count()).to("countries")
+
+    def amount_of(order: Order) -> int:
+        return int(order.amount)
+
+    computed = orders.key_by(amount_of)
+    computed.process(greet, state=Visits)  # type: ignore[arg-type]
+    computed.join_table(users)  # type: ignore[arg-type]
+
+
+def state_is_migrated(store: millstream.Store) -> None:
+    pipeline = Pipeline("orders")
+    found = pipeline.migrate(store, rename={"a": "b"}, drop=["c"], dry_run=True)
+    assert_type(found, Migration)
+    assert_type(found.steps[0].action, Literal["keep", "carry", "begin", "drop", "refuse"])
+    try:
+        pipeline.run(store, until="end")
+    except ChangedPlanError as error:
+        pipeline.migrate(store, rename=error.rename, drop=error.drop)
