@@ -148,7 +148,7 @@ def _append(parsed: Parsed, record: _Input) -> None:
         raise _RecordJsonError('no "value"; write null for a tombstone')
     # Everything that can fail comes before the first column grows.
     data, key = _to_bytes(value), _to_bytes(record.key)
-    headers = _parse_headers(record.headers) if record.headers else ()
+    headers = parse_headers(record.headers) if record.headers else ()
     timestamp_ms = record.timestamp
     if timestamp_ms is None:
         timestamp_ms = record.timestamp_ms if record.timestamp_ms is not None else record.ts
@@ -169,7 +169,8 @@ def _to_bytes(text: Text) -> bytes | None:
     return None
 
 
-def _parse_headers(headers: list[object] | dict[str, object]) -> Headers:
+def parse_headers(headers: list[object] | dict[str, object]) -> Headers:
+    """Headers of a record from any of the forms they are written in; ValueError if of none."""
     if isinstance(headers, dict):
         return tuple((name, _header_bytes(value)) for name, value in headers.items())
     if all(item is None or isinstance(item, str) for item in headers):

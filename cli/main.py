@@ -105,6 +105,8 @@ cli.lazy = MappingProxyType(
         "retention": "upkeep:retention",
         "repair": "inspect:repair",
         "doctor": "doctor:doctor",
+        "export": "transfer:export",
+        "import": "transfer:import_records",
         "metrics": "metrics:metrics",
         "backup": "backup:backup",
         "restore": "backup:restore",

@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, TypeVar
+from typing import Final, Literal
 
 import click
 
-from millstream import Headers, MillstreamError, NamedProducer, Store, UnknownTopicError
+from millstream import MillstreamError, NamedProducer, Store, UnknownTopicError
 
+from .chunks import Chunk, by_partition, take
 from .command import Command, examples, users_topic
 from .complete import complete_topic
 from .envelope import LineError, parse_lines
@@ -26,21 +27,6 @@ from .settings import Settings, settings
 from .signals import StopSignals
 
 _STDIN: Final = "-"
-
-T = TypeVar("T")
-
-
-class Chunk(NamedTuple):
-    """Columns of records on their way into the topic."""
-
-    values: Sequence[bytes | None]
-    keys: Sequence[bytes | None] | None = None
-    timestamps_ms: Sequence[int] | None = None
-    partitions: Sequence[int | None] | None = None
-    headers: Sequence[Headers] | None = None
-    error: LineError | None = None
-    """The line after the last record that could not be read."""
-
 
 Parse = Callable[[list[bytes], int], Chunk]
 
@@ -320,7 +306,7 @@ class _Sink:
         count = len(chunk.values)
         room = count if self._limit is None else self._limit - self.record_count
         if room < count:
-            chunk = _take(chunk, range(room))._replace(error=None)
+            chunk = take(chunk, range(room))._replace(error=None)
         for partition, part in self._by_partition(chunk):
             self._write(partition, part)
             self.record_count += len(part.values)
@@ -343,17 +329,7 @@ class _Sink:
             self._expected += len(part.values)
 
     def _by_partition(self, chunk: Chunk) -> Iterator[tuple[int | None, Chunk]]:
-        if not chunk.values:
-            return
-        if self._partition is not None or chunk.partitions is None:
-            yield self._partition, chunk
-            return
-        indexes: dict[int | None, list[int]] = {}
-        for index, wanted in enumerate(chunk.partitions):
-            has_it = wanted is not None and 0 <= wanted < self._partition_count
-            indexes.setdefault(wanted if has_it else None, []).append(index)
-        for partition, chosen in indexes.items():
-            yield partition, chunk if len(indexes) == 1 else _take(chunk, chosen)
+        return by_partition(chunk, self._partition, self._partition_count)
 
 
 class _NumberedSink(_Sink):
@@ -405,18 +381,3 @@ def _sink(store: Store, options: ProduceOptions, progress: Progress) -> Iterator
         except MillstreamError as error:
             error.add_note(f"{_records(sink.record_count)} before this are in {options.topic!r}")
             raise
-
-
-def _take(chunk: Chunk, indexes: Sequence[int]) -> Chunk:
-    return Chunk(
-        [chunk.values[index] for index in indexes],
-        _pick(chunk.keys, indexes),
-        _pick(chunk.timestamps_ms, indexes),
-        _pick(chunk.partitions, indexes),
-        _pick(chunk.headers, indexes),
-        chunk.error,
-    )
-
-
-def _pick(column: Sequence[T] | None, indexes: Sequence[int]) -> list[T] | None:
-    return None if column is None else [column[index] for index in indexes]

@@ -1,0 +1,67 @@
+"""A file that is there whole, or not at all: written beside its name, synced, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from types import TracebackType
+from typing import Self
+
+import click
+
+
+class AtomicFile:
+    """A new file; a context manager that puts it in place on success and removes it otherwise.
+
+    Args:
+        path: Where it shall be; a file that is there is replaced in one step.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        directory, name = os.path.split(path)
+        self._directory = directory or "."
+        self._temporary = os.path.join(self._directory, f".{name}.{os.getpid()}.tmp")
+        self.descriptor = -1
+        """Open for writing inside the block."""
+        self._kept = True
+
+    def discard(self) -> None:
+        """Leave what was there before, although the block ends without an error."""
+        self._kept = False
+
+    def __enter__(self) -> Self:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        try:
+            if os.path.isdir(self._path):
+                raise IsADirectoryError(0, "it is a directory")
+            self.descriptor = os.open(self._temporary, flags, 0o666)
+        except OSError as error:
+            raise click.ClickException(f"cannot write {self._path}: {error.strerror}") from None
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None and self._kept:
+                self._put_in_place()
+        finally:
+            os.close(self.descriptor)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._temporary)
+
+    def _put_in_place(self) -> None:
+        try:
+            os.fsync(self.descriptor)
+            os.replace(self._temporary, self._path)
+            directory = os.open(self._directory, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except OSError as error:
+            raise click.ClickException(f"cannot write {self._path}: {error.strerror}") from None
