@@ -67,18 +67,22 @@ def get(pipeline: str, operator: str, key: str) -> int:
     nothing.
     """
     with settings().open(read_only=True) as store:
-        items = list(read_state(store, pipeline, operator))
-    found = [item for item in items if item.has_key(key)]
-    if not found:
-        try:
-            other = msgspec.json.decode(key)
-        except msgspec.DecodeError:
-            other = None
-        other = tuple(other) if isinstance(other, list) else other
-        found = [item for item in items if other is not None and item.has_key(other)]
+        found = list(read_state(store, pipeline, operator, key))
+        other = None if found else _decoded(key)
+        if other is not None:
+            found = list(read_state(store, pipeline, operator, other))
     for item in found:
         _print(item)
     return 0 if found else EXIT_NOT_FOUND
+
+
+def _decoded(key: str) -> object:
+    """The key that a text is in JSON; None if it is none."""
+    try:
+        other: object = msgspec.json.decode(key)
+    except msgspec.DecodeError:
+        return None
+    return tuple(other) if isinstance(other, list) else other
 
 
 @state.command(epilog=examples("millstream state dump revenue orders.window | head"))

@@ -14,6 +14,7 @@ pipelines over the log are in `millstream.processor`, the command line in `mills
 
 from .append import partition_of
 from .backup import BackupReport
+from .cache_database import CacheDatabase
 from .clock import Clock, SystemClock
 from .compactor import CompactionResult
 from .config import (
@@ -104,6 +105,7 @@ __all__ = [
     "BackpressureTimeoutError",
     "BackupReport",
     "BatchDump",
+    "CacheDatabase",
     "Clock",
     "CompactionResult",
     "Compression",

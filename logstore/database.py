@@ -1,7 +1,8 @@
 """One SQLite database: its connection, its transactions, and its errors as ours.
 
 Only this module imports apsw. What the tables of the catalog mean is in `catalog.py` and
-`group_catalog.py`; a database that belongs to the user is opened by `user_database.py`.
+`group_catalog.py`; a database that belongs to the user is opened by `user_database.py`, one that
+can be made again at any time by `cache_database.py`.
 
 A write is one `BEGIN IMMEDIATE` transaction with synchronous=FULL: when the block ends its changes
 are durable, and when it raises nothing has changed. One that says so is not synced: a process that
@@ -223,7 +224,12 @@ class Database:
             self._connection.close()
 
     def _fail(self, error: apsw.Error) -> NoReturn:
-        raise _typed_error(error, self.filename, self._system_errno(), self._use) from error
+        typed = _typed_error(error, self.filename, self._system_errno(), self._use)
+        raise self._explained(typed) from error
+
+    def _explained(self, error: MillstreamError) -> MillstreamError:
+        """The error as it is raised, for kinds of databases that have more to say."""
+        return error
 
     def _system_errno(self) -> int:
         try:

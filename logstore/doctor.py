@@ -14,6 +14,7 @@ from typing import Final
 
 from . import machine_checks, posix_facts
 from .backup import STAGE
+from .cache_database import CACHE_DIRECTORY
 from .catalog import Catalog
 from .catalog_rebuild import BUILDING, REBUILT, catalog_problem
 from .clock import Clock, SystemClock
@@ -49,6 +50,7 @@ _OURS: Final = frozenset(
         "append.lock",
         "backup.lock",
         "backup.json",
+        CACHE_DIRECTORY,
         OPEN_LOCK,
         "tail",
         LOCKS_DIRECTORY,

@@ -1,6 +1,7 @@
 """What the operating system says about a place for files: file system, space, rights, limits.
 
-For `doctor.py`. Only asks; what the answers mean is decided there.
+For `doctor.py`, and for files that must not outlive a restart of the machine. Only asks; what the
+answers mean is decided there.
 """
 
 from __future__ import annotations
@@ -100,6 +101,28 @@ def refused(path: str) -> list[str]:
     if os.path.isdir(path):
         wanted["enter"] = os.X_OK
     return [name for name, mode in wanted.items() if not os.access(path, mode)]
+
+
+def boot_identity() -> int:
+    """A number that changes when the machine restarts; 0 on systems that do not tell."""
+    try:
+        descriptor = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        return int(os.read(descriptor, 36).replace(b"-", b"") or b"0", 16) >> 72
+    finally:
+        os.close(descriptor)
+
+
+def file_identity(path: str) -> int:
+    """A number that no other file has since the machine started, 63 bits; 0 if that is unknown.
+
+    Raises:
+        OSError: It is not there.
+    """
+    boot = boot_identity()
+    return (os.stat(path).st_ino ^ boot) & 0x7FFF_FFFF_FFFF_FFFF if boot else 0
 
 
 def owner_of(path: str) -> int:

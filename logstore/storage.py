@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from .errors import StorageError, StoreClosedError
 from .posix_bell import PosixBell, ring
+from .posix_facts import boot_identity
 from .posix_lock import PosixLock, fork_gate
 from .storage_protocols import (
     Buffer,
@@ -164,18 +165,6 @@ class PosixFile:
         return storage_error(action, self._root, number, self.path, position)
 
 
-def _boot_identity() -> int:
-    """A number that changes when the machine restarts; 0 on systems that do not tell."""
-    try:
-        descriptor = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return 0
-    try:
-        return int(os.read(descriptor, 36).replace(b"-", b"") or b"0", 16) >> 72
-    finally:
-        os.close(descriptor)
-
-
 class PosixWords:
     """A shared mapping of a file. See `Words`."""
 
@@ -191,7 +180,7 @@ class PosixWords:
         try:
             self._descriptor = os.open(full_path, flags | os.O_CLOEXEC, 0o666)
             number = os.fstat(self._descriptor).st_ino
-            self.inode = (number ^ _boot_identity()) & 0x7FFF_FFFF_FFFF_FFFF
+            self.inode = (number ^ boot_identity()) & 0x7FFF_FFFF_FFFF_FFFF
         except OSError as error:
             raise self._error("open shared words", error) from error
 

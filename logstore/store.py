@@ -15,6 +15,7 @@ from typing import Self
 
 from . import groups, queues, topics
 from .backup import BackupReport, back_up
+from .cache_database import CacheDatabase, open_cache, remove_cache
 from .clock import Clock, SystemClock
 from .config import Durability, Isolation, TopicConfig, TopicInfo, check_durability
 from .consumer import Consumer
@@ -439,6 +440,23 @@ class Store(StoreWriting, StoreUpkeep):
     def delete_group(self, name: str) -> None:
         """Forget a group and its offsets; LockedError while it has live members."""
         groups.delete(self._engine, name)
+
+    # --- caches --------------------------------------------------------------------------------
+
+    def cache_database(self, name: str) -> CacheDatabase:
+        """A SQLite file beside the store for what can be made again from the log.
+
+        It is never synced, and begins empty when it cannot be trusted; see `CacheDatabase`. Of a
+        store in memory, or open read-only, it is temporary. One process at a time may use it.
+
+        Args:
+            name: 1 to 100 of A-Z a-z 0-9 . _ -
+        """
+        return open_cache(self._engine.storage, self.clock, name)
+
+    def remove_cache(self, name: str) -> None:
+        """Remove such a file, if there is one. Nobody may have it open."""
+        remove_cache(self._engine.storage, name)
 
     # --- closing -------------------------------------------------------------------------------
 

@@ -152,14 +152,15 @@ class Driver:
     def state(self, operator: str, key: object = None) -> list[StateItem]:
         """What an operator keeps, for all keys or one; see `Pipeline.query`."""
         self.run()
-        items = read_state(self.store, self._plan.name, operator)
-        return [item for item in items if key is None or item.has_key(key)]
+        return list(read_state(self.store, self._plan.name, operator, key))
 
     def crash(self) -> None:
         """The machine dies: after all that was sent has been processed, before it is committed."""
         store = self.store
-        with store.own(checkpoint_name(self._plan.name)) as ownership:
-            epochs = Epochs(store, self._plan, ownership)
+        with (
+            store.own(checkpoint_name(self._plan.name)) as ownership,
+            Epochs(store, self._plan, ownership) as epochs,
+        ):
             topology = epochs.topology()
             with store.reader(epochs.positions()) as reader:
                 while batches := reader.poll():
@@ -176,8 +177,10 @@ class Driver:
 
     def _tick(self, tick: Tick) -> None:
         store = self.store
-        with store.own(checkpoint_name(self._plan.name)) as ownership:
-            epochs = Epochs(store, self._plan, ownership)
+        with (
+            store.own(checkpoint_name(self._plan.name)) as ownership,
+            Epochs(store, self._plan, ownership) as epochs,
+        ):
             positions = epochs.positions()
             topology = epochs.topology()
             epochs.note(tick, positions)

@@ -32,10 +32,12 @@ from millstream import (
 )
 
 from .changed_plan import refuse_changed_plan
-from .checkpoint import Checkpoint, source_state
+from .checkpoint import Checkpoint, OperatorState, source_state
 from .epoch_write import EpochContent, EpochWriter, StateContent
 from .ingest import ensure_topic
+from .keyed_state import IN_MEMORY, StateMark, States
 from .plan import Plan
+from .spilled_states import open_states
 from .state import StateRecords
 from .state_log import state_entries, state_topic
 from .stateful import SWEEP_RECORDS, StatefulOperator
@@ -74,6 +76,7 @@ class Epochs:
     ) -> None:
         self._store = store
         self._plan = plan
+        self._owner = ownership.epoch
         self._identities = plan.identities()
         self._writer = EpochWriter(store, plan.name, ownership)
         self._beside = beside
@@ -96,6 +99,7 @@ class Epochs:
         """State records a restart reads after the last commit that was begun."""
         self._journal: list[JournalEntry] = []
         """Ticks of the epoch that has not been committed."""
+        self._states: States = IN_MEMORY
         refuse_changed_plan(plan, self.checkpoint)
 
     # --- starting ------------------------------------------------------------------------------
@@ -133,8 +137,13 @@ class Epochs:
         """
         outputs = self._plan.output_topics()
         partitions = {topic: ensure_topic(self._store, topic).partitions for topic in outputs}
+        self._states = open_states(self._store, self._plan.name, self._plan.holding, self._owner)
         topology = Topology(
-            self._plan, self.checkpoint.resumed(), partitions, self._store.clock.monotonic
+            self._plan,
+            self.checkpoint.resumed(),
+            partitions,
+            self._store.clock.monotonic,
+            self._states,
         )
         for operator in topology.stateful.values():
             name = operator.name
@@ -146,9 +155,16 @@ class Epochs:
                     topic=topic,
                 )
             known = self.checkpoint.state_of(name, self._identities[name])
-            if known is not None:
-                operator.restore(state_entries(self._store, topic, known))
+            mark = None if known is None else self._mark(name, known)
+            with self._states.restoring(name, mark, whole=operator.keyed_only) as start:
+                if known is not None:
+                    operator.restore(state_entries(self._store, topic, known, start))
+        self._states.forget_others()
         return topology
+
+    def _mark(self, operator: str, known: OperatorState) -> StateMark:
+        topic = self._topics[state_topic(self._plan.name, operator)]
+        return StateMark(known.identity, topic, known.snapshot_offset, known.end_offset)
 
     def _is_known(self, topic: TopicInfo) -> bool:
         """Note the topic; False if the checkpoint is about another one of its name."""
@@ -209,6 +225,8 @@ class Epochs:
             self.checkpoint = self._writing.result()
             self._writing = None
             self.commit_s = self._prepared_s + self._writer.write_s
+            operators = self.checkpoint.operators
+            self._states.committed({name: self._mark(name, operators[name]) for name in operators})
 
     def __enter__(self) -> Self:
         return self
@@ -221,6 +239,7 @@ class Epochs:
     ) -> None:
         """Wait for the commit that is being written; raise what nobody has been told about it."""
         failure = None if self._writing is None else self._writing.exception()
+        self._states.__exit__(kind or type(failure) if failure else kind, error, traceback)
         if failure is None or failure is error:
             return
         if error is None or isinstance(error, Exception):
@@ -236,6 +255,7 @@ class Epochs:
     def _prepare(self, topology: Topology, positions: Mapping[TopicPartition, int]) -> EpochContent:
         """Take what was done since the last commit out of the topology."""
         self._begin_sweeps(topology)
+        self._states.changing()
         journal, self._journal = self._journal, []
         return EpochContent(
             topology.outputs.take(),

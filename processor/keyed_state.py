@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import repeat
-from typing import Any, Generic, Protocol, TypeVar
+from types import TracebackType
+from typing import Any, Final, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from millstream import DataError
 
@@ -52,6 +54,9 @@ class KeyedState(Generic[V]):
     >>> state.get("u1"), state.get("u2"), len(state), len(state.changes().keys)
     (1, None, 1, 1)
     """
+
+    restore_records: int = 1 << 62
+    """How many records to take at a time in a restart."""
 
     def __init__(
         self,
@@ -170,10 +175,25 @@ class KeyedState(Generic[V]):
         Returns:
             Their keys, in the order of (time they were over, bytes of the key).
         """
-        over: list[object] = []
+        if not self._due or self._due[0] > level:
+            return []
+        return self._remove(self._over(level))
+
+    def _remove(self, over: Iterable[tuple[int, list[object]]]) -> list[object]:
+        """Remove keys, of each time in the order of their bytes."""
+        gone: list[object] = []
+        for _, keys in over:
+            for key in ordered_keys(keys):
+                self.pop(key)
+                gone.append(key)
+        return gone
+
+    def _over(self, level: int) -> Iterator[tuple[int, list[object]]]:
+        """What is over, to be removed: when, and the keys, in the order of time."""
         while self._due and self._due[0] <= level:
             due = heapq.heappop(self._due)
-            gone: list[object] = []
+            # A key that was removed and came back waits twice.
+            gone: dict[object, None] = {}
             for key in self._due_keys.pop(due):
                 if self._waits.get(key) != due:
                     continue
@@ -181,10 +201,8 @@ class KeyedState(Generic[V]):
                 if ends > due:
                     self._wait(key, ends)
                 else:
-                    self.pop(key)
-                    gone.append(key)
-            over += ordered_keys(gone)
-        return over
+                    gone[key] = None
+            yield due, list(gone)
 
     def _note(self, key: object) -> None:
         self._changed[key] = None
@@ -246,22 +264,110 @@ class KeyedState(Generic[V]):
         """
         restore_states([self], entries)
 
-    def take(self, contents: Mapping[object, list[Any]]) -> None:
-        """Take over what state kept of each key.
+    def take(self, contents: Mapping[object, list[Any] | None]) -> None:
+        """Take over what state kept of each key; None: it is gone.
 
         Raises:
             DataError: It is nothing that this state writes.
         """
-        width = 1 if self.ttl_ms is None else 2
         for key, content in contents.items():
-            if len(content) != width:
-                raise DataError(f"not the state of {self.name!r}: {content!r} for key {key!r}")
-            self._values[key] = self._codec.unpack(content[0])
-            if self.ttl_ms is not None:
-                time_ms = content[1]
-                if type(time_ms) is not int or not INT64_MIN <= time_ms <= INT64_MAX:
-                    raise DataError(f"not the state of {self.name!r}: time {time_ms!r}")
-                self.stamp(key, time_ms)
+            if content is not None:
+                time_ms = self._time_of(key, content)
+                self._values[key] = self._codec.unpack(content[0])
+                if time_ms is not None:
+                    self.stamp(key, time_ms)
+
+    def _time_of(self, key: object, content: list[Any]) -> int | None:
+        """The event time in what state kept of a key; None without a time to live."""
+        if len(content) != (1 if self.ttl_ms is None else 2):
+            raise DataError(f"not the state of {self.name!r}: {content!r} for key {key!r}")
+        if self.ttl_ms is None:
+            return None
+        time_ms = content[1]
+        if type(time_ms) is not int or not INT64_MIN <= time_ms <= INT64_MAX:
+            raise DataError(f"not the state of {self.name!r}: time {time_ms!r}")
+        return time_ms
+
+
+class StateMark(NamedTuple):
+    """Where the state of an operator is, as of a checkpoint."""
+
+    identity: str
+    """What the operator computes."""
+    topic: int
+    """Id of its state topic."""
+    snapshot_offset: int
+    """Where everything alive begins in the topic."""
+    end_offset: int | None
+    """Behind its last record; None if that is not known."""
+
+
+class States:
+    """Makes the keyed states of a pipeline, and knows of its commits: here, all are in memory.
+
+    A context manager. `SpilledStates` makes others, which keep in memory what is in use.
+    """
+
+    def make(
+        self,
+        name: str,
+        codec: Codec = PLAIN,
+        *,
+        prefix: tuple[object, ...] = (),
+        ttl_ms: int | None = None,
+    ) -> KeyedState[Any]:
+        """A state; see `KeyedState`."""
+        return KeyedState(name, codec, prefix=prefix, ttl_ms=ttl_ms)
+
+    @property
+    def full(self) -> bool:
+        """Whether what has changed must be committed before more changes."""
+        return False
+
+    def trim(self) -> None:
+        """Forget what memory has too much of; between two steps."""
+
+    @contextmanager
+    def restoring(self, name: str, mark: StateMark | None, *, whole: bool) -> Iterator[int]:
+        """Restore an operator, within this.
+
+        Args:
+            name: Of the operator.
+            mark: Where its state is; None: it has none yet.
+            whole: Whether all its state is in keyed states made here.
+
+        Yields:
+            The offset in the state topic from which on records are needed.
+        """
+        del name, whole
+        yield 0 if mark is None else mark.snapshot_offset
+
+    def forget_others(self) -> None:
+        """All operators of the pipeline have been restored."""
+
+    def changing(self) -> None:
+        """Changes are about to be taken from the states; they are not committed."""
+
+    def committed(self, marks: Mapping[str, StateMark]) -> None:
+        """All changes taken are committed.
+
+        Args:
+            marks: Where the state of each operator is with the commit.
+        """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Let go of what they are kept in."""
+
+
+IN_MEMORY: Final = States()
 
 
 def restore_states(states: Sequence[KeyedState[Any]], entries: Iterable[StateEntry]) -> None:
@@ -274,17 +380,29 @@ def restore_states(states: Sequence[KeyedState[Any]], entries: Iterable[StateEnt
     Raises:
         DataError: A record belongs to none of them.
     """
-    contents: dict[tuple[object, ...], dict[object, list[Any]]] = {
+    contents: dict[tuple[object, ...], dict[object, list[Any] | None]] = {
         state.prefix: {} for state in states
     }
     width = len(states[0].prefix)
+    rest = states[0].restore_records
     for path, content in entries:
         known = contents.get(path[:width])
         if known is None or len(path) != width + 1:
             raise DataError(f"not the state of {states[0].name!r}: {path!r}")
         if content is None:
             known.pop(path[width], None)
-        else:
-            known[path[width]] = content
+        known[path[width]] = content
+        rest -= 1
+        if not rest:
+            rest = states[0].restore_records
+            _take(states, contents)
+    _take(states, contents)
+
+
+def _take(
+    states: Sequence[KeyedState[Any]],
+    contents: Mapping[tuple[object, ...], dict[object, list[Any] | None]],
+) -> None:
     for state in states:
         state.take(contents[state.prefix])
+        contents[state.prefix].clear()

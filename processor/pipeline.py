@@ -11,6 +11,7 @@ from millstream import Store
 from .connectors import Source
 from .driver import Driver
 from .fields import Field
+from .holding import CACHE_BYTES, StatePlace, state_holding
 from .migrate import Migration, migrate
 from .plan import Plan, PlanBuilder
 from .replay import Replay, replay
@@ -32,6 +33,17 @@ class Pipeline:
 
     The name is the identity of the pipeline in a store: of its state, its offsets and its lock.
 
+    Args:
+        name: 1 to 100 of A-Z a-z 0-9 . _ -
+        state: Where keyed state is held while it runs: "memory" (the default), or "sqlite", which
+            keeps what is in use in memory and the rest in a file beside the store. It changes
+            speed and memory alone; see docs/concepts/state.md.
+        state_cache_bytes: With "sqlite", about how much memory that state may take: an int, or
+            text such as "256MiB". The keys of one step come on top.
+
+    Raises:
+        UsageError: Not a name, another place, or less than 1 MiB.
+
     >>> from millstream.processor import Pipeline, agg, tumbling
     >>> pipeline = Pipeline("revenue")
     >>> orders = pipeline.source("orders", time="ts", disorder="10s")
@@ -41,8 +53,14 @@ class Pipeline:
     [{'key': 'u1', 'window_start': 0, 'window_end': 60000, 'total': 2}]
     """
 
-    def __init__(self, name: str) -> None:
-        self._builder = PlanBuilder(name)
+    def __init__(
+        self,
+        name: str,
+        *,
+        state: StatePlace = "memory",
+        state_cache_bytes: int | str = CACHE_BYTES,
+    ) -> None:
+        self._builder = PlanBuilder(name, state_holding(state, state_cache_bytes))
 
     def __repr__(self) -> str:
         return f"Pipeline({self.name!r})"
@@ -348,8 +366,7 @@ class Pipeline:
             operator: The name of its state, as `explain()` tells it.
             key: Only what is kept for this grouping key; None for everything.
         """
-        items = read_state(store, self.name, operator)
-        return [item for item in items if key is None or item.has_key(key)]
+        return list(read_state(store, self.name, operator, key))
 
     def test(
         self,

@@ -15,6 +15,7 @@ from typing import Final
 
 from millstream import UsageError
 
+from .holding import HELD_IN_MEMORY, StateHolding
 from .nodes import AggregatingNode, DeadLettersNode, Node, SinkNode, SourceNode, StatefulNode
 from .table_nodes import RegroupNode, RunningNode
 
@@ -30,6 +31,8 @@ class Plan:
 
     name: str
     nodes: tuple[Node, ...]
+    holding: StateHolding = HELD_IN_MEMORY
+    """Where state is held while it runs; results do not depend on it."""
 
     def sources(self) -> Iterator[SourceNode]:
         """Where rows come from."""
@@ -175,13 +178,14 @@ class Plan:
 class PlanBuilder:
     """Collects nodes while a pipeline is declared."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, holding: StateHolding | None = None) -> None:
         if not _STATE_NAME.fullmatch(name) or name in {".", ".."}:
             raise UsageError(
                 f"a pipeline's name is 1 to 100 of A-Z a-z 0-9 . _ -, not {name!r}; it names"
                 " the state, the offsets and the lock"
             )
         self.name = name
+        self.holding = holding or HELD_IN_MEMORY
         self.nodes: list[Node] = []
         self._types: list[object] = []
 
@@ -214,7 +218,7 @@ class PlanBuilder:
 
     def plan(self) -> Plan:
         """The nodes so far."""
-        return Plan(self.name, tuple(self.nodes))
+        return Plan(self.name, tuple(self.nodes), self.holding)
 
     def state_name(self, parents: Sequence[int], kind: str, given: str | None) -> str:
         """A name for state that stays when stateless operators come and go.

@@ -18,7 +18,7 @@ from millstream import DataError, UsageError
 from .aggregating import Results
 from .columns import Chunk, MicroBatch
 from .errors import fail
-from .keyed_state import KeyedState
+from .keyed_state import IN_MEMORY, States
 from .nodes import ProcessNode
 from .process import Context, Timer
 from .row_codec import RowCodec
@@ -36,13 +36,14 @@ class ProcessOperator(StatefulOperator):
     Args:
         node: The function and what it keeps.
         delay_ms: How far behind W its rows may lie.
+        states: Makes its state.
     """
 
-    def __init__(self, node: ProcessNode, delay_ms: int) -> None:
+    def __init__(self, node: ProcessNode, delay_ms: int, states: States = IN_MEMORY) -> None:
         super().__init__(node, delay_ms)
         self.node = node
         codec = RowCodec(node.state_type, f"the state of {node.name!r}")
-        self._state = KeyedState[Any](node.name, codec, prefix=(_STATE_PREFIX,), ttl_ms=node.ttl_ms)
+        self._state = states.make(node.name, codec, prefix=(_STATE_PREFIX,), ttl_ms=node.ttl_ms)
         self._timers = Timers(node.name)
         self._out = Results()
         self._level = BEFORE_TIME
@@ -68,6 +69,11 @@ class ProcessOperator(StatefulOperator):
             self._timers.postpone(timer, key)
         else:
             self._timers.set(timer, key, by_row=now is None)
+
+    @property
+    def keyed_only(self) -> bool:  # type: ignore[override]  # here it depends on the node
+        """Whether there are no timers."""
+        return self.node.on_timer is None
 
     @property
     def live_count(self) -> int:
@@ -96,6 +102,7 @@ class ProcessOperator(StatefulOperator):
         if self.node.wall_clock:
             self._context._wall_ms = step.now_ms  # noqa: SLF001 - the context is this operator's
         self._level = progress.start - self.delay_ms
+        self._state.view(chunk.keys or ())
         done = 0
         for row, reached in zip(progress.rows, progress.levels, strict=True):
             stop = bisect_right(chunk.rows, row, done)
@@ -196,10 +203,18 @@ class ProcessOperator(StatefulOperator):
         Raises:
             DataError: Not the state of a process function.
         """
-        parts: dict[object, list[StateEntry]] = {_STATE_PREFIX: [], TIMER_PREFIX: []}
+        timers: list[StateEntry] = []
+        self._state.restore(self._without_timers(entries, timers))
+        self._timers.restore(timers)
+
+    def _without_timers(
+        self, entries: Iterable[StateEntry], timers: list[StateEntry]
+    ) -> Iterator[StateEntry]:
+        """The entries of the state; those of timers are put aside."""
         for entry in entries:
-            if entry.path[0] not in parts:
+            if entry.path[0] == _STATE_PREFIX:
+                yield entry
+            elif entry.path[0] == TIMER_PREFIX:
+                timers.append(entry)
+            else:
                 raise DataError(f"not the state of {self.name!r}: {entry.path!r}")
-            parts[entry.path[0]].append(entry)
-        self._state.restore(parts[_STATE_PREFIX])
-        self._timers.restore(parts[TIMER_PREFIX])

@@ -16,7 +16,7 @@ from .aggregating import RowAggregates
 from .columns import Chunk, MicroBatch
 from .errors import apply, fail, record_error
 from .fields import field_getter
-from .keyed_state import KeyedState, restore_states
+from .keyed_state import IN_MEMORY, KeyedState, States, restore_states
 from .row_codec import RowCodec
 from .row_shapes import aggregated_type
 from .serde import key_problem, restored_key
@@ -56,14 +56,17 @@ class RegroupOperator(StatefulOperator):
     Args:
         node: What to compute.
         delay_ms: See `StatefulOperator`; it does not matter here.
+        states: Makes its state.
     """
 
-    def __init__(self, node: RegroupNode, delay_ms: int) -> None:
+    keyed_only = True
+
+    def __init__(self, node: RegroupNode, delay_ms: int, states: States = IN_MEMORY) -> None:
         super().__init__(node, delay_ms)
         self._node = node
-        rows = RowCodec(node.row_type, node.label)
-        self._rows = KeyedState[tuple[Any, Any]](node.name, _Placed(rows), prefix=("row",))
-        self._groups = KeyedState[list[Any]](node.name, prefix=("group",))
+        rows = _Placed(RowCodec(node.row_type, node.label))
+        self._rows: KeyedState[tuple[Any, Any]] = states.make(node.name, rows, prefix=("row",))
+        self._groups = states.make(node.name, prefix=("group",))
         self._aggregates = RowAggregates(node.label, node.aggregates)
         self._make = aggregated_type(tuple(name for name, _ in node.aggregates))
 
@@ -87,6 +90,8 @@ class RegroupOperator(StatefulOperator):
         assert chunk.keys is not None
         out = Chunk([], [], [], [])
         groups = self._groups_of(chunk, step.batch)
+        self._rows.view(chunk.keys)
+        self._groups.view(group for group in groups if group is not None)
         for row, time, key, value, group in zip(
             chunk.rows, chunk.times, chunk.keys, chunk.values, groups, strict=True
         ):

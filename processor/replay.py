@@ -29,8 +29,10 @@ from millstream import (
 
 from .changed_plan import plan_changes
 from .checkpoint import EMPTY, Checkpoint
+from .keyed_state import States
 from .outputs import OutputRecords
 from .plan import Plan
+from .spilled_states import temporary_states
 from .state_log import read_checkpoint, state_entries, state_topic
 from .ticks import JournalEntry, decode_journal, journal_topic
 from .topology import Topology
@@ -188,7 +190,13 @@ def replay(plan: Plan, store: Store, *, since: str | None = None) -> Replay:
     changes = plan_changes(plan, start)
     if changes:
         raise UsageError(f"fork {since!r} has state of another plan:\n{changes}")
-    topology = _topology(plan, store, start, since or plan.name)
+    with temporary_states(plan.holding) as states:
+        topology = _topology(plan, store, start, since or plan.name, states)
+        return _replay(topology, store, start, end)
+
+
+def _replay(topology: Topology, store: Store, start: Checkpoint, end: Checkpoint) -> Replay:
+    plan = topology.plan
     result = Replay()
     written = _Written(store, start, end, result)
     positions = _start_positions(plan, store, start)
@@ -215,15 +223,17 @@ def _steps(
 def _compare(topology: Topology, written: _Written) -> None:
     written.compare(topology.outputs.records)
     topology.outputs.clear()
+    topology.settle()
 
 
-def _topology(plan: Plan, store: Store, start: Checkpoint, name: str) -> Topology:
+def _topology(plan: Plan, store: Store, start: Checkpoint, name: str, states: States) -> Topology:
     partitions = {topic: store.topic(topic).partitions for topic in plan.output_topics()}
-    topology = Topology(plan, start.resumed(), partitions)
+    topology = Topology(plan, start.resumed(), partitions, states=states)
     for operator in topology.stateful.values():
         known = start.operators.get(operator.name)
-        if known is not None:
-            operator.restore(state_entries(store, state_topic(name, operator.name), known))
+        with states.restoring(operator.name, None, whole=False):
+            if known is not None:
+                operator.restore(state_entries(store, state_topic(name, operator.name), known))
     return topology
 
 
@@ -275,11 +285,12 @@ def dry_run(
         for topic in plan.input_topics()
         for partition, held in store.offsets(topic).items()
     }
-    topology = Topology(plan)
-    with store.reader(positions) as reader:
+    with temporary_states(plan.holding) as states, store.reader(positions) as reader:
+        topology = Topology(plan, states=states)
         for batches in _Input(reader).before(ends):
             topology.process(batches)
             yield from topology.outputs.records.items()
             topology.outputs.clear()
-    topology.flush()
-    yield from topology.outputs.records.items()
+            topology.settle()
+        topology.flush()
+        yield from topology.outputs.records.items()

@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 from .aggregating import RowAggregates, detached
 from .columns import Chunk, MicroBatch
 from .errors import fail
-from .keyed_state import KeyedState
+from .keyed_state import IN_MEMORY, States
 from .numeric_aggregates import Count
 from .row_codec import PLAIN, RowCodec
 from .row_shapes import aggregated_type
@@ -34,13 +34,16 @@ class RunningOperator(StatefulOperator):
     Args:
         node: What to compute.
         delay_ms: See `StatefulOperator`; it matters to the time to live alone.
+        states: Makes its state.
     """
 
-    def __init__(self, node: RunningNode, delay_ms: int) -> None:
+    keyed_only = True
+
+    def __init__(self, node: RunningNode, delay_ms: int, states: States = IN_MEMORY) -> None:
         super().__init__(node, delay_ms)
         self._node = node
         codec = RowCodec(node.value_type, node.label) if node.single else PLAIN
-        self._state = KeyedState[Any](node.name, codec, ttl_ms=node.ttl_ms)
+        self._state = states.make(node.name, codec, ttl_ms=node.ttl_ms)
         self._aggregates = RowAggregates(node.label, node.aggregates)
         self._make = aggregated_type(tuple(name for name, _ in node.aggregates))
         (_, self._first), *others = node.aggregates
@@ -142,6 +145,7 @@ class RunningOperator(StatefulOperator):
         assert chunk.keys is not None
         values: list[object] = []
         inputs = self._aggregates.inputs(chunk, step.batch)
+        self._state.view(chunk.keys)
         for row, key, time, level, given in zip(
             chunk.rows,
             chunk.keys,

@@ -247,7 +247,8 @@ class _Run:
         self._uncommitted = True
 
     def _full(self) -> bool:
-        return self._topology.outputs.size_bytes >= EPOCH_BYTES
+        topology = self._topology
+        return topology.outputs.size_bytes >= EPOCH_BYTES or topology.states.full
 
     def _commit_if_due(self) -> None:
         """Between two steps: finish the commit that has come out, begin the one that is due.

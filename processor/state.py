@@ -117,14 +117,22 @@ def decode_entry(key: bytes | None, value: bytes | None) -> StateEntry:
     if not parts:
         raise DataError("not a state record: its path is empty")
     path = tuple(map(restored_key, parts))
-    if value is None:
-        return StateEntry(path, None)
+    return StateEntry(path, None if value is None else decode_content(value))
+
+
+def decode_content(value: bytes) -> list[Any]:
+    """What a path holds, from the value of its record.
+
+    Raises:
+        FormatVersionError: Written by a newer version.
+        DataError: Not the value of a state record.
+    """
     if value[:1] != STATE_VERSION:
         raise FormatVersionError(
             f"state was written in version {value[:1].hex() or 'none'}, this version reads"
             f" {STATE_VERSION.hex()}"
         )
-    return StateEntry(path, _decoded_list(value[1:]))
+    return _decoded_list(value[1:])
 
 
 def _decoded_list(data: bytes) -> list[Any]:

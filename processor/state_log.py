@@ -39,25 +39,36 @@ def read_checkpoint(store: Store, pipeline: str) -> Checkpoint:
     return decode_checkpoint(store.checkpoint(checkpoint_name(pipeline)))
 
 
-def state_entries(store: Store, topic: str, known: OperatorState) -> Iterator[StateEntry]:
+def state_entries(
+    store: Store, topic: str, known: OperatorState, start: int | None = None
+) -> Iterator[StateEntry]:
     """The records that make up the state of an operator as of a checkpoint, in order.
+
+    Args:
+        store: Where they are.
+        topic: The operator's.
+        known: As of the checkpoint.
+        start: Leave out those before this offset.
 
     Raises:
         DataError: A record is damaged, or the topic is shorter than the checkpoint says: it was
             restored from an older copy.
     """
-    for batch in state_batches(store, topic, known):
+    for batch in state_batches(store, topic, known, start):
         yield from _decoded(batch)
 
 
-def state_batches(store: Store, topic: str, known: OperatorState) -> Iterator[RecordBatch]:
+def state_batches(
+    store: Store, topic: str, known: OperatorState, start: int | None = None
+) -> Iterator[RecordBatch]:
     """The same, not decoded.
 
     Raises:
         DataError: See `state_entries`.
     """
     end = known.end_offset
-    if end == known.snapshot_offset:
+    start = known.snapshot_offset if start is None else start
+    if end == start:
         return
     visible = store.offsets(topic)[0].end
     if end is not None and end > visible:
@@ -69,7 +80,7 @@ def state_batches(store: Store, topic: str, known: OperatorState) -> Iterator[Re
             offset=visible,
         )
     stop = visible if end is None else end
-    yield from store.read(topic, known.snapshot_offset, stop).batches()
+    yield from store.read(topic, start, stop).batches()
 
 
 def _decoded(batch: RecordBatch) -> Iterator[StateEntry]:

@@ -41,7 +41,11 @@ class StateItem(NamedTuple):
 
     def has_key(self, key: object) -> bool:
         """Whether it is about a grouping key."""
-        return any(part == key and type(part) is type(key) for part in self.path)
+        return _has_key(self.path, key)
+
+
+def _has_key(path: tuple[Any, ...], key: object) -> bool:
+    return any(part == key and type(part) is type(key) for part in path)
 
 
 class PipelineInfo(NamedTuple):
@@ -86,13 +90,18 @@ def list_state(store: Store, pipeline: str | None = None) -> list[StateInfo]:
     return found
 
 
-def read_state(store: Store, pipeline: str, operator: str) -> Iterator[StateItem]:
-    """Everything an operator keeps, as of its pipeline's last commit.
+def read_state(
+    store: Store, pipeline: str, operator: str, key: object = None
+) -> Iterator[StateItem]:
+    """What an operator keeps, as of its pipeline's last commit.
+
+    All records of its state topic are read; what is asked for is in memory at once.
 
     Args:
         store: May be open read-only, while the pipeline runs in another process.
         pipeline: Its name.
         operator: The name of the state; `list_state` and `explain()` tell it.
+        key: Only what is kept for this grouping key; None for everything.
 
     Raises:
         UsageError: There is no such state.
@@ -110,7 +119,8 @@ def read_state(store: Store, pipeline: str, operator: str) -> Iterator[StateItem
         try:
             for path, value in state_entries(store, state_topic(pipeline, operator), known):
                 if value is not None:
-                    items[path] = value
+                    if key is None or _has_key(path, key):
+                        items[path] = value
                 elif items.pop(path, None) is None:
                     for gone in [each for each in items if each[: len(path)] == path]:
                         del items[gone]

@@ -47,6 +47,9 @@ class StatefulOperator(ABC):
             above hold results back. W - delay_ms is what its rows are judged against.
     """
 
+    keyed_only: bool = False
+    """Whether all its state is in keyed states, of `States.make`."""
+
     def __init__(self, node: StatefulNode, delay_ms: int) -> None:
         self.name = node.name
         self.delay_ms = delay_ms

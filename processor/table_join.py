@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any
 
 from .columns import Chunk
 from .join_nodes import TableJoinNode
 from .join_results import Pairs
-from .keyed_state import KeyedState
+from .keyed_state import IN_MEMORY, States
 from .nodes import LATE
 from .row_codec import RowCodec
 from .state import StateEntry, StateRecords
@@ -30,13 +30,16 @@ class TableJoinOperator(StatefulOperator):
     Args:
         node: What to look up.
         delay_ms: See `StatefulOperator`; it matters to the time to live alone.
+        states: Makes its state.
     """
 
-    def __init__(self, node: TableJoinNode, delay_ms: int) -> None:
+    keyed_only = True
+
+    def __init__(self, node: TableJoinNode, delay_ms: int, states: States = IN_MEMORY) -> None:
         super().__init__(node, delay_ms)
         self._node = node
         codec = RowCodec(node.right_type, f"{node.label}: rows of the table")
-        self._table = KeyedState[Any](node.name, codec, ttl_ms=node.ttl_ms)
+        self._table = states.make(node.name, codec, ttl_ms=node.ttl_ms)
 
     @property
     def live_count(self) -> int:
@@ -64,6 +67,7 @@ class TableJoinOperator(StatefulOperator):
         if self._node.ttl_ms is not None:
             levels = step.progress.before(rows.rows)
         reached = list(levels)
+        self._table.view(chain(rows.keys, updates.keys))
         pairs, done = Pairs(), 0
         for row, time, key, value in zip(
             updates.rows, updates.times, updates.keys, updates.values, strict=True

@@ -3,7 +3,7 @@
 The operators run one after the other in the order they were declared, each over all rows of the
 step. Nothing here knows a store: rows come in as batches and leave in `outputs`, so the same
 topology runs a pipeline and its test. Which operator runs which kind of node is said in
-`_STATELESS` and `_STATEFUL`.
+`_STATELESS`, `_STATEFUL` and `_KEYED`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .count_windowing import CountOperator
 from .dedup import DedupOperator
 from .interval_join import IntervalJoinOperator
 from .join_nodes import AsofJoinNode, IntervalJoinNode, TableJoinNode
+from .keyed_state import IN_MEMORY, States
 from .nodes import (
     LATE,
     BranchNode,
@@ -87,11 +88,14 @@ _STATEFUL: Final[Mapping[type[Node], Callable[[Any, int], StatefulOperator]]] = 
     WindowNode: window_operator,
     SessionNode: SessionOperator,
     CountNode: CountOperator,
+    IntervalJoinNode: IntervalJoinOperator,
+    AsofJoinNode: AsofJoinOperator,
+}
+# And here what makes its keyed states, too.
+_KEYED: Final[Mapping[type[Node], Callable[[Any, int, States], StatefulOperator]]] = {
     ProcessNode: ProcessOperator,
     RunningNode: RunningOperator,
     RegroupNode: RegroupOperator,
-    IntervalJoinNode: IntervalJoinOperator,
-    AsofJoinNode: AsofJoinOperator,
     TableJoinNode: TableJoinOperator,
 }
 
@@ -143,6 +147,7 @@ class Topology:
         resumed: Event time as of a checkpoint.
         partitions: Number of partitions of each output topic.
         monotonic: Seconds, to measure how busy each operator is; by default nothing is measured.
+        states: Makes keyed states; closed by whoever gives it.
     """
 
     def __init__(
@@ -151,8 +156,10 @@ class Topology:
         resumed: Resumed | None = None,
         partitions: Mapping[str, int] | None = None,
         monotonic: Callable[[], float] = float,
+        states: States = IN_MEMORY,
     ) -> None:
         plan.check()
+        self.states = states
         self._monotonic = monotonic
         self._metrics = [OperatorMetrics(node.label) for node in plan.nodes]
         self.plan = plan
@@ -190,6 +197,8 @@ class Topology:
             self._operators[node.id] = _STATELESS[kind](node, self)
         elif kind in _STATEFUL:
             self.stateful[node.id] = _STATEFUL[kind](node, delay_ms)
+        elif kind in _KEYED:
+            self.stateful[node.id] = _KEYED[kind](node, delay_ms, self.states)
         elif isinstance(node, DedupNode):
             self.stateful[node.id] = DedupOperator(node, delay_ms, self.rejects(node))
         elif isinstance(node, SinkNode):
@@ -309,6 +318,14 @@ class Topology:
         reached = {node_id: Reached(*source.tick(tick)) for node_id, source in self.sources.items()}
         self._step(self._no_rows(), reached, _NOTHING, ticked=True)
 
+    def settle(self) -> None:
+        """Make room in memory, in a run that commits nothing: all changes count as written."""
+        if self.states.full:
+            self.states.changing()
+            for operator in self.stateful.values():
+                operator.changes()
+            self.states.committed({})
+
     def _no_rows(self) -> dict[int, Chunk]:
         return {node_id: Chunk(range(0), [], [], None) for node_id in self.sources}
 
@@ -380,6 +397,7 @@ class Topology:
             done.busy_s += now - before
             before = now
         self._write(chunks, batch)
+        self.states.trim()
 
     def _write(self, chunks: Mapping[int, Chunk], batch: MicroBatch) -> None:
         for topic, sinks in self._sinks.items():

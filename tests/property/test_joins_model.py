@@ -298,8 +298,8 @@ table_kinds = st.tuples(st.sampled_from(["inner", "left"]), st.none() | st.integ
 def declare_table_join(
     kind: tuple[Literal["inner"], int | None], disorder: int, *, versioned: bool
 ) -> Pipeline:
-    """Every third row of the table deletes its key."""
-    pipeline = Pipeline("p")
+    """Every third row of the table deletes its key. Where it has no versions, it spills."""
+    pipeline = Pipeline("p", state="memory" if versioned else "sqlite")
     left = pipeline.source("l", time="t", disorder=disorder).key_by("k")
     table = pipeline.table(
         "r", key="k", time="t", disorder=disorder, ttl=kind[1], versioned=versioned

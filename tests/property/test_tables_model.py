@@ -11,6 +11,7 @@ from pipeline_runs import run_in_pieces
 
 from millstream import Record
 from millstream.processor import KeyedStream, Pipeline, Row, Table, agg
+from millstream.processor.holding import StatePlace
 
 Event = tuple[int, int, str, int]
 """Partition, time, key, amount."""
@@ -24,6 +25,7 @@ events = st.lists(
 )
 cuts = st.tuples(st.integers(1, 6), st.integers(0, 3))
 ttls = st.none() | st.integers(1, 25)
+places: st.SearchStrategy[StatePlace] = st.sampled_from(["memory", "sqlite"])
 
 
 def written(records: Sequence[Record]) -> list[tuple[str, int, Any]]:
@@ -82,11 +84,23 @@ def expected(kind: str, key: str, amounts: Sequence[int]) -> Any:
     return {"key": key, "n": len(amounts), "top": max(amounts), "last": amounts[-1]}
 
 
-@given(events, st.integers(0, 15), ttls, st.sampled_from(["count", "reduce", "fold", "agg"]), cuts)
+@given(
+    events,
+    st.integers(0, 15),
+    ttls,
+    st.sampled_from(["count", "reduce", "fold", "agg"]),
+    cuts,
+    places,
+)
 def test_a_table_says_what_its_key_has_become(
-    rows: list[Event], disorder: int, ttl: int | None, kind: str, cut: tuple[int, int]
+    rows: list[Event],
+    disorder: int,
+    ttl: int | None,
+    kind: str,
+    cut: tuple[int, int],
+    place: StatePlace,
 ) -> None:
-    pipeline = Pipeline("p")
+    pipeline = Pipeline("p", state=place)
     source = pipeline.source("in", time="t", disorder=disorder)
     declared(kind, source.key_by("k"), ttl).to("out")
     inputs = [
@@ -125,11 +139,11 @@ def grouped(updates: Sequence[tuple[str, tuple[str, int] | None]]) -> list[tuple
     return found
 
 
-@given(changes, cuts)
+@given(changes, cuts, places)
 def test_groups_of_a_table_are_what_its_rows_say(
-    updates: list[tuple[str, tuple[str, int] | None]], cut: tuple[int, int]
+    updates: list[tuple[str, tuple[str, int] | None]], cut: tuple[int, int], place: StatePlace
 ) -> None:
-    pipeline = Pipeline("p")
+    pipeline = Pipeline("p", state=place)
     table = pipeline.table("in", type=tuple[str, int])
     groups = table.group_by(lambda row: row[0])
     groups.agg(n=agg.count(), total=agg.sum(lambda row: row[1])).to("out")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from millstream import Record
+from millstream import CacheDatabase, Record, SystemClock
 from millstream.processor import Pipeline
 from millstream.processor.checkpoint import (
     Checkpoint,
@@ -12,6 +12,8 @@ from millstream.processor.checkpoint import (
     encode_checkpoint,
     source_state,
 )
+from millstream.processor.keyed_state import States
+from millstream.processor.spilled_states import SpilledStates
 from millstream.processor.state import decode_entry
 from millstream.processor.testkit import as_batches
 from millstream.processor.topology import Topology
@@ -22,9 +24,15 @@ class Run:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.plan = pipeline.plan
-        self.topology = Topology(self.plan)
+        self.topology = Topology(self.plan, states=self.states())
         self.state: dict[str, list[tuple[bytes, bytes | None]]] = {}
         self.out: dict[str, list[Record]] = {topic: [] for topic in self.plan.output_topics()}
+
+    def states(self) -> States:
+        """Where state is held, as the pipeline says; when it spills, in next to no memory."""
+        if not self.plan.holding.spills:
+            return States()
+        return SpilledStates(CacheDatabase("", clock=SystemClock()), 500)
 
     def commit(self, *, sweep: bool = False) -> None:
         """Keep outputs and state, as the commit of an epoch does."""
@@ -34,6 +42,7 @@ class Run:
             for time, key, value, extra in rows:
                 self.out[place.topic].append(Record(*place, 0, time, key, value, extra))
         self.topology.outputs.clear()
+        self.topology.states.changing()
         for operator in self.topology.stateful.values():
             records = self.state.setdefault(operator.name, [])
             records += zip(*operator.changes(), strict=True)
@@ -42,6 +51,7 @@ class Run:
                 records.clear()
                 for piece in operator.sweep():
                     records += zip(*piece, strict=True)
+        self.topology.states.committed({})
 
     def crash(self) -> None:
         """Forget everything that no commit kept, and start again from what one did."""
@@ -49,10 +59,12 @@ class Run:
         sources = {each.node.topic: source_state(each) for each in topology.sources.values()}
         kept = Checkpoint(1, [], sources, {}, {}, topology.shared, topology.now_ms)
         resumed = decode_checkpoint(encode_checkpoint(kept)).resumed()
-        self.topology = Topology(self.plan, resumed)
+        self.topology.states.__exit__(InterruptedError, None, None)
+        self.topology = Topology(self.plan, resumed, states=self.states())
         for operator in self.topology.stateful.values():
             records = self.state.get(operator.name, [])
-            operator.restore(decode_entry(key, value) for key, value in records)
+            with self.topology.states.restoring(operator.name, None, whole=False):
+                operator.restore(decode_entry(key, value) for key, value in records)
 
 
 def run_in_pieces(

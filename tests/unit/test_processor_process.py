@@ -15,6 +15,7 @@ from pipeline_runs import Run, run_in_pieces
 
 from millstream import DataError, Record, RecordError, UsageError
 from millstream.processor import Context, Pipeline, Timer, agg, tumbling
+from millstream.processor.holding import StatePlace
 from millstream.processor.process_operator import ProcessOperator
 from millstream.processor.state import StateEntry
 from millstream.processor.testkit import as_batches
@@ -330,9 +331,10 @@ def model(steps: list[Step], disorder: int) -> list[Any]:
     st.integers(0, 15),
     st.integers(1, 6),
     st.integers(0, 3),
+    st.sampled_from(["memory", "sqlite"]),
 )
 def test_random_rows_and_timers_do_as_a_model_does(
-    steps: list[Step], disorder: int, batch_records: int, crash_every: int
+    steps: list[Step], disorder: int, batch_records: int, crash_every: int, place: StatePlace
 ) -> None:
     def row(context: Context[str, int], value: list[Any]) -> list[Any]:
         context.state += 1
@@ -344,7 +346,7 @@ def test_random_rows_and_timers_do_as_a_model_does(
         context.state += 100
         return [[context.key, context.state, context.time_ms]]
 
-    pipeline = Pipeline("p")
+    pipeline = Pipeline("p", state=place)
     rows = pipeline.source("in", type=list, time=lambda value: value[1], disorder=disorder)
     keyed = rows.key_by(lambda value: value[0])
     keyed.process(row, state=int, on_timer=timer).to("out")

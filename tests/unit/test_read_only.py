@@ -67,7 +67,7 @@ def test_words_from_before_a_restart_of_the_machine_are_not_trusted(
         with segment.open("r+b") as file:
             file.seek(position)
             file.write(bytes(256))
-        monkeypatch.setattr(storage_module, "_boot_identity", lambda: 7)
+        monkeypatch.setattr(storage_module, "boot_identity", lambda: 7)
 
         with millstream.open(tmp_path, read_only=True) as onlooker:
             assert [b"synced"] == values(onlooker)

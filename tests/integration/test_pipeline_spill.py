@@ -1,0 +1,232 @@
+"""Pipelines whose state is larger than memory: over real files, limits, restarts and damage."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+import msgspec
+import pytest
+
+import millstream
+from millstream import DataError, FencedError, Store, UsageError
+from millstream.processor import Context, Pipeline, agg
+from millstream.processor.holding import StatePlace, state_holding
+from millstream.processor.spilled_states import SpilledStates
+
+KEYS = 40_000
+TEXT = "x" * 1_000
+"""What is kept of each key: 40 MB of text in all."""
+
+ROOM_BYTES = 32 << 20
+"""What a run may take beside what it takes with nothing in its state."""
+
+
+def longest(state: StatePlace) -> Pipeline:
+    """The last text of each key, and how many there were."""
+    pipeline = Pipeline("longest", state=state, state_cache_bytes="4MiB")
+    rows = pipeline.source("rows", type=dict)
+    last = rows.key_by("k").agg(n=agg.count(), last=agg.last("text"))
+    last.map(lambda row: row.n).to("counts")
+    return pipeline
+
+
+def fill(store: Store, rounds: int) -> None:
+    store.create_topic("rows", exist_ok=True)
+    for number in range(rounds):
+        for start in range(0, KEYS, 1_000):
+            store.append_many(
+                "rows",
+                [
+                    msgspec.json.encode({"k": f"key {key}", "text": f"{number} {key} {TEXT}"})
+                    for key in range(start, start + 1_000)
+                ],
+            )
+
+
+MILLSTREAM = [sys.executable, "-m", "millstream"]
+
+CHILD = """
+import resource, sys, threading
+import millstream
+from millstream.processor import Pipeline
+sys.path.insert(0, {folder!r})
+from test_pipeline_spill import ROOM_BYTES, longest
+
+threading.stack_size(1 << 20)  # what a thread sets aside is address space, too
+pipeline = longest({state!r})
+with millstream.open({home!r}, durability="os") as store:
+    pages = int(open("/proc/self/statm").read().split()[0])
+    limit = pages * resource.getpagesize() + ROOM_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    pipeline.run(store, until="end", batch_records=2_000)
+    (item,) = pipeline.query(store, "rows.agg", "key 39999")
+    print(*item.value)
+"""
+
+
+def child(home: Path, state: str) -> subprocess.CompletedProcess[str]:
+    code = CHILD.format(folder=str(Path(__file__).parent), home=str(home), state=state)
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "MALLOC_ARENA_MAX": "1"},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit on address space is Linux's")
+def test_state_may_be_larger_than_memory(tmp_path: Path) -> None:
+    with millstream.open(tmp_path, durability="os") as store:
+        fill(store, 1)
+    # Without room the interpreter or a library in C ends, one way or another.
+    refused = child(tmp_path, "memory")
+    assert ("", True) == (refused.stdout, refused.returncode != 0)
+
+    done = child(tmp_path, "sqlite")
+    assert (f"[1, '0 39999 {TEXT}']", "") == (done.stdout.strip(), done.stderr)
+    with millstream.open(tmp_path, read_only=True) as store:
+        assert KEYS == sum(batch.record_count for batch in store.read("counts").batches())
+    got = subprocess.run(
+        [*MILLSTREAM, "--dir", str(tmp_path), "state", "get", "longest", "rows.agg", "key 7"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert [[1, f"0 7 {TEXT}"]] == json.loads(got.stdout)["value"]
+
+
+# --- restarts ------------------------------------------------------------------------------------
+
+
+def counts(state: StatePlace = "sqlite") -> Pipeline:
+    """Counts by key, and by a process function that keeps state without timers."""
+    pipeline = Pipeline("counts", state=state, state_cache_bytes="1MiB")
+    keyed = pipeline.source("words", type=str).key_by(str.lower)
+    keyed.count().to("counts")
+
+    def number(context: Context[str, int], _: str) -> list[int]:
+        context.state += 1
+        return [context.state]
+
+    keyed.process(number, state=int).to("numbers")
+    return pipeline
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with millstream.open(tmp_path, durability="os") as store:
+        store.create_topic("words")
+        yield store
+
+
+def say(store: Store, *words: str) -> list[bytes | None]:
+    """Append words, run, and return what the counts are now."""
+    store.append_many("words", [word.encode() for word in words])
+    start = store.offsets("counts")[0].end if "counts" in {t.name for t in store.topics()} else 0
+    counts().run(store, until="end")
+    written = [record.value for record in store.read("counts", start)]
+    numbers = [record.value for record in store.read("numbers", start)]
+    assert written == numbers
+    return written
+
+
+def cache(tmp_path: Path) -> apsw.Connection:
+    return apsw.Connection(str(tmp_path / "cache" / "counts.db"))
+
+
+def test_a_restart_goes_on_from_the_file(store: Store, tmp_path: Path) -> None:
+    assert [b"1", b"2", b"1"] == say(store, "a", "a", "b")
+    with cache(tmp_path) as database:
+        # Nobody but a test writes this: it tells whether the file was read, or the topic.
+        lies = "UPDATE state_{} SET value = x'019163' WHERE key = x'a161'"
+        assert [(1,), (2,)] == list(database.execute("SELECT number FROM states ORDER BY 1"))
+        for number in (1, 2):
+            database.execute(lies.format(number))
+    assert [b"100", b"2", b"1"] == say(store, "a", "b", "c")
+
+
+def test_a_run_that_was_killed_left_a_file_to_go_on_from(store: Store, tmp_path: Path) -> None:
+    say(store, "a", "b")
+    old = (tmp_path / "cache" / "counts.db").read_bytes()
+    say(store, "a", "a", "c")
+    # The same file as it was before the last run: what is behind it comes from the topic.
+    with (tmp_path / "cache" / "counts.db").open("r+b") as file:
+        file.truncate()
+        file.write(old)
+    assert [b"4", b"2", b"2"] == say(store, "a", "b", "c")
+
+
+def test_a_run_in_memory_in_between_makes_the_file_anew(store: Store, tmp_path: Path) -> None:
+    say(store, "a", "b")
+    store.append_many("words", [b"a"])
+    counts("memory").run(store, until="end")
+    assert not (tmp_path / "cache" / "counts.db").exists()
+    assert [b"3"] == say(store, "a")
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros", "gone", "foreign", "copied"])
+def test_a_file_that_cannot_be_trusted_is_made_anew(
+    store: Store, tmp_path: Path, damage: str
+) -> None:
+    say(store, "a", "a", "b")
+    path = tmp_path / "cache" / "counts.db"
+    with cache(tmp_path) as database:
+        database.execute("UPDATE state_1 SET value = x'019163'")
+    database.close()
+    data = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(data[:5000])
+    elif damage == "zeros":
+        path.write_bytes(bytes(len(data)))
+    elif damage == "gone":
+        path.unlink()
+    elif damage == "foreign":
+        path.write_bytes(b"no database at all" * 1000)
+    else:
+        path.rename(path.with_suffix(".old"))
+        path.write_bytes(data)
+    assert [b"3", b"2"] == say(store, "a", "b")
+
+
+def test_a_page_that_rots_is_an_error_once(store: Store, tmp_path: Path) -> None:
+    words = [f"w{number}" for number in range(2000)]
+    say(store, *words)
+    path = tmp_path / "cache" / "counts.db"
+    data = bytearray(path.read_bytes())
+    data[-2000] ^= 1
+    with path.open("r+b") as file:
+        file.write(data)
+    store.append_many("words", [word.encode() for word in words])
+    with pytest.raises(DataError, match=r"cache of state is damaged.* run again"):
+        counts().run(store, until="end")
+    assert [b"3"] == say(store, "w7")[-1:]
+
+
+def test_what_another_run_has_taken_over_is_not_written(store: Store) -> None:
+    older = SpilledStates(store.cache_database("p"), 1 << 20, 1)
+    newer = SpilledStates(store.cache_database("p"), 1 << 20, 2)
+    with newer, pytest.raises(FencedError, match="newer run"):
+        older.write()
+
+
+def test_verify_and_a_dry_run_spill_as_well(store: Store, tmp_path: Path) -> None:
+    say(store, "a", "b", "a")
+    assert counts().verify(store).ok
+    assert ["counts.db"] == [path.name for path in (tmp_path / "cache").glob("*.db")]
+
+
+def test_places_that_are_none_are_refused() -> None:
+    with pytest.raises(UsageError, match="'memory' or 'sqlite'"):
+        state_holding("disk", "1MiB")
+    with pytest.raises(UsageError, match="at least 1 MiB"):
+        state_holding("sqlite", "1kB")
