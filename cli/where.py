@@ -63,6 +63,8 @@ class Where:
             rows = list(map(self._row, records))
             holds = self._condition.evaluate(rows)
         except Exception:
+            # Some record is to blame, and those before it are still wanted: this finds it, and
+            # says what it raised.
             return self._select_one_by_one(records)
         if self.unseen:
             self.unseen = {name for name in self.unseen if not any(name in row for row in rows)}

@@ -12,7 +12,7 @@ import msgspec
 
 from .agg import Aggregate
 from .columns import Chunk, MicroBatch
-from .errors import fail
+from .errors import apply, fail
 from .fields import field_getter
 from .nodes import AggregatingNode
 from .windows import Windowed
@@ -51,14 +51,9 @@ class RowAggregates:
             getter = field_getter(aggregate.field, chunk.values, chunk.kind)
             if getter is None:
                 columns.append(chunk.values)
-                continue
-            column: list[object] = []
-            try:
-                column += map(getter, chunk.values)
-            except Exception as error:
-                # What came before the row that raised has been appended.
-                self._fail(f"agg {name}", error, batch, chunk.rows[len(column)])
-            columns.append(column)
+            else:
+                label = f"{self._label}, agg {name}"
+                columns.append(apply(getter, chunk.values, label, batch, chunk))
         return list(zip(*columns, strict=True)) if columns else list(repeat((), len(chunk.values)))
 
     def add(

@@ -106,7 +106,9 @@ class Expression(ComputedField):
             results: list[Any] = self._vector(Batch(values, only_type(values)))
             if len(results) == len(values):
                 return results
-        except Exception:  # noqa: S110 - a rule may not need what raised: the rows decide
+        except Exception:  # noqa: S110 - not swallowed: what is really wrong is raised below
+            # By columns all of an expression is computed, also what `when` or `|` would not have
+            # asked of a row. So the rows decide, one by one, and the first in error raises.
             pass
         one = self._scalar
         return [one(value) for value in values]

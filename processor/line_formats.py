@@ -220,6 +220,8 @@ class CsvReader:
                 columns[number] = _converted(columns[number], convert)
             values = encode_objects(self._columns, columns)
         except Exception:
+            # A function of the user's raised, or its result is no JSON. Row by row it is found
+            # where, and that row alone is rejected.
             return None
         return Rows(values, range(len(values)), (), len(data), len(values))
 

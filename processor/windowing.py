@@ -17,13 +17,14 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, compress, count, repeat
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 from millstream import DataError
 
+from .aggregate import Aggregate
 from .aggregating import Aggregates, result_type
 from .columns import Chunk, MicroBatch, join_chunks
-from .errors import fail, failed_index
+from .errors import convert, fail, failed_index
 from .fields import field_getter
 from .nodes import LATE, WindowNode
 from .serde import INT64_MAX, ordered_keys
@@ -246,21 +247,35 @@ class WindowOperator(StatefulOperator):
 
     def _add(self, end: int, part: _Part, batch: MicroBatch) -> None:
         """Add rows to the window that ends at `end`."""
-        values = part.values
         window = self._window(end)
         if window.persisted:
             window.touched.append(part.keys)
         slots = window.slots_of(part.keys)
         for column, (name, aggregate) in zip(window.columns, self._aggregates, strict=True):
-            remaining: Iterator[object] = iter(values)
+            inputs = self._inputs(part, name, aggregate, batch)
+            remaining = iter(inputs)
             try:
-                getter = field_getter(aggregate.field, values, part.kind)
-                if getter is not None:
-                    remaining = iter(list(map(getter, remaining)))
                 aggregate.add_column(column, slots, remaining)
             except Exception as error:
-                row = list(part.rows)[failed_index(values, remaining)]
-                fail(f"window {self.node.name}, agg {name}", error, batch, row)
+                self._fail(name, error, batch, part, failed_index(inputs, remaining))
+
+    def _inputs(
+        self, part: _Part, name: str, aggregate: Aggregate[Any, Any, Any], batch: MicroBatch
+    ) -> Sequence[object]:
+        """What an aggregate adds of each row."""
+        getter = field_getter(aggregate.field, part.values, part.kind)
+        if getter is None:
+            return part.values
+
+        def reject(index: int, error: Exception) -> NoReturn:
+            self._fail(name, error, batch, part, index)
+
+        return convert(part.values, getter, reject)
+
+    def _fail(
+        self, name: str, error: Exception, batch: MicroBatch, part: _Part, index: int
+    ) -> NoReturn:
+        fail(f"window {self.node.name}, agg {name}", error, batch, list(part.rows)[index])
 
     def _window(self, end: int) -> Window:
         window = self._open.get(end)

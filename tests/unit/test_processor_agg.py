@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from millstream.processor import Aggregate, agg
+from millstream import RecordError
+from millstream.processor import Aggregate, Pipeline, agg, col, counting, session, tumbling, when
 
 BUILT_IN = [
     agg.count(),
@@ -124,3 +125,23 @@ def test_descriptions_name_function_and_field() -> None:
     assert agg.sum("amount").describe() == "sum('amount')"
     assert agg.count().describe() == "count()"
     assert agg.max(lambda order: order.amount).describe() == "max(lambda(amount))"
+
+
+@pytest.mark.parametrize("windows", [tumbling(100), session(50), counting(3)])
+def test_expressions_in_windows_are_judged_row_by_row_where_columns_cannot(windows: Any) -> None:
+    """By columns 1 / 0 is computed, too; `when` asks no row for it that does not need it."""
+
+    def inverted(field: Any) -> Pipeline:
+        pipeline = Pipeline("p")
+        keyed = pipeline.source("rows", time="t").key_by("k")
+        keyed.window(windows).agg(total=agg.sum(field)).to("out")
+        return pipeline
+
+    rows = [{"k": "a", "t": number, "x": number} for number in range(3)]
+    safe = when(col("x") == 0).then(0).otherwise(1 / col("x"))
+    (result,) = inverted(safe).test({"rows": rows})["out"]
+    assert 1.5 == result["total"]
+
+    with pytest.raises(RecordError, match=r"agg total: ZeroDivisionError") as caught:
+        inverted(1 / (1 - col("x"))).test({"rows": rows})
+    assert 1 == caught.value.offset
