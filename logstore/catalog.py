@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from .clock import Clock
-from .config import TopicConfig, TopicInfo, check_group_name, check_partition_count
-from .database import Database, Row, SQLValue, as_bytes, as_int, as_text
+from .config import PARTITIONS_MAX, TopicConfig, TopicInfo, check_group_name, check_partition_count
+from .database import Database, Row, SQLValue, as_bytes, as_int, as_number, as_text
 from .errors import (
     FencedError,
     LockedError,
@@ -557,7 +557,7 @@ class Catalog:
             return TopicInfo(
                 id=as_int(topic_id),
                 name=as_text(name),
-                partitions=as_int(partitions),
+                partitions=as_number(partitions, PARTITIONS_MAX + 1),
                 config=TopicConfig.from_json(as_text(config)),
                 created_ms=as_int(created_ms),
             )
@@ -573,14 +573,14 @@ def _partition_row(row: Row) -> PartitionRow:
         checkpoint = stored._replace(
             segment_uid=_unsigned(stored.segment_uid),
             previous_hash=_unsigned(stored.previous_hash),
-            sequence=_unsigned(stored.sequence),
+            sequence=as_number(stored.sequence, 1 << 63),
         )
     return PartitionRow(
         as_int(topic_id),
         as_int(partition),
         as_int(slot),
         as_int(uid),
-        as_int(start_offset),
+        as_number(start_offset, 1 << 63),
         checkpoint,
     )
 

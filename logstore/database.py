@@ -474,6 +474,8 @@ def _snapshot(filename: str) -> apsw.Connection:
 
 def exists(filename: str) -> bool:
     """Whether there is a file of that name."""
+    if "\0" in filename:
+        return False
     return apsw.VFS("millstream", base="").xAccess(filename, apsw.SQLITE_ACCESS_EXISTS)
 
 
@@ -561,6 +563,13 @@ def _unexpected(value: SQLValue) -> DataError:
 def as_int(value: SQLValue) -> int:
     """`value`, which is an integer."""
     if not isinstance(value, int):
+        raise _unexpected(value)
+    return value
+
+
+def as_number(value: SQLValue, stop: int = 1 << 62) -> int:
+    """`value`, which is an integer from 0 to below `stop`; by default with room to add to it."""
+    if not isinstance(value, int) or not 0 <= value < stop:
         raise _unexpected(value)
     return value
 

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from .assignment import assign
 from .catalog import Catalog, GroupOffset
-from .database import Row, SQLValue, as_int, as_text
-from .errors import LockedError, UnknownGroupError
+from .database import Row, SQLValue, as_int, as_number, as_text
+from .errors import DataError, LockedError, UnknownGroupError
 from .queue_catalog import refuse_live_workers
 from .record import TopicPartition
 
@@ -274,9 +274,19 @@ def _member_row(row: Row) -> MemberRow:
         as_text(host),
         as_int(pid),
         as_text(client),
-        frozenset(json.loads(as_text(topics))),
+        _names(as_text(topics)),
         as_int(lease_end_ms),
     )
+
+
+def _names(stored: str) -> frozenset[str]:
+    try:
+        names = json.loads(stored)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"the topics of a member are not a list of names: {error}") from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"the topics of a member are {names!r:.60}, not a list of names")
+    return frozenset(names)
 
 
 def _group_partition(row: Row) -> GroupPartition:
@@ -287,7 +297,7 @@ def _group_partition(row: Row) -> GroupPartition:
         as_int(partition),
         None if owner is None else as_text(owner),
         None if target is None else as_text(target),
-        as_int(generation),
+        as_number(generation),
         None if committed is None else as_int(committed),
         None if commit_ms is None else as_int(commit_ms),
     )

@@ -10,7 +10,7 @@ import secrets
 from typing import NamedTuple
 
 from .catalog import Catalog, LogCheckpoint
-from .database import as_bytes, as_int
+from .database import as_bytes, as_int, as_number
 
 
 class ProducerRow(NamedTuple):
@@ -44,7 +44,10 @@ class ProducerCatalog:
                     " VALUES (?, ?, 1, ?, ?) RETURNING id, epoch, created_ms",
                     (secrets.randbelow(2**63 - 1) + 1, name, pid, self._catalog.now_ms()),
                 )
-        return ProducerRow(*(as_int(value) for value in rows[0]))
+        number, epoch, created_ms = rows[0]
+        return ProducerRow(
+            as_number(number, 1 << 63), as_number(epoch, 1 << 32), as_int(created_ms)
+        )
 
     def epoch(self, producer_id: int) -> tuple[int, int]:
         """Epoch of a producer and the process that opened it last; zeros if it was forgotten."""

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 from .catalog import Catalog
 from .config import check_group_name
-from .database import SQLValue, as_int, as_text
-from .errors import LockedError, UnknownTopicError, UsageError
+from .database import SQLValue, as_int, as_number, as_text
+from .errors import DataError, LockedError, UnknownTopicError, UsageError
 from .queue_ranges import NOBODY, Fate, Range, Settlement, coalesced
 
 
@@ -236,7 +236,7 @@ class QueueCatalog:
             " ORDER BY due_ms, partition, start_offset LIMIT ?",
             (queue.id, now_ms, limit),
         )
-        return [Range(*(as_int(value) for value in row)) for row in rows]
+        return [Range(*(as_number(value) for value in row)) for row in rows]
 
     def counts(self, queue: QueueRow, now_ms: int) -> list[Counts]:
         """How many offsets are leased, wait, and are delayed, per partition."""
@@ -252,7 +252,7 @@ class QueueCatalog:
             " WHERE p.queue_id = ?1 GROUP BY p.partition ORDER BY p.partition",
             (queue.id, now_ms),
         )
-        return [Counts(*(as_int(value) for value in row)) for row in rows]
+        return [Counts(*(as_number(value) for value in row)) for row in rows]
 
     # Claiming
 
@@ -411,7 +411,7 @@ class QueueCatalog:
             " ORDER BY start_offset DESC LIMIT 1",
             (queue.id, partition, first),
         )
-        found = [[as_int(value) for value in row] for row in rows]
+        found = [[as_number(value) for value in row] for row in rows]
         if found and found[0][1] >= end:
             return found
         found = [row for row in found if row[1] > first]
@@ -421,7 +421,7 @@ class QueueCatalog:
             " ORDER BY start_offset",
             (queue.id, partition, first, end),
         )
-        return found + [[as_int(value) for value in row] for row in rows]
+        return found + [[as_number(value) for value in row] for row in rows]
 
     def _cut(self, queue: QueueRow, row: Range, cut: Range, holder: Sequence[int]) -> bool:
         """Take `cut` out of a row; what is left and right of it stays as it is. True if nothing."""
@@ -485,7 +485,7 @@ class QueueCatalog:
             " WHERE queue_id = ?1 AND partition = ?2 AND next_offset < ?3",
             (queue.id, partition, end),
         )
-        return [[as_int(value) for value in row] for row in rows]
+        return [[as_number(value) for value in row] for row in rows]
 
     def write_again(self, queue: QueueRow, partition: int, offset: int) -> bool:
         """Let a record that is done be delivered again, inside a transaction of the database.
@@ -521,12 +521,19 @@ class QueueCatalog:
 
     def _move_floor(self, queue: QueueRow, partition: int) -> None:
         """Commit for the group what is done as a whole."""
-        (floor,) = self._database.query(
+        rows = self._database.query(
             "SELECT coalesce((SELECT min(start_offset) FROM queue_ranges"
             " WHERE queue_id = ?1 AND partition = ?2), next_offset)"
             " FROM queue_partitions WHERE queue_id = ?1 AND partition = ?2",
             (queue.id, partition),
-        )[0]
+        )
+        if not rows:
+            raise DataError(
+                f"the catalog has lost where the queue of group {queue.group!r} stands",
+                topic=queue.topic,
+                partition=partition,
+            )
+        floor = as_number(rows[0][0])
         self._database.query(
             "UPDATE group_partitions SET committed_offset = ?, commit_ms = ?"
             " WHERE group_name = ? AND topic_id = ? AND partition = ? AND committed_offset <> ?",

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from xxhash import xxh3_64_intdigest
 
 from .clock import Clock
-from .errors import StorageError, StoreClosedError
+from .errors import DataError, StorageError, StoreClosedError
 from .storage import Storage, Words
 from .wakeup import WAKE_WORD, Wakeup
 
@@ -36,6 +36,10 @@ DELETED = 3
 
 COUNTER_BITS = 40
 """A sequence is generation << 40 | counter: a new generation starts above all that went before."""
+
+GENERATIONS_MAX: Final = 1 << 63 - COUNTER_BITS
+SLOTS_MAX: Final = 1 << 22
+"""Partitions that a store may ever have had; the words of all of them take 1 GiB."""
 
 GENERATION_WORD: Final = 2
 SEQUENCE_WORD: Final = 3
@@ -298,7 +302,12 @@ class Tail:
         """Start over under a new generation: every slot counts as unknown, whatever it says.
 
         It may hold the number of this very generation, if the catalog was restored from a backup.
+
+        Raises:
+            DataError: No store was ever opened so often.
         """
+        if not 0 < generation < GENERATIONS_MAX:
+            raise DataError(f"the catalog says that this is generation {generation} of the store")
         self.set("magic", 0)
         generations = self.shared.view[HEADER_WORDS + Slot.GENERATION :: SLOT_WORDS]
         generations[:] = memoryview(bytes(8 * len(generations))).cast("q")
@@ -312,7 +321,12 @@ class Tail:
         """The slot with that number; the file grows as needed.
 
         A read-only handle gets one of its own, all zero, while no writer has needed that slot yet.
+
+        Raises:
+            DataError: No store has so many.
         """
+        if not 0 <= index < SLOTS_MAX:
+            raise DataError(f"the catalog gives a partition slot {index} of at most {SLOTS_MAX}")
         with self._grow_lock:
             if index >= self._slots:
                 slots = (index // GROW_SLOTS + 1) * GROW_SLOTS

@@ -30,7 +30,7 @@ from .positions import Position, parse_position
 from .reader import LogReader
 from .record import TopicPartition
 from .segment import base_offset_of
-from .tail import DELETED, Slot
+from .tail import DELETED, SLOTS_MAX, Slot
 
 _DELETED: Final = "deleted"
 """A file with this name beside the partitions says that they are being deleted."""
@@ -70,6 +70,8 @@ def _create(engine: Engine, name: str, partitions: int, config: TopicConfig) -> 
     with engine.append_lock:
         if engine.catalog.topic(name) is None:
             _remove_deleted(engine, name)
+        if engine.catalog.slots() + partitions > SLOTS_MAX:
+            raise UsageError(f"a store has at most {SLOTS_MAX} partitions, deleted ones included")
         return engine.catalog.create_topic(name, partitions, config, engine.clock.now_ms())
 
 

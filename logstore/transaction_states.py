@@ -22,6 +22,7 @@ from .tail import Tail
 TransactionState: TypeAlias = Literal["committed", "aborted", "open"]
 
 NUMBER_BITS: Final = 32
+NUMBERS_MAX: Final = (1 << NUMBER_BITS) - 1
 LIVENESS_INTERVAL_SECONDS: Final = 0.2
 """How often a reader that waits for an open transaction asks whether its owner still lives."""
 
@@ -35,9 +36,17 @@ _logger = logging.getLogger("millstream")
 def transaction_id(owner_id: int, number: int) -> int:
     """The id written into batches.
 
+    Raises:
+        DataError: One of the numbers is not of 32 bits; ids would be those of others.
+
     >>> transaction_id(3, 7) == 3 << 32 | 7
     True
     """
+    if not (0 <= owner_id <= NUMBERS_MAX and 0 <= number <= NUMBERS_MAX):
+        raise DataError(
+            f"owner {owner_id} cannot begin its transaction {number}: there are {NUMBERS_MAX}"
+            " owners, with as many transactions each. Use another name"
+        )
     return owner_id << NUMBER_BITS | number
 
 

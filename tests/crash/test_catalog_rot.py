@@ -68,6 +68,7 @@ def places(size: int) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.crash
 def test_scenario_85_bits_of_a_catalog(whole: Path, tmp_path: Path) -> None:
     path = tmp_path / "store"
     shutil.copytree(whole, path)

@@ -491,7 +491,7 @@ def test_scenario_35_words_that_say_almost_the_truth(log: DamagedLog, seed: int)
     random = Random(seed)
     with using(log.storage) as store:
         log_of(store)
-        words = store._engine.tail._words.view
+        words = store._engine.tail.shared.view
         for index in range(len(words)):
             if words[index] and random.random() < 0.5:
                 near = words[index] + random.choice((-1, 1, 64, 1 << 40))
