@@ -108,6 +108,7 @@ cli.lazy = MappingProxyType(
         "export": "transfer:export",
         "import": "transfer:import_records",
         "metrics": "metrics:metrics",
+        "check": "check:check",
         "backup": "backup:backup",
         "restore": "backup:restore",
         "config": "about:config",
