@@ -109,6 +109,7 @@ cli.lazy = MappingProxyType(
         "import": "transfer:import_records",
         "metrics": "metrics:metrics",
         "check": "check:check",
+        "bench": "bench:bench",
         "backup": "backup:backup",
         "restore": "backup:restore",
         "config": "about:config",
