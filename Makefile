@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 MODULES := $(sort $(wildcard logstore/*.py processor/*.py cli/*.py cli/data/*))
 # A link tree instead of a path entry: type checkers and tests see the folders under their real
 # import names. It knows a module only after an install, hence the list in $(VENV)/.modules.
-INSTALL := $(BIN)/python -m pip install -qq --editable '.[cli]' --config-settings editable_mode=strict
+INSTALL := $(BIN)/python -m pip install -qq --editable . --config-settings editable_mode=strict
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .NOTPARALLEL:
