@@ -1,4 +1,8 @@
-"""Aggregates row by row, for operators that look at every row: what to add, what comes out."""
+"""Aggregates for operators that look at every row: what to add, what comes out.
+
+Rows are added one by one where each may have something to say; otherwise their places are noted
+and they are added together, a column at a time.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ import msgspec
 
 from .agg import Aggregate
 from .columns import Chunk, MicroBatch
-from .errors import apply, fail
+from .errors import apply, fail, failed_index
 from .fields import field_getter
 from .nodes import AggregatingNode
 from .windows import Windowed
@@ -20,6 +24,9 @@ from .windows import Windowed
 UPDATE: Final = "update"
 FINAL_RESULT: Final = "final"
 RETRACTED: Final = "retracted"
+
+_PLAIN_CONSTANTS: Final = (int, float, str, bytes, bool, type(None))
+"""What fresh accumulators can share."""
 
 Aggregates: TypeAlias = Sequence[tuple[str, Aggregate[Any, Any, Any]]]
 
@@ -46,7 +53,16 @@ class RowAggregates:
         Raises:
             RecordError: A field cannot be read.
         """
-        columns: list[Iterable[object]] = []
+        columns = self.input_columns(chunk, batch)
+        return list(zip(*columns, strict=True)) if columns else list(repeat((), len(chunk.values)))
+
+    def input_columns(self, chunk: Chunk, batch: MicroBatch) -> list[Sequence[object]]:
+        """What each aggregate adds of the rows.
+
+        Raises:
+            RecordError: A field cannot be read.
+        """
+        columns: list[Sequence[object]] = []
         for name, aggregate in self._aggregates:
             getter = field_getter(aggregate.field, chunk.values, chunk.kind)
             if getter is None:
@@ -54,7 +70,7 @@ class RowAggregates:
             else:
                 label = f"{self._label}, agg {name}"
                 columns.append(apply(getter, chunk.values, label, batch, chunk))
-        return list(zip(*columns, strict=True)) if columns else list(repeat((), len(chunk.values)))
+        return columns
 
     def add(
         self, accumulators: list[Any], inputs: Sequence[object], batch: MicroBatch, row: int
@@ -99,6 +115,152 @@ class RowAggregates:
 
     def _fail(self, what: str, error: Exception, batch: MicroBatch, row: int) -> None:
         fail(f"{self._label}, {what}", error, batch, row)
+
+
+class SlottedAggregates:
+    """Accumulators in columns, one per aggregate, with a slot for each that has some.
+
+    Rows are noted and added together, in their order: before anything else is done with the
+    accumulators they touch, `flush` must be called. Not thread-safe.
+
+    Args:
+        label: Of the operator, for messages.
+        aggregates: By the names of their results.
+    """
+
+    def __init__(self, label: str, aggregates: Aggregates) -> None:
+        self._label = label
+        self._aggregates = aggregates
+        self._by_row = RowAggregates(label, aggregates)
+        self._columns: list[list[Any]] = [[] for _ in aggregates]
+        self._constants: list[Any] | None = None
+        """Fresh accumulators, where all slots can share them."""
+        self._slot_count = 0
+        self._free: list[int] = []
+        self._chunk = Chunk(range(0), [], [], None)
+        self._inputs: list[Sequence[object]] = []
+        self.slots: list[int] = []
+        """Where the noted rows belong."""
+        self.indexes: list[int] = []
+        """Which rows they are."""
+
+    def begin(self, chunk: Chunk, batch: MicroBatch) -> None:
+        """Take the rows of a step, which `slots` and `indexes` are about from now on.
+
+        Raises:
+            RecordError: A field cannot be read.
+        """
+        self._chunk = chunk
+        self._inputs = self._by_row.input_columns(chunk, batch)
+
+    def open(self) -> int:
+        """A slot with fresh accumulators."""
+        fresh = self._constants or self._by_row.init()
+        if not self._slot_count and all(type(first) in _PLAIN_CONSTANTS for first in fresh):
+            self._constants = fresh
+        if self._free:
+            slot = self._free.pop()
+            for column, first in zip(self._columns, fresh, strict=True):
+                column[slot] = first
+            return slot
+        for column, first in zip(self._columns, fresh, strict=True):
+            column.append(first)
+        self._slot_count += 1
+        return self._slot_count - 1
+
+    def close(self, slots: Iterable[int]) -> None:
+        """The slots are not needed any more."""
+        self._free += slots
+
+    def get(self, slot: int) -> list[Any]:
+        """The accumulators of a slot."""
+        return [column[slot] for column in self._columns]
+
+    def put(self, slot: int, accumulators: Sequence[Any]) -> None:
+        """Replace the accumulators of a slot."""
+        for column, accumulator in zip(self._columns, accumulators, strict=True):
+            column[slot] = accumulator
+
+    def add_one(self, slot: int, index: int, batch: MicroBatch) -> None:
+        """Add a row at once.
+
+        Raises:
+            RecordError: An aggregate raised.
+        """
+        accumulators = self.get(slot)
+        inputs = [column[index] for column in self._inputs]
+        self._by_row.add(accumulators, inputs, batch, self._chunk.rows[index])
+        self.put(slot, accumulators)
+
+    def flush(self, batch: MicroBatch) -> None:
+        """Add the rows that are noted.
+
+        Raises:
+            RecordError: An aggregate raised.
+        """
+        slots, indexes = self.slots, self.indexes
+        if not slots:
+            return
+        self.slots, self.indexes = [], []
+        for number, (name, aggregate) in enumerate(self._aggregates):
+            values = self._inputs[number]
+            if len(indexes) < len(values):
+                values = list(map(values.__getitem__, indexes))
+            remaining = iter(values)
+            try:
+                aggregate.add_column(self._columns[number], slots, remaining)
+            except Exception as error:
+                row = self._chunk.rows[indexes[failed_index(values, remaining)]]
+                fail(f"{self._label}, agg {name}", error, batch, row)
+
+    def merge(self, slot: int, later: int, batch: MicroBatch, row: int) -> None:
+        """Add the accumulators of later rows, whose slot is free then, to those of earlier ones.
+
+        Raises:
+            RecordError: An aggregate raised.
+        """
+        self.flush(batch)
+        accumulators = self.get(slot)
+        self._by_row.merge(accumulators, self.get(later), batch, row)
+        self.put(slot, accumulators)
+        self.close([later])
+
+    def results(self, slot: int, batch: MicroBatch, row: int) -> list[object]:
+        """What each aggregate says of a slot.
+
+        Raises:
+            RecordError: An aggregate raised.
+        """
+        return self._by_row.results(self.get(slot), batch, row)
+
+    def result_columns(
+        self, slots: Sequence[int], batch: MicroBatch, rows: Sequence[int]
+    ) -> list[list[object]]:
+        """What each aggregate says of many slots, which are not used any more.
+
+        Args:
+            slots: Of which.
+            batch: Where the rows come from.
+            rows: The input row that causes each result.
+
+        Raises:
+            RecordError: An aggregate raised.
+        """
+        self.flush(batch)
+        columns = []
+        for column, (name, aggregate) in zip(self._columns, self._aggregates, strict=True):
+            try:
+                columns.append(aggregate.result_column(list(map(column.__getitem__, slots))))
+            except Exception as error:
+                for slot, row in zip(slots, rows, strict=True):
+                    self.results(slot, batch, row)  # raises where it does
+                fail(f"{self._label}, result of {name}", error, batch, rows[0])
+        return columns
+
+    def accumulators(self, slots: Sequence[int]) -> list[tuple[Any, ...]]:
+        """What state keeps of many slots."""
+        columns = [map(column.__getitem__, slots) for column in self._columns]
+        return list(zip(*columns, strict=True)) if columns else list(repeat((), len(slots)))
 
 
 def detached(result: object) -> object:

@@ -9,14 +9,13 @@ State is filed under [key, first time].
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, Final
 
 from millstream import DataError
 
-from .aggregating import FINAL_RESULT, RETRACTED, UPDATE, Results, RowAggregates, result_type
+from .aggregating import FINAL_RESULT, RETRACTED, UPDATE, Results, SlottedAggregates, result_type
 from .columns import Chunk, MicroBatch
 from .nodes import LATE, SessionNode
 from .serde import INT64_MAX, ordered_keys
@@ -26,15 +25,18 @@ from .stateful import MAIN, SWEEP_RECORDS, StatefulOperator, Step
 from .windowing import pick
 
 
-@dataclass(slots=True)
 class Content:
     """What an open session holds."""
 
-    accumulators: list[Any]
-    unsaid: int = 0
-    """Rows since the last result before the final one."""
-    said: bool = False
-    """Whether there has been a result under the session's present start."""
+    __slots__ = ("said", "slot", "unsaid")
+
+    def __init__(self, slot: int, unsaid: int = 0, said: bool = False) -> None:
+        self.slot = slot
+        """Of its accumulators."""
+        self.unsaid = unsaid
+        """Rows since the last result before the final one."""
+        self.said = said
+        """Whether there has been a result under the session's present start."""
 
 
 class SessionOperator(StatefulOperator):
@@ -49,7 +51,7 @@ class SessionOperator(StatefulOperator):
         super().__init__(node, delay_ms)
         self.node = node
         self._gap_ms = node.windows.gap_ms
-        self._aggregates = RowAggregates(f"window {node.name}", node.aggregates)
+        self._aggregates = SlottedAggregates(f"window {node.name}", node.aggregates)
         self._kept_count = len(node.aggregates)
         self._sessions = OpenSessions[object](self._gap_ms, node.grace_ms)
         self._every = node.emission.every_rows
@@ -64,6 +66,10 @@ class SessionOperator(StatefulOperator):
         """Paths that state holds."""
         self._make = result_type(node)
         self._out = Results()
+        """Rows out, where there are results before the final ones."""
+        self._updating = node.emission.updating
+        self._closed: list[tuple[int, Session[object]]] = []
+        """Sessions that have closed in the step, with the input rows that closed them."""
 
     @property
     def live_count(self) -> int:
@@ -85,7 +91,7 @@ class SessionOperator(StatefulOperator):
         """
         (chunk,), progress, batch = step.chunks, step.progress, step.batch
         assert chunk.keys is not None
-        inputs = self._aggregates.inputs(chunk, batch)
+        self._aggregates.begin(chunk, batch)
         late: list[int] = []
         level, done = progress.start - self.delay_ms, 0
         moves = [*zip(progress.rows, progress.levels, strict=True), (None, 0)]
@@ -93,7 +99,8 @@ class SessionOperator(StatefulOperator):
             stop = len(chunk.rows)
             if row is not None:
                 stop = bisect_right(chunk.rows, row, done)
-            late += self._take(chunk, inputs, range(done, stop), level, batch)
+            if stop > done:
+                late += self._take(chunk, range(done, stop), level, batch)
             done = stop
             if row is not None:
                 before, level = level, reached - self.delay_ms
@@ -101,48 +108,56 @@ class SessionOperator(StatefulOperator):
                     self._update_dirty(row, batch)
                 if level >= self._sessions.next_deadline:
                     self._close(level, row, batch)
+        self._aggregates.flush(batch)
         self.late_count += len(late)
-        return {MAIN: self._out.take(), LATE: pick(chunk, late)}
+        out = self._out.take() if self._updating else self._say_closed(batch)
+        return {MAIN: out, LATE: pick(chunk, late)}
 
-    def _take(
-        self,
-        chunk: Chunk,
-        inputs: list[tuple[object, ...]],
-        indexes: range,
-        level: int,
-        batch: MicroBatch,
-    ) -> list[int]:
+    def _take(self, chunk: Chunk, indexes: range, level: int, batch: MicroBatch) -> list[int]:
         """Put rows among which W does not move into their sessions; returns those that are late."""
-        keys, times, take = chunk.keys, chunk.times, self._sessions.take
+        keys, times, extend = chunk.keys, chunk.times, self._sessions.extend
         assert keys is not None
+        noted, noted_indexes = self._aggregates.slots, self._aggregates.indexes
         late: list[int] = []
         for index in indexes:
-            taken = take(keys[index], times[index], level)
-            if taken is None:
-                late.append(index)
-                continue
-            self._join(taken, chunk.rows[index], batch)
-            self._add(taken.session, inputs[index], chunk.rows[index], batch)
+            key, time = keys[index], times[index]
+            session = extend(key, time, level)
+            if session is None:
+                taken = self._sessions.take(key, time, level)
+                if taken is None:
+                    late.append(index)
+                    continue
+                session = taken.session
+                if taken.before is None:
+                    session.content = Content(self._aggregates.open())
+                else:
+                    self._join(taken, taken.before, chunk.rows[index], batch)
+                    # A merge has added what was noted.
+                    noted, noted_indexes = self._aggregates.slots, self._aggregates.indexes
+            self._changed[id(session)] = session
+            if self._updating:
+                self._add(session, index, chunk.rows[index], batch)
+            else:
+                noted.append(session.content.slot)
+                noted_indexes.append(index)
         return late
 
-    def _join(self, taken: Taken[object], row: int, batch: MicroBatch) -> None:
-        """Note what a row did to the sessions, and merge those it joined."""
-        session, before = taken.session, taken.before
-        if before is None:
-            session.content = Content(self._aggregates.init())
-            return
+    def _join(
+        self, taken: Taken[object], before: tuple[int, int], row: int, batch: MicroBatch
+    ) -> None:
+        """Note what a row did to its session, which was `before`, and merge those it joined."""
+        session = taken.session
         first_ms, last_ms = before
         if not taken.absorbed and first_ms == session.first_ms:
             return
-        if self.node.emission.updating:
+        if self._updating:
             self._retract(taken, first_ms, last_ms, row, batch)
         self._forget(session.key, first_ms)
         for other in taken.absorbed:
             self._forget(other.key, other.first_ms)
             self._changed.pop(id(other), None)
             session.content.unsaid += other.content.unsaid
-            kept, added = session.content.accumulators, other.content.accumulators
-            self._aggregates.merge(kept, added, batch, row)
+            self._aggregates.merge(session.content.slot, other.content.slot, batch, row)
 
     def _retract(
         self, taken: Taken[object], first_ms: int, last_ms: int, row: int, batch: MicroBatch
@@ -158,19 +173,15 @@ class SessionOperator(StatefulOperator):
                 session.content.unsaid = max(session.content.unsaid, (self._every or 1) - 1)
                 session.content.said = False
 
-    def _add(
-        self, session: Session[object], inputs: Sequence[object], row: int, batch: MicroBatch
-    ) -> None:
-        """Add a row to the content of its session."""
+    def _add(self, session: Session[object], index: int, row: int, batch: MicroBatch) -> None:
+        """Add a row to its session, and say that if its turn has come."""
         content: Content = session.content
-        self._aggregates.add(content.accumulators, inputs, batch, row)
-        self._changed[id(session)] = session
-        if self.node.emission.updating:
-            content.unsaid += 1
-            if self._every is None:
-                self._dirty[id(session)] = session
-            elif content.unsaid >= self._every:
-                self._update(session, row, batch)
+        self._aggregates.add_one(content.slot, index, batch)
+        content.unsaid += 1
+        if self._every is None:
+            self._dirty[id(session)] = session
+        elif content.unsaid >= self._every:
+            self._update(session, row, batch)
 
     def _update(self, session: Session[object], row: int, batch: MicroBatch) -> None:
         session.content.unsaid, session.content.said = 0, True
@@ -189,7 +200,27 @@ class SessionOperator(StatefulOperator):
         for session in self._sessions.close(level):
             self._changed.pop(id(session), None)
             self._forget(session.key, session.first_ms)
-            self._say(session, session.first_ms, session.last_ms, FINAL_RESULT, row, batch)
+            if self._updating:
+                self._say(session, session.first_ms, session.last_ms, FINAL_RESULT, row, batch)
+                self._aggregates.close([session.content.slot])
+            else:
+                self._closed.append((row, session))
+
+    def _say_closed(self, batch: MicroBatch) -> Chunk:
+        """The results of the sessions that have closed in the step."""
+        if not self._closed:
+            return Chunk([], [], [], [])
+        rows, sessions = map(list, zip(*self._closed, strict=True))
+        self._closed = []
+        slots = [one.content.slot for one in sessions]
+        columns = self._aggregates.result_columns(slots, batch, rows)
+        self._aggregates.close(slots)
+        keys = [one.key for one in sessions]
+        ends = [one.last_ms + self._gap_ms for one in sessions]
+        values = list(map(self._make, keys, [one.first_ms for one in sessions], ends, *columns))
+        # The window of the last row of time ends beyond int64, its result must not.
+        times = [min(end - 1, INT64_MAX) for end in ends]
+        return Chunk(rows, times, values, keys)
 
     def _say(
         self,
@@ -201,10 +232,9 @@ class SessionOperator(StatefulOperator):
         batch: MicroBatch,
     ) -> None:
         """Emit what a session holds, as a result caused by input `row`."""
-        results = self._aggregates.results(session.content.accumulators, batch, row)
+        results = self._aggregates.results(session.content.slot, batch, row)
         end_ms = last_ms + self._gap_ms
-        extra = (status,) if self.node.emission.updating else ()
-        value = self._make(session.key, first_ms, end_ms, *results, *extra)
+        value = self._make(session.key, first_ms, end_ms, *results, status)  # type: ignore[call-arg]  # its fields follow
         # The window of the last row of time ends beyond int64, its result must not.
         self._out.add(row, min(end_ms - 1, INT64_MAX), value, session.key)
 
@@ -239,9 +269,10 @@ class SessionOperator(StatefulOperator):
 
     def _entries(self, sessions: list[Session[object]]) -> StateRecords:
         paths = [(one.key, one.first_ms) for one in sessions]
+        held = self._aggregates.accumulators([one.content.slot for one in sessions])
         values = [
-            (one.last_ms, one.content.unsaid, one.content.said, *one.content.accumulators)
-            for one in sessions
+            (one.last_ms, one.content.unsaid, one.content.said, *accumulators)
+            for one, accumulators in zip(sessions, held, strict=True)
         ]
         return encode_entries(self.name, paths, values)
 
@@ -266,7 +297,8 @@ class SessionOperator(StatefulOperator):
                 case [int(last_ms), int(unsaid), bool(said), *held] if (
                     len(held) == self._kept_count
                 ):
-                    content = Content(held, unsaid, said)
+                    content = Content(self._aggregates.open(), unsaid, said)
+                    self._aggregates.put(content.slot, held)
                     self._sessions.restore(key, first_ms, last_ms, content)
                 case _:
                     raise DataError(f"not the state of a session: {value!r}")

@@ -136,6 +136,24 @@ class OpenSessions(Generic[K]):
         lasts = [sessions[-1].last_ms for sessions in self._of_key.values()]
         return max(lasts) + self._hold_ms if lasts else None
 
+    def extend(self, key: K, time_ms: int, level: int) -> Session[K] | None:
+        """Put a row into its session if that is the newest of its key and keeps its start.
+
+        Returns:
+            The session, or None when it is not that simple: then nothing changed, and `take` knows.
+        """
+        sessions = self._of_key.get(key)
+        if sessions is None:
+            return None
+        newest = sessions[-1]
+        last = newest.last_ms
+        if newest.first_ms <= time_ms < last + self._gap_ms and last > level - self._hold_ms:
+            # Nearly every row: it can reach no other.
+            if time_ms > last:
+                newest.last_ms = time_ms
+            return newest
+        return None
+
     def take(self, key: K, time_ms: int, level: int) -> Taken[K] | None:
         """Put a row into its session.
 
@@ -154,7 +172,7 @@ class OpenSessions(Generic[K]):
         newest = sessions[-1]
         first, last = newest.first_ms, newest.last_ms
         if first <= time_ms < last + self._gap_ms and last > closed_last:
-            # Nearly every row: it goes on with the newest session and can reach no other.
+            # It goes on with the newest session and can reach no other; see `extend`.
             if time_ms > last:
                 newest.last_ms = time_ms
             return Taken(newest, (first, last), ())
