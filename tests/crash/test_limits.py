@@ -24,8 +24,8 @@ from millstream.storage import OpenMode, PosixFile, PosixStorage
 from millstream.testing import ManualClock, MemoryStorage
 
 CODECS: tuple[Compression, ...] = ("none", "lz4", "zstd")
-SEGMENTS = int(os.environ.get("MILLSTREAM_SEGMENTS", "2000"))
-TOPICS_COUNT = int(os.environ.get("MILLSTREAM_TOPICS", "300"))
+SEGMENTS = int(os.environ.get("MILLSTREAM_SEGMENTS", "1000"))
+TOPICS_COUNT = int(os.environ.get("MILLSTREAM_TOPICS", "100"))
 
 # --- 77: by time -------------------------------------------------------------------------------
 

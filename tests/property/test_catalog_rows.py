@@ -21,7 +21,7 @@ from millstream import MillstreamError, Store, TopicPartition
 from millstream.clock import SystemClock
 from millstream.database import Database
 
-CASES = int(os.environ.get("MILLSTREAM_FUZZ_EXAMPLES", "40"))
+CASES = int(os.environ.get("MILLSTREAM_FUZZ_EXAMPLES", "15"))
 SEED = int(os.environ.get("MILLSTREAM_SEED", "1"))
 STORE_BYTES_MAX = 64 << 20
 NUMBERS = (-(1 << 63), -1, 0, 1, 7, 4097, 1 << 31, 1 << 40, (1 << 62) + 1, (1 << 63) - 1)
