@@ -52,7 +52,10 @@ def queue() -> None:
     """Work through topics job by job, and look after what failed."""
 
 
-@queue.command(epilog=examples("millstream queue ls", "millstream queue ls --output json"))
+@queue.command(
+    short_help="List the queues and how their jobs stand.",
+    epilog=examples("millstream queue ls", "millstream queue ls --output json"),
+)
 def ls() -> None:
     """List the queues: workers, jobs ready, leased and delayed, dead letters not given back."""
     current = settings()

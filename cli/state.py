@@ -30,6 +30,7 @@ _STEP_COLUMNS = ("operator", "action", "former", "live_count", "reason")
 
 @click.group(
     cls=Group,
+    short_help="Show what pipelines keep; carry it to changed code.",
     epilog=examples(
         "millstream state ls",
         "millstream state get revenue orders.window u1",
@@ -52,10 +53,11 @@ def ls(pipeline: str | None) -> None:
 
 
 @state.command(
+    short_help="Print what an operator keeps for a key.",
     epilog=examples(
         "millstream state get revenue orders.window u1",
         "millstream state get revenue orders.window 7      a number, where there is no text 7",
-    )
+    ),
 )
 @click.argument("pipeline")
 @click.argument("operator")
@@ -85,7 +87,10 @@ def _decoded(key: str) -> object:
     return tuple(other) if isinstance(other, list) else other
 
 
-@state.command(epilog=examples("millstream state dump revenue orders.window | head"))
+@state.command(
+    short_help="Print everything an operator keeps.",
+    epilog=examples("millstream state dump revenue orders.window | head"),
+)
 @click.argument("pipeline")
 @click.argument("operator")
 def dump(pipeline: str, operator: str) -> None:
@@ -96,11 +101,12 @@ def dump(pipeline: str, operator: str) -> None:
 
 
 @state.command(
+    short_help="Carry state over to changed code; shows the plan first.",
     epilog=examples(
         "millstream state migrate app:pipeline",
         "millstream state migrate app:pipeline --rename orders.window=daily --drop orders.dedup",
         "millstream state migrate app:pipeline --rename orders.window=daily --yes",
-    )
+    ),
 )
 @click.argument("target", metavar="MODULE:PIPELINE")
 @click.option(

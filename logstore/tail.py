@@ -61,7 +61,7 @@ _WORDS = {
     "groups_version": 8,
     "transactions_version": 9,
     "producers_version": PRODUCERS_VERSION_WORD,
-    "queues_version": 10,
+    "queues_version": 12,
     "lock_file_version": LOCK_FILE_WORD,
 }
 

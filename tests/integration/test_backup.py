@@ -422,6 +422,7 @@ def test_backups_beside_threads_that_roll_and_remove(tmp_path: Path) -> None:
                 if number % 100 == 99:
                     store.delete_topic(f"n{number - 49}")
 
+        store.append("t", b"first")
         writer = threading.Thread(target=write)
         writer.start()
         try:
