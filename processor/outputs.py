@@ -17,7 +17,7 @@ from millstream import Headers, TopicPartition, partition_of
 from .columns import Chunk, MicroBatch
 from .errors import apply
 from .nodes import SinkNode
-from .serde import encode_json, encode_keys, encode_value
+from .serde import encode_json, encode_keys, encode_value, json_values
 
 _RECORD_BYTES: Final = 64
 """Rough cost of a buffered record beside its value: key, timestamp, list slots."""
@@ -49,10 +49,12 @@ def encode_rows(node: SinkNode, chunk: Chunk, batch: MicroBatch) -> _Piece:
     Raises:
         RecordError: A value cannot be written as JSON.
     """
-    encode = encode_json
-    if not {bytes, type(None)}.isdisjoint(map(type, chunk.values)):
-        encode = encode_value  # type: ignore[assignment]  # a wider type
-    values: list[bytes | None] = [*apply(encode, chunk.values, node.label, batch, chunk)]
+    plain = {bytes, type(None)}.isdisjoint(map(type, chunk.values))
+    encoded = json_values(chunk.values) if plain else None
+    if encoded is None:
+        encode = encode_json if plain else encode_value
+        encoded = apply(encode, chunk.values, node.label, batch, chunk)  # type: ignore[arg-type]  # of any value
+    values: list[bytes | None] = encoded  # type: ignore[assignment]  # a wider type
     keys: list[bytes | None] = (
         batch.keys(chunk.rows) if chunk.keys is None else [*encode_keys(chunk.keys)]
     )

@@ -64,6 +64,11 @@ class RunningOperator(StatefulOperator):
         """None: nothing waits for time."""
         return None
 
+    @property
+    def judges_rows(self) -> bool:
+        """Only where keys are forgotten: their time may be over at any row."""
+        return self._node.ttl_ms is not None
+
     def process(self, step: Step) -> dict[str, Chunk]:
         """Add rows; for each the value of its key.
 

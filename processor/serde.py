@@ -109,6 +109,20 @@ def encode_value(value: object) -> bytes | None:
     return value if isinstance(value, bytes) else encode_json(value)
 
 
+def json_values(values: Sequence[object]) -> list[bytes] | None:
+    """Each value as JSON, encoded in one call; None when they have to be taken one by one.
+
+    >>> json_values([{"a": 1}, 2])
+    [b'{"a":1}', b'2']
+    """
+    try:
+        lines = _ENCODER.encode_lines(values).split(b"\n")
+    except Exception:
+        return None  # the pass over single values finds out which it is, and raises again
+    # Only msgspec.Raw can hold a raw newline.
+    return lines[:-1] if len(lines) == len(values) + 1 else None
+
+
 def encode_key(key: object) -> bytes:
     """A grouping key as the key of a record.
 

@@ -67,6 +67,11 @@ class StatefulOperator(ABC):
         """The W that ends everything the operator waits for; None when it waits for nothing."""
 
     @property
+    def judges_rows(self) -> bool:
+        """Whether it asks for W before single rows, or only for where W has come to."""
+        return True
+
+    @property
     def required_wall_ms(self) -> int | None:
         """The earliest wall clock time the operator waits for, UTC ms; None for none."""
         return None

@@ -185,7 +185,12 @@ class Topology:
             delay_ms = max((self._delay_ms[each] for each in node.timed_inputs), default=0)
             self._add(node, delay_ms, resumed)
             self._delay_ms.append(delay_ms + self._own_delay_ms(node))
-        judged = {source for node_id in self.stateful for source in self._sources_of[node_id]}
+        judged = {
+            source
+            for node_id, operator in self.stateful.items()
+            if operator.judges_rows
+            for source in self._sources_of[node_id]
+        }
         for node_id, source in self.sources.items():
             source.exact = node_id in judged
 

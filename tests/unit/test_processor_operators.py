@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from millstream import RecordError, UsageError
@@ -19,6 +20,22 @@ def test_a_branch_sends_each_row_to_the_first_that_holds() -> None:
         part.map(lambda x: x["n"]).to(name)
     out = pipeline.test({"in": [{"n": n} for n in (1, 9, 6, 4, 8)]})
     assert {"small": [1, 4], "even": [6, 8], "rest": [9]} == out
+
+
+def test_values_are_written_as_if_each_were_encoded_by_itself() -> None:
+    values = [{"a": "x\ny"}, "\n", 1, msgspec.Raw(b'{\n"b": 2\n}'), [], 1.5]
+    pipeline = Pipeline("p")
+    pipeline.source("in", type=int).map(values.__getitem__).to("out")
+    records = pipeline.test({"in": list(range(len(values)))}).records("out")
+    assert [msgspec.json.encode(value) for value in values] == [each.value for each in records]
+
+
+def test_a_value_that_is_no_json_is_named_among_many() -> None:
+    pipeline = Pipeline("p")
+    pipeline.source("in", type=int).map(lambda n: object() if n == 3 else {"n": n}).to("out")
+    with pytest.raises(RecordError, match="object is unsupported") as caught:
+        pipeline.test({"in": list(range(5))})
+    assert caught.value.offset == 3
 
 
 def test_a_merge_keeps_the_order_of_the_input() -> None:
