@@ -5,7 +5,8 @@
 
 Bytes that are not UTF-8 are {"$base64":true,"encoded":"..."}, null is null, the timestamp is UTC
 milliseconds. Reading takes what writing gives, and what kcat and rpk write: `payload` for
-`value`, `ts` for `timestamp`, headers as a flat list, as an object or as {"key":, "value":}.
+`value`, `ts` for `timestamp`, headers as a flat list, as an object or as {"key":, "value":}, and
+`id` for the header `record-id`.
 `value` is required, so that a misspelt field is not taken for a tombstone; other fields are
 ignored. Topic and offset are where a record was, not where it goes.
 """
@@ -56,6 +57,7 @@ class _Input(Struct):
     ts: _Timestamp | None = None
     partition: int | None = None
     headers: list[object] | dict[str, object] | None = None
+    id: Text | int = None
 
 
 class Parsed(NamedTuple):
@@ -86,6 +88,9 @@ class LineError(NamedTuple):
 class _RecordJsonError(ValueError):
     """JSON, but not a record."""
 
+
+RECORD_ID: Final = "record-id"
+"""The header that is the id of a record."""
 
 _fields: Final = attrgetter(
     "topic", "partition", "offset", "timestamp_ms", "key", "value", "headers"
@@ -149,6 +154,9 @@ def _append(parsed: Parsed, record: _Input) -> None:
     # Everything that can fail comes before the first column grows.
     data, key = _to_bytes(value), _to_bytes(record.key)
     headers = parse_headers(record.headers) if record.headers else ()
+    if record.id is not None:
+        name = str(record.id) if isinstance(record.id, int) else record.id
+        headers = (*headers, (RECORD_ID, _to_bytes(name)))
     timestamp_ms = record.timestamp
     if timestamp_ms is None:
         timestamp_ms = record.timestamp_ms if record.timestamp_ms is not None else record.ts

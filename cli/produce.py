@@ -17,7 +17,7 @@ from millstream import MillstreamError, NamedProducer, Store, UnknownTopicError
 from .chunks import Chunk, by_partition, take
 from .command import Command, examples, users_topic
 from .complete import complete_topic
-from .envelope import LineError, parse_lines
+from .envelope import RECORD_ID, LineError, parse_lines
 from .format_string import unescape
 from .input import DelimitedInput
 from .output import RecordOutput
@@ -51,6 +51,7 @@ class ProduceOptions:
     durability: Literal["sync", "interval", "os"]
     expected_offset: int | None
     producer: str | None
+    id_header: str | None
     progress: bool | None
 
     def __post_init__(self) -> None:
@@ -120,6 +121,11 @@ class ProduceOptions:
     metavar="NAME",
     help="Number the records; run again on the same input, what is there is not written again.",
 )
+@click.option(
+    "--id-header",
+    metavar="NAME",
+    help="This header of the input is the id of its record (record-id), as in Nats-Msg-Id.",
+)
 @click.option("--progress/--no-progress", default=None, help="Counts on stderr.")
 def produce(**options: object) -> int:
     """Append lines of stdin, or FILES, to TOPIC, which is created if it is missing.
@@ -136,6 +142,9 @@ def produce(**options: object) -> int:
     same input, after whatever stopped it, appends what is missing and nothing twice; and so does
     one with a longer input, such as a file that has grown. Another process that has the name is
     fenced.
+
+    If TOPIC has the option dedup, a record whose header record-id (with -J also the field "id") was
+    appended before, within that time, is left out.
 
     With --expected-offset the exit code is 6 if somebody else was faster, and what was appended
     before that stays.
@@ -161,7 +170,8 @@ def run(current: Settings, options: ProduceOptions) -> int:
             store.sync()
         progress.end()
         if sink.duplicates:
-            current.say(f"{_records(sink.duplicates)} were there already")
+            verb = "was" if sink.duplicates == 1 else "were"
+            current.say(f"{_records(sink.duplicates)} {verb} there already")
         if sink.error is not None:
             before = f"{_records(sink.record_count)} before it"
             verb = "is" if sink.record_count == 1 else "are"
@@ -224,6 +234,25 @@ def _delimited(
 
 
 def _parser(options: ProduceOptions) -> Parse:
+    if options.id_header is not None:
+        return _with_ids(_parse_records(options), options.id_header)
+    return _parse_records(options)
+
+
+def _with_ids(parse: Parse, name: str) -> Parse:
+    """Take the header `name` for the id of a record."""
+
+    def renamed(block: list[bytes], first_line: int) -> Chunk:
+        chunk = parse(block, first_line)
+        if chunk.headers is None:
+            return chunk
+        rows = [[(RECORD_ID if n == name else n, v) for n, v in row] for row in chunk.headers]
+        return chunk._replace(headers=rows)
+
+    return renamed
+
+
+def _parse_records(options: ProduceOptions) -> Parse:
     if options.as_json:
         return _parse_json
     headers = [_parse_header(text) for text in options.headers]
@@ -316,7 +345,7 @@ class _Sink:
             self._tee.write((value or b"") + self._delimiter for value in chunk.values)
 
     def _write(self, partition: int | None, part: Chunk) -> None:
-        self._store.append_many(
+        written = self._store.append_many(
             self._topic,
             part.values,
             part.keys,
@@ -325,8 +354,10 @@ class _Sink:
             headers=part.headers,
             expected_offset=self._expected,
         )
+        new = sum(each.record_count for each in written)
+        self.duplicates += len(part.values) - new
         if self._expected is not None:
-            self._expected += len(part.values)
+            self._expected += new
 
     def _by_partition(self, chunk: Chunk) -> Iterator[tuple[int | None, Chunk]]:
         return by_partition(chunk, self._partition, self._partition_count)

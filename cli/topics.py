@@ -158,6 +158,7 @@ def info(name: str) -> None:
         "retention_limit_bytes": topic.config.retention_limit_bytes,
         "compact": topic.config.compact,
         "tombstone_retention_ms": topic.config.tombstone_retention_ms,
+        "dedup_ms": topic.config.dedup_ms,
         "recompress": topic.config.recompress,
         "compression": topic.config.compression,
         "segment_bytes": topic.config.segment_bytes,

@@ -21,6 +21,7 @@ from .format import CODEC_BY_NAME
 from .group_append import GroupAppend, Row
 from .log import Log
 from .record import Headers, RecordMetadata
+from .record_ids import record_id
 from .tail import TOPICS_VERSION_WORD
 
 
@@ -31,6 +32,12 @@ def partition_of(key: bytes, partitions: int) -> int:
     (0, 1)
     """
     return xxh3_64_intdigest(key) % partitions
+
+
+def _partition_of_id(headers: Headers, partitions: int) -> int | None:
+    """Where a record without a key goes, so that one with the same id finds it; None: no id."""
+    found = record_id(headers) if headers else None
+    return None if found is None else partition_of(found, partitions)
 
 
 class _Route(NamedTuple):
@@ -64,6 +71,8 @@ class Appender:
         info = self._engine.topic(topic)
         if key is None and info.config.compact:
             raise missing_key(topic)
+        if key is None and partition is None and info.config.dedup_ms is not None:
+            partition = _partition_of_id(headers, info.partitions)
         log = self._log_of(info, key, partition)
         return log, encode_batch(
             (value,),
@@ -72,6 +81,10 @@ class Appender:
             (headers,) if headers else None,
             codec=CODEC_BY_NAME[info.config.compression],
         )
+
+    def looks_at_ids(self, topic: str) -> bool:
+        """Whether records of the topic are told apart by their ids."""
+        return self._engine.topic(topic).config.dedup_ms is not None
 
     def append_durably(self, topic: str, row: Row, partition: int | None) -> RecordMetadata:
         """Append one record, sharing batch and sync with other threads that do so now."""
@@ -140,6 +153,10 @@ class Appender:
             raise missing_key(topic)
         if partition is None and info.partitions == 1:
             partition = 0
+        by_id = headers is not None and info.config.dedup_ms is not None
+        if partition is None and keys is None and by_id:
+            keys = [None] * len(values)
+            columns = (values, keys, timestamps_ms, headers)
         if partition is None and keys is None:
             partition = next(self._turn) % info.partitions
         codec = CODEC_BY_NAME[info.config.compression]
@@ -150,7 +167,8 @@ class Appender:
         if len({len(column) for column in columns if column is not None}) != 1:
             raise UsageError("values, keys, timestamps_ms and headers must be of equal length")
         batches = []
-        for number, rows in enumerate(self._rows_by_partition(info, keys)):
+        numbers = self._rows_by_partition(info, keys, headers if by_id else None)
+        for number, rows in enumerate(numbers):
             if rows:
                 parts = [
                     None if column is None else [column[row] for row in rows] for column in columns
@@ -159,7 +177,10 @@ class Appender:
                 batches.append((log, encode_batch(*parts, codec=codec)))  # type: ignore[arg-type]  # each part has its column's type
         return batches
 
-    def _rows_by_partition(self, info: TopicInfo, keys: Sequence[bytes | None]) -> list[list[int]]:
+    def _rows_by_partition(
+        self, info: TopicInfo, keys: Sequence[bytes | None], headers: Sequence[Headers] | None
+    ) -> list[list[int]]:
+        """The rows of each partition; those without a key follow their ids in `headers`."""
         rows: list[list[int]] = [[] for _ in range(info.partitions)]
         unkeyed = next(self._turn) % info.partitions
         try:
@@ -168,6 +189,10 @@ class Appender:
             ]
         except TypeError as error:
             raise UsageError(f"keys must be bytes or None: {error}", topic=info.name) from None
+        if headers is not None:
+            for row, key in enumerate(keys):
+                number = _partition_of_id(headers[row], info.partitions) if key is None else None
+                numbers[row] = numbers[row] if number is None else number
         for row, number in enumerate(numbers):
             rows[number].append(row)
         return rows

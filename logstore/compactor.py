@@ -12,7 +12,7 @@ the next one.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from itertools import compress, pairwise, repeat
+from itertools import compress, pairwise, repeat, takewhile
 from typing import Final, NamedTuple
 
 from .batch_scan import scan_bodies
@@ -172,7 +172,13 @@ class Compactor:
         slot = self._log.slot
         limit = min(slot[Slot.DURABLE_OFFSET], slot[Slot.VISIBLE_OFFSET])
         sealed = [Sealed(*pair) for pair in pairwise(self._log.files.headers())]
-        return [segment for segment in sealed if segment.end <= limit]
+        durable = [segment for segment in sealed if segment.end <= limit]
+        dedup_ms = self._log.config.dedup_ms
+        if dedup_ms is None:
+            return durable
+        # Ids are remembered by their records, each of which says when it was appended.
+        before_ms = self._c.clock.now_ms() - dedup_ms
+        return list(takewhile(lambda segment: segment.following.created_ms <= before_ms, durable))
 
     # --- rounds --------------------------------------------------------------------------------
 

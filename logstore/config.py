@@ -149,6 +149,10 @@ class TopicConfig:
     """Compaction keeps a tombstone this long after it has removed what the tombstone replaces, so
     that a reader who is slow, but not slower, learns of the deletion."""
 
+    dedup_ms: int | None = None
+    """A record is not appended again if one with the same header `record-id` was appended to the
+    partition less than this long before. None: the header means nothing."""
+
     recompress: Literal["zstd"] | None = None
     """zstd: write sealed segments anew in larger batches with this codec, once, where that saves
     an eighth. Appends keep `compression`, which may be faster."""
@@ -178,6 +182,7 @@ class TopicConfig:
         if not isinstance(self.compact, bool):
             raise UsageError(f"compact is {self.compact!r}; give True or False")
         _check_count("tombstone_retention_ms", self.tombstone_retention_ms, minimum=0)
+        _check_count("dedup_ms", self.dedup_ms, optional=True)
         if self.recompress not in (None, "zstd"):
             raise UsageError(f"recompress is {self.recompress!r}; choose zstd or None")
         if self.compression not in get_args(Compression):
@@ -336,6 +341,8 @@ _OPTIONS: Final[Mapping[str, tuple[str, Callable[[object], object]]]] = {
     "compact": ("compact", _flag),
     "tombstone_retention": ("tombstone_retention_ms", _duration),
     "tombstone_retention_ms": ("tombstone_retention_ms", _duration),
+    "dedup": ("dedup_ms", _duration),
+    "dedup_ms": ("dedup_ms", _duration),
     "recompress": ("recompress", _as_is),
     "compression": ("compression", _as_is),
     "segment_bytes": ("segment_bytes", _size),

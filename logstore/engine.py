@@ -14,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Final, Protocol
+from typing import Final
 
 from .append_lock import AppendLock, NoLocks
 from .background import Background
@@ -37,6 +37,7 @@ from .errors import (
 from .format import CONTROL, HAS_KEYS, NULL_KEYS
 from .liveness import Liveness
 from .log import Log
+from .once_append import AppendGuard, guarded
 from .retention_schedule import RetentionSchedule
 from .storage import Storage
 from .tail import TOPICS_VERSION_WORD, Slot, Tail
@@ -59,18 +60,6 @@ def in_use(storage: Storage) -> bool:
         return not lock.try_acquire()
     finally:
         lock.close()
-
-
-class AppendGuard(Protocol):
-    """A condition of an append, with the append lock held."""
-
-    def check_locked(self) -> None:
-        """Raise if the batches must not be appended."""
-        ...
-
-    def appended_locked(self, offsets: Sequence[int], now_ms: int) -> None:
-        """All were, at these base offsets; not called if one failed."""
-        ...
 
 
 class Engine:
@@ -314,19 +303,25 @@ class Engine:
         *,
         transaction_id: int = 0,
         guard: AppendGuard | None = None,
+        numbered: bool = False,
     ) -> tuple[list[int], int]:
         """Write batches in this order, in one hold of the append lock.
 
         Returns their base offsets and the append time, UTC milliseconds.
 
         They are neither durable nor visible before `acknowledge`. If one fails, those before it
-        stay written, unacknowledged. A `guard` may refuse them before any is written.
+        stay written, unacknowledged. A `guard` may refuse them before any is written. Ids of
+        `numbered` records are not looked up: a named producer numbers them.
 
         Raises:
+            DuplicateIdsError: Some are there already, by their ids; see `append_once`.
             UnknownTopicError: A topic was deleted.
             StorageError, PoisonedError: Not written.
         """
         self.ensure_writable()
+        if self.tail.words[TOPICS_VERSION_WORD] != self.topics_version:
+            self._refresh_topics()
+        guard = guarded(self, batches, transaction_id, guard, numbered=numbered)
         try:
             with self.append_lock:
                 if guard is None:

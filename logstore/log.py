@@ -1,9 +1,8 @@
 """One partition: append under the store-wide lock, roll, sync in groups, find.
 
-The log end, the durable end and the link to the next batch live in the partition's slot of the
-tail words, so that every process continues where the last one stopped. What is on disk after a
-crash is decided by `recovery.py`; how a segment file looks, by `segment.py`. Reading batches is
-`reader.py`; this module tells it where they are.
+The log end, the durable end and the link to the next batch live in the partition's slot of the tail
+words, so that every process continues where the last one stopped. What a crash left is decided by
+`recovery.py`, how a segment file looks by `segment.py`. Reading batches is `reader.py`.
 
 Methods named `*_locked` are called with the append lock held.
 """
@@ -31,6 +30,7 @@ from .errors import (
 )
 from .format import APPEND_TIME, INT64_MAX, SEGMENT_HEADER_BYTES, SegmentHeader
 from .group_commit import GroupCommit
+from .id_log import IdLog
 from .producer_log import ProducerLog
 from .recovery import examine, repair, rewrite_unsynced
 from .segment import (
@@ -106,6 +106,7 @@ class Log:
         )
         self._zeros = ZeroFill(self, components.append_lock)
         self.producers = ProducerLog(self, components)
+        self.ids = IdLog(self, components)
         self.sealed_unsynced: _Sealed | None = None
         """The segment which this process sealed before it was synced."""
 
@@ -236,6 +237,7 @@ class Log:
         self._publish_recovered(end, file_bytes, facts)
         self.files.examined(found.segments)
         self._skip_lost_locked(facts.start_offset)
+        self.ids.recovered_locked()
         self.producers.recovered_locked(named=found.names_producers)
         slot[Slot.GENERATION] = generation
 

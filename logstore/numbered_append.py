@@ -175,7 +175,7 @@ def append_numbered(
         guard = NumberedAppend(producer, log, rest)
         pairs = [(log, batch.encoded) for batch in rest]
         try:
-            offsets, now_ms = engine.append_at(pairs, guard=guard)
+            offsets, now_ms = engine.append_at(pairs, guard=guard, numbered=True)
         except _DuplicateError:
             done += [Appended(*found, duplicate=True) for found in guard.duplicates]
             rest = rest[len(guard.duplicates) :]

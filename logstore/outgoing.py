@@ -7,7 +7,7 @@ moves it from state to state, and under which lock, is in sender.py.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Final, Protocol, TypeAlias
 
@@ -19,6 +19,10 @@ from .record import DuplicateMetadata, Headers, RecordMetadata
 ENTRY_FIELDS: Final = 2
 
 _logger = logging.getLogger("millstream")
+
+
+PlaceOfRow: TypeAlias = tuple[int, int, bool]
+"""Offset, append time, and whether it is that of an earlier record with the same id."""
 
 
 class BatchOwner(Protocol):
@@ -41,13 +45,17 @@ class Lane:
     it is sealed it is the next partition's turn.
     """
 
-    __slots__ = ("needs_key", "open", "partitions", "topic", "turn")
+    __slots__ = ("by_id", "needs_key", "open", "partitions", "topic", "turn")
 
-    def __init__(self, topic: str, partitions: int, *, needs_key: bool = False) -> None:
+    def __init__(
+        self, topic: str, partitions: int, *, needs_key: bool = False, by_id: bool = False
+    ) -> None:
         self.topic = topic
         self.partitions = partitions
         self.needs_key = needs_key
         """The topic is compacted; one that becomes so later refuses the whole batch."""
+        self.by_id = by_id
+        """Records without a key belong to the partitions of their ids."""
         self.open: list[Batch | None] = [None] * (partitions + 1)
         self.turn = 0
 
@@ -96,6 +104,7 @@ class Batch:
         "lane",
         "last_sequence",
         "partition",
+        "places",
         "room",
         "sealed",
         "sender",
@@ -129,6 +138,8 @@ class Batch:
         """Of a named producer: the number of the last record, if whoever sends gives numbers."""
         self.error: BaseException | None = None
         self.base_offset = -1
+        self.places: Sequence[PlaceOfRow] | None = None
+        """Of each record, where some were in the log already."""
         self.timestamps_ms: int | list[int] = 0
         self.callbacks: list[PendingCall] = []
 
@@ -209,8 +220,11 @@ class SendFuture(msgspec.Struct, eq=False, gc=False):
         batch, index = self.batch, self.end // ENTRY_FIELDS - 1
         stamps = batch.timestamps_ms
         timestamp_ms = stamps if isinstance(stamps, int) else stamps[index]
-        offset = batch.base_offset + index
-        if batch.duplicate:
+        offset, duplicate = batch.base_offset + index, batch.duplicate
+        if batch.places is not None:
+            offset, append_ms, duplicate = batch.places[index]
+            timestamp_ms = append_ms if duplicate else timestamp_ms
+        if duplicate:
             return DuplicateMetadata(batch.lane.topic, batch.partition, offset, timestamp_ms)
         return RecordMetadata(batch.lane.topic, batch.partition, offset, timestamp_ms)
 

@@ -27,6 +27,7 @@ from .engine import Engine
 from .errors import MillstreamError, UsageError, missing_key
 from .outgoing import Extras, Lane, SendFuture
 from .record import Headers
+from .record_ids import record_id
 from .sender import Sender, SendLimits
 
 RECORD_OVERHEAD_BYTES: Final = 32
@@ -133,8 +134,8 @@ class Producer:
             lane = self._lanes[topic]
         except KeyError:
             lane = self._sender.add_lane(topic)
-        if key is None and lane.needs_key:
-            raise missing_key(topic)
+        if key is None and (lane.needs_key or lane.by_id):
+            partition = _without_key(lane, headers, partition)
         if partition is not None:
             number = checked_partition(lane, partition)
         elif key is None or lane.partitions == 1:
@@ -280,6 +281,14 @@ def _checked_extras(
     except (TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"headers must be (str, bytes or None) pairs: {error}") from error
     return Extras(key, timestamp_ms, tuple(checked)), size
+
+
+def _without_key(lane: Lane, headers: Headers, partition: int | None) -> int | None:
+    """The partition of a record without a key, in a topic that minds."""
+    if lane.needs_key:
+        raise missing_key(lane.topic)
+    found = record_id(headers) if headers and partition is None else None
+    return partition if found is None else xxh3_64_intdigest(found) % lane.partitions
 
 
 def checked_partition(lane: Lane, partition: object) -> int:

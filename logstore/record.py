@@ -72,7 +72,10 @@ class DuplicateMetadata(RecordMetadata):
 
 
 class AppendMetadata(NamedTuple):
-    """Where `append_many` wrote its records in one partition: offsets [base, base + count)."""
+    """Where `append_many` wrote its records in one partition: offsets [base, base + count).
+
+    Records that were there already, by their ids, do not count.
+    """
 
     topic: str
     partition: int

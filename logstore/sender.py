@@ -38,6 +38,7 @@ from .engine import Engine
 from .errors import BackpressureTimeoutError, StoreClosedError, UsageError
 from .format import APPEND_TIME, CODEC_BY_NAME
 from .log import Log
+from .once_append import append_once
 from .outgoing import Batch, Extras, Lane, PendingCall, SendFuture, call_back_all
 
 RECORD_BYTES_MAX: Final = 96 * MIB
@@ -114,7 +115,12 @@ class Sender:
             return self.lanes.setdefault(topic, self._make_lane(info))
 
     def _make_lane(self, info: TopicInfo) -> Lane:
-        return Lane(info.name, info.partitions, needs_key=info.config.compact)
+        return Lane(
+            info.name,
+            info.partitions,
+            needs_key=info.config.compact,
+            by_id=info.config.dedup_ms is not None,
+        )
 
     def _ensure_open(self) -> None:
         if self._broken is not None:
@@ -446,12 +452,13 @@ class Sender:
 
     def _append(self, log: Log, pairs: list[tuple[Batch, EncodedBatch]]) -> int:
         """Write the batches of one partition; the offset behind them."""
-        bases, now_ms = self.engine.append_at([(log, encoded) for _, encoded in pairs])
-        for (batch, encoded), base in zip(pairs, bases, strict=True):
-            batch.base_offset = base
+        placed, now_ms = append_once(self.engine, [(log, encoded) for _, encoded in pairs])
+        for (batch, encoded), each in zip(pairs, placed, strict=True):
+            batch.base_offset = each.base_offset
+            batch.places = each.rows
             if encoded.flags & APPEND_TIME:
                 batch.timestamps_ms = now_ms
-        return bases[-1] + pairs[-1][1].record_count
+        return max(each.end for each in placed)
 
     def _acknowledge(self, ends: dict[Log, int]) -> dict[Log, BaseException]:
         """Make the round durable and visible; the error of each log that could not be."""

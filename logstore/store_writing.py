@@ -20,6 +20,7 @@ from .job import Duration
 from .latest import LatestValues
 from .named_producer import NamedProducer
 from .numbered_append import OpenProducer, forget
+from .once_append import append_once, metadata_of
 from .owner_catalog import DatabasePlace
 from .owners import TIMEOUT, AnonymousOwners, Ownership, Terms, own
 from .positions import parse_duration_ms
@@ -64,8 +65,9 @@ class StoreWriting:
             value: Bytes; None is a tombstone.
             key: Records of one key keep their order.
             timestamp_ms: UTC milliseconds; None takes the time of the append.
-            headers: (name, bytes or None) pairs.
-            partition: None chooses by key, or takes turns.
+            headers: (name, bytes or None) pairs. One with the name "record-id" is the id of the
+                record: if the topic has the option `dedup`, it is not written again.
+            partition: None chooses by key, else by id, or takes turns.
             durability: Instead of the store's: "sync", "interval" or "os".
             expected_offset: Append only if the record gets this offset.
             match: Append only if the last record of the key is this one, that at this offset, or
@@ -91,7 +93,8 @@ class StoreWriting:
         self._engine.ensure_writable()
         mode = durability or self._engine.durability
         conditional = expected_offset is not None or match is not None
-        if mode == "sync" and not conditional:
+        looked_up = conditional or (headers and self._appender.looks_at_ids(topic))
+        if mode == "sync" and not looked_up:
             row = (value, key, timestamp_ms, headers)
             return self._appender.append_durably(topic, row, partition)
         check_durability(mode)
@@ -108,11 +111,9 @@ class StoreWriting:
                 key=key,
                 match=match,
             )
-        (offset,), now_ms = self._engine.append_at((record,), guard=condition)
-        log = record[0]
-        self._engine.acknowledge(((log, offset + 1),), durability)
-        written_ms = now_ms if timestamp_ms is None else timestamp_ms
-        return RecordMetadata(topic, log.partition, offset, written_ms)
+        (placed,), now_ms = append_once(self._engine, (record,), guard=condition)
+        self._engine.acknowledge(((placed.log, placed.end),), durability)
+        return metadata_of(placed, now_ms if timestamp_ms is None else timestamp_ms)
 
     def append_many(  # noqa: PLR0913 - a record has that many parts
         self,
@@ -130,7 +131,8 @@ class StoreWriting:
 
         Sequences are of equal length. Without `partition`, keyed records go where their keys
         belong and an unkeyed call goes to one partition, in turn. Returns one entry per
-        partition written. With `expected_offset` all must go to one partition, and the first
+        partition written; records that are not written again (topic option `dedup`) do not
+        count. With `expected_offset` all must go to one partition, and the first
         record has to get that offset. Arguments and errors otherwise as `append`.
 
         >>> import millstream
@@ -148,15 +150,12 @@ class StoreWriting:
             condition = condition_on(
                 self._latest, batches, partition, expected_offset=expected_offset
             )
-        offsets, _ = self._engine.append_at(batches, guard=condition)
-        written = list(zip(batches, offsets, strict=True))
-        self._engine.acknowledge(
-            [(log, offset + encoded.record_count) for (log, encoded), offset in written],
-            durability,
-        )
+        placed, _ = append_once(self._engine, batches, guard=condition)
+        self._engine.acknowledge([(each.log, each.end) for each in placed], durability)
         return [
-            AppendMetadata(topic, log.partition, offset, encoded.record_count)
-            for (log, encoded), offset in written
+            AppendMetadata(topic, each.log.partition, each.base_offset, each.written.record_count)
+            for each in placed
+            if each.written is not None
         ]
 
     @overload

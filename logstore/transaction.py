@@ -27,6 +27,7 @@ from .job import Job
 from .latest import LatestValues
 from .log import Log
 from .membership import remove_dead_members
+from .once_append import Placed, append_once, metadata_of
 from .owner_catalog import Outcome, OwnerCatalog
 from .owners import Ownership
 from .queue_catalog import refuse_queue
@@ -105,9 +106,8 @@ class Transaction:
                 key=key,
                 match=match,
             )
-        ((log, offset, _),), now_ms = self._write([record], condition)
-        written_ms = now_ms if timestamp_ms is None else timestamp_ms
-        return RecordMetadata(log.topic, log.partition, offset, written_ms)
+        (placed,), now_ms = self._write([record], condition)
+        return metadata_of(placed, now_ms if timestamp_ms is None else timestamp_ms)
 
     def append_many(  # noqa: PLR0913 - a record has that many parts
         self,
@@ -131,27 +131,29 @@ class Transaction:
                 self._latest, batches, partition, expected_offset=expected_offset
             )
         return [
-            AppendMetadata(log.topic, log.partition, offset, encoded.record_count)
-            for log, offset, encoded in self._write(batches, condition)[0]
+            AppendMetadata(topic, each.log.partition, each.base_offset, each.written.record_count)
+            for each in self._write(batches, condition)[0]
+            if each.written is not None
         ]
 
     def _write(
         self, batches: Sequence[tuple[Log, EncodedBatch]], condition: Condition | None = None
-    ) -> tuple[list[tuple[Log, int, EncodedBatch]], int]:
+    ) -> tuple[list[Placed], int]:
         mark = transaction_id(self._ownership.owner_id, self._number)
         self._written = True
         try:
-            offsets, now_ms = self._engine.append_at(batches, transaction_id=mark, guard=condition)
+            placed, now_ms = append_once(
+                self._engine, batches, transaction_id=mark, guard=condition
+            )
         except ConflictError:
             raise  # before anything was written
         except BaseException:
             self._failed = True
             raise
-        written: list[tuple[Log, int, EncodedBatch]] = []
-        for (log, encoded), offset in zip(batches, offsets, strict=True):
-            self._ends[log] = offset + encoded.last_offset_delta + 1
-            written.append((log, offset, encoded))
-        return written, now_ms
+        for each in placed:
+            # What a duplicate repeats has to be durable too.
+            self._ends[each.log] = max(each.end, self._ends.get(each.log, 0))
+        return placed, now_ms
 
     def commit_offsets(self, group: str, offsets: Mapping[TopicPartition, int]) -> None:
         """Commit these next offsets of a group together with the transaction.

@@ -428,6 +428,26 @@ def test_produce_under_a_name_keeps_keys_and_partitions(cli: Cli) -> None:
     assert copy.replace(b'"topic":"t"', b'"topic":"u"') == cli("consume", "u", "-J", "-e").out
 
 
+def test_produce_leaves_out_ids_that_are_there(cli: Cli) -> None:
+    assert 0 == cli("topics", "create", "t", "dedup=10m", "-p", "3").code
+    lines = b"".join(b'{"id": %d, "value": "v%d"}\n' % (n, n) for n in range(9))
+    assert 0 == cli("produce", "t", "-J", stdin=lines[: len(lines) // 3]).code
+    again = cli("produce", "t", "-J", stdin=lines)
+    assert (0, True) == (again.code, "3 records were there already" in again.err)
+    nats = b"".join(
+        b'{"value": "v%d", "headers": {"Nats-Msg-Id": "%d", "h": "x"}}\n' % (n, n)
+        for n in range(12)
+    )
+    other = cli("produce", "t", "-J", "--id-header", "Nats-Msg-Id", stdin=nats)
+    assert (0, True) == (other.code, "9 records were there already" in other.err)
+    copy = cli("produce", "t", "-J", stdin=cli("consume", "t", "-J", "-e").out)
+    assert (0, True) == (copy.code, "12 records were there already" in copy.err)
+    one = [cli("produce", "t", "-H", "record-id=one", stdin=b"a\nb\n").err for _ in range(2)]
+    assert ["1 record was" in one[0], "2 records were" in one[1]] == [True, True]
+
+    assert 13 == len(cli("consume", "t", "-e").out.splitlines())
+
+
 def test_produce_where_the_log_is_expected_to_end(cli: Cli) -> None:
     assert 0 == cli("produce", "t", "--expected-offset", "0", stdin=b"a\nb\n").code
     late = cli("produce", "t", "--expected-offset", "1", stdin=b"c\n")

@@ -120,6 +120,26 @@ def append(path: str, name: str, count: str, durability: str, batch: str) -> Non
             tell()
 
 
+def send_identified(path: str, count: str, manner: str) -> None:
+    """Append the records 0, 1, 2, ... with ids, in one of three manners; a byte for each call."""
+    with millstream.open(path) as store, store.producer(durability="os") as producer:
+        tell(b"r")
+        for start in range(0, int(count), 5):
+            numbers = range(start, min(start + 5, int(count)))
+            headers = [[("record-id", b"%d" % number)] for number in numbers]
+            values = [b"%d" % number for number in numbers]
+            if int(manner) % 3 == 0:
+                store.append_many("t", values, headers=headers)
+            elif int(manner) % 3 == 1:
+                for value, header in zip(values, headers, strict=True):
+                    producer.send("t", value, headers=header)
+                producer.flush()
+            else:
+                with suppress(millstream.ConflictError), store.transaction() as transaction:
+                    transaction.append_many("t", values, headers=headers)
+            tell()
+
+
 def update(path: str, name: str, keys: str) -> None:
     """Append numbered values to so many keys in turn: one per byte of the parent, and one back."""
     with millstream.open(path) as store:
