@@ -14,18 +14,32 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import repeat
+from itertools import islice, repeat
+from operator import itemgetter
 from types import TracebackType
-from typing import Any, Final, Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 
 from millstream import DataError
 
 from .row_codec import PLAIN
 from .serde import INT64_MAX, INT64_MIN, ordered_keys
-from .state import StateEntry, StateRecords, encode_entries, encode_removed
+from .state import (
+    StateEntries,
+    StateEntry,
+    StatePiece,
+    StateRecords,
+    encode_entries,
+    encode_removed,
+)
 from .stateful import SWEEP_RECORDS
 
 V = TypeVar("V")
+
+_PIECE_RECORDS: Final = 5_000
+"""Records of a restart looked at together, where they come one by one."""
+
+_Contents: TypeAlias = Mapping[tuple[object, ...], dict[object, list[Any] | None]]
+"""By prefix: what state kept of each key; None: it is gone."""
 
 
 class Codec(Protocol):
@@ -55,8 +69,9 @@ class KeyedState(Generic[V]):
     (1, None, 1, 1)
     """
 
-    restore_records: int = 1 << 62
-    """How many records to take at a time in a restart."""
+    restore_records: int = 1
+    """How many records to take at a time in a restart, at least: what was read together is taken
+    together."""
 
     def __init__(
         self,
@@ -271,11 +286,23 @@ class KeyedState(Generic[V]):
             DataError: It is nothing that this state writes.
         """
         for key, content in contents.items():
+            self._values.pop(key, None)
+            self._times.pop(key, None)
+            self._waits.pop(key, None)
             if content is not None:
                 time_ms = self._time_of(key, content)
                 self._values[key] = self._codec.unpack(content[0])
                 if time_ms is not None:
                     self.stamp(key, time_ms)
+
+    def take_columns(self, keys: Sequence[object], contents: Sequence[list[Any]]) -> None:
+        """The same where nothing is gone. Errors as `take`."""
+        if self.ttl_ms is not None or {1} != set(map(len, contents)):
+            self.take(dict(zip(keys, contents, strict=True)))
+            return
+        packed = map(itemgetter(0), contents)
+        values = packed if self._codec is PLAIN else map(self._codec.unpack, packed)
+        self._values.update(zip(keys, values, strict=True))
 
     def _time_of(self, key: object, content: list[Any]) -> int | None:
         """The event time in what state kept of a key; None without a time to live."""
@@ -380,29 +407,60 @@ def restore_states(states: Sequence[KeyedState[Any]], entries: Iterable[StateEnt
     Raises:
         DataError: A record belongs to none of them.
     """
-    contents: dict[tuple[object, ...], dict[object, list[Any] | None]] = {
-        state.prefix: {} for state in states
-    }
-    width = len(states[0].prefix)
-    rest = states[0].restore_records
-    for path, content in entries:
-        known = contents.get(path[:width])
-        if known is None or len(path) != width + 1:
-            raise DataError(f"not the state of {states[0].name!r}: {path!r}")
-        if content is None:
-            known.pop(path[width], None)
-        known[path[width]] = content
-        rest -= 1
-        if not rest:
-            rest = states[0].restore_records
+    contents: _Contents = {state.prefix: {} for state in states}
+    width, by_prefix = len(states[0].prefix), {state.prefix: state for state in states}
+    at_once = rest = states[0].restore_records
+    for paths, values in _pieces(entries):
+        state = None
+        if {width + 1} == set(map(len, paths)) and None not in values:
+            prefix, *others = _prefixes(paths, width)
+            state = None if others else by_prefix.get(prefix)
+        if state is None:
+            _sort_in(states[0].name, contents, paths, values)
+        elif at_once == 1:
+            there: list[Any] = values
+            state.take_columns(list(map(itemgetter(width), paths)), there)
+            continue
+        else:
+            contents[state.prefix].update(zip(map(itemgetter(width), paths), values, strict=True))
+        rest -= len(paths)
+        if rest <= 0:
+            rest = at_once
             _take(states, contents)
     _take(states, contents)
 
 
-def _take(
-    states: Sequence[KeyedState[Any]],
-    contents: Mapping[tuple[object, ...], dict[object, list[Any] | None]],
+def _pieces(entries: Iterable[StateEntry]) -> Iterator[StatePiece]:
+    if isinstance(entries, StateEntries):
+        yield from entries.pieces()
+        return
+    each = iter(entries)
+    while piece := list(islice(each, _PIECE_RECORDS)):
+        yield StatePiece([path for path, _ in piece], [value for _, value in piece])
+
+
+def _prefixes(paths: Sequence[tuple[Any, ...]], width: int) -> set[tuple[Any, ...]]:
+    return set(map(itemgetter(slice(0, width)), paths)) if width else {()}
+
+
+def _sort_in(
+    name: str,
+    contents: _Contents,
+    paths: Sequence[tuple[Any, ...]],
+    values: Sequence[list[Any] | None],
 ) -> None:
+    """Entries of several states, or with some that are gone."""
+    width = len(next(iter(contents)))
+    for path, value in zip(paths, values, strict=True):
+        known = contents.get(path[:width])
+        if known is None or len(path) != width + 1:
+            raise DataError(f"not the state of {name!r}: {path!r}")
+        if value is None:
+            known.pop(path[width], None)
+        known[path[width]] = value
+
+
+def _take(states: Sequence[KeyedState[Any]], contents: _Contents) -> None:
     for state in states:
         state.take(contents[state.prefix])
         contents[state.prefix].clear()

@@ -13,9 +13,10 @@ The last record of a path wins. Each operator says what its paths are: fixed win
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any, Final, NamedTuple
+from operator import itemgetter
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -28,6 +29,9 @@ STATE_VERSION: Final = b"\x01"
 _SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
 """What msgpack brings back as it was."""
 
+_FIRST: Final[Callable[[bytes], bytes]] = itemgetter(slice(0, 1))
+_REST: Final[Callable[[bytes], bytes]] = itemgetter(slice(1, None))
+_PATH: Final = msgspec.msgpack.Decoder(tuple[Any, ...])
 _LIST: Final = msgspec.msgpack.Decoder(list[Any])
 
 
@@ -50,6 +54,22 @@ class StateEntry(NamedTuple):
     """At least one part; lists in it are tuples again."""
     value: list[Any] | None
     """None: the path, and all that begin with it, are gone."""
+
+
+class StatePiece(NamedTuple):
+    """Many records of a state topic, decoded, as columns; see `StateEntry`."""
+
+    paths: list[tuple[Any, ...]]
+    values: list[list[Any] | None]
+
+
+@runtime_checkable
+class StateEntries(Iterable[StateEntry], Protocol):
+    """Entries that can be had in pieces as well, which takes less time for each."""
+
+    def pieces(self) -> Iterator[StatePiece]:
+        """The same entries, instead of one by one."""
+        ...
 
 
 def encode_entries(
@@ -118,6 +138,29 @@ def decode_entry(key: bytes | None, value: bytes | None) -> StateEntry:
         raise DataError("not a state record: its path is empty")
     path = tuple(map(restored_key, parts))
     return StateEntry(path, None if value is None else decode_content(value))
+
+
+def decode_piece(keys: Sequence[bytes | None], values: Sequence[bytes | None]) -> StatePiece:
+    """Records of a state topic, as `decode_entry` does it, but all of them in few calls.
+
+    Raises:
+        FormatVersionError: One was written by a newer version.
+        DataError: One is not a state record.
+    """
+    known = [value for value in values if value is not None]
+    if None in keys or len(known) < len(values) or set(map(_FIRST, known)) != {STATE_VERSION}:
+        entries = list(map(decode_entry, keys, values))
+        return StatePiece([entry.path for entry in entries], [entry.value for entry in entries])
+    try:
+        paths: list[Any] = list(map(_PATH.decode, keys))  # type: ignore[arg-type]  # none is None
+        contents = list(map(_LIST.decode, map(_REST, known)))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"not a state record: {error}") from error
+    if not all(paths):
+        raise DataError("not a state record: its path is empty")
+    if list in set(map(type, chain.from_iterable(paths))):
+        paths = [tuple(map(restored_key, path)) for path in paths]
+    return StatePiece(paths, contents)  # type: ignore[arg-type]
 
 
 def decode_content(value: bytes) -> list[Any]:

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Final
 
 from millstream import DataError, RecordBatch, Store, Transaction
 
 from .checkpoint import Checkpoint, OperatorState, decode_checkpoint
-from .state import StateEntry, StateRecords, decode_entry
+from .state import StateEntry, StatePiece, StateRecords, decode_entry, decode_piece
 
 BATCH_BYTES_MAX: Final = 1 << 20
 BATCH_RECORDS_MAX: Final = 1 << 16
 """Records are appended in batches of at most this much: a reader decodes a batch as a whole."""
+
+PIECE_RECORDS: Final = 300
+"""Records decoded at a time: so few that Python's garbage collector, which counts what is alive at
+once, does not look through the state that grows meanwhile: that took half of a restart."""
 
 
 def checkpoint_name(pipeline: str) -> str:
@@ -39,9 +44,7 @@ def read_checkpoint(store: Store, pipeline: str) -> Checkpoint:
     return decode_checkpoint(store.checkpoint(checkpoint_name(pipeline)))
 
 
-def state_entries(
-    store: Store, topic: str, known: OperatorState, start: int | None = None
-) -> Iterator[StateEntry]:
+class LoggedEntries:
     """The records that make up the state of an operator as of a checkpoint, in order.
 
     Args:
@@ -49,13 +52,43 @@ def state_entries(
         topic: The operator's.
         known: As of the checkpoint.
         start: Leave out those before this offset.
-
-    Raises:
-        DataError: A record is damaged, or the topic is shorter than the checkpoint says: it was
-            restored from an older copy.
     """
-    for batch in state_batches(store, topic, known, start):
-        yield from _decoded(batch)
+
+    def __init__(
+        self, store: Store, topic: str, known: OperatorState, start: int | None = None
+    ) -> None:
+        self._batches = partial(state_batches, store, topic, known, start)
+
+    def __iter__(self) -> Iterator[StateEntry]:
+        """One by one.
+
+        Raises:
+            DataError: A record is damaged, or the topic is shorter than the checkpoint says: it
+                was restored from an older copy.
+        """
+        for batch in self._batches():
+            yield from _decoded(batch)
+
+    def pieces(self) -> Iterator[StatePiece]:
+        """Some at a time. Errors as one by one."""
+        for batch in self._batches():
+            keys, values = batch.keys, batch.values
+            for start in range(0, len(keys), PIECE_RECORDS):
+                stop = start + PIECE_RECORDS
+                try:
+                    piece = decode_piece(keys[start:stop], values[start:stop])
+                except DataError:
+                    # Which record it is, and that it is one, is found out again one by one.
+                    paths, contents = zip(*_decoded(batch), strict=True)
+                    piece = StatePiece(list(paths[start:stop]), list(contents[start:stop]))
+                yield piece
+
+
+def state_entries(
+    store: Store, topic: str, known: OperatorState, start: int | None = None
+) -> LoggedEntries:
+    """The records that make up the state of an operator as of a checkpoint; see `LoggedEntries`."""
+    return LoggedEntries(store, topic, known, start)
 
 
 def state_batches(
@@ -64,7 +97,7 @@ def state_batches(
     """The same, not decoded.
 
     Raises:
-        DataError: See `state_entries`.
+        DataError: See `LoggedEntries`.
     """
     end = known.end_offset
     start = known.snapshot_offset if start is None else start

@@ -16,6 +16,7 @@ from benchmarks.workloads import (
     pipeline,
     queue,
     reading,
+    restoring,
     single,
     visiting,
 )
@@ -36,6 +37,7 @@ WORKLOADS: tuple[Workload, ...] = (
     pipeline.WORKLOAD,
     parsed.WORKLOAD,
     counting.WORKLOAD,
+    restoring.WORKLOAD,
     visiting.WORKLOAD,
     joining.WORKLOAD,
 )
