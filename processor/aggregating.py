@@ -7,7 +7,7 @@ and they are added together, a column at a time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from functools import cache
 from itertools import repeat
 from typing import Any, Final, TypeAlias
@@ -25,8 +25,8 @@ UPDATE: Final = "update"
 FINAL_RESULT: Final = "final"
 RETRACTED: Final = "retracted"
 
-_PLAIN_CONSTANTS: Final = (int, float, str, bytes, bool, type(None))
-"""What fresh accumulators can share."""
+_CONSTANT: Final = frozenset({type(None), bool, int, float, str, bytes})
+"""Of these nothing can change: fresh accumulators can share them, and results can be them."""
 
 Aggregates: TypeAlias = Sequence[tuple[str, Aggregate[Any, Any, Any]]]
 
@@ -156,7 +156,7 @@ class SlottedAggregates:
     def open(self) -> int:
         """A slot with fresh accumulators."""
         fresh = self._constants or self._by_row.init()
-        if not self._slot_count and all(type(first) in _PLAIN_CONSTANTS for first in fresh):
+        if not self._slot_count and all(type(first) in _CONSTANT for first in fresh):
             self._constants = fresh
         if self._free:
             slot = self._free.pop()
@@ -264,8 +264,27 @@ class SlottedAggregates:
 
 
 def detached(result: object) -> object:
-    """A result that stays as it is when the accumulator it may share goes on."""
-    return deepcopy(result) if isinstance(result, list | dict) else result
+    """A result that stays as it is when the accumulator or state it may share goes on.
+
+    Results are read after the step. One that was another by then would depend on where the input
+    is cut into steps.
+    """
+    kind = type(result)
+    parts: Iterable[object]
+    if kind in _CONSTANT:
+        return result
+    if kind is dict:
+        parts = result.values()  # type: ignore[attr-defined]
+    elif kind is list:
+        parts = result  # type: ignore[assignment]
+    elif isinstance(result, msgspec.Struct):
+        parts = msgspec.structs.astuple(result)
+    else:
+        return deepcopy(result)
+    if not _CONSTANT.issuperset(map(type, parts)):
+        return deepcopy(result)
+    frozen = isinstance(result, msgspec.Struct) and result.__struct_config__.frozen
+    return result if frozen else copy(result)
 
 
 def result_type(node: AggregatingNode) -> type[Windowed[object, object]]:

@@ -125,7 +125,8 @@ class DedupOperator(StatefulOperator):
             good = [index not in bad for index in range(len(found))]
             found = [each for each, is_good in zip(found, good, strict=True) if is_good]
             chunk = keep(chunk, good)
-        if chunk.keys is not None:
+        if node.keyed:
+            assert chunk.keys is not None
             return chunk, list(zip(chunk.keys, found, strict=True))
         return chunk, found
 

@@ -55,8 +55,6 @@ class IntervalJoinOperator(StatefulOperator):
         """How many rows have come: their order of arrival."""
         self._waiting: list[tuple[int, int, int, Held]] = []
         """A heap of (last possible match, side, number, row): those said if nothing matches."""
-        self._last = 0
-        """The greatest last possible match in the heap, as long as there is one."""
         self._restored = False
 
     @property
@@ -67,7 +65,10 @@ class IntervalJoinOperator(StatefulOperator):
     @property
     def required_level(self) -> int | None:
         """The W that says every row that waits; None when none does."""
-        return self._last + 1 if self._waiting else None
+        # Those with a match lie in the heap until W gets there, but wait for nothing.
+        lasts = (last for last, _, _, held in self._waiting if not held.matched)
+        last = max(lasts, default=None)
+        return None if last is None else last + 1
 
     def process(self, step: Step) -> dict[str, Chunk]:
         """Take in rows of both sides.
@@ -141,7 +142,6 @@ class IntervalJoinOperator(StatefulOperator):
         return True
 
     def _wait(self, held: Held, last: int, *, is_left: bool) -> None:
-        self._last = max(self._last, last) if self._waiting else last
         heapq.heappush(self._waiting, (last, 0 if is_left else 1, held.number, held))
 
     def _say(self, level: int, row: int, pairs: Pairs) -> None:

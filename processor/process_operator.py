@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from millstream import DataError, UsageError
 
-from .aggregating import Results
+from .aggregating import Results, detached
 from .columns import Chunk, MicroBatch
 from .errors import fail
 from .keyed_state import IN_MEMORY, States
@@ -28,6 +28,7 @@ from .timers import PREFIX as TIMER_PREFIX, Timers
 from .watermark import BEFORE_TIME
 
 _STATE_PREFIX: Final = "s"
+_CONSTANT_STATE: Final = (None, bool, int, float, str, bytes)
 
 
 class ProcessOperator(StatefulOperator):
@@ -44,6 +45,8 @@ class ProcessOperator(StatefulOperator):
         self.node = node
         codec = RowCodec(node.state_type, f"the state of {node.name!r}")
         self._state = states.make(node.name, codec, prefix=(_STATE_PREFIX,), ttl_ms=node.ttl_ms)
+        self._shared = node.state_type not in _CONSTANT_STATE
+        """Whether a result may be a part of state that a later call changes."""
         self._timers = Timers(node.name)
         self._out = Results()
         self._level = BEFORE_TIME
@@ -150,6 +153,7 @@ class ProcessOperator(StatefulOperator):
     ) -> None:
         """Call one function with the context set up, and take in what it did."""
         context, state, level = self._context, self._state, self._level
+        shared = self._shared
         context.key = key
         context.time_ms = time_ms
         context.watermark_ms = None if level <= BEFORE_TIME else level
@@ -161,7 +165,7 @@ class ProcessOperator(StatefulOperator):
             results = function()
             if results is not None:
                 for result in results:
-                    self._out.add(row, time_ms, result, key)
+                    self._out.add(row, time_ms, detached(result) if shared else result, key)
         except Exception as error:
             fail(self.node.label, error, batch, row)
         if context._touched:  # noqa: SLF001

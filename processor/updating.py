@@ -144,7 +144,8 @@ class UpdatingWindowOperator(WindowOperator):
             for end in sorted(end for end in self._open if said_end < end):
                 if end + self._first_ms <= level:
                     self._say(end, ordered_keys(list(self._open[end].slots)), UPDATE, row, batch)
-        if self._every_ms and before // self._every_ms != level // self._every_ms:
+        every_ms, delay_ms = self._every_ms, self.delay_ms
+        if every_ms and (before - delay_ms) // every_ms != (level - delay_ms) // every_ms:
             by_end: dict[int, list[object]] = {}
             for end, key in self._dirty:
                 if end in self._open:

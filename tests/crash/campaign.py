@@ -6,9 +6,9 @@ The tests beside this file try a fixed choice of what happens here: random lives
 lose power at each operation, are killed at each operation while others go on, run out of disk
 space at each write; and real processes in many roles (append, roll, retention, transactions,
 compaction, groups, queues, backups, full disks, a pipeline of many operators) that are killed at
-random moments. A round takes two or three minutes and has a seed of its own; a failure prints it,
-and `--seed N --rounds 1` tries it again: what the processes do is the same then, the moments of the
-kills are those of the machine.
+random moments; and random pipelines against their models. A round takes two or three minutes and
+has a seed of its own; a failure prints it, and `--seed N --rounds 1` tries it again: what the
+processes do is the same then, the moments of the kills are those of the machine.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "
 
 from kill_rounds import KillRounds, fast_directory  # noqa: E402
 from operators_rounds import kill_operators  # noqa: E402
+from random_runs import check  # noqa: E402
 from restarts import (  # noqa: E402 - found by the line above
     crash_everywhere,
     fill_the_disk_everywhere,
@@ -37,6 +38,7 @@ from zygote import Zygote  # noqa: E402
 
 KILL_ROUNDS = 24
 PIPELINE_KILLS = 50
+RANDOM_PLANS = 500
 SEGMENT_BYTES = (4096, 16384, 1 << 26)
 
 
@@ -66,6 +68,8 @@ def play(seed: int) -> dict[str, int]:
         for _ in range(KILL_ROUNDS):
             rounds.play()
         small = fill_and_kill(zygote, place / "small", seed, kills=10)
+    for number in range(RANDOM_PLANS):
+        check(seed * 1_000_003 + number)
     life = workload(random.randrange(8, 24), random.randrange(1, 4))
     return {
         "power failures": crash_everywhere(life, seeds=seeds),
@@ -74,6 +78,7 @@ def play(seed: int) -> dict[str, int]:
         "killed on a full disk": small,
         **{f"killed: {role}": count for role, count in sorted(rounds.kills.items())},
         "killed: life": kills,
+        "random pipelines": RANDOM_PLANS,
         "killed: pipeline": kill_operators(seed, PIPELINE_KILLS).phases.total(),
     }
 

@@ -27,6 +27,7 @@ class Run:
         self.topology = Topology(self.plan, states=self.states())
         self.state: dict[str, list[tuple[bytes, bytes | None]]] = {}
         self.out: dict[str, list[Record]] = {topic: [] for topic in self.plan.output_topics()}
+        self._kept = self._checkpoint()
 
     def states(self) -> States:
         """Where state is held, as the pipeline says; when it spills, in next to no memory."""
@@ -52,13 +53,18 @@ class Run:
                 for piece in operator.sweep():
                     records += zip(*piece, strict=True)
         self.topology.states.committed({})
+        self._kept = self._checkpoint()
+
+    def _checkpoint(self) -> bytes:
+        topology = self.topology
+        sources = {each.node.topic: source_state(each) for each in topology.sources.values()}
+        return encode_checkpoint(
+            Checkpoint(1, [], sources, {}, {}, topology.shared, topology.now_ms)
+        )
 
     def crash(self) -> None:
         """Forget everything that no commit kept, and start again from what one did."""
-        topology = self.topology
-        sources = {each.node.topic: source_state(each) for each in topology.sources.values()}
-        kept = Checkpoint(1, [], sources, {}, {}, topology.shared, topology.now_ms)
-        resumed = decode_checkpoint(encode_checkpoint(kept)).resumed()
+        resumed = decode_checkpoint(self._kept).resumed()
         self.topology.states.__exit__(InterruptedError, None, None)
         self.topology = Topology(self.plan, resumed, states=self.states())
         for operator in self.topology.stateful.values():

@@ -184,3 +184,11 @@ def test_the_state_is_named_after_its_source_and_belongs_to_its_parameters() -> 
     pipeline = Pipeline("p")
     pipeline.source("in").dedup("id", within="1m").to("out")
     assert {"in.dedup": "source in; dedup on 'id' within 1m"} == pipeline.plan.identities()
+
+
+def test_late_rows_of_windows_are_no_keyed_stream_and_have_one_identity() -> None:
+    pipeline = Pipeline("p")
+    windows = pipeline.source("in", time="t").key_by("k").window(tumbling(10)).agg(n=agg.count())
+    windows.late.dedup("id", within=100).map(lambda row: row["k"]).to("late")
+    rows = [{"k": k, "t": t, "id": 1} for k, t in (("a", 50), ("b", 3), ("c", 4))]
+    assert pipeline.test({"in": rows})["late"] == ["b"]

@@ -173,3 +173,14 @@ def test_emit_comes_before_the_results_are_used() -> None:
     results.to("out")
     with pytest.raises(UsageError, match="right after agg"):
         results.emit("update")
+
+
+def test_updates_by_interval_follow_the_time_of_the_rows_that_come_in() -> None:
+    """Behind a window that holds its results back, W is that much less, as for sessions."""
+    pipeline = Pipeline("p")
+    first = pipeline.source("in", time="t").key_by("k").window(tumbling(10), grace=50)
+    second = first.agg(n=agg.count()).window(tumbling(1000))
+    second.agg(n=agg.count()).emit("update", every="100ms").to("out")
+    found = pipeline.test({"in": rows(0, 60, 100, 149, 150)}, on_end="hold")["out"]
+    # W of what comes in passes 0 with the row at 60, and 100 with that at 150.
+    assert [one["n"] for one in found] == [1, 2]  # type: ignore[index,call-overload]  # dicts

@@ -357,3 +357,18 @@ def test_foreign_state_of_an_interval_join_is_a_data_error(entry: StateEntry) ->
     (node,) = pipeline.plan.stateful()
     with pytest.raises(DataError, match=r"l\.join|interval join"):
         IntervalJoinOperator(node, 0).restore([entry])  # type: ignore[arg-type]
+
+
+def test_a_row_that_has_its_match_waits_for_nothing() -> None:
+    """Or the end of the input would raise W higher than after a restart, and more would be late."""
+    pipeline = Pipeline("p")
+    left, right = left_and_right(pipeline)
+    left.join(right, within=100, how="left").to("out")
+    run = Run(pipeline)
+    arrivals: list[Arrival] = [("l", 0, "a"), ("r", 1, "a")]
+    for batches in in_batches(records(arrivals), None):
+        run.topology.process(batches)
+    run.commit()
+    assert [None] == [each.required_level for each in run.topology.stateful.values()]
+    run.crash()
+    assert [None] == [each.required_level for each in run.topology.stateful.values()]

@@ -358,3 +358,30 @@ def test_random_rows_and_timers_do_as_a_model_does(
         flush=False,
     )
     assert model(steps, disorder) == values(out["out"])
+
+
+def keep_all(context: Context[str, Seen], row: Row) -> Iterator[object]:
+    """Puts out its state, and parts of it, and goes on changing it."""
+    context.state.count += 1
+    context.state.times.append(row["t"])
+    yield context.state
+    yield {"times": context.state.times}
+
+
+def keep_last(context: Context[str, dict[str, Row]], row: Row) -> Iterator[Row]:
+    """Changes a row that it has put out."""
+    if "last" in context.state:
+        context.state["last"]["t"] = 0
+    context.state["last"] = row
+    yield row
+
+
+def test_results_that_share_the_state_stay_as_they_were() -> None:
+    """However many rows are in a step."""
+    inputs = [{"k": "a", "t": t} for t in (1, 2, 3)]
+    for function, state in ((keep_all, Seen), (keep_last, dict[str, Row])):
+        pipeline = Pipeline("p")
+        source(pipeline).process(function, state=state).to("out")
+        whole = pipeline.test({"in": inputs})["out"]
+        assert whole == pipeline.test({"in": inputs}, batch_records=1)["out"]
+        assert len(whole) == len({repr(each) for each in whole})

@@ -466,3 +466,24 @@ def test_a_row_without_a_group_stops_the_run(city: object) -> None:
     pipeline.table("in").group_by("city").agg(n=agg.count()).to("out")
     with pytest.raises(RecordError, match=r"group_by 'city', .*(None|list)"):
         pipeline.test({"in": [Row({"city": city}, 0, b"ann")]})
+
+
+class Total(msgspec.Struct):
+    n: int = 0
+    seen: list[int] = []
+
+
+def test_a_fold_may_change_a_struct_in_place() -> None:
+    """What was put out before stays as it was, however many rows are in a step."""
+
+    def step(held: Total, row: Any) -> Total:
+        held.n += 1
+        held.seen.append(row["x"])
+        return held
+
+    pipeline = Pipeline("p")
+    keyed(pipeline).fold(Total, step).to("out")
+    inputs = rows(("a", 1, 5), ("a", 2, 6))
+    expected = [{"n": 1, "seen": [5]}, {"n": 2, "seen": [5, 6]}]
+    assert pipeline.test({"in": inputs})["out"] == expected
+    assert pipeline.test({"in": inputs}, batch_records=1)["out"] == expected

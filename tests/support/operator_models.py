@@ -1,0 +1,541 @@
+"""What each operator does, said by brute force: one input row at a time, everything kept for ever.
+
+Nothing here is the engine's, and nothing is fast. A model gets the rows that one input row causes,
+W before that row and W after it, and says what comes out. W is that of its rows: what operators
+above hold back is taken off already. Values are dicts {"t", "k", "x", "ids"}; results are what
+random_plans.py makes of the engine's: sums in "x", and in "ids" the numbers of the last input rows
+that are in them, so that a row too many, too few or in another place shows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+NEVER = -(1 << 80)
+IDS = 6
+"""So many ids a value keeps, the last ones."""
+STATUSES = ("", "update", "final", "retracted")
+
+Value = dict[str, Any]
+
+
+class Row(NamedTuple):
+    """A row of a stream."""
+
+    time: int
+    key: Any
+    """None where the stream has no keys."""
+    value: Any
+    """None for a deletion in a table."""
+
+
+def key_bytes(key: object) -> bytes:
+    """What keys are ordered by, and written as."""
+    return key.encode() if isinstance(key, str) else json.dumps(key, separators=(",", ":")).encode()
+
+
+def changed(value: Value, **parts: Any) -> Value:
+    """The value with some parts changed; of the ids the last few."""
+    made = value | parts
+    return made | {"ids": made["ids"][-IDS:]}
+
+
+def summed(key: object, values: Sequence[Value], time: int, status: str = "") -> Value:
+    """The result of an aggregate over values."""
+    ids = [number for value in values for number in value["ids"]]
+    x = sum(value["x"] for value in values) + STATUSES.index(status)
+    return changed({"t": time, "k": str(key), "x": x, "ids": ids})
+
+
+@dataclass
+class Model:
+    """An operator with state. `late` has the late rows of the last step."""
+
+    late: list[Row] = field(default_factory=list, init=False)
+    delay: int = field(default=0, init=False)
+    """How far behind W its results may be."""
+
+    def step(self, inputs: Sequence[list[Row]], before: int, after: int) -> list[Row]:
+        """What one input row makes of it; `before` == `after` when W does not move."""
+        raise NotImplementedError
+
+    def required(self) -> int | None:
+        """The W at which nothing waits any more."""
+        return None
+
+
+# --- windows -------------------------------------------------------------------------------------
+
+
+@dataclass
+class FixedModel(Model):
+    """Tumbling and hopping windows. `every`: (kind, number) of results before the final one."""
+
+    size: int
+    slide: int
+    grace: int
+    every: tuple[str, int] | None
+    windows: dict[tuple[int, Any], list[Value]] = field(default_factory=dict)
+    unsaid: dict[tuple[int, Any], int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        corrections = self.every is not None and self.every[0] == "corrections"
+        self.delay = self.grace + (self.every[1] if self.every and corrections else 0)
+
+    def say(self, end: int, key: Any, status: str) -> Row:
+        self.unsaid[end, key] = 0
+        shown = status if self.every else ""
+        return Row(end - 1, key, summed(key, self.windows[end, key], end, shown))
+
+    def places(self) -> list[tuple[int, Any]]:
+        return sorted(self.windows, key=lambda place: (place[0], key_bytes(place[1])))
+
+    def step(self, inputs: Sequence[list[Row]], before: int, after: int) -> list[Row]:
+        out: list[Row] = []
+        self.late = []
+        kind, number = self.every or ("", 0)
+        for row in inputs[0]:
+            last = row.time - row.time % self.slide + self.size
+            ends = range(last, row.time, -self.slide)
+            alive = [end for end in reversed(ends) if end + self.delay > before]
+            if ends and not alive:
+                self.late.append(row)
+            for end in alive:
+                place = end, row.key
+                self.windows.setdefault(place, []).append(row.value)
+                self.unsaid[place] = self.unsaid.get(place, 0) + 1
+                said = kind == "corrections" and end + self.grace <= before
+                if said or (kind == "rows" and self.unsaid[place] >= number):
+                    out.append(self.say(*place, "update"))
+        places = self.places()
+        first = [place for place in places if before < place[0] + self.grace <= after]
+        if kind == "corrections":
+            out += [self.say(*place, "update") for place in first]
+        if kind == "ms" and before // number != after // number:
+            out += [self.say(*place, "update") for place in places if self.unsaid[place]]
+        for place in places:
+            if place[0] + self.delay <= after:
+                out.append(self.say(*place, "final"))
+                del self.windows[place], self.unsaid[place]
+        return out
+
+    def required(self) -> int | None:
+        return max((end + self.delay for end, _ in self.windows), default=None)
+
+
+@dataclass
+class Session:
+    """The rows of one session, in the order in which they were put together."""
+
+    key: Any
+    rows: list[Row]
+    unsaid: int = 0
+    said: bool = False
+
+    @property
+    def first(self) -> int:
+        return min(row.time for row in self.rows)
+
+    @property
+    def last(self) -> int:
+        return max(row.time for row in self.rows)
+
+
+@dataclass
+class SessionModel(Model):
+    """Windows of activity. `every`: rows after which a session says what it has, None: never."""
+
+    gap: int
+    grace: int
+    every: int | None
+    sessions: list[Session] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.delay = self.grace
+
+    def say(self, one: Session, status: str) -> Row:
+        end = one.last + self.gap
+        shown = status if self.every else ""
+        return Row(end - 1, one.key, summed(one.key, [row.value for row in one.rows], end, shown))
+
+    def step(self, inputs: Sequence[list[Row]], before: int, after: int) -> list[Row]:
+        out: list[Row] = []
+        self.late = []
+        for row in inputs[0]:
+            if not self.take(row, before, out):
+                self.late.append(row)
+        due = [one for one in self.sessions if one.last + self.gap + self.grace <= after]
+        self.sessions = [one for one in self.sessions if one not in due]
+        due.sort(key=lambda one: (one.last, one.first, key_bytes(one.key)))
+        return out + [self.say(one, "final") for one in due]
+
+    def take(self, row: Row, level: int, out: list[Row]) -> bool:
+        near = [
+            one
+            for one in self.sessions
+            if one.key == row.key and any(abs(row.time - each.time) < self.gap for each in one.rows)
+        ]
+        near.sort(key=lambda one: one.first)
+        last = max([row.time, *(one.last for one in near)])
+        if last + self.gap + self.grace <= level:
+            return False
+        made = Session(row.key, [*(each for one in near for each in one.rows), row])
+        made.unsaid = 1 + sum(one.unsaid for one in near)
+        if near and len(near) == 1 and made.first == near[0].first:
+            made.said = near[0].said
+        elif self.every and any(one.said for one in near):
+            out += [self.say(one, "retracted") for one in near if one.said]
+            made.unsaid = max(made.unsaid, self.every)
+        self.sessions = [one for one in self.sessions if one not in near] + [made]
+        if self.every and made.unsaid >= self.every:
+            made.unsaid, made.said = 0, True
+            out.append(self.say(made, "update"))
+        return True
+
+    def required(self) -> int | None:
+        ends = [one.last + self.gap + self.grace for one in self.sessions]
+        return max(ends, default=None)
+
+
+@dataclass
+class CountModel(Model):
+    """Windows of so many rows."""
+
+    size: int
+    held: dict[Any, list[Row]] = field(default_factory=dict)
+
+    def step(self, inputs: Sequence[list[Row]], before: int, after: int) -> list[Row]:
+        out = []
+        for row in inputs[0]:
+            window = self.held.setdefault(row.key, [])
+            window.append(row)
+            if len(window) == self.size:
+                del self.held[row.key]
+                last = max(each.time for each in window)
+                value = summed(row.key, [each.value for each in window], last + 1)
+                out.append(Row(last, row.key, value))
+        return out
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+@dataclass
+class RunningModel(Model):
+    """What each key has become. `say` makes it of the values; None deletes the key."""
+
+    say: Callable[[Any, list[Value]], Value | None]
+    ttl: int | None
+    held: dict[Any, tuple[int, list[Value]]] = field(default_factory=dict)
+
+    def step(self, inputs: Sequence[list[Row]], before: int, after: int) -> list[Row]:
+        out = []
+        for row in inputs[0]:
+            newest, values = self.held.get(row.key, (NEVER, []))
+            if self.ttl is not None and newest + self.ttl <= max(before, row.time):
+                newest, values = NEVER, []
+            values = [*values, row.value]
+            self.held[row.key] = max(newest, row.time), values
+            said = self.say(row.key, values)
+            if said is None:
+                del self.held[row.key]
+            out.append(Row(row.time, row.key, said))
+        return out
+
+
+@dataclass
+class GroupModel(Model):
+    """Sums over the rows of a table by another key, computed from the whole table each time."""
+
+    group: Callable[[Value], Any]
+    table: dict[Any, Value] = field(default_factory=dict)
+
+    def step(self, inputs: Sequence[list[Row]], before: int, after: int) -> list[Row]:
+        out = []
+        for row in inputs[0]:
+            former = self.table.pop(row.key, None)
+            if row.value is not None:
+                self.table[row.key] = row.value
+            touched = [self.group(each) for each in (former, row.value) if each is not None]
+            for group in dict.fromkeys(touched):
+                xs = [each["x"] for each in self.table.values() if self.group(each) == group]
+                said = {"t": len(xs), "k": str(group), "x": sum(xs), "ids": []} if xs else None
+                out.append(Row(row.time, group, said))
+        return out
+
+
+@dataclass
+class TableJoinModel(Model):
+    """Each row with what the table has for its key now."""
+
+    left: bool
+    ttl: int | None
+    held: dict[Any, tuple[int, Value]] = field(default_factory=dict)
+
+    def step(self, inputs: Sequence[list[Row]], before: int, after: int) -> list[Row]:
+        out = []
+        for row in inputs[1]:
+            newest = self.held.pop(row.key, (NEVER, None))[0]
+            if row.value is not None:
+                self.held[row.key] = max(newest, row.time), row.value
+        for row in inputs[0]:
+            newest, found = self.held.get(row.key, (NEVER, None))
+            if self.ttl is not None and newest + self.ttl <= max(before, row.time):
+                found = None
+            if found is not None or self.left:
+                out.append(Row(row.time, row.key, paired(row.value, found)))
+        if self.ttl is not None:
+            self.held = {k: each for k, each in self.held.items() if each[0] + self.ttl > after}
+        return out
+
+
+def paired(left: Value | None, right: Value | None) -> Value:
+    """The result of a join."""
+    some = left or right
+    assert some is not None
+    x = (left["x"] if left else 500) - 2 * (right["x"] if right else 700)
+    ids = (left["ids"][-3:] if left else []) + (right["ids"][-3:] if right else [])
+    return some | {"x": x, "ids": ids}
+
+
+# --- joins of streams ----------------------------------------------------------------------------
+
+
+@dataclass
+class IntervalModel(Model):
+    """Every row with what it can still match."""
+
+    lower: int
+    upper: int
+    how: str
+    held: tuple[list[list[Any]], list[list[Any]]] = field(default_factory=lambda: ([], []))
+    """For each side [row, whether it has matched], in the order of arrival."""
+
+    def __post_init__(self) -> None:
+        self.delay = max(self.upper, -self.lower, 0)
+        self.ahead = self.upper, -self.lower
+        self.kept = self.how in ("left", "outer"), self.how in ("right", "outer")
+
+    def step(self, inputs: Sequence[list[Row]], before: int, after: int) -> list[Row]:
+        out: list[Row] = []
+        late: tuple[list[Row], list[Row]] = [], []
+        for side in (0, 1):
+            for row in inputs[side]:
+                if max(row.time, row.time + self.ahead[side]) < before:
+                    late[side].append(row)
+                else:
+                    self.take(side, row, before, out)
+        self.late = late[0] + late[1]
+        gone = []
+        for side in (0, 1):
+            for number, (row, matched) in enumerate(self.held[side]):
+                last = row.time + self.ahead[side]
+                if last < after and not matched and self.kept[side]:
+                    gone.append((last, side, number, row))
+            self.held[side][:] = [
+                each for each in self.held[side] if each[0].time + self.ahead[side] >= after
+            ]
+        return out + [
+            self.alone(side, row) for _, side, _, row in sorted(gone, key=lambda e: e[:3])
+        ]
+
+    def alone(self, side: int, row: Row) -> Row:
+        pair = (row.value, None) if side == 0 else (None, row.value)
+        return Row(row.time, row.key, paired(*pair))
+
+    def take(self, side: int, row: Row, level: int, out: list[Row]) -> None:
+        found = []
+        for number, each in enumerate(self.held[1 - side]):
+            left, right = (row, each[0]) if side == 0 else (each[0], row)
+            if row.key == each[0].key and self.lower <= right.time - left.time <= self.upper:
+                found.append((each[0].time, number, each))
+        for _, _, each in sorted(found, key=lambda one: one[:2]):
+            each[1] = True
+            left, right = (row, each[0]) if side == 0 else (each[0], row)
+            value = paired(left.value, right.value)
+            out.append(Row(max(left.time, right.time), row.key, value))
+        if row.time + self.ahead[side] >= level:
+            self.held[side].append([row, bool(found)])
+        elif self.kept[side] and not found:
+            out.append(self.alone(side, row))
+
+    def required(self) -> int | None:
+        lasts = [
+            row.time + self.ahead[side]
+            for side in (0, 1)
+            for row, matched in self.held[side]
+            if self.kept[side] and not matched
+        ]
+        return max(lasts) + 1 if lasts else None
+
+
+@dataclass
+class AsofModel(Model):
+    """Every right row that came in time, and every left row that waits.
+
+    A right row without a value, of a table, matches and says that there is nothing.
+    """
+
+    direction: str
+    within: int | None
+    left: bool
+    rights: list[Row] = field(default_factory=list)
+    waiting: list[Row] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.far = 10**9 if self.within is None else self.within
+        self.delay = 0 if self.direction == "backward" else self.far
+
+    def step(self, inputs: Sequence[list[Row]], before: int, after: int) -> list[Row]:
+        lefts, rights = inputs
+        late_left, late_right = [], []
+        for row in rights:
+            reach = 0 if self.direction == "forward" else self.far
+            useless = row.time + reach + self.delay < before
+            if self.direction == "backward":
+                same = [each for each in self.rights if each.key == row.key]
+                useless = useless or any(row.time < each.time <= before for each in same)
+            (late_right if useless else self.rights).append(row)
+        for row in lefts:
+            (late_left if row.time + self.delay < before else self.waiting).append(row)
+        self.late = late_left + late_right
+        due = [row for row in self.waiting if row.time + self.delay < after]
+        self.waiting = [row for row in self.waiting if row.time + self.delay >= after]
+        out = []
+        for row in sorted(due, key=lambda each: each.time):
+            found = self.match(row)
+            if found is not None or self.left:
+                out.append(Row(row.time, row.key, paired(row.value, found)))
+        return out
+
+    def match(self, row: Row) -> Value | None:
+        mine = [
+            (abs(each.time - row.time), each.time <= row.time, number, each)
+            for number, each in enumerate(self.rights)
+            if each.key == row.key and abs(each.time - row.time) <= self.far
+        ]
+        past = [each for each in mine if each[3].time <= row.time]
+        coming = [each for each in mine if each[3].time >= row.time]
+        last = min(past, key=lambda each: (each[0], -each[2]), default=None)
+        first = min(coming, key=lambda each: (each[0], each[2]), default=None)
+        chosen = last if self.direction == "backward" else first
+        if self.direction == "nearest":
+            both = [each for each in (last, first) if each is not None]
+            chosen = min(both, key=lambda each: each[0], default=None)
+        return None if chosen is None else chosen[3].value
+
+    def required(self) -> int | None:
+        return max((row.time + self.delay + 1 for row in self.waiting), default=None)
+
+
+# --- the rest ------------------------------------------------------------------------------------
+
+
+@dataclass
+class DedupModel(Model):
+    """The first of rows that say the same, `within` apart."""
+
+    identity: Callable[[Value], Any]
+    within: int
+    keyed: bool
+    """Whether only rows of one key can be duplicates."""
+    passed: dict[Any, list[int]] = field(default_factory=dict)
+
+    def step(self, inputs: Sequence[list[Row]], before: int, after: int) -> list[Row]:
+        out = []
+        self.late = []
+        for row in inputs[0]:
+            of = self.keyed and row.key, self.identity(row.value)
+            seen = self.passed.setdefault(of, [])
+            if row.time + self.within <= before:
+                self.late.append(row)
+            elif all(abs(row.time - time) >= self.within for time in seen):
+                seen.append(row.time)
+                out.append(row)
+        return out
+
+
+@dataclass
+class Call:
+    """What a process function is given, in the model: what `Context` has, and no more."""
+
+    key: Any
+    time_ms: int
+    watermark_ms: int | None
+    state: list[int]
+    timers: list[tuple[int, str]] = field(default_factory=list)
+    """Set in this call; `cancelled` likewise."""
+    cancelled: list[tuple[int, str]] = field(default_factory=list)
+
+    def set_timer(self, at: int, name: str) -> None:
+        self.timers.append((at, name))
+
+    def cancel_timer(self, at: int, name: str) -> None:
+        self.cancelled.append((at, name))
+
+
+@dataclass
+class ProcessModel(Model):
+    """Functions with state and timers; the same functions run in the engine.
+
+    They cancel before they set.
+    """
+
+    function: Callable[[Any, Any], Iterable[Any]]
+    on_timer: Callable[[Any, Any], Iterable[Any]]
+    ttl: int | None
+    state: dict[Any, tuple[int, list[int]]] = field(default_factory=dict)
+    timers: dict[tuple[int, Any, str], str] = field(default_factory=dict)
+    """(time, key, name) to who set it: "row", "timer"; or "later": not before W moves."""
+
+    def step(self, inputs: Sequence[list[Row]], before: int, after: int) -> list[Row]:
+        out: list[Row] = []
+        for row in inputs[0]:
+            self.call(
+                row.time, row.key, before, lambda call, v=row.value: self.function(call, v), out
+            )  # type: ignore[misc]
+            self.call_due(before, out)
+        if after > before:
+            self.timers = {t: "timer" if w == "later" else w for t, w in self.timers.items()}
+            self.call_due(after, out)
+        return out
+
+    def call_due(self, level: int, out: list[Row]) -> None:
+        while True:
+            due = [t for t, who in self.timers.items() if t[0] <= level and who != "later"]
+            if not due:
+                return
+            first = min(due, key=lambda each: (each[0], key_bytes(each[1]), each[2]))
+            del self.timers[first]
+            time, key, name = first
+            self.call(time, key, level, lambda call, n=name: self.on_timer(call, n), out, time)  # type: ignore[misc]
+
+    def call(
+        self,
+        time: int,
+        key: Any,
+        level: int,
+        function: Callable[[Call], Iterable[Any]],
+        out: list[Row],
+        timer: int | None = None,
+    ) -> None:
+        newest, held = self.state.get(key, (NEVER, []))
+        if self.ttl is not None and newest + self.ttl <= level:
+            newest, held = NEVER, []
+        call = Call(key, time, None if level <= NEVER else level, list(held))
+        out += [Row(time, key, value) for value in function(call)]
+        self.state[key] = max(newest, time), call.state
+        for at, name in call.cancelled:
+            self.timers.pop((at, key, name), None)
+        for at, name in call.timers:
+            later = timer is not None and at <= timer
+            who = "later" if later else "row" if timer is None else "timer"
+            self.timers.setdefault((at, key, name), who)
+
+    def required(self) -> int | None:
+        return max(
+            (time for (time, _, _), who in self.timers.items() if who == "row"), default=None
+        )
