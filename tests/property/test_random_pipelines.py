@@ -12,7 +12,7 @@ import os
 import pytest
 from random_runs import check
 
-PLANS = int(os.environ.get("MILLSTREAM_PLANS", "150"))
+PLANS = int(os.environ.get("MILLSTREAM_PLANS", "300"))
 SEED = int(os.environ.get("MILLSTREAM_SEED", "0"))
 
 
