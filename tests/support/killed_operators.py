@@ -237,6 +237,7 @@ def _say_phases(file: Path, pipe: int) -> None:
     for owner, name, phase in (
         (Topology, "process", lambda _: STEP),
         (epoch.Epochs, "commit", commit_phase),
+        (epoch.Epochs, "finish", commit_phase),  # waits for the thread that writes it
         (Connections, "deliver", lambda _: DELIVER),
     ):
         setattr(owner, name, saying(getattr(owner, name), phase))
