@@ -90,6 +90,36 @@ def encode_entries(
     Raises:
         UsageError: A value would not come back from state as it is.
     """
+    encoded = _encode_values(name, map(itemgetter(-1), paths), values, proven=proven)
+    return StateRecords(list(map(encode_state, paths)), encoded)
+
+
+def encode_filed(
+    name: str, above: tuple[object, ...], keys: Sequence[object], values: Sequence[tuple[Any, ...]]
+) -> StateRecords:
+    """The same for the paths `(*above, key)` of many keys, in two thirds of the time.
+
+    Args:
+        name: Of the operator, for messages.
+        above: What the paths begin with, at most 14 parts.
+        keys: Their last parts, one per value.
+        values: Tuples of what state can keep.
+
+    Raises:
+        UsageError: A value would not come back from state as it is.
+
+    >>> encode_filed("n", (60,), ["a"], [(1,)]) == encode_entries("n", [(60, "a")], [(1,)])
+    True
+    """
+    encoded = _encode_values(name, keys, values, proven=False)
+    head = encode_state((*above, None))[:-1]  # without the null, which is a byte
+    return StateRecords([head + key for key in map(encode_state, keys)], encoded)
+
+
+def _encode_values(
+    name: str, parts: Iterable[object], values: Sequence[tuple[Any, ...]], *, proven: bool
+) -> list[bytes | None]:
+    """The values of records; `parts` names each in messages."""
     try:
         encoded = list(map(encode_state, values))
     except (TypeError, OverflowError, ValueError) as error:
@@ -100,21 +130,21 @@ def encode_entries(
     if not proven and not set(map(type, chain.from_iterable(values))) <= _SCALARS:
         restored = list(map(tuple, map(decode_state, encoded)))
         if restored != values:
-            _refuse_changed(name, paths, values, restored)
-    return StateRecords(list(map(encode_state, paths)), list(map(STATE_VERSION.__add__, encoded)))
+            _refuse_changed(name, parts, values, restored)
+    return [STATE_VERSION + value for value in encoded]
 
 
 def _refuse_changed(
     name: str,
-    paths: Sequence[tuple[object, ...]],
+    parts: Iterable[object],
     values: Sequence[tuple[Any, ...]],
     restored: Sequence[tuple[Any, ...]],
 ) -> None:
     """Say which value is not the same after a round trip; NaN alone is no change."""
-    for path, before, after in zip(paths, values, restored, strict=True):
+    for part, before, after in zip(parts, values, restored, strict=True):
         if not all(map(same_plain, before, after)):
             raise UsageError(
-                f"the state of {name!r} cannot be kept: for key {path[-1]!r} {before!r} would"
+                f"the state of {name!r} cannot be kept: for key {part!r} {before!r} would"
                 f" come back as {after!r}; it must be made of None, bool, int, float, str,"
                 " bytes, list, and dict with str keys"
             )

@@ -28,7 +28,7 @@ from .errors import convert, fail, failed_index
 from .fields import field_getter
 from .nodes import LATE, WindowNode
 from .serde import INT64_MAX, ordered_keys
-from .state import StateEntry, StateRecords, encode_entries, encode_removed
+from .state import StateEntry, StateRecords, encode_filed, encode_removed
 from .stateful import MAIN, SWEEP_RECORDS, StatefulOperator, Step
 from .windows import FixedWindows
 
@@ -354,8 +354,7 @@ class WindowOperator(StatefulOperator):
                     yield self._entries(end, window, keys[start : start + SWEEP_RECORDS])
 
     def _entries(self, end: int, window: Window, keys: list[object]) -> StateRecords:
-        paths = list(zip(repeat(end), keys, strict=False))
-        return encode_entries(self.name, paths, window.accumulators(keys))
+        return encode_filed(self.name, (end,), keys, window.accumulators(keys))
 
     def restore(self, entries: Iterable[StateEntry]) -> None:
         """Take state from records in the order they were written.

@@ -25,7 +25,8 @@ def test_every_workload_runs_and_is_reported(tmp_path: Path) -> None:
     )
     workloads = json.loads(results.read_text())["workloads"]
     log = ["L1", "L2", "L3", "L4", "L5", "threads", "opening", "follow", "queue", "C1", "C2"]
-    assert [*log, "P1", "P2", "P3", "P4", "R1", "sessions", "join"] == list(workloads)
+    processor = ["P1", "P2", "epochs", "P3", "P4", "R1", "sessions", "join"]
+    assert [*log, *processor] == list(workloads)
     for name, workload in workloads.items():
         assert f"{name}: {workload['title']}" in done.stdout
         assert all(isinstance(target["met"], bool) for target in workload["targets"])

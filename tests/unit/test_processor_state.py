@@ -26,7 +26,7 @@ from millstream.processor.serde import (
     ordered_keys,
     value_decoder,
 )
-from millstream.processor.state import decode_entry, encode_entries, encode_removed
+from millstream.processor.state import decode_entry, encode_entries, encode_filed, encode_removed
 
 plain_keys = st.one_of(
     st.text(),
@@ -49,6 +49,15 @@ def test_state_comes_back_as_it_was(end: int, entries: list[tuple[object, list[o
     records = encode_entries("op", paths, [tuple(state) for _, state in entries])
     decoded = [decode_entry(*record) for record in zip(*records, strict=True)]
     assert [((end, key), state) for key, state in entries] == decoded
+    values = [tuple(state) for _, state in entries]
+    assert records == encode_filed("op", (end,), [key for key, _ in entries], values)
+
+
+def test_what_would_come_back_as_another_type_is_refused_under_its_key() -> None:
+    with pytest.raises(UsageError, match=r"for key 'k' .*Decimal"):
+        encode_filed("op", (1,), ["j", "k"], [(1, "a"), (1, Decimal(2))])
+    with pytest.raises(UsageError, match="for key 'k'"):
+        encode_filed("op", (1,), ["j", "k"], [(1, [1]), (1, (1, 2))])
 
 
 def test_what_is_gone_is_one_record() -> None:
