@@ -155,7 +155,7 @@ def test_every_topic_option_of_the_reference_is_taken() -> None:
     page = Path(__file__).parents[2] / "docs" / "reference.md"
     rows = [line.split("|") for line in page.read_text().splitlines() if line.startswith("| `")]
     options = [row[2].strip(" `") for row in rows if re.match(r" `[a-z_]+=", row[2])]
-    assert len(options) == 10
+    assert len(options) == 11
     with millstream.open(":memory:") as store:
         for number, option in enumerate(options):
             name, _, value = option.partition("=")
