@@ -51,5 +51,7 @@ def ring(full_path: str) -> None:
         os.write(descriptor, b"\0")
     except BlockingIOError:
         pass  # full of unanswered calls: it is awake
+    except BrokenPipeError:
+        pass  # its process died since it was opened: nobody to wake
     finally:
         os.close(descriptor)

