@@ -302,3 +302,21 @@ def test_words_stored_while_another_grows_the_file_are_kept(tmp_path: Path) -> N
     with contextlib.closing(storage.words("w", 4)) as words:
         assert list(words.view[:4]) == [sizes[-1]] * 4
         assert len(words.view) == sizes[-1]
+
+
+def test_who_dies_while_being_rung_for_is_not_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the opening of its pipe and the write to it."""
+    with contextlib.closing(PosixStorage(tmp_path)) as storage:
+        bell = storage.bell("b")
+        opened = os.open
+
+        def open_and_die(path: str, flags: int) -> int:
+            descriptor = opened(path, flags)
+            bell.close()
+            return descriptor
+
+        monkeypatch.setattr(os, "open", open_and_die)
+        storage.ring("b")
+        storage.ring("b")  # now nobody is there from the beginning
