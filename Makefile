@@ -49,7 +49,9 @@ bench: $(VENV)/.dev ## the benchmarks, as ratios to the limit measured beside th
 
 crash: $(VENV)/.flights ## crash tests with other random choices, and more: make crash SEED=7 MINUTES=5
 	@MILLSTREAM_SEED=$(SEED) MILLSTREAM_FLIPS=1000 MILLSTREAM_CATALOG_FLIPS=600 \
-		MILLSTREAM_FUZZ_EXAMPLES=600 $(BIN)/pytest -q -m crash $(ARGS)
+		$(BIN)/pytest -q -m crash $(ARGS)
+	@MILLSTREAM_SEED=$(SEED) MILLSTREAM_FUZZ_EXAMPLES=600 MILLSTREAM_MODEL_EXAMPLES=100 \
+		$(BIN)/pytest -q -n $(JOBS) --hypothesis-seed=$(SEED) tests/property $(ARGS)
 	@$(BIN)/python tests/crash/campaign.py --seed $(SEED) --minutes $(MINUTES)
 
 wheel: $(VENV)/.dev ## build the wheel into dist/ and check what it holds

@@ -208,7 +208,7 @@ def _headers(text: str) -> Headers:
         return ()
     try:
         found: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _CellError(f"headers are not JSON: {error}") from None
     if not isinstance(found, list | dict):
         raise _CellError("headers are not a list of [name, value]")

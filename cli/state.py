@@ -82,7 +82,7 @@ def _decoded(key: str) -> object:
     """The key that a text is in JSON; None if it is none."""
     try:
         other: object = msgspec.json.decode(key)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return None
     return tuple(other) if isinstance(other, list) else other
 

@@ -93,7 +93,7 @@ class Where:
 
 def _error(record: Record, error: Exception) -> RecordError:
     problem = f"{type(error).__name__}: {error}"
-    if isinstance(error, msgspec.DecodeError | UnicodeDecodeError):
+    if isinstance(error, msgspec.DecodeError | UnicodeDecodeError | RecursionError):
         problem = f"the value is no JSON: {error}; _text, _key and the like can be asked for"
     named = RecordError(
         f"--where: {problem}",

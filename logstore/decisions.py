@@ -66,7 +66,7 @@ def decode_outcome(data: bytes, path: str) -> Outcome:
         raise DataError("a decision in the database fails its checksum: restore it", path=path)
     try:
         stored = _decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"a decision in the database makes no sense: {error}", path=path) from None
     offsets = [(GroupOffset(*each[:4]), each[4]) for each in stored.offsets]
     return Outcome(offsets, stored.checkpoints)

@@ -12,6 +12,7 @@ import msgspec
 
 from millstream import DataError, FormatVersionError, TopicPartition
 
+from .serde import UNDECODABLE
 from .source import SourceStage
 from .topology import Resumed
 from .watermark import BEFORE_TIME, Watermark
@@ -148,5 +149,5 @@ def decode_checkpoint(data: bytes | None) -> Checkpoint:
         )
     try:
         return _DECODER.decode(data[1:])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise DataError(f"not a checkpoint: {error}") from error

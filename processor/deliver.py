@@ -39,6 +39,7 @@ from millstream import (
 from .connectors import DEFAULT_RETRY, RefusedRecords, Retry, Sink, SinkWriter, check_connector_name
 from .errors import reason
 from .ingest import ensure_topic
+from .serde import UNDECODABLE
 
 DELIVERY_BYTES: Final = 4 << 20
 """A delivery ends with the epoch in which it gets this large."""
@@ -113,7 +114,7 @@ def _stored(store: Store, topic: str, name: str) -> _Stored:
         )
     try:
         stored = _DECODER.decode(data[1:])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise DataError(f"{name!r} is no position: {error}") from error
     # An outbox made anew has nothing to do with what was delivered from the one before.
     return stored if stored.topic_id == topic_id else _Stored(topic_id, 0)

@@ -18,7 +18,7 @@ import xxhash
 from millstream import Record, Storage
 
 from .connectors import OUTSIDE, DeliveryKind, Outside, RefusedRecords, Sink
-from .serde import Json, encode_json
+from .serde import UNDECODABLE, Json, encode_json
 
 T = TypeVar("T")
 
@@ -128,7 +128,7 @@ def objects_of(records: Sequence[Record]) -> list[dict[str, Json]] | None:
     """The fields of all values, in one pass; None if one is no JSON object."""
     try:
         return list(map(_to_object, [record.value for record in records]))  # type: ignore[arg-type]  # a null raises
-    except (msgspec.MsgspecError, TypeError):
+    except (*UNDECODABLE, TypeError):
         return None
 
 
@@ -142,7 +142,7 @@ def object_of(record: Record) -> dict[str, Json]:
         raise ValueError("a tombstone is no row")
     try:
         return _to_object(record.value)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise ValueError(f"the value is no JSON object: {error}") from error
 
 
@@ -168,7 +168,7 @@ def all_of(records: Sequence[Record], function: Callable[[Record], T]) -> list[T
     for record in records:
         try:
             results.append(function(record))
-        except (ValueError, msgspec.MsgspecError) as error:
+        except (ValueError, *UNDECODABLE) as error:
             refused[record.offset] = str(error)
     if refused:
         raise RefusedRecords(refused)

@@ -34,6 +34,7 @@ from millstream import (
 
 from .connectors import Position, Rejected, Source, SourceBatch, check_connector_name
 from .errors import REJECTED, convert, reason
+from .serde import UNDECODABLE
 
 PUMP_BYTES: Final = 1 << 20
 PUMP_RECORDS: Final = 1 << 16
@@ -246,7 +247,7 @@ class Ingestor:
             )
         try:
             stored = _DECODER.decode(data[1:])
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except UNDECODABLE as error:
             raise DataError(f"{name!r} is no position: {error}") from error
         if stored.topic_id != self._topic_id:
             raise UsageError(

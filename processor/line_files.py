@@ -18,6 +18,8 @@ import xxhash
 
 from millstream import DataError, Storage, StorageError, UsageError
 
+from .serde import UNDECODABLE
+
 CHUNK_BYTES: Final = 1 << 19
 """Read at once."""
 
@@ -62,7 +64,7 @@ def to_position(data: object) -> FilePosition:
         return START
     try:
         return msgspec.convert(data, FilePosition)
-    except msgspec.ValidationError as error:
+    except UNDECODABLE as error:
         raise DataError(f"not a position in a file: {error}") from error
 
 

@@ -20,7 +20,7 @@ import msgspec
 from millstream import DataError, UsageError
 
 from .row_shapes import Aggregated
-from .serde import encode_state, restored_key
+from .serde import UNDECODABLE, encode_state, restored_key
 from .windows import Windowed
 
 _SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
@@ -90,7 +90,7 @@ class RowCodec:
             return packed
         try:
             row = msgspec.convert(packed, self._type, builtin_types=(bytes,))
-        except (TypeError, ValueError) as error:
+        except (TypeError, *UNDECODABLE, ValueError) as error:
             raise DataError(f"{self.what}: not a row of {_name(self._type)}: {error}") from error
         return _with_key(row) if self._has_key else row
 

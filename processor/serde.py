@@ -25,6 +25,9 @@ Key: TypeAlias = str | bytes | bool | int | float | tuple[object, ...]
 Json: TypeAlias = Any
 """A decoded JSON value. Its shape is the user's; a declared `type` gives checked types instead."""
 
+UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not what they should be; nested too deeply among it."""
+
 INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
 

@@ -19,7 +19,7 @@ from millstream import DataError, FencedError, Record, RecordError, UsageError, 
 
 from .connectors import OUTSIDE, DeliveryKind, Outside, RefusedRecords, Sink
 from .file_sink import all_of, object_of, objects_of
-from .serde import INT64_MAX, INT64_MIN, Json, encode_json
+from .serde import INT64_MAX, INT64_MIN, UNDECODABLE, Json, encode_json
 
 POSITIONS: Final = "millstream_positions"
 
@@ -290,7 +290,7 @@ def _key_fields(key: bytes, count: int) -> list[list[SQLField]]:
     """
     try:
         parsed = msgspec.json.decode(key)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         parsed = None
     if count == 1:
         choices: list[SQLField] = [key.decode()]

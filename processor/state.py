@@ -22,7 +22,7 @@ import msgspec
 
 from millstream import DataError, FormatVersionError, UsageError
 
-from .serde import decode_state, encode_state, restored_key, same_plain
+from .serde import UNDECODABLE, decode_state, encode_state, restored_key, same_plain
 
 STATE_VERSION: Final = b"\x01"
 
@@ -184,7 +184,7 @@ def decode_piece(keys: Sequence[bytes | None], values: Sequence[bytes | None]) -
     try:
         paths: list[Any] = list(map(_PATH.decode, keys))  # type: ignore[arg-type]  # none is None
         contents = list(map(_LIST.decode, map(_REST, known)))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise DataError(f"not a state record: {error}") from error
     if not all(paths):
         raise DataError("not a state record: its path is empty")
@@ -211,5 +211,5 @@ def decode_content(value: bytes) -> list[Any]:
 def _decoded_list(data: bytes) -> list[Any]:
     try:
         return _LIST.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise DataError(f"not a state record: {error}") from error

@@ -19,7 +19,7 @@ from millstream import Headers, Record, UsageError
 from .columns import InputBatch
 from .outputs import Outputs
 from .plan import Plan
-from .serde import Json, encode_value
+from .serde import UNDECODABLE, Json, encode_value
 from .topology import Topology
 
 _place: Final = attrgetter("topic", "partition")
@@ -75,7 +75,7 @@ def decoded(value: bytes | None) -> Json:
         return None
     try:
         return msgspec.json.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         return value
 
 

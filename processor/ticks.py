@@ -16,6 +16,8 @@ import msgspec
 
 from millstream import DataError, TopicPartition
 
+from .serde import UNDECODABLE
+
 JOURNAL_VERSION: Final = b"\x01"
 
 
@@ -74,5 +76,5 @@ def decode_journal(value: bytes | None) -> JournalEntry:
         raise DataError("not a journal entry of a version this one reads")
     try:
         return _DECODER.decode(value[1:])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise DataError(f"not a journal entry: {error}") from error

@@ -1,8 +1,11 @@
 """Makes the modules in `tests/support` importable, by their own names, from every test.
 
-Hypothesis shall not judge how fast a machine draws examples that does other work besides.
+Hypothesis shall not judge how fast a machine draws examples that does other work besides. It
+draws the same examples in every run, so that what failed fails again; MILLSTREAM_SEED, which
+`make crash SEED=` sets, has it draw others.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,5 +13,10 @@ from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
-settings.register_profile("millstream", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "millstream",
+    deadline=None,
+    derandomize="MILLSTREAM_SEED" not in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("millstream")

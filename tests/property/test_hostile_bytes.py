@@ -351,6 +351,17 @@ def test_scenario_82_a_mad_writer_meets_typed_errors_only(
     refused(parser, bytes(content))
 
 
+@pytest.mark.parametrize("nested", [b"\x91", b"\x81\xa1x", b"[", b'{"x":'])
+@pytest.mark.parametrize("parser", PARSERS, ids=str)
+def test_scenario_82_values_nested_too_deeply_are_refused(parser: Parser, nested: bytes) -> None:
+    content = bytearray(parser.content[:1] + nested * 20_000)
+    assert refused(parser, bytes(content)) is None
+    content = bytearray(nested * 20_000)
+    if parser.reseal:
+        parser.reseal(content)
+    assert refused(parser, bytes(content)) is None
+
+
 @bounded
 @given(content=st.binary(max_size=400))
 def test_scenario_82_random_bytes_meet_typed_errors_only(content: bytes) -> None:
