@@ -122,9 +122,13 @@ CHILD = textwrap.dedent(
     from test_pipeline_crash import counts
 
     with millstream.open(sys.argv[1]) as store:
-        tell = lambda metrics: print(metrics.records_in, flush=True)
-        metrics = counts().run(
-            store, until="end", batch_records=int(sys.argv[2]), epoch_ms=1, on_progress=tell
+        def tell(metrics):
+            # An epoch has ended; the next begins when the test says so.
+            print(metrics.records_in, flush=True)
+            sys.stdin.readline()
+
+        counts().run(
+            store, until="end", batch_records=int(sys.argv[2]), epoch_ms=0, on_progress=tell
         )
     """
 )
@@ -137,7 +141,9 @@ def child(store: Path, batch_records: int) -> subprocess.Popen[str]:
     }
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, str(store), str(batch_records)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        bufsize=1,
         text=True,
         env=environment,
     )
@@ -156,13 +162,16 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path) -> None:
     chance = random.Random(SEED)
     kills = 0
     while True:
-        with child(path, chance.choice([50, 400, 1000])) as process:
+        # At most a fifth of the rows in one life.
+        with child(path, chance.choice([50, 200, 500])) as process:
+            assert process.stdin is not None
             assert process.stdout is not None
             for _ in range(chance.randrange(1, 12)):
                 if not process.stdout.readline():
                     break
+                process.stdin.write("\n")
             # A moment inside the epoch, not only at its end.
-            time.sleep(chance.random() * 0.01)
+            time.sleep(chance.random() * 0.004)
             process.send_signal(signal.SIGKILL)
             if process.wait(30) == 0:
                 break
@@ -187,6 +196,7 @@ def test_ctrl_c_finishes_the_epoch(tmp_path: Path) -> None:
     }
     with subprocess.Popen(
         [sys.executable, "-c", script, str(path), "1000"],
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
