@@ -19,6 +19,8 @@ from benchmarks.workloads import (
     reading,
     restoring,
     single,
+    transacting,
+    verifying,
     visiting,
 )
 
@@ -32,6 +34,8 @@ WORKLOADS: tuple[Workload, ...] = (
     opening.WORKLOAD,
     following.WORKLOAD,
     queue.WORKLOAD,
+    transacting.WORKLOAD,
+    verifying.WORKLOAD,
     compaction.COMPACT,
     compaction.BESIDE,
     mapping.WORKLOAD,

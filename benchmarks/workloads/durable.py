@@ -49,7 +49,8 @@ def _pool(context: Context) -> tuple[list[bytes], list[bytes]]:
     return data.records(POOL_RECORDS, context.seed)
 
 
-def _groups(context: Context) -> list[tuple[list[bytes], list[bytes]]]:
+def groups(context: Context) -> list[tuple[list[bytes], list[bytes]]]:
+    """Keys and values of some groups of 1,000 records."""
     keys, values = _pool(context)
     return [
         (keys[start : start + GROUP_RECORDS], values[start : start + GROUP_RECORDS])
@@ -109,12 +110,12 @@ def store_singles(context: Context) -> Sample:
 
 def file_groups(context: Context) -> Sample:
     """Join 1,000 records, write and fdatasync, into a growing file."""
-    groups = _groups(context)
+    pool = groups(context)
     with Path(context.directory, "file").open("wb", buffering=0) as file:
         descriptor = file.fileno()
 
         def append(number: int) -> None:
-            keys, values = groups[number % len(groups)]
+            keys, values = pool[number % len(pool)]
             pairs = zip(keys, values, strict=True)
             os.write(descriptor, b"".join([part for pair in pairs for part in pair]))
             os.fdatasync(descriptor)
@@ -124,11 +125,11 @@ def file_groups(context: Context) -> Sample:
 
 def apsw_groups(context: Context) -> Sample:
     """1,000 inserts per transaction, synchronous=FULL."""
-    groups = _groups(context)
+    pool = groups(context)
     table = _table(context)
 
     def append(number: int) -> None:
-        keys, values = groups[number % len(groups)]
+        keys, values = pool[number % len(pool)]
         with table:
             table.executemany(
                 "insert into t(key, value) values(?, ?)", zip(keys, values, strict=True)
@@ -141,12 +142,12 @@ def apsw_groups(context: Context) -> Sample:
 
 def store_groups(context: Context) -> Sample:
     """store.append_many, durable."""
-    groups = _groups(context)
+    pool = groups(context)
     with millstream.open(context.directory) as store:
         store.create_topic("t")
 
         def append(number: int) -> None:
-            keys, values = groups[number % len(groups)]
+            keys, values = pool[number % len(pool)]
             store.append_many("t", values, keys)
 
         return sample(context, append, GROUP_RECORDS)
