@@ -127,6 +127,8 @@ class MicroBatch:
             count += batch.record_count
         self.row_count = count
         self._keys: list[bytes | None] | None = None
+        self._keyless = False
+        """Whether no record has a key, as far as `_keys` are known."""
 
     def _find(self, row: int) -> tuple[InputBatch, int]:
         # The last batch that starts at or before the row; empty batches share their start.
@@ -159,6 +161,10 @@ class MicroBatch:
             self._keys = []
             for batch in self.batches:
                 self._keys += batch.keys
+            # The first one settles it almost always.
+            self._keyless = self._keys[:1] == [None] and set(self._keys) == {None}
+        if self._keyless:
+            return [None] * len(rows)
         if rows == range(self.row_count):
             return self._keys
         # The step that ends bounded input has a row without a record.

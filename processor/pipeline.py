@@ -240,7 +240,7 @@ class Pipeline:
                 the store have nothing now, and the sinks have got everything; None (the default)
                 runs until it is stopped.
 
-                batch_records: Most records per step; None (the default) reads about 512 KiB.
+                batch_records: Most records per step; None (the default) takes up to 4,096.
 
                 epoch_ms: Commit at most this often, 100 by default; sooner when much has gathered.
 

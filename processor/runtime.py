@@ -10,6 +10,7 @@ and progress is told; an error in it ends the run.
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -31,11 +32,11 @@ from .topology import OperatorMetrics, Topology
 from .watermark import BEFORE_TIME
 
 INPUT_BYTES: Final = 1 << 19
-"""About what one step reads. Larger steps fall out of the processor's cache: four times as much
-took 4 % longer on a windowed sum over a million rows."""
+"""About what one read asks for; a step may take only some of it."""
 
-INPUT_RECORDS: Final = 1 << 16
-"""Most records of one step: a batch of tiny records may hold millions, each becomes an object."""
+INPUT_RECORDS: Final = 1 << 12
+"""Most records of one step. Each becomes several objects, which every operator walks through: as
+long as they fit into a processor's own cache, that takes a tenth less time than with 10,000."""
 
 EPOCH_BYTES: Final = 8 << 20
 """Outputs kept in memory before an epoch commits early."""
@@ -198,7 +199,8 @@ class _Run:
             if batches:
                 # Ahead of the rows: no function may see the time of a run long ago, or none.
                 self._tick(before, at_end=False)
-                self._topology.process(batches)
+                with _uncollected():
+                    self._topology.process(batches)
                 self._uncommitted = True
                 self._commit_if_due()
                 if self._connections.since_taken_s >= _TAKE_S:
@@ -329,6 +331,24 @@ class _Run:
             taken_in=self._connections.taken,
             sink_lag=self._connections.sink_lag,
         )
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector from running for one step.
+
+    Thousands of rows are made in it that live until its end, so collections would look at them
+    again and again and find nothing. What a user function leaves in cycles is found right after the
+    step. Where the collector is off, it stays off.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextmanager

@@ -119,9 +119,7 @@ class SourceStage:
             RecordError: A record is bad and dead letters go nowhere.
         """
         start = self.watermark.level
-        rows: list[int] = []
-        times: list[int] = []
-        values: list[object] = []
+        pieces: list[tuple[Sequence[int], Sequence[int], Sequence[object]]] = []
         moved_rows: list[int] = []
         levels: list[int] = []
         woken: tuple[int, int] | None = None
@@ -139,14 +137,13 @@ class SourceStage:
                 woken = (part_rows[0], start)
             moved_rows += moved
             levels += reached
-            rows += part_rows
-            times += part_times
-            values += part_values
-        # A range costs nothing to search and says that every input row is here.
-        whole = len(rows) == batch.row_count
-        numbers = range(batch.row_count) if whole else rows
+            pieces.append((part_rows, part_times, part_values))
+        rows, times, values = pieces[0] if len(pieces) == 1 else _joined(pieces)
+        if len(values) == batch.row_count:
+            # A range costs nothing to search and says that every input row is here.
+            rows = range(batch.row_count)
         progress = Progress(start, moved_rows, levels)
-        chunk = Chunk(numbers, times, values, None, self._kind)
+        chunk = Chunk(rows, times, values, None, self._kind)
         return chunk, progress, self._contribution(progress, woken)
 
     def _contribution(self, progress: Progress, woken: tuple[int, int] | None) -> Progress:
@@ -264,6 +261,20 @@ class SourceStage:
                 self.faults.reject(message, batch, rows[index], error)
 
         return convert(column, function, reject)
+
+
+def _joined(
+    pieces: Sequence[tuple[Sequence[int], Sequence[int], Sequence[object]]],
+) -> tuple[list[int], list[int], list[object]]:
+    """The columns of several batches as columns."""
+    rows: list[int] = []
+    times: list[int] = []
+    values: list[object] = []
+    for part_rows, part_times, part_values in pieces:
+        rows += part_rows
+        times += part_times
+        values += part_values
+    return rows, times, values
 
 
 def _exact_type(value_type: object) -> type | None:

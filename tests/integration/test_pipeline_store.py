@@ -5,6 +5,7 @@ The expected records always come from the same pipeline run over lists in one st
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 from collections.abc import Iterator, Sequence
@@ -377,3 +378,43 @@ def test_a_sweep_over_many_epochs_and_restarts_keeps_the_state_short_and_whole(
     assert [record.value for record in output.records("out")] == held
     output = totals("sweeps", tumbling(10)).test({"orders": lines})
     assert [record.value for record in output.records("out")] == flushed
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_garbage_collector_rests_in_a_step_and_is_left_as_it_was(on: bool) -> None:
+    seen: set[bool] = set()
+
+    def look(order: dict[str, int]) -> bool:
+        seen.add(gc.isenabled())
+        if order["x"] > 1:
+            raise ValueError("too much")
+        return True
+
+    pipeline = Pipeline("looking")
+    pipeline.source("orders", time="t").filter(look).to("out")
+    before = gc.isenabled()
+    try:
+        (gc.enable if on else gc.disable)()
+        with millstream.open(":memory:") as store:
+            fill(store, [b'{"t":1,"x":1}', b'{"t":2,"x":2}'])
+            with pytest.raises(RecordError, match="too much"):
+                pipeline.run(store, until="end")
+        assert gc.isenabled() == on
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert seen == {False}
+
+
+def test_records_without_a_key_stay_so_beside_others() -> None:
+    pipeline = Pipeline("copy")
+    pipeline.source("orders", time="t").filter(lambda order: order["t"] != 2).to("out")
+    with millstream.open(":memory:") as store:
+        store.create_topic("orders")
+        values = [b'{"t":%d}' % time for time in range(5)]
+        store.append_many("orders", values[:3])
+        store.append_many("orders", values[3:], [b"", b"k"])
+        pipeline.run(store, until="end")
+        assert [None, None, b"", b"k"] == [record.key for record in store.read("out")]
+        store.append_many("orders", values)
+        pipeline.run(store, until="end")
+        assert [None] * 4 == [record.key for record in store.read("out")][4:]
