@@ -16,6 +16,7 @@ from .append import partition_of
 from .backup import BackupReport
 from .cache_database import CacheDatabase
 from .clock import Clock, SystemClock
+from .columns import JoinedBytes
 from .compactor import CompactionResult
 from .config import (
     Compression,
@@ -129,6 +130,7 @@ __all__ = [
     "Headers",
     "Isolation",
     "Job",
+    "JoinedBytes",
     "LockedError",
     "LogReader",
     "LostRange",

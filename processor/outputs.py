@@ -9,10 +9,11 @@ the input record when there is no key.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
-from millstream import Headers, TopicPartition, partition_of
+from millstream import Headers, JoinedBytes, TopicPartition, partition_of
 
 from .columns import Chunk, MicroBatch
 from .errors import apply
@@ -23,13 +24,18 @@ _RECORD_BYTES: Final = 64
 """Rough cost of a buffered record beside its value: key, timestamp, list slots."""
 
 
-class OutputRecords(NamedTuple):
+Column: TypeAlias = JoinedBytes | list[bytes | None]
+"""Values or keys that wait: joined as long as none of them is None."""
+
+
+@dataclass(slots=True)
+class OutputRecords:
     """Columns of records for one partition."""
 
-    values: list[bytes | None]
-    keys: list[bytes | None]
-    timestamps_ms: list[int]
-    headers: list[Headers] | None
+    values: Column = field(default_factory=JoinedBytes)
+    keys: Column = field(default_factory=JoinedBytes)
+    timestamps_ms: list[int] = field(default_factory=list)
+    headers: list[Headers] | None = None
     """None while no record has headers."""
 
 
@@ -115,13 +121,13 @@ class Outputs:
     def _extend(self, place: TopicPartition, piece: _Piece) -> None:
         records = self.records.get(place)
         if records is None:
-            records = self.records[place] = OutputRecords([], [], [], None)
+            records = self.records[place] = OutputRecords()
         if piece.headers is not None or records.headers is not None:
             before = records.headers or [()] * len(records.values)
             new = piece.headers or [()] * len(piece.values)
-            records = self.records[place] = records._replace(headers=before + new)
-        records.values.extend(piece.values)
-        records.keys.extend(piece.keys)
+            records.headers = before + new
+        records.values = _extended(records.values, piece.values)
+        records.keys = _extended(records.keys, piece.keys)
         records.timestamps_ms.extend(piece.timestamps_ms)
 
     def take(self) -> dict[TopicPartition, OutputRecords]:
@@ -135,6 +141,19 @@ class Outputs:
         self.records = {}
         self.record_count = 0
         self.size_bytes = 0
+
+
+def _extended(column: Column, values: list[bytes | None]) -> Column:
+    """The column with more values behind."""
+    if isinstance(column, JoinedBytes):
+        try:
+            column.extend(values)  # type: ignore[arg-type]  # None: TypeError
+        except TypeError:
+            column = list(column)
+        else:
+            return column
+    column.extend(values)
+    return column
 
 
 def _merge(pieces: Sequence[_Piece]) -> _Piece:

@@ -6,12 +6,12 @@ What their records mean is said in state.py and checkpoint.py; when they are wri
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Final
 
-from millstream import DataError, RecordBatch, Store, Transaction
+from millstream import DataError, JoinedBytes, RecordBatch, Store, Transaction
 
 from .checkpoint import Checkpoint, OperatorState, decode_checkpoint
 from .state import StateEntry, StatePiece, StateRecords, decode_entry, decode_piece
@@ -145,12 +145,18 @@ def write_state_records(
 
 def cuts(values: Sequence[bytes | None]) -> Iterator[tuple[int, int]]:
     """Ranges of at most BATCH_BYTES_MAX and BATCH_RECORDS_MAX; one record may be larger."""
-    if len(values) <= BATCH_RECORDS_MAX and sum(map(len, filter(None, values))) <= BATCH_BYTES_MAX:
+    lengths: Iterable[int]
+    if isinstance(values, JoinedBytes):
+        lengths, size_bytes = values.lengths, values.size_bytes
+    else:
+        lengths = (len(value or b"") for value in values)
+        size_bytes = sum(map(len, filter(None, values)))
+    if len(values) <= BATCH_RECORDS_MAX and size_bytes <= BATCH_BYTES_MAX:
         # Mostly so, and found without a list of sizes.
         if values:
             yield 0, len(values)
         return
-    sizes = list(accumulate(map(len, [value or b"" for value in values])))
+    sizes = list(accumulate(lengths))
     start = 0
     while start < len(values):
         before = sizes[start - 1] if start else 0

@@ -418,3 +418,33 @@ def test_records_without_a_key_stay_so_beside_others() -> None:
         store.append_many("orders", values)
         pipeline.run(store, until="end")
         assert [None] * 4 == [record.key for record in store.read("out")][4:]
+
+
+def test_tombstones_and_raw_bytes_are_written_beside_values_in_their_order() -> None:
+    results = [{"n": 0}, b"raw", None, "text", b"", None, 7, {"n": 7}]
+    pipeline = Pipeline("mixed")
+    rows = pipeline.source("orders", time="t", type=dict[str, int])
+    rows.key_by(lambda row: f"k{row['t'] % 3}").map(lambda row: results[row["t"]]).to("out")
+    expected = [b'{"n":0}', b"raw", None, b'"text"', b"", None, b"7", b'{"n":7}']
+    for batch_records in (None, 1, 3):
+        with millstream.open(":memory:") as store:
+            fill(store, [b'{"t":%d}' % time for time in range(len(results))])
+            pipeline.run(store, until="end", batch_records=batch_records)
+            assert expected == [record.value for record in store.read("out")]
+            keys = [record.key for record in store.read("out")]
+            assert [b"k%d" % (time % 3) for time in range(len(results))] == keys
+
+
+def test_an_epoch_of_more_than_a_batch_holds_is_written_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("millstream.processor.state_log.BATCH_BYTES_MAX", 100)
+    monkeypatch.setattr("millstream.processor.state_log.BATCH_RECORDS_MAX", 7)
+    values = [b'{"t":%d,"x":"%s"}' % (time, b"x" * (time * 7 % 130)) for time in range(60)]
+    pipeline = Pipeline("cut")
+    pipeline.source("orders", time="t").key_by("x").to("out")
+    with millstream.open(":memory:") as store:
+        fill(store, values)
+        pipeline.run(store, until="end", epoch_ms=100_000)
+        assert values == [record.value for record in store.read("out")]
+        assert len(list(store.read("out").batches())) > 10

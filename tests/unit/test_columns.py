@@ -7,6 +7,7 @@ from struct import pack
 import pytest
 
 from millstream.columns import (
+    JoinedBytes,
     decode_binary,
     decode_bitmap,
     decode_offsets,
@@ -92,3 +93,50 @@ def test_unreadable_buffer_is_a_usage_error() -> None:
 
 def test_padding_is_to_the_next_eight() -> None:
     assert [padded(length) for length in (0, 1, 7, 8, 9)] == [0, 8, 8, 8, 16]
+
+
+@pytest.mark.parametrize("values", [[], [b""], [b"a", b"", b"bcd"], [b"wide"] * 40, [b""] * 40])
+@pytest.mark.parametrize("bitmap", [False, True])
+def test_joined_bytes_are_encoded_as_a_list_of_them_is(values: list[bytes], bitmap: bool) -> None:
+    half = len(values) // 2
+    joined = JoinedBytes(values[:half])
+    joined.extend(values[half:])
+
+    expected = encode_binary(values, "values", b"8 before", bitmap=bitmap)
+    assert expected == encode_binary(joined, "values", b"8 before", bitmap=bitmap)
+    assert values == list(joined)
+
+
+def test_joined_bytes_can_be_indexed_in_any_order_and_cut() -> None:
+    values = [b"a", b"", b"bcd", b"ef"]
+    joined = JoinedBytes(values)
+
+    assert values[::-1] == [joined[index] for index in (3, 2, 1, 0)]
+    assert values[-1] == joined[-1]
+    with pytest.raises(IndexError):
+        joined[4]
+    for start in range(5):
+        for stop in range(5):
+            part = joined[start:stop]
+            assert values[start:stop] == list(part)
+            assert sum(map(len, values[start:stop])) == part.size_bytes
+    with pytest.raises(ValueError, match="step 1"):
+        joined[::2]
+
+
+def test_joined_bytes_know_what_is_in_them() -> None:
+    joined = JoinedBytes([b"a", b"bc"])
+
+    assert b"bc" in joined
+    assert b"ab" not in joined
+    assert None not in joined
+
+
+@pytest.mark.parametrize("wrong", [None, "text", 7, memoryview(pack("<2i", 1, 2)).cast("i")])
+def test_joined_bytes_refuse_all_of_what_is_no_bytes_in_part(wrong: object) -> None:
+    joined = JoinedBytes([b"a"])
+
+    with pytest.raises(TypeError):
+        joined.extend([b"b", wrong])  # type: ignore[list-item]
+
+    assert (1, [b"a"], 1) == (len(joined), list(joined), joined.size_bytes)
