@@ -12,9 +12,10 @@ the value was put with: the wall clock has no say, so that every run forgets at 
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice, repeat
+from itertools import filterfalse, islice, repeat
 from operator import itemgetter
 from types import TracebackType
 from typing import Any, Final, Generic, NamedTuple, Protocol, Self, TypeAlias, TypeVar
@@ -165,7 +166,7 @@ class KeyedState(Generic[V]):
         del keys
         return self._values
 
-    def edit(self, keys: Iterable[object], default: V | None = None) -> dict[object, V]:
+    def edit(self, keys: Sequence[object], default: V | None = None) -> dict[object, V]:
         """The same as a dict in which those values may now be set, changed in place or removed.
 
         For `keys` and no others; not with a time to live.
@@ -175,13 +176,13 @@ class KeyedState(Generic[V]):
             default: What keys without a value get, unless it is None.
         """
         assert self.ttl_ms is None
-        each = dict.fromkeys(keys)
-        if not each.keys() <= self._values.keys():
-            new = each.keys() - self._values.keys()
-            self._fresh.update(new - self._changed.keys())
+        new = dict.fromkeys(filterfalse(self._values.__contains__, keys))
+        if new:
+            self._fresh.update(new.keys() - self._changed.keys())
             if default is not None:
-                self._values.update(dict.fromkeys((key for key in each if key in new), default))
-        self._changed.update(each)
+                self._values.update(dict.fromkeys(new, default))
+        # The deque keeps nothing: it is there to call `setdefault` for each in C.
+        deque(map(self._changed.setdefault, keys), 0)
         return self._values
 
     def expire(self, level: int) -> list[object]:

@@ -105,7 +105,6 @@ class Outputs:
         piece = pieces[0] if len(pieces) == 1 else _merge(pieces)
         self.record_count += len(piece.values)
         self.size_bytes += len(piece.values) * _RECORD_BYTES
-        self.size_bytes += sum(map(len, filter(None, piece.values)))
         count = self._partitions.get(topic, 1)
         if count == 1:
             self._extend(TopicPartition(topic, 0), piece)
@@ -126,7 +125,13 @@ class Outputs:
             before = records.headers or [()] * len(records.values)
             new = piece.headers or [()] * len(piece.values)
             records.headers = before + new
-        records.values = _extended(records.values, piece.values)
+        former = records.values
+        known_bytes = former.size_bytes if isinstance(former, JoinedBytes) else 0
+        records.values = values = _extended(former, piece.values)
+        if isinstance(values, JoinedBytes):
+            self.size_bytes += values.size_bytes - known_bytes
+        else:
+            self.size_bytes += sum(map(len, filter(None, piece.values)))
         records.keys = _extended(records.keys, piece.keys)
         records.timestamps_ms.extend(piece.timestamps_ms)
 

@@ -139,9 +139,10 @@ def encode_key(key: object) -> bytes:
 
 def encode_keys(keys: Sequence[object]) -> list[bytes]:
     """All keys, as `encode_key` does it."""
-    if set(map(type, keys)) == {str}:
-        return list(map(str.encode, keys))  # type: ignore[arg-type]  # all are str
-    return list(map(encode_key, keys))
+    try:
+        return list(map(str.encode, keys))  # type: ignore[arg-type]  # most are
+    except TypeError:
+        return list(map(encode_key, keys))
 
 
 def ordered_keys(keys: Sequence[object]) -> list[object]:

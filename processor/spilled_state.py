@@ -294,11 +294,11 @@ class SpilledState(KeyedState[V]):
         self.load(keys)
         return self._values
 
-    def edit(self, keys: Iterable[object], default: V | None = None) -> dict[object, V]:
+    def edit(self, keys: Sequence[object], default: V | None = None) -> dict[object, V]:
         """See `KeyedState.edit`."""
         each = dict.fromkeys(keys)
         self.load(each)
-        return super().edit(each, default)
+        return super().edit(list(each), default)
 
     def _note(self, key: object) -> None:
         if key not in self._values:
