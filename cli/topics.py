@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -126,14 +127,14 @@ def create(name: str, config: Sequence[str], partitions: int, **options: str | b
     current.say(f"topic {topic.name!r} has {_count(topic.partitions, 'partition')}")
 
 
-def _parse_config(pairs: Sequence[str]) -> dict[str, object]:
+def _parse_config(pairs: Sequence[str]) -> dict[str, Any]:
     """Options from KEY=VALUE; "none" clears a retention."""
-    config: dict[str, object] = {}
+    config: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise click.UsageError(f"{pair!r} is not KEY=VALUE")
-        if key in {"partitions", "exist_ok", "name"}:
+        if key in {"partitions", "exist_ok", "name", "schema", "key", "time", "values"}:
             raise click.UsageError(f"{key} is no topic option")
         config[key] = None if value == "none" and key.startswith("retention") else value
     return config

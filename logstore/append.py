@@ -13,11 +13,11 @@ from weakref import WeakKeyDictionary
 
 from xxhash import xxh3_64_intdigest
 
-from .batch import EncodedBatch, encode_batch
+from .batch import EncodedBatch
+from .column_batch import declared_keys, encode_values
 from .config import TopicInfo
 from .engine import Engine
 from .errors import UsageError, missing_key
-from .format import CODEC_BY_NAME
 from .group_append import GroupAppend, Row
 from .log import Log
 from .record import Headers, RecordMetadata
@@ -44,6 +44,7 @@ class _Route(NamedTuple):
     topic: str
     version: int
     needs_key: bool
+    has_schema: bool
     groups: list[GroupAppend | None]
 
 
@@ -69,29 +70,36 @@ class Appender:
     ) -> tuple[Log, EncodedBatch]:
         """One record as a batch and the log it goes to."""
         info = self._engine.topic(topic)
+        if key is None and (keys := self._declared_keys(info, (value,), None)):
+            (key,) = keys
         if key is None and info.config.compact:
             raise missing_key(topic)
         if key is None and partition is None and info.config.dedup_ms is not None:
             partition = _partition_of_id(headers, info.partitions)
         log = self._log_of(info, key, partition)
-        return log, encode_batch(
+        return log, encode_values(
+            info.config,
             (value,),
             None if key is None else (key,),
             None if timestamp_ms is None else (timestamp_ms,),
             (headers,) if headers else None,
-            codec=CODEC_BY_NAME[info.config.compression],
         )
 
     def looks_at_ids(self, topic: str) -> bool:
         """Whether records of the topic are told apart by their ids."""
         return self._engine.topic(topic).config.dedup_ms is not None
 
-    def append_durably(self, topic: str, row: Row, partition: int | None) -> RecordMetadata:
-        """Append one record, sharing batch and sync with other threads that do so now."""
+    def append_durably(self, topic: str, row: Row, partition: int | None) -> RecordMetadata | None:
+        """Append one record, sharing batch and sync with other threads that do so now.
+
+        None if its topic has a schema: nothing was done.
+        """
         route = self._routes.get(topic)
         words = self._shared.view
         if route is None or not words or route.version != words[TOPICS_VERSION_WORD]:
             route = self._route(topic)
+        if route.has_schema:
+            return None
         if route.needs_key and row[1] is None:
             raise missing_key(topic)
         if partition is None:
@@ -107,7 +115,11 @@ class Appender:
         version = engine.tail.get("topics_version")
         info = engine.topic(topic)
         route = self._routes[topic] = _Route(
-            topic, version, info.config.compact, [None] * info.partitions
+            topic,
+            version,
+            info.config.compact,
+            info.config.schema is not None,
+            [None] * info.partitions,
         )
         return route
 
@@ -134,6 +146,17 @@ class Appender:
             partition = self._partition(info.partitions, key)
         return self._engine.log(info.name, partition)
 
+    def _declared_keys(
+        self,
+        info: TopicInfo,
+        values: Sequence[bytes | None],
+        keys: Sequence[bytes | None] | None,
+    ) -> Sequence[bytes | None] | None:
+        """The keys as given, or as the declared column says."""
+        if keys is not None or info.config.key_column is None:
+            return keys
+        return declared_keys(info.config, values)
+
     def encode_many(
         self,
         topic: str,
@@ -146,9 +169,10 @@ class Appender:
     ) -> list[tuple[Log, EncodedBatch]]:
         """Columns of records as one batch per partition, in partition order."""
         info = self._engine.topic(topic)
-        columns = (values, keys, timestamps_ms, headers)
         if isinstance(values, Sized) and not len(values):
             return []
+        keys = self._declared_keys(info, values, keys)
+        columns = (values, keys, timestamps_ms, headers)
         if info.config.compact and (keys is None or None in keys):
             raise missing_key(topic)
         if partition is None and info.partitions == 1:
@@ -159,10 +183,9 @@ class Appender:
             columns = (values, keys, timestamps_ms, headers)
         if partition is None and keys is None:
             partition = next(self._turn) % info.partitions
-        codec = CODEC_BY_NAME[info.config.compression]
         if partition is not None:
             log = self._engine.log(topic, partition)
-            return [(log, encode_batch(*columns, codec=codec))]
+            return [(log, encode_values(info.config, *columns))]
         assert keys is not None
         if len({len(column) for column in columns if column is not None}) != 1:
             raise UsageError("values, keys, timestamps_ms and headers must be of equal length")
@@ -174,7 +197,7 @@ class Appender:
                     None if column is None else [column[row] for row in rows] for column in columns
                 ]
                 log = self._engine.log(topic, number)
-                batches.append((log, encode_batch(*parts, codec=codec)))  # type: ignore[arg-type]  # each part has its column's type
+                batches.append((log, encode_values(info.config, *parts)))  # type: ignore[arg-type]  # each part has its column's type
         return batches
 
     def _rows_by_partition(

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
+from .column_section import ColumnSection, check_section
 from .columns import encode_binary
 from .compression import compress
 from .errors import CorruptBatchError, UsageError
@@ -30,6 +31,7 @@ from .format import (
     BATCH_MAGIC,
     BATCH_VERSION,
     CODEC_NONE,
+    COLUMNS,
     CONTROL,
     HAS_HEADERS,
     HAS_KEYS,
@@ -37,14 +39,12 @@ from .format import (
     NO_TIMESTAMP,
     NULL_KEYS,
     NULL_VALUES,
-    OFFSET_DELTAS,
     OFFSET_MAX,
     RECORD_COUNT_MAX,
     SECTION_RAW_BYTES_MAX,
     UNIFORM_TIMESTAMP,
     BatchHeader,
     Buffer,
-    Section,
     parse_header,
 )
 from .record import Headers
@@ -55,17 +55,16 @@ __all__ = [
     "BatchPlacement",
     "EncodedBatch",
     "RecordBatch",
-    "Rows",
     "body_buffers",
     "buffers",
     "decode_batch",
     "encode_batch",
+    "encode_columns_batch",
     "encode_gap",
     "encode_one",
-    "encode_retained",
-    "encode_rows",
+    "encode_sections",
+    "encode_timestamps",
     "parse_header",
-    "retained_header",
     "seal",
     "verify_body",
 ]
@@ -122,23 +121,28 @@ class EncodedBatch:
         timestamps_ms: tuple[int, int],
         raw: tuple[bytes, bytes, bytes],
         codec: int,
+        columns: ColumnSection | None = None,
     ) -> None:
-        """Compress and hash `raw`; `counts` are record_count and last_offset_delta."""
+        """Compress and hash `raw`; `counts` are record_count and last_offset_delta.
+
+        With `columns` these are section B, whatever `raw` says of it.
+        """
         self.record_count, self.last_offset_delta = counts
         self.flags = flags
         self.producer = NO_PRODUCER
         self.min_timestamp_ms, self.max_timestamp_ms = timestamps_ms
         a, b, c = raw
         a_bytes = a_raw = len(a)
-        b_bytes = b_raw = len(b)
+        b_bytes = b_raw = len(b) if columns is None else columns.raw_bytes
         c_bytes = c_raw = len(c)
         stored = a_raw + b_raw + c_raw
         # One bound for the sum holds for each section and for the stored body, whatever the codec.
         if stored > BATCH_RAW_BYTES_MAX:
             raise UsageError(f"records of one batch exceed {BATCH_RAW_BYTES_MAX} bytes")
         self.codec = CODEC_NONE
-        if codec:
-            a, b, c = compress(codec, a), compress(codec, b), compress(codec, c)
+        if codec or columns is not None:
+            a, c = compress(codec, a), compress(codec, c)
+            b = compress(codec, b) if columns is None else columns.stored
             a_bytes, b_bytes, c_bytes = len(a), len(b), len(c)
             if stored != a_bytes + b_bytes + c_bytes:  # none ever grows
                 stored = a_bytes + b_bytes + c_bytes
@@ -146,7 +150,7 @@ class EncodedBatch:
         self.sections = (a, b, c)
         self.section_meta = (
             (a_bytes, a_raw, xxh3_64_intdigest(a)),
-            (b_bytes, b_raw, xxh3_64_intdigest(b)),
+            (b_bytes, b_raw, xxh3_64_intdigest(b) if columns is None else columns.hash),
             (c_bytes, c_raw, xxh3_64_intdigest(c)) if c else NO_SECTION,
         )
         self.body_bytes = body_bytes = stored + (-stored & _ALIGNMENT_MASK)
@@ -194,17 +198,25 @@ def encode_batch(
     (2, 3, 320)
     """
     count = _count(values, keys, timestamps_ms, headers)
-    flags = 0
-    if timestamps_ms is None:
-        flags = UNIFORM_TIMESTAMP | APPEND_TIME
-        extremes = (0, 0)
-        lead = b""
-    else:
-        extremes, lead = _encode_timestamps(timestamps_ms)
-        if not lead:
-            flags = UNIFORM_TIMESTAMP
-    more, sections = _encode_sections(lead, keys, values, headers)
+    flags, extremes, lead = _encode_times(timestamps_ms)
+    more, sections = encode_sections(lead, keys, values, headers)
     return EncodedBatch((count, count - 1), flags | more, extremes, sections, codec)
+
+
+def encode_columns_batch(
+    columns: ColumnSection,
+    count: int,
+    keys: Sequence[bytes | None] | None,
+    timestamps_ms: Sequence[int] | None,
+    headers: Sequence[Headers] | None,
+    *,
+    codec: int,
+) -> EncodedBatch:
+    """As `encode_batch`, for records whose `count` values are columns."""
+    _count(range(count), keys, timestamps_ms, headers)
+    flags, extremes, lead = _encode_times(timestamps_ms)
+    more, sections = encode_sections(lead, keys, None, headers)
+    return EncodedBatch((count, count - 1), flags | more, extremes, sections, codec, columns)
 
 
 def encode_one(
@@ -263,86 +275,6 @@ def encode_gap(count: int) -> EncodedBatch:
         raise UsageError(f"a gap covers 1 to 2**32 offsets, not {count}")
     nothing = (NO_TIMESTAMP, NO_TIMESTAMP)
     return EncodedBatch((0, count - 1), CONTROL, nothing, (b"", b"", b""), CODEC_NONE)
-
-
-def encode_retained(
-    batch: RecordBatch, indexes: Sequence[int], *, codec: int = CODEC_NONE
-) -> EncodedBatch:
-    """Encode again the records of `batch` at `indexes` (rising), for compaction.
-
-    Records keep their offsets and timestamps, and the batch keeps covering all of its offsets; with
-    no index it becomes a gap. Seal it with the base offset and append time of the original, or
-    take its header from `retained_header`.
-
-    Args:
-        batch: A whole batch, not a slice.
-        indexes: Which records to keep.
-        codec: Number of the codec.
-    """
-    header = batch.header
-    assert batch.record_count == header.record_count
-    if not indexes:
-        return encode_gap(header.last_offset_delta + 1)
-    stamps, offsets = batch.timestamps_ms, batch.offsets
-    keys = batch.keys if header.flags & HAS_KEYS else None
-    headers = batch.headers if header.flags & HAS_HEADERS else None
-    rows = Rows(
-        [offsets[index] for index in indexes],
-        [stamps[index] for index in indexes],
-        None if keys is None else [keys[index] for index in indexes],
-        batch.values_at(indexes),
-        None if headers is None else [headers[index] for index in indexes],
-    )
-    covered = (header.base_offset, header.last_offset_delta)
-    return encode_rows(covered, rows, flags=header.flags & APPEND_TIME, codec=codec)
-
-
-class Rows(NamedTuple):
-    """Records with their offsets, as columns of equal length."""
-
-    offsets: Sequence[int]
-    timestamps_ms: Sequence[int]
-    keys: Sequence[bytes | None] | None
-    values: Sequence[Buffer | None]
-    headers: Sequence[Headers] | None
-
-
-def encode_rows(covered: tuple[int, int], rows: Rows, *, flags: int, codec: int) -> EncodedBatch:
-    """Encode records that have offsets already, for compaction.
-
-    Args:
-        covered: Base offset of the batch, and the offsets it covers, less one.
-        rows: At least one; their offsets rise within what is covered.
-        flags: APPEND_TIME or 0.
-        codec: Number of the codec.
-    """
-    base_offset, last_offset_delta = covered
-    extremes, lead = _encode_timestamps(rows.timestamps_ms)
-    if not lead:
-        flags |= UNIFORM_TIMESTAMP
-    deltas = [offset - base_offset for offset in rows.offsets]
-    if len(deltas) != last_offset_delta + 1:
-        flags |= OFFSET_DELTAS
-        lead += pack(f"<{len(deltas)}I{-4 * len(deltas) & 7}x", *deltas)
-    more, sections = _encode_sections(lead, rows.keys, rows.values, rows.headers)
-    counts = (len(deltas), last_offset_delta)
-    return EncodedBatch(counts, flags | more, extremes, sections, codec)
-
-
-def retained_header(original: BatchHeader, encoded: EncodedBatch) -> BatchHeader:
-    """The header of what `encode_retained` made of a batch; links and cleaning are not its task."""
-    a, b, c = encoded.section_meta
-    return original._replace(
-        codec=encoded.codec,
-        last_offset_delta=encoded.last_offset_delta,
-        record_count=encoded.record_count,
-        body_bytes=encoded.body_bytes,
-        flags=encoded.flags,
-        min_timestamp_ms=encoded.min_timestamp_ms,
-        max_timestamp_ms=encoded.max_timestamp_ms,
-        sections=(Section(*a), Section(*b), Section(*c)),
-        cleaned_ms=0,
-    )
 
 
 def seal(encoded: EncodedBatch, placement: BatchPlacement) -> tuple[bytes, int]:
@@ -435,7 +367,9 @@ def verify_body(header: BatchHeader, body: Buffer) -> None:
     start = 0
     for name, (stored_bytes, _, section_hash) in zip("ABC", header.sections, strict=True):
         end = start + stored_bytes
-        if xxh3_64_intdigest(view[start:end]) != section_hash:
+        if name == "B" and header.flags & COLUMNS:
+            check_section(view[start:end], section_hash)
+        elif xxh3_64_intdigest(view[start:end]) != section_hash:
             raise CorruptBatchError(f"section {name} of the batch fails its checksum")
         start = end
     if bytes(view[start:]) != PADDING[header.body_bytes - start]:
@@ -443,7 +377,13 @@ def verify_body(header: BatchHeader, body: Buffer) -> None:
 
 
 def decode_batch(
-    topic: str, partition: int, header: BatchHeader, body: Buffer, *, verified: bool = False
+    topic: str,
+    partition: int,
+    header: BatchHeader,
+    body: Buffer,
+    *,
+    verified: bool = False,
+    schema: str | None = None,
 ) -> RecordBatch:
     """Open a batch for reading. `body` must not change afterwards.
 
@@ -453,6 +393,7 @@ def decode_batch(
         header: As parsed.
         body: The `header.body_bytes` bytes behind it.
         verified: `verify_body` has passed these very bytes already; do not pay for it again.
+        schema: Stored form of the schema its topic has now.
 
     Raises:
         CorruptBatchError: The body is damaged. Columns that do not make sense although their hash
@@ -460,26 +401,33 @@ def decode_batch(
     """
     if not verified:
         verify_body(header, body)
-    return open_columns(topic, partition, header, body)
+    return open_columns(topic, partition, header, body, schema)
 
 
 # --- columns of a batch --------------------------------------------------------------------------
 
 
-def _encode_sections(
+def encode_sections(
     lead: bytes,
     keys: Sequence[bytes | None] | None,
-    values: Sequence[Buffer | None],
+    values: Sequence[Buffer | None] | None,
     headers: Sequence[Headers] | None,
 ) -> tuple[int, tuple[bytes, bytes, bytes]]:
-    """The flags that describe the sections, and the sections; `lead` goes before the keys."""
+    """The flags that describe the sections, and the sections; `lead` goes before the keys.
+
+    Without `values` they are columns, and section B is for who has them.
+    """
     flags = 0
     section_a = lead
     section_c = b""
     if keys is not None and not _all_none(keys):
         section_a, nulls = encode_binary(keys, "keys", lead)
         flags = HAS_KEYS | NULL_KEYS if nulls else HAS_KEYS
-    section_b, nulls = encode_binary(values, "values")
+    section_b, nulls = b"", False
+    if values is None:
+        flags |= COLUMNS
+    else:
+        section_b, nulls = encode_binary(values, "values")
     if nulls:
         flags |= NULL_VALUES
     if headers is not None and any(headers):
@@ -489,7 +437,7 @@ def _encode_sections(
 
 
 def _count(
-    values: Sequence[bytes | None],
+    values: Sequence[object],
     keys: Sequence[bytes | None] | None,
     timestamps_ms: Sequence[int] | None,
     headers: Sequence[Headers] | None,
@@ -515,7 +463,15 @@ def _all_none(column: Sequence[bytes | None]) -> bool:
     return column[0] is None and column.count(None) == len(column)
 
 
-def _encode_timestamps(timestamps_ms: Sequence[int]) -> tuple[tuple[int, int], bytes]:
+def _encode_times(timestamps_ms: Sequence[int] | None) -> tuple[int, tuple[int, int], bytes]:
+    """Flags, extremes and column of the timestamps; None: the time of the append."""
+    if timestamps_ms is None:
+        return UNIFORM_TIMESTAMP | APPEND_TIME, (0, 0), b""
+    extremes, lead = encode_timestamps(timestamps_ms)
+    return (0 if lead else UNIFORM_TIMESTAMP), extremes, lead
+
+
+def encode_timestamps(timestamps_ms: Sequence[int]) -> tuple[tuple[int, int], bytes]:
     """Lowest and highest timestamp, and the column; b"" when all are the same."""
     try:
         column = pack(f"<{len(timestamps_ms)}q", *timestamps_ms)

@@ -11,10 +11,13 @@ from functools import lru_cache
 from struct import unpack
 from typing import Final
 
+from .arrow_batch import section_columns
+from .column_section import open_chunk, open_directory
 from .columns import padded
 from .compression import decompress
-from .errors import CorruptBatchError
+from .errors import CorruptBatchError, MissingExtraError
 from .format import (
+    COLUMNS,
     CONTROL,
     HAS_HEADERS,
     HAS_KEYS,
@@ -46,19 +49,36 @@ def check_columns(header: BatchHeader, body: Buffer) -> None:
         return
     sections = _sections(header, memoryview(body))
     _check_leading(header, sections[0])
-    nullable = bool(header.flags & NULL_VALUES)
-    _require_end(sections[1], _binary_end(sections[1], 0, header.record_count, nullable))
     if header.flags & HAS_HEADERS:
         _check_headers(sections[2], header.record_count)
+    if header.flags & COLUMNS:
+        _check_arrow(header, sections[1])
+        return
+    nullable = bool(header.flags & NULL_VALUES)
+    _require_end(sections[1], _binary_end(sections[1], 0, header.record_count, nullable))
+
+
+def _check_arrow(header: BatchHeader, section: Buffer) -> None:
+    """A section of columns: that each chunk decompresses and, with pyarrow, makes sense."""
+    directory_hash = header.sections[1].hash
+    try:
+        columns = section_columns(section, directory_hash, header.record_count)
+        for field in columns.schema:
+            columns.column(field)
+    except MissingExtraError:
+        view = memoryview(section)
+        for entry in open_directory(view, directory_hash).entries:
+            open_chunk(entry, view[entry.position : entry.position + entry.stored_bytes])
 
 
 def _sections(header: BatchHeader, body: memoryview) -> list[Buffer]:
     sections: list[Buffer] = []
     start = 0
-    for stored_bytes, raw_bytes, _ in header.sections:
+    for number, (stored_bytes, raw_bytes, _) in enumerate(header.sections):
         stored = body[start : start + stored_bytes]
         start += stored_bytes
-        raw = stored_bytes == raw_bytes
+        columns = number == 1 and header.flags & COLUMNS  # each chunk is compressed by itself
+        raw = stored_bytes == raw_bytes or columns
         sections.append(stored if raw else decompress(header.codec, stored, raw_bytes))
     return sections
 

@@ -14,10 +14,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from .errors import DataError, FormatVersionError, UsageError
 from .positions import parse_duration_ms, parse_size_bytes
+from .topic_schema import stored_schema
 
 Durability: TypeAlias = Literal["sync", "interval", "os"]
 """When an append is acknowledged. sync: after fdatasync, shared by all who wait. interval: after
@@ -40,6 +41,8 @@ PARTITIONS_MAX: Final = 4096
 
 INTERNAL_KINDS: Final = ("@state", "@source", "@sink", "@journal")
 """Topics kept for pipelines: state, what came from outside, what is to go there, ticks."""
+
+_SCHEMA_FIELDS: Final = ("schema", "values", "key_column", "time_column")
 
 _TOPIC_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,200}", re.ASCII)
 
@@ -169,6 +172,18 @@ class TopicConfig:
     """Roll a file that is older than this at the next append, so that retention by age can remove
     it even in a quiet topic."""
 
+    schema: str | None = None
+    """Stored form of the declared schema; None: values are bytes. `TopicInfo.schema` opens it."""
+
+    values: Literal["columns", "json"] = "columns"
+    """With a schema: whether values are stored as Arrow columns, or as the JSON they came as."""
+
+    key_column: str | None = None
+    """The field that is the key of records appended without one."""
+
+    time_column: str | None = None
+    """The field that is the timestamp of records appended without one."""
+
     def __post_init__(self) -> None:
         _check_count("retention_ms", self.retention_ms, optional=True)
         _check_count("retention_bytes", self.retention_bytes, optional=True)
@@ -195,6 +210,13 @@ class TopicConfig:
                 f"give {SEGMENT_BYTES_MIN} (4 KiB) to {SEGMENT_BYTES_MAX} (2 GiB)"
             )
         _check_count("segment_ms", self.segment_ms)
+        if self.values not in ("columns", "json"):
+            raise UsageError(f"values is {self.values!r}; choose columns or json")
+
+    @property
+    def columnar(self) -> bool:
+        """Whether appended values become columns."""
+        return self.schema is not None and self.values == "columns"
 
     @property
     def removes_segments(self) -> bool:
@@ -241,8 +263,12 @@ class TopicConfig:
         return TopicConfig(**(dataclasses.asdict(self) | changes))
 
     def to_json(self) -> str:
-        """The stored form: a JSON object of every field."""
-        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+        """The stored form: a JSON object of every field; what schemas brought only with one."""
+        fields = dataclasses.asdict(self)
+        if self.schema is None:
+            for name in _SCHEMA_FIELDS:  # so that older versions go on reading the others
+                del fields[name]
+        return json.dumps(fields, separators=(",", ":"))
 
     @classmethod
     @lru_cache(maxsize=1024)  # most topics of a store are alike, and all are listed again and again
@@ -288,6 +314,15 @@ class TopicInfo:
     """Its configuration at the time of reading."""
     created_ms: int
     """When it was created, UTC milliseconds."""
+
+    @property
+    def schema(self) -> Any:
+        """The declared pyarrow.Schema; None if there is none.
+
+        Raises:
+            MissingExtraError: There is one, and pyarrow is not installed.
+        """
+        return None if self.config.schema is None else stored_schema(self.config.schema)
 
 
 def _is_int(value: object) -> bool:

@@ -53,7 +53,8 @@ OFFSET_DELTAS: Final = 32
 CONTROL: Final = 64
 APPEND_TIME: Final = 128
 CLEANED: Final = 256
-KNOWN_FLAGS: Final = 511
+COLUMNS: Final = 512
+KNOWN_FLAGS: Final = 1023
 
 # --- segment header ------------------------------------------------------------------------------
 
@@ -447,7 +448,7 @@ def _offsets_fault(header: BatchHeader) -> str | None:  # noqa: PLR0911 - a list
     return None
 
 
-def _sections_fault(header: BatchHeader) -> str | None:  # noqa: PLR0911 - a list of rules
+def _sections_fault(header: BatchHeader) -> str | None:
     """Why the sizes of the sections cannot be true, or None."""
     stored_total = 0
     for stored, raw, _ in header.sections:
@@ -460,6 +461,11 @@ def _sections_fault(header: BatchHeader) -> str | None:  # noqa: PLR0911 - a lis
         return "sections and body size disagree"
     if header.body_bytes > BATCH_BODY_BYTES_MAX:
         return f"a body of {header.body_bytes} bytes"
+    return _columns_fault(header)
+
+
+def _columns_fault(header: BatchHeader) -> str | None:
+    """Why what the flags say of the sections cannot be true, or None."""
     keys, values, headers = (section.raw_bytes for section in header.sections)
     if header.flags & CONTROL:
         return "bytes in a control batch" if header.body_bytes else None
@@ -467,8 +473,12 @@ def _sections_fault(header: BatchHeader) -> str | None:  # noqa: PLR0911 - a lis
         return "headers flag and header bytes disagree"
     if header.flags & NULL_KEYS and not header.flags & HAS_KEYS:
         return "null keys without keys"
+    if header.flags & COLUMNS and header.flags & NULL_VALUES:
+        return "tombstones among columns"
     # A column of n entries takes at least 4 (n + 1) bytes: bounds what decoding allocates.
     minimum = 4 * (header.record_count + 1)
-    if values < minimum or (header.flags & HAS_KEYS and keys < minimum):
+    if (values < minimum and not header.flags & COLUMNS) or (
+        header.flags & HAS_KEYS and keys < minimum
+    ):
         return "more records than bytes"
     return None

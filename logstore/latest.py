@@ -168,7 +168,7 @@ class LatestValues:
         self, log: Log, file: File, position: int, header: BatchHeader, offset: int
     ) -> Record | None:
         body = file.read(header.body_bytes, position + BATCH_HEADER_BYTES)
-        batch = decode_batch(log.topic, log.partition, header, body)
+        batch = decode_batch(log.topic, log.partition, header, body, schema=log.config.schema)
         row = batch.index_of(offset)
         if row >= batch.record_count or batch.offsets[row] != offset:
             return None
@@ -241,7 +241,7 @@ class LatestValues:
         """Whole committed batches, verified."""
         for file, position, header, _ in self._walk(log, start, end):
             body = file.read(header.body_bytes, position + BATCH_HEADER_BYTES)
-            yield decode_batch(log.topic, log.partition, header, body)
+            yield decode_batch(log.topic, log.partition, header, body, schema=log.config.schema)
 
     def _keys(self, log: Log, start: int, end: int) -> Iterator[tuple[BatchHeader, Buffer]]:
         """The headers and sections A of committed batches with records."""

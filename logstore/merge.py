@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Final, NamedTuple
 
-from .batch import Rows, body_buffers, encode_retained, encode_rows, retained_header
+from .batch import body_buffers
 from .errors import UsageError
 from .format import (
     APPEND_TIME,
     CLEANED,
+    COLUMNS,
     HAS_HEADERS,
     HAS_KEYS,
     NULL_VALUES,
@@ -24,6 +25,7 @@ from .format import (
     Buffer,
 )
 from .record_batch import RecordBatch
+from .retained_batch import Rows, encode_retained, encode_rows, retained_header
 from .rewrite import SegmentRewriter
 
 SMALL_BYTES: Final = 4096
@@ -91,7 +93,8 @@ class Merger:
         if self._pieces and not self._joins(piece):
             self.flush()
         header = piece.header
-        if header.producer_id or (self._codec is None and header.total_bytes > SMALL_BYTES):
+        alone = header.producer_id or header.flags & COLUMNS
+        if alone or (self._codec is None and header.total_bytes > SMALL_BYTES):
             self.flush()
             self._write(piece)
             return

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from .batch import BatchPlacement, EncodedBatch, body_buffers, decode_batch, encode_batch, seal
+from .batch import BatchPlacement, EncodedBatch, body_buffers, decode_batch, seal
 from .clock import Clock
+from .column_batch import encode_values
 from .errors import ConflictError, UnavailableError, UsageError
-from .format import APPEND_TIME, CODEC_BY_NAME, HAS_HEADERS, HAS_KEYS, NO_TIMESTAMP, parse_header
+from .format import APPEND_TIME, HAS_HEADERS, HAS_KEYS, NO_TIMESTAMP, parse_header
 from .id_log import Undecided
 from .log import Log
 from .record import DuplicateMetadata, RecordMetadata
@@ -212,6 +213,11 @@ def metadata_of(placed: Placed, timestamp_ms: int) -> RecordMetadata:
     return DuplicateMetadata(log.topic, log.partition, place.offset, place.append_ms)
 
 
+def stamp_of(encoded: EncodedBatch, now_ms: int) -> int:
+    """The timestamp of the record of a batch of one, appended at `now_ms`."""
+    return now_ms if encoded.flags & APPEND_TIME else encoded.min_timestamp_ms
+
+
 class _Part:
     """A batch, and what of it is still to be written."""
 
@@ -363,10 +369,10 @@ def _with_rows(log: Log, encoded: EncodedBatch, rows: Iterable[int]) -> EncodedB
     keys = batch.keys if encoded.flags & HAS_KEYS else None
     stamps = None if encoded.flags & APPEND_TIME else batch.timestamps_ms
     headers, values = batch.headers, batch.values
-    return encode_batch(
+    return encode_values(
+        log.config,
         [values[row] for row in chosen],
         None if keys is None else [keys[row] for row in chosen],
         None if stamps is None else [stamps[row] for row in chosen],
         [headers[row] for row in chosen],
-        codec=CODEC_BY_NAME[log.config.compression],
     )

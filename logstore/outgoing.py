@@ -13,7 +13,10 @@ from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
-from .batch import EncodedBatch, encode_batch
+from .batch import EncodedBatch
+from .column_batch import declared_times, encode_values
+from .config import TopicConfig
+from .errors import UsageError
 from .record import DuplicateMetadata, Headers, RecordMetadata
 
 ENTRY_FIELDS: Final = 2
@@ -160,30 +163,33 @@ class Batch:
             return True
         return id(entries) == self.taken_id and end <= self.count * ENTRY_FIELDS
 
-    def encode(self, now_ms: int, codec: int) -> None:
+    def encode(self, now_ms: int, config: TopicConfig, partitions: int) -> None:
         """Make the bytes to append. Records without a timestamp beside some with get `now_ms`."""
         stop = self.count * ENTRY_FIELDS
         values: list[bytes | None] = self.taken[0:stop:ENTRY_FIELDS]  # type: ignore[assignment]  # by send
         slots = self.taken[1:stop:ENTRY_FIELDS]
-        if not self.has_extras:
-            keys: list[bytes | None] = slots  # type: ignore[assignment]  # by send
-            self.encoded = encode_batch(values, keys, codec=codec)
-            return
-        rows = [
-            slot if isinstance(slot, Extras) else Extras(slot, None, ())  # type: ignore[arg-type]  # by send
-            for slot in slots
-        ]
-        stamps = [row.timestamp_ms for row in rows]
-        if stamps.count(None) < len(stamps):
-            self.timestamps_ms = [now_ms if stamp is None else stamp for stamp in stamps]
-        headers = [row.headers for row in rows]
-        self.encoded = encode_batch(
-            values,
-            [row.key for row in rows],
-            None if isinstance(self.timestamps_ms, int) else self.timestamps_ms,
-            headers if any(headers) else None,
-            codec=codec,
-        )
+        keys: list[bytes | None] = slots  # type: ignore[assignment]  # by send
+        stamps: list[int] | None = None
+        headers: list[Headers] | None = None
+        if self.has_extras:
+            rows = [
+                slot if isinstance(slot, Extras) else Extras(slot, None, ())  # type: ignore[arg-type]  # by send
+                for slot in slots
+            ]
+            keys, headers = [row.key for row in rows], [row.headers for row in rows]
+            given = [row.timestamp_ms for row in rows]
+            if given.count(None) < len(given):
+                stamps = [now_ms if stamp is None else stamp for stamp in given]
+        if config.key_column is not None and partitions > 1 and None in keys:
+            raise UsageError(
+                f"send the key: a producer does not take it from the column {config.key_column!r}"
+            )
+        if config.time_column is not None and stamps is None:
+            stamps = declared_times(config, values)
+        if stamps is not None:
+            self.timestamps_ms = stamps
+        headers = headers if headers and any(headers) else None
+        self.encoded = encode_values(config, values, keys, stamps, headers)
 
 
 class SendFuture(msgspec.Struct, eq=False, gc=False):

@@ -229,7 +229,7 @@ class PartitionCursor:
             body = memoryview(self._chunk)[: header.body_bytes]
         log = self.log
         try:
-            batch = decode_batch(log.topic, log.partition, header, body)
+            batch = decode_batch(log.topic, log.partition, header, body, schema=log.config.schema)
         except DataError as error:
             raise self._at(error) from None
         self.queue.append(batch.from_offset(self._scan_offset))

@@ -11,8 +11,10 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 from struct import calcsize, unpack
-from typing import Final
+from typing import Any, Final
 
+from .arrow_batch import ArrowColumns, Projection, chosen_fields, section_columns
+from .arrow_columns import bad_record, from_json, to_json
 from .columns import (
     decode_binary,
     decode_bitmap,
@@ -22,8 +24,9 @@ from .columns import (
     rising,
 )
 from .compression import decompress
-from .errors import CorruptBatchError, DataError
+from .errors import CorruptBatchError, DataError, UsageError
 from .format import (
+    COLUMNS,
     HAS_HEADERS,
     HAS_KEYS,
     NULL_KEYS,
@@ -34,6 +37,7 @@ from .format import (
     Buffer,
 )
 from .record import Headers, Record
+from .topic_schema import pyarrow, stored_schema
 
 _SECTION_A: Final = 0
 _SECTION_B: Final = 1
@@ -47,10 +51,31 @@ class _Columns:
     Two threads may decode the same column at once; both get the same answer.
     """
 
-    __slots__ = ("_body", "_headers", "_keys", "_lead", "_values", "header")
+    __slots__ = (
+        "_arrow",
+        "_body",
+        "_headers",
+        "_keys",
+        "_lead",
+        "_parsed",
+        "_projection",
+        "_values",
+        "header",
+        "schema",
+    )
 
-    def __init__(self, header: BatchHeader, body: Buffer) -> None:
+    def __init__(
+        self,
+        header: BatchHeader,
+        body: Buffer,
+        schema: str | None = None,
+        projection: Projection | None = None,
+    ) -> None:
         self.header = header
+        self.schema = schema
+        self._projection = projection
+        self._arrow: ArrowColumns | None = None
+        self._parsed: Any = None
         # Slices of a view copy nothing; only the entries of a column become bytes of their own.
         self._body = memoryview(body)
         self._lead: tuple[list[int], Sequence[int], int, Buffer] | None = None
@@ -59,11 +84,13 @@ class _Columns:
         self._headers: list[Headers] | None = None
 
     def _section(self, number: int) -> Buffer:
+        if self._projection is not None and number != _SECTION_A:
+            raise UsageError("only some columns were read: read without columns= for records")
         sections = self.header.sections
         start = sum(section.stored_bytes for section in sections[:number])
         stored_bytes, raw_bytes, _ = sections[number]
         stored = self._body[start : start + stored_bytes]
-        if stored_bytes == raw_bytes:
+        if stored_bytes == raw_bytes or (number == _SECTION_B and self.header.flags & COLUMNS):
             return stored
         return decompress(self.header.codec, stored, raw_bytes)
 
@@ -126,11 +153,62 @@ class _Columns:
                 self._values = []
                 return self._values
             section = self._section(_SECTION_B)
+            if header.flags & COLUMNS:
+                arrow = self.arrow
+                fields = list(arrow.schema)
+                self._values = [*to_json([arrow.column(field) for field in fields], fields)]
+                return self._values
             nullable = bool(header.flags & NULL_VALUES)
             values, end = decode_binary(section, 0, header.record_count, nullable=nullable)
             _require_end(section, end)
             self._values = values
         return self._values
+
+    @property
+    def arrow(self) -> ArrowColumns:
+        """Of a batch of columns."""
+        if self._arrow is None:
+            header = self.header
+            if self._projection is not None:
+                self._arrow = ArrowColumns(self._projection, header.record_count)
+            else:
+                section, directory_hash = self._section(_SECTION_B), header.sections[1].hash
+                self._arrow = section_columns(section, directory_hash, header.record_count)
+        return self._arrow
+
+    def column(self, field: Any) -> Any:
+        """One column of the values as a pyarrow.Array."""
+        if self.header.flags & COLUMNS:
+            return self.arrow.column(field)
+        if self._parsed is None:
+            assert self.schema is not None
+            offsets = self.offsets
+            self._parsed = from_json(
+                self.values, self.schema, lambda row, why: bad_record(offsets[row], why)
+            )
+        return self._parsed.column(field.name)
+
+    def record_column(self, name: str, partition: int) -> Any:
+        """One column of what records have beside their values."""
+        pa, header = pyarrow(), self.header
+        if name == "_partition":
+            return pa.repeat(pa.scalar(partition, pa.int32()), header.record_count)
+        if name == "_key":
+            return pa.array(self.keys, pa.binary())
+        if name == "_timestamp_ms":
+            if header.flags & UNIFORM_TIMESTAMP:
+                return pa.repeat(
+                    pa.scalar(header.min_timestamp_ms, pa.int64()), header.record_count
+                )
+            section = self._leading()[3]
+            buffer = pa.py_buffer(bytes(section[: 8 * header.record_count]))
+            return pa.Array.from_buffers(pa.int64(), header.record_count, [None, buffer])
+        import numpy  # noqa: PLC0415 - an extra
+
+        offsets = self.offsets
+        if isinstance(offsets, range):
+            return pa.array(numpy.arange(offsets.start, offsets.stop))
+        return pa.array(offsets, pa.int64())
 
     def tombstones(self) -> bytes:
         count = self.header.record_count
@@ -140,8 +218,15 @@ class _Columns:
         offsets, start = decode_offsets(section, 0, count)
         return decode_bitmap(section, start + padded(offsets[-1]), count).translate(_INVERTED)
 
+    def stored_values(self) -> Buffer:
+        """Section B as it is stored."""
+        a_bytes, b_bytes = (section.stored_bytes for section in self.header.sections[:2])
+        return self._body[a_bytes : a_bytes + b_bytes]
+
     def values_at(self, indexes: Sequence[int]) -> list[Buffer | None]:
         """Some values, without decoding the others."""
+        if self.header.flags & COLUMNS:
+            return [self.values[index] for index in indexes]
         nullable = bool(self.header.flags & NULL_VALUES)
         section = self._section(_SECTION_B)
         return decode_selected(section, self.header.record_count, indexes, nullable=nullable)
@@ -323,6 +408,82 @@ class RecordBatch:
         assert self._whole
         return self._columns.values_at(indexes)
 
+    @property
+    def columnar(self) -> bool:
+        """Whether the values are stored as columns."""
+        return bool(self.header.flags & COLUMNS)
+
+    @property
+    def schema(self) -> Any:
+        """The pyarrow.Schema of `arrow()`: that of the topic now, not that of the batch.
+
+        Raises:
+            UsageError: The topic has none.
+            MissingExtraError: pyarrow is not installed.
+        """
+        columns = self._columns
+        if columns.schema is not None:
+            return stored_schema(columns.schema)
+        if self.columnar:
+            return columns.arrow.schema
+        raise UsageError(
+            "the topic has no schema: create it with schema= to read columns", topic=self.topic
+        )
+
+    def arrow(self, columns: Sequence[str] | None = None) -> Any:
+        """The values as a pyarrow.RecordBatch, without a copy where they are stored as columns.
+
+        Args:
+            columns: Names of fields, and `_offset`, `_partition`, `_timestamp_ms` (int64, UTC) or
+                `_key` (binary). None: all fields.
+
+        Raises:
+            UsageError: The topic has no schema, or no such column.
+            RecordError: A value of a JSON topic does not fit the schema; it names the offset.
+            CorruptBatchError: The verified bytes do not make sense.
+            MissingExtraError: pyarrow is not installed.
+        """
+        pa = pyarrow()
+        fields = chosen_fields(self.schema, columns)
+        try:
+            arrays = [
+                self._columns.record_column(field.name, self.partition)
+                if field.name.startswith("_")
+                else self._columns.column(field)
+                for field in fields
+            ]
+        except DataError as error:
+            raise self._placed(error) from None
+        batch = pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+        return batch if self._whole else batch.slice(self._start, self.record_count)
+
+    def limits(self) -> dict[str, tuple[int | float, int | float]]:
+        """Lowest and highest value of columns in the whole batch, by name, from its directory.
+
+        Whoever looks for something outside of them can skip the batch. Times are counted in the
+        unit of their type. Empty unless the values are stored as columns.
+        """
+        try:
+            return self._columns.arrow.limits() if self.columnar else {}
+        except DataError as error:
+            raise self._placed(error) from None
+
+    def stored_columns(self, indexes: Sequence[int]) -> Any:
+        """The rows at `indexes` of a whole batch of columns, under the schema it was written with.
+
+        As a pyarrow.RecordBatch, for compaction.
+        """
+        assert self._whole
+        pa, arrow = pyarrow(), self._columns.arrow
+        schema = arrow.schema
+        batch = pa.RecordBatch.from_arrays([arrow.column(each) for each in schema], schema=schema)
+        return batch.take(pa.array(indexes, pa.int64()))
+
+    def stored_section(self) -> tuple[Buffer, int]:
+        """Section B of a whole batch as stored, and its hash."""
+        assert self._whole
+        return self._columns.stored_values(), self.header.sections[_SECTION_B].hash
+
     def tombstones(self) -> bytes:
         """A byte per record of a whole batch: 1 for a tombstone. No value is decoded."""
         assert self._whole
@@ -381,6 +542,23 @@ def _decode_headers(section: Buffer, count: int) -> list[Headers]:
     return list(map(tuple, map(pairs.__getitem__, map(slice, bounds, bounds[1:]))))
 
 
-def open_columns(topic: str, partition: int, header: BatchHeader, body: Buffer) -> RecordBatch:
-    """The whole batch of `header` and its verified `body`."""
-    return RecordBatch(topic, partition, _Columns(header, body), 0, header.record_count)
+def open_columns(
+    topic: str,
+    partition: int,
+    header: BatchHeader,
+    body: Buffer,
+    schema: str | None = None,
+    projection: Projection | None = None,
+) -> RecordBatch:
+    """The whole batch of `header` and its verified `body`.
+
+    Args:
+        topic: For the records.
+        partition: For the records.
+        header: As parsed.
+        body: Verified; with a `projection` section A is enough.
+        schema: Stored form of the schema its topic has now.
+        projection: The columns that were read.
+    """
+    columns = _Columns(header, body, schema, projection)
+    return RecordBatch(topic, partition, columns, 0, header.record_count)

@@ -33,10 +33,10 @@ from typing import Final, NamedTuple
 
 from .batch import EncodedBatch
 from .clock import SystemClock
-from .config import MIB, Durability, TopicInfo
+from .config import MIB, Durability, TopicConfig, TopicInfo
 from .engine import Engine
 from .errors import BackpressureTimeoutError, StoreClosedError, UsageError
-from .format import APPEND_TIME, CODEC_BY_NAME
+from .format import APPEND_TIME
 from .log import Log
 from .once_append import append_once
 from .outgoing import Batch, Extras, Lane, PendingCall, SendFuture, call_back_all
@@ -202,19 +202,19 @@ class Sender:
     def _encode(self, batch: Batch) -> None:
         """Encode a sealed batch; the lock is held only to fetch its entries."""
         try:
-            codec = self._codec(batch.lane)
+            config = self._config(batch.lane)
             with self.lock:
                 batch.take()
             if not batch.count:
                 return  # opened by a sender who was interrupted before adding to it
-            batch.encode(self.engine.clock.now_ms(), codec)
+            batch.encode(self.engine.clock.now_ms(), config, batch.lane.partitions)
         except Exception as error:  # handed to the futures and to flush
             batch.error = error
         finally:
             self._unclaim(batch)
 
-    def _codec(self, lane: Lane) -> int:
-        """The codec of the topic as it is now."""
+    def _config(self, lane: Lane) -> TopicConfig:
+        """The configuration of the topic as it is now."""
         info = self.engine.topic(lane.topic)
         if info.partitions != lane.partitions:
             # Deleted and created again meanwhile: the keys belong to other partitions now.
@@ -223,7 +223,7 @@ class Sender:
                 " send again",
                 topic=lane.topic,
             )
-        return CODEC_BY_NAME[info.config.compression]
+        return info.config
 
     def _unclaim(self, batch: Batch) -> None:
         # Before waiting for the lock, where an interrupt is most likely.

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from . import groups, queues, topics
 from .backup import BackupReport, back_up
@@ -107,8 +107,17 @@ class Store(StoreWriting, StoreUpkeep):
 
     # --- topics --------------------------------------------------------------------------------
 
-    def create_topic(
-        self, name: str, *, partitions: int = 1, exist_ok: bool = False, **config: object
+    def create_topic(  # noqa: PLR0913 - what there is to say about a topic
+        self,
+        name: str,
+        *,
+        partitions: int = 1,
+        exist_ok: bool = False,
+        schema: object = None,
+        key: str | None = None,
+        time: str | None = None,
+        values: Literal["columns", "json"] = "columns",
+        **config: object,
     ) -> TopicInfo:
         """Create a topic.
 
@@ -116,20 +125,28 @@ class Store(StoreWriting, StoreUpkeep):
             name: 1 to 200 of A-Z a-z 0-9 . _ -
             partitions: Fixed for the topic's life. Order is kept within a partition, and records
                 of one key share one.
-            exist_ok: Return the existing topic if it has as many partitions.
+            exist_ok: Return the existing topic if it has as many partitions and the same schema.
+            schema: What values are: a msgspec Struct, a dataclass or a pyarrow.Schema. They are
+                then stored as Arrow columns, whether they come as Arrow, as columns or as JSON.
+                Needs the extra `arrow`.
+            key: With a schema: the field that is the key of records appended without one.
+            time: With a schema: the field that is their timestamp.
+            values: With a schema: "json" stores values as they come, checked against it.
             **config: retention, retention_bytes, compact, compression, segment_bytes, segment_ms
                 and more; see `TopicConfig`.
 
         Raises:
             TopicExistsError: It exists.
-            UsageError: Bad name, partition count or option.
+            UsageError: Bad name, partition count, schema or option.
+            MissingExtraError: A schema, and pyarrow is not installed.
         """
+        options = TopicConfig.from_options(**config)
         return topics.create(
             self._engine,
             name,
             partitions=partitions,
             exist_ok=exist_ok,
-            config=TopicConfig.from_options(**config),
+            config=topics.with_schema(options, schema, key=key, time=time, values=values),
         )
 
     def delete_topic(self, name: str) -> None:
@@ -137,7 +154,11 @@ class Store(StoreWriting, StoreUpkeep):
         topics.delete(self._engine, name)
 
     def configure_topic(self, name: str, **config: object) -> TopicInfo:
-        """Change some options of a topic; see `create_topic`. Applies from the next append on."""
+        """Change some options of a topic; see `create_topic`. Applies from the next append on.
+
+        A `schema` may add nullable columns and widen types: what was written before is read under
+        the new one. Any other difference is refused, and the error lists it.
+        """
         return topics.configure(self._engine, name, config)
 
     def topics(self, *, internal: bool = False) -> list[TopicInfo]:

@@ -7,20 +7,22 @@ several writes at once are `transaction.py`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import overload
 
 from .append import Appender
+from .column_append import ColumnAppender
 from .conditional_append import Match, condition_on
 from .config import Durability, check_durability
 from .engine import Engine
 from .errors import UsageError
 from .job import Duration
 from .latest import LatestValues
+from .log import Log
 from .named_producer import NamedProducer
 from .numbered_append import OpenProducer, forget
-from .once_append import append_once, metadata_of
+from .once_append import append_once, metadata_of, stamp_of
 from .owner_catalog import DatabasePlace
 from .owners import TIMEOUT, AnonymousOwners, Ownership, Terms, own
 from .positions import parse_duration_ms
@@ -40,6 +42,7 @@ class StoreWriting:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._appender = Appender(engine)
+        self._columns = ColumnAppender(engine)
         self._latest = LatestValues(engine)
         self._owners = AnonymousOwners(engine)
 
@@ -96,7 +99,8 @@ class StoreWriting:
         looked_up = conditional or (headers and self._appender.looks_at_ids(topic))
         if mode == "sync" and not looked_up:
             row = (value, key, timestamp_ms, headers)
-            return self._appender.append_durably(topic, row, partition)
+            if appended := self._appender.append_durably(topic, row, partition):
+                return appended
         check_durability(mode)
         record = self._appender.encode_one(
             topic, value, key=key, timestamp_ms=timestamp_ms, headers=headers, partition=partition
@@ -113,7 +117,7 @@ class StoreWriting:
             )
         (placed,), now_ms = append_once(self._engine, (record,), guard=condition)
         self._engine.acknowledge(((placed.log, placed.end),), durability)
-        return metadata_of(placed, now_ms if timestamp_ms is None else timestamp_ms)
+        return metadata_of(placed, stamp_of(record[1], now_ms))
 
     def append_many(  # noqa: PLR0913 - a record has that many parts
         self,
@@ -156,6 +160,67 @@ class StoreWriting:
             AppendMetadata(topic, each.log.partition, each.base_offset, each.written.record_count)
             for each in placed
             if each.written is not None
+        ]
+
+    def append_arrow(
+        self,
+        topic: str,
+        data: object,
+        *,
+        partition: int | None = None,
+        durability: Durability | None = None,
+    ) -> list[AppendMetadata]:
+        """Append Arrow data to a topic with a schema, and return when all of it is acknowledged.
+
+        Columns are matched by name and cast where nothing is lost; a nullable one may be missing.
+        Rows become batches of about 16 MiB, which are written in one go but are not one
+        transaction. With a declared key each row goes to the partition of its key; else all go to
+        one, in turn.
+
+        Args:
+            topic: An existing topic with a schema.
+            data: A pyarrow Table or RecordBatch, or what speaks the Arrow C interface: a frame of
+                Polars or pandas, a relation of DuckDB.
+            partition: All rows to this one.
+            durability: Instead of the store's: "sync", "interval" or "os".
+
+        Returns:
+            One entry per batch.
+
+        Raises:
+            UsageError: The topic has no schema, or the data does not fit; nothing was appended.
+            MissingExtraError: pyarrow is not installed.
+            StorageError, PoisonedError: As `append`.
+        """
+        return self._append_batches(topic, data, partition, durability)
+
+    def append_columns(
+        self,
+        topic: str,
+        columns: Mapping[str, Sequence[object]],
+        *,
+        partition: int | None = None,
+        durability: Durability | None = None,
+    ) -> list[AppendMetadata]:
+        """Append columns by name: lists or NumPy arrays of equal length; see `append_arrow`."""
+        self._engine.ensure_writable()
+        table = self._columns.table_of(topic, columns)
+        return self._append_batches(topic, table, partition, durability)
+
+    def _append_batches(
+        self, topic: str, data: object, partition: int | None, durability: Durability | None
+    ) -> list[AppendMetadata]:
+        self._engine.ensure_writable()
+        check_durability(durability or self._engine.durability)
+        batches = self._columns.encode(topic, data, partition)
+        offsets = self._engine.append(batches)
+        ends: dict[Log, int] = {}
+        for (log, encoded), base in zip(batches, offsets, strict=True):
+            ends[log] = base + encoded.record_count
+        self._engine.acknowledge(list(ends.items()), durability)
+        return [
+            AppendMetadata(topic, log.partition, base, encoded.record_count)
+            for (log, encoded), base in zip(batches, offsets, strict=True)
         ]
 
     @overload

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
+from .column_batch import check_declared
 from .components import partition_directory
 from .config import (
     TopicConfig,
@@ -31,6 +33,7 @@ from .reader import LogReader
 from .record import TopicPartition
 from .segment import base_offset_of
 from .tail import DELETED, SLOTS_MAX, Slot
+from .topic_schema import check_evolution, declared_schema, stored_form, stored_schema
 
 _DELETED: Final = "deleted"
 """A file with this name beside the partitions says that they are being deleted."""
@@ -59,6 +62,11 @@ def create(
         if info.partitions != partitions:
             raise TopicExistsError(
                 f"the topic exists with {info.partitions} partitions, not {partitions}", topic=name
+            ) from None
+        if info.config.schema != config.schema:
+            raise TopicExistsError(
+                "the topic exists with another schema: change it with configure_topic(schema=)",
+                topic=name,
             ) from None
         return info
     engine.tail.bump("topics_version")
@@ -162,10 +170,53 @@ def _remove_tree(engine: Engine, directory: str) -> None:
 def configure(engine: Engine, name: str, options: Mapping[str, object]) -> TopicInfo:
     """Change options of a topic; see `Store.configure_topic`."""
     engine.ensure_writable()
-    config = engine.topic(name).config.with_options(**options)
+    before = engine.topic(name).config
+    changes = dict(options)
+    declaration = changes.pop("schema", None)
+    config = before.with_options(**changes)
+    if declaration is not None:
+        config = evolved(config, declaration)
     info = engine.catalog.set_topic_config(name, config)
     engine.tail.bump("topics_version")
     return info
+
+
+def with_schema(
+    config: TopicConfig,
+    declaration: object,
+    *,
+    key: str | None = None,
+    time: str | None = None,
+    values: Literal["columns", "json"] = "columns",
+) -> TopicConfig:
+    """The configuration of a new topic with a schema; see `Store.create_topic`."""
+    if declaration is None:
+        if key is not None or time is not None or values != "columns":
+            raise UsageError("key, time and values need a schema: give schema= as well")
+        return config
+    schema = declared_schema(declaration)
+    check_declared(schema, key, time)
+    return replace(
+        config,
+        schema=stored_form(schema),
+        values=values,
+        key_column=key,
+        time_column=time,
+    )
+
+
+def evolved(config: TopicConfig, declaration: object) -> TopicConfig:
+    """A configuration under a later schema.
+
+    Raises:
+        UsageError: The topic has no schema, or it cannot change like this.
+    """
+    if config.schema is None:
+        raise UsageError("the topic was created without a schema: it cannot get one later")
+    schema = declared_schema(declaration)
+    check_evolution(stored_schema(config.schema), schema)
+    check_declared(schema, config.key_column, config.time_column)
+    return replace(config, schema=stored_form(schema))
 
 
 def listing(engine: Engine, *, internal: bool) -> list[TopicInfo]:

@@ -27,7 +27,7 @@ from .job import Job
 from .latest import LatestValues
 from .log import Log
 from .membership import remove_dead_members
-from .once_append import Placed, append_once, metadata_of
+from .once_append import Placed, append_once, metadata_of, stamp_of
 from .owner_catalog import Outcome, OwnerCatalog
 from .owners import Ownership
 from .queue_catalog import refuse_queue
@@ -107,7 +107,7 @@ class Transaction:
                 match=match,
             )
         (placed,), now_ms = self._write([record], condition)
-        return metadata_of(placed, now_ms if timestamp_ms is None else timestamp_ms)
+        return metadata_of(placed, stamp_of(record[1], now_ms))
 
     def append_many(  # noqa: PLR0913 - a record has that many parts
         self,

@@ -81,11 +81,12 @@ def test_golden_store_takes_appends(golden: tuple[Path, dict[str, object]]) -> N
     path, _ = golden
     with millstream.open(path) as store:
         ends = {info.name: store.offsets(info.name)[0].end for info in store.topics()}
+        row = b'{"auction":1,"price":2.0,"ts":"2013-01-01T00:00:00Z","channel":null,"tags":null}'
+        values = {info.name: row if info.config.schema else b"new" for info in store.topics()}
         assert {
-            name: store.append(name, b"new", key=b"k", partition=0).offset for name in ends
+            name: store.append(name, values[name], key=b"k", partition=0).offset for name in ends
         } == ends
     with millstream.open(path) as store:
-        assert [next(iter(store.read(name, "-1", partition=0))).value for name in ends] == [
-            b"new"
-        ] * len(ends)
+        found = {name: next(iter(store.read(name, "-1", partition=0))).value for name in ends}
+        assert found == values
         assert store.verify(deep=True).ok

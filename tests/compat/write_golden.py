@@ -2,6 +2,7 @@
 
     python tests/compat/write_golden.py tests/compat/golden/v1
     python tests/compat/write_golden.py tests/compat/golden/v1-rewritten
+    python tests/compat/write_golden.py tests/compat/golden/v1-columns
 
 Run once per format, never again: what a released version wrote is what the tests read for ever.
 Beside each is a JSON file with what it must say (`test_golden.content`). Derived files (tail words,
@@ -12,7 +13,10 @@ from __future__ import annotations
 
 import shutil
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+import msgspec
 
 import millstream
 from millstream.testing import ManualClock
@@ -92,6 +96,50 @@ def write_rewritten(directory: Path) -> None:
     _remove_derived(directory)
 
 
+class Bid(msgspec.Struct):
+    auction: int
+    price: float
+    ts: datetime
+    channel: str | None = None
+    tags: list[str] | None = None
+
+
+def write_columns(directory: Path) -> None:
+    """Batches of columns: plain, with dictionaries, compacted; JSON rows under a schema."""
+    clock = ManualClock(1_357_000_000_000)
+    start = datetime(2013, 1, 1, tzinfo=UTC)
+    with millstream.open(directory, clock=clock) as store:
+        for compression in ("none", "lz4", "zstd"):
+            store.create_topic(
+                compression, schema=Bid, key="auction", time="ts", compression=compression
+            )
+            rows = range(1100 if compression == "lz4" else 90)  # many: with dictionaries
+            store.append_columns(
+                compression,
+                {
+                    "auction": [n % 50 for n in rows],
+                    "price": [n / 4 for n in rows],
+                    "ts": [start + timedelta(milliseconds=n) for n in rows],
+                    "channel": [None if n % 9 == 0 else f"channel-{n % 7}" for n in rows],
+                },
+            )
+            clock.advance(1000)
+            store.append(
+                compression,
+                b'{"auction":7,"price":-0.5,"ts":"2013-01-01T00:00:09Z","tags":["a",""]}',
+                headers=[("n", b"1")],
+            )
+        store.configure_topic("none", compact=True)
+        store.roll("none", 0)
+        store.compact("none")
+        store.create_topic("json", schema=Bid, values="json")
+        store.append("json", b'{"price":1,"auction":2,"ts":"2013-01-01T00:00:00Z"}', key=b"k")
+        with store.transaction() as transaction:
+            transaction.put_checkpoint("golden", b"checkpoint")
+            transaction.commit_offsets("readers", {millstream.TopicPartition("none", 0): 17})
+    _remove_derived(directory)
+
+
 def _keyed(store: millstream.Store, topic: str, batch: int) -> None:
     numbers = range(batch * 20, batch * 20 + 20)
     store.append_many(
@@ -115,4 +163,5 @@ def _remove_derived(directory: Path) -> None:
 
 if __name__ == "__main__":
     target = Path(sys.argv[1])
-    write_rewritten(target) if target.name.endswith("-rewritten") else write_golden(target)
+    writers = {"v1": write_golden, "v1-rewritten": write_rewritten, "v1-columns": write_columns}
+    writers[target.name](target)

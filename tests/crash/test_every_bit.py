@@ -11,6 +11,7 @@ import contextlib
 import os
 from random import Random
 
+import msgspec
 import pytest
 from simulated_stores import START_MS, abandon, open_quietly
 
@@ -26,15 +27,22 @@ KEYS = [b"a", b"b", b"c", b"nowhere"]
 STEP_MS = 1000
 
 
-def small_store(codec: Compression) -> MemoryStorage:
+class Row(msgspec.Struct):
+    text: str
+    number: int | None = None
+
+
+def small_store(codec: Compression, *, columns: bool = False) -> MemoryStorage:
     storage = MemoryStorage()
     clock = ManualClock(START_MS)
     with open_quietly(storage, clock) as store:
-        store.create_topic("t", compact=True, compression=codec)
+        store.create_topic("t", compact=True, compression=codec, schema=Row if columns else None)
         for number in range(9):
             clock.advance(STEP_MS)
             keys = KEYS[: 1 + number % 3]
             values = [b"%d" % number * 30] * len(keys)
+            if columns:
+                values = [b'{"text":"%s","number":%d}' % (value, number) for value in values]
             store.append_many("t", values, keys=keys)
             if number == 3:
                 store.compact("t")
@@ -107,8 +115,9 @@ def reading(storage: MemoryStorage) -> tuple[str | None, dict[str, object] | Non
 @pytest.mark.slow
 @pytest.mark.crash
 @pytest.mark.parametrize("codec", ["none", "lz4", "zstd"])
-def test_scenario_16_any_bit_of_any_file_of_a_store(codec: Compression) -> None:
-    storage = small_store(codec)
+@pytest.mark.parametrize("columns", [False, True], ids=["rows", "columns"])
+def test_scenario_16_any_bit_of_any_file_of_a_store(codec: Compression, columns: bool) -> None:
+    storage = small_store(codec, columns=columns)
     with open_quietly(storage, read_only=True) as store:
         expected = answers(store)
     contents = files(storage)

@@ -14,7 +14,6 @@ from millstream.batch import (
     buffers,
     decode_batch,
     encode_batch,
-    encode_retained,
     parse_header,
     seal,
 )
@@ -30,6 +29,7 @@ from millstream.format import (
 )
 from millstream.index import SparseIndex
 from millstream.record import Headers
+from millstream.retained_batch import encode_retained
 
 UID = 0xDEAD_BEEF
 PLACEMENT = BatchPlacement(

@@ -14,7 +14,6 @@ from millstream.batch import (
     decode_batch,
     encode_batch,
     encode_gap,
-    encode_retained,
     parse_header,
     seal,
     verify_body,
@@ -22,6 +21,7 @@ from millstream.batch import (
 from millstream.column_checks import check_columns
 from millstream.errors import CorruptBatchError, DataError
 from millstream.format import CODEC_BY_NAME, NO_TIMESTAMP, BatchHeader, Section
+from millstream.retained_batch import encode_retained
 
 UID = 99
 PLACEMENT = BatchPlacement(UID, 1, 0, 5, 0, 0, 1, 0, NO_TIMESTAMP)

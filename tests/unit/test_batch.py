@@ -20,7 +20,6 @@ from millstream.batch import (
     decode_batch,
     encode_batch,
     encode_gap,
-    encode_retained,
     parse_header,
     seal,
     verify_body,
@@ -43,6 +42,7 @@ from millstream.format import (
     UNIFORM_TIMESTAMP,
 )
 from millstream.record import Headers, Record
+from millstream.retained_batch import encode_retained
 
 UID = 99
 PLACEMENT = BatchPlacement(

@@ -289,8 +289,8 @@ def test_header_length_is_bounded_before_it_is_used(header_bytes: int) -> None:
 def test_unknown_codec_and_flag_are_reported_as_newer() -> None:
     with pytest.raises(FormatVersionError, match="codec 3"):
         parse_header(batch_header(codec=3), 0, UID)
-    with pytest.raises(FormatVersionError, match="flags 0x200"):
-        parse_header(batch_header(flags=512 | UNIFORM_TIMESTAMP), 0, UID)
+    with pytest.raises(FormatVersionError, match="flags 0x400"):
+        parse_header(batch_header(flags=1024 | UNIFORM_TIMESTAMP), 0, UID)
 
 
 def test_numbers_of_a_producer_must_make_sense() -> None:

@@ -14,6 +14,7 @@ from millstream.batch import (
     parse_header,
     seal,
 )
+from millstream.column_section import DIRECTORY_HEADER, ENTRY
 from millstream.format import (
     BATCH_MAGIC_BYTES,
     NO_TIMESTAMP,
@@ -151,3 +152,16 @@ def test_hex_example_decodes_to_what_the_document_says() -> None:
         (1000, 1_700_000_000_000, b"u1", b"hello", ()),
         (1001, 1_700_000_000_250, b"u2", None, (("h", b"v"),)),
     ]
+
+
+def test_tables_of_column_batches_are_the_structs_of_the_code() -> None:
+    text = section("Column batches")
+    halves = text.split("Entry, 64 bytes:")
+    for half, size in zip(halves, (DIRECTORY_HEADER.size, ENTRY.size), strict=True):
+        end = 0
+        for offset, _, kind in re.findall(
+            r"^\| (\d+) \| (\S+) \| (\d+ bytes|[ui]\d+) \|", half, re.MULTILINE
+        ):
+            assert int(offset) == end
+            end += SIZES[kind] if kind in SIZES else int(kind.split()[0])
+        assert end == size

@@ -1,0 +1,230 @@
+"""Values of a batch as Arrow columns: to the chunks of section B and back, and as JSON rows.
+
+The layout of the section is `column_section.py`, which does without pyarrow; what a topic's columns
+are is `topic_schema.py`. A chunk is an Arrow record batch message of one column, or two for a
+dictionary: its entries, and the numbers that stand for them. The bytes come from disk: everything
+is validated before it is used, and what Arrow refuses is a CorruptBatchError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import date, datetime
+from typing import Any, Final
+
+import msgspec
+
+from .column_section import (
+    DICTIONARY,
+    Chunk,
+    ColumnEntry,
+    ColumnSection,
+    Directory,
+    encode_section,
+    open_chunk,
+)
+from .errors import CorruptBatchError, DataError, RecordError, UsageError
+from .format import Buffer
+from .topic_schema import message_schema, pyarrow, row_type, stored_schema
+
+_DICTIONARY_ROWS_MIN: Final = 1024
+_SAMPLE: Final = 8192
+_DICTIONARY_SHARE: Final = 8
+"""A dictionary pays if at most every so many-th value of the sample is a new one."""
+_ALIGNMENT_BYTES: Final = 8
+
+
+def compute() -> Any:
+    """The module `pyarrow.compute`, or MissingExtraError."""
+    pyarrow()
+    from pyarrow import compute as module  # noqa: PLC0415 - an extra
+
+    return module
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def encode_columns(batch: Any, codec: int) -> ColumnSection:
+    """Section B of a pyarrow.RecordBatch, which has the schema of its topic.
+
+    Raises:
+        UsageError: It takes more bytes than one batch can hold.
+    """
+    schema = batch.schema
+    chunks = [_chunk(batch.column(number), schema.field(number)) for number in range(len(schema))]
+    return encode_section(bytes(schema.serialize()), chunks, codec)
+
+
+def _chunk(column: Any, field: Any) -> Chunk:
+    numbered = _as_dictionary(column)
+    if numbered is None:
+        raw = _message(column, field)
+        return Chunk(raw, column.null_count, _limits(column))
+    lead = _message(numbered.dictionary, field.with_nullable(True))
+    return Chunk(lead + _message(numbered.indices, None), column.null_count, None, len(lead))
+
+
+def _message(column: Any, field: Any) -> bytes:
+    pa = pyarrow()
+    if field is None:
+        field = pa.field("index", column.type)
+    return bytes(pa.RecordBatch.from_arrays([column], schema=pa.schema([field])).serialize())
+
+
+def _as_dictionary(column: Any) -> Any:
+    """The column as numbers of distinct texts, where that makes it much smaller; else None."""
+    pa = pyarrow()
+    if not (pa.types.is_string(column.type) or pa.types.is_binary(column.type)):
+        return None
+    if len(column) < _DICTIONARY_ROWS_MIN:
+        return None
+    sample = (
+        column.slice((len(column) - _SAMPLE) // 2, _SAMPLE) if len(column) > _SAMPLE else column
+    )
+    sample = sample.dictionary_encode()
+    if len(sample.dictionary) * _DICTIONARY_SHARE > len(sample):
+        return None
+    numbered = column.dictionary_encode()
+    if len(numbered.dictionary) * _DICTIONARY_SHARE > len(column):
+        return None
+    width = pa.int8() if len(numbered.dictionary) <= 127 else pa.int16()
+    if len(numbered.dictionary) > 32767:
+        width = pa.int32()
+    return pa.DictionaryArray.from_arrays(numbered.indices.cast(width), numbered.dictionary)
+
+
+def _limits(column: Any) -> tuple[int | float, int | float] | None:
+    """Lowest and highest value of numbers and times; None if there are none, or a NaN."""
+    pa, t = pyarrow(), pyarrow().types
+    kind, functions = column.type, compute()
+    if t.is_floating(kind):
+        if functions.any(functions.is_nan(column)).as_py():
+            return None
+    elif t.is_timestamp(kind):
+        column = column.view(pa.int64())
+    elif t.is_date32(kind):
+        column = column.view(pa.int32())
+    elif not t.is_integer(kind) or t.is_uint64(kind):
+        return None
+    found = functions.min_max(column)
+    low, high = found["min"].as_py(), found["max"].as_py()
+    return None if low is None else (low, high)
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def read_column(directory: Directory, number: int, stored: Buffer, rows: int) -> Any:
+    """One column as a pyarrow.Array, without a copy where it is stored uncompressed.
+
+    Args:
+        directory: Checked.
+        number: Of the column.
+        stored: Its chunk, whose hash was checked.
+        rows: How many rows the batch has.
+
+    Raises:
+        CorruptBatchError: The bytes do not make sense as this column.
+        MissingExtraError: pyarrow is not installed.
+    """
+    pa = pyarrow()
+    schema, entry = directory_schema(directory), directory.entries[number]
+    field = schema.field(number)
+    raw = memoryview(open_chunk(entry, stored))
+    try:
+        if entry.encoding == DICTIONARY:
+            column = _read_dictionary(pa, entry, field, raw, rows)
+        else:
+            column = _read_message(pa, raw, field, rows)
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        raise CorruptBatchError(f"column {field.name!r} does not decode: {error}") from None
+    if column.null_count != entry.null_count:
+        raise CorruptBatchError(f"column {field.name!r} has other nulls than its directory says")
+    return column
+
+
+def directory_schema(directory: Directory) -> Any:
+    """The schema of a batch, checked against its directory."""
+    try:
+        schema = message_schema(directory.schema)
+    except DataError as error:
+        raise CorruptBatchError(error.message) from None
+    if len(schema) != len(directory.entries):
+        raise CorruptBatchError("the schema of a batch does not name its columns")
+    return schema
+
+
+def _read_message(pa: Any, raw: memoryview, field: Any, rows: int | None) -> Any:
+    buffer = pa.py_buffer(raw)
+    if buffer.address % _ALIGNMENT_BYTES:
+        buffer = pa.py_buffer(bytes(raw))
+    (column,) = pa.ipc.read_record_batch(buffer, pa.schema([field])).columns
+    column.validate(full=True)
+    if rows is not None and len(column) != rows:
+        raise CorruptBatchError(f"column {field.name!r} has {len(column)} rows, not {rows}")
+    return column
+
+
+def _read_dictionary(pa: Any, entry: ColumnEntry, field: Any, raw: memoryview, rows: int) -> Any:
+    values = _read_message(pa, raw[: entry.dictionary_bytes], field.with_nullable(True), None)
+    width = pa.int8() if len(values) <= 127 else pa.int16() if len(values) <= 32767 else pa.int32()
+    indices = _read_message(pa, raw[entry.dictionary_bytes :], pa.field("index", width), rows)
+    limits = _limits(indices)
+    if limits is not None and not 0 <= limits[0] <= limits[1] < len(values):
+        raise CorruptBatchError(f"column {field.name!r} has numbers outside of its dictionary")
+    return values.take(indices)
+
+
+# --- rows ----------------------------------------------------------------------------------------
+
+
+def to_json(columns: Sequence[Any], fields: Sequence[Any]) -> list[bytes]:
+    """Each row as a JSON object, its fields in the order of the schema.
+
+    Bytes are base64, times RFC 3339. JSON knows no NaN and no infinity: they become null.
+    """
+    encode = msgspec.json.Encoder().encode
+    batch = pyarrow().RecordBatch.from_arrays(columns, schema=pyarrow().schema(fields))
+    return [encode(row) for row in batch.to_pylist()]
+
+
+def from_json(
+    values: Sequence[Buffer | None], declared: str, refuse: Callable[[int, str], Exception]
+) -> Any:
+    """JSON objects as a pyarrow.RecordBatch of a stored schema, strictly.
+
+    Args:
+        values: One object each. A field may be left out if it is nullable; others are refused.
+        declared: The stored form of the schema.
+        refuse: Makes the error for the value at an index.
+    """
+    pa, schema = pyarrow(), stored_schema(declared)
+    decode: Callable[[Any], object] = msgspec.json.Decoder(row_type(declared)).decode
+    rows: list[Any] = []
+    try:
+        for value in values:
+            rows.append(decode(value))
+    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
+        what = "a topic with a schema has no tombstones" if value is None else str(error)
+        raise refuse(len(rows), what) from None
+    plain = msgspec.to_builtins(rows, builtin_types=(bytes, datetime, date))
+    try:
+        return pa.RecordBatch.from_pylist(plain, schema=schema)
+    except (pa.ArrowException, OverflowError, ValueError, TypeError) as error:
+        for index, row in enumerate(plain):
+            try:
+                pa.RecordBatch.from_pylist([row], schema=schema)
+            except (pa.ArrowException, OverflowError, ValueError, TypeError) as reason:
+                raise refuse(index, str(reason)) from None
+        raise refuse(0, str(error)) from None
+
+
+def bad_value(index: int, reason: str) -> UsageError:
+    """The error for a value that is to be appended."""
+    return UsageError(f"values[{index}] does not fit the schema of the topic: {reason}")
+
+
+def bad_record(offset: int, reason: str) -> RecordError:
+    """The error for a stored value that does not fit the declared schema."""
+    return RecordError(f"the value does not fit the schema of the topic: {reason}", offset=offset)

@@ -1,0 +1,231 @@
+"""From what is appended to a topic with a schema to encoded batches.
+
+Data comes as Arrow or as JSON rows; both become pyarrow.RecordBatches of exactly the schema of the
+topic, or are refused before anything is written. Key and time come from the declared columns unless
+they are given. Which partition a row goes to is `column_append.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from .arrow_columns import bad_value, compute, encode_columns, from_json, to_json
+from .batch import EncodedBatch, encode_batch, encode_columns_batch
+from .config import TopicConfig
+from .errors import UsageError
+from .format import CODEC_BY_NAME, NO_TIMESTAMP
+from .record import Headers
+from .topic_schema import pyarrow, stored_schema
+
+BATCH_ROWS: Final = 1 << 17
+"""Rows of one batch, at most: what a reader decodes at once."""
+BATCH_BYTES: Final = 16 << 20
+"""Bytes of one batch, about."""
+
+
+def encode_values(
+    config: TopicConfig,
+    values: Sequence[bytes | None],
+    keys: Sequence[bytes | None] | None = None,
+    timestamps_ms: Sequence[int] | None = None,
+    headers: Sequence[Headers] | None = None,
+) -> EncodedBatch:
+    """One batch of records for a topic, whether it has a schema or not; see `encode_batch`.
+
+    Raises:
+        UsageError: As there; or a value does not fit the schema, the message names its index.
+        MissingExtraError: The topic has a schema, and pyarrow is not installed.
+    """
+    codec = CODEC_BY_NAME[config.compression]
+    if config.schema is None:
+        return encode_batch(values, keys, timestamps_ms, headers, codec=codec)
+    rows = from_json(values, config.schema, bad_value)
+    if keys is None and config.key_column is not None:
+        keys = keys_of(config, rows).to_pylist()
+    elif keys is not None and config.key_column is not None and None in keys:
+        found = keys_of(config, rows).to_pylist()
+        keys = [there if key is None else key for key, there in zip(keys, found, strict=True)]
+    if timestamps_ms is None and config.time_column is not None:
+        timestamps_ms = times_of(config, rows).to_pylist()
+    if not config.columnar:
+        return encode_batch(values, keys, timestamps_ms, headers, codec=codec)
+    return encode_columns_batch(
+        encode_columns(rows, codec), rows.num_rows, keys, timestamps_ms, headers, codec=codec
+    )
+
+
+def encode_arrow(config: TopicConfig, batch: Any, keys: Any) -> EncodedBatch:
+    """One batch of a pyarrow.RecordBatch that conforms to the schema of the topic.
+
+    Args:
+        config: Of the topic.
+        batch: Not empty.
+        keys: What `keys_of` says, or None.
+    """
+    codec = CODEC_BY_NAME[config.compression]
+    stamps = None if config.time_column is None else times_of(config, batch)
+    if not config.columnar:
+        values = to_json(batch.columns, list(batch.schema))
+        times = None if stamps is None else stamps.to_pylist()
+        column = None if keys is None else keys.to_pylist()
+        return encode_batch(values, column, times, codec=codec)
+    section = encode_columns(batch, codec)
+    return encode_columns_batch(
+        section,
+        batch.num_rows,
+        None if keys is None else keys.to_pylist(),
+        None if stamps is None else stamps.to_pylist(),
+        None,
+        codec=codec,
+    )
+
+
+# --- conforming ----------------------------------------------------------------------------------
+
+
+def conforming(data: object, topic: str, config: TopicConfig) -> list[Any]:
+    """What is to be appended as pyarrow.RecordBatches of the schema, each of a size for a batch.
+
+    Args:
+        data: A pyarrow Table or RecordBatch, or whatever speaks the Arrow C data interface: frames
+            of Polars and pandas, relations of DuckDB.
+        topic: For messages.
+        config: Of the topic.
+
+    Raises:
+        UsageError: The topic has no schema, or the data does not fit it; nothing was converted.
+        MissingExtraError: pyarrow is not installed.
+    """
+    if config.schema is None:
+        raise UsageError(
+            f"topic {topic!r} has no schema: create it with schema= to append columns", topic=topic
+        )
+    pa, schema = pyarrow(), stored_schema(config.schema)
+    table = _table(pa, data)
+    faults = [
+        f"  - {name}: {table.schema.field(name).type} (no such column)"
+        for name in table.schema.names
+        if name not in schema.names
+    ]
+    columns = []
+    for field in schema:
+        column = _column(pa, table, field)
+        if isinstance(column, str):
+            faults.append(f"  ~ {field.name}: {column}")
+        columns.append(column)
+    if faults:
+        lines = "\n".join(faults)
+        raise UsageError(f"the data does not fit the schema of topic {topic!r}:\n{lines}")
+    fitting = pa.Table.from_arrays(columns, schema=schema).combine_chunks()
+    rows = max(1, min(BATCH_ROWS, BATCH_BYTES * table.num_rows // max(fitting.nbytes, 1)))
+    return [batch for batch in fitting.to_batches(max_chunksize=rows) if batch.num_rows]
+
+
+def _table(pa: Any, data: object) -> Any:
+    if isinstance(data, pa.Table):
+        return data
+    if isinstance(data, pa.RecordBatch):
+        return pa.Table.from_batches([data])
+    if hasattr(data, "__arrow_c_stream__") or hasattr(data, "__arrow_c_array__"):
+        return pa.table(data)
+    raise UsageError(
+        f"data is a {type(data).__name__}; give a pyarrow Table or RecordBatch, or a frame that"
+        " speaks the Arrow C interface (Polars, pandas, DuckDB)"
+    )
+
+
+def _column(pa: Any, table: Any, field: Any) -> Any:
+    """The column for a field, cast without loss; or why there is none."""
+    names = table.schema.names
+    if names.count(field.name) > 1:
+        return "it is there twice"
+    if field.name not in names:
+        return pa.nulls(table.num_rows, field.type) if field.nullable else "it is missing"
+    column = table.column(field.name)
+    if column.null_count and not field.nullable:
+        return f"{column.null_count} nulls in a column that is not nullable"
+    if column.type.equals(field.type):
+        return column
+    try:
+        return column.cast(field.type, safe=True)
+    except (pa.ArrowException, ValueError) as error:
+        return f"{column.type} is not {field.type}: {str(error).splitlines()[0]}"
+
+
+# --- declared columns ----------------------------------------------------------------------------
+
+
+def check_declared(schema: Any, key: str | None, time: str | None) -> None:
+    """Refuse key and time columns that are not there or of a type that cannot be one.
+
+    Raises:
+        UsageError: Names the column.
+    """
+    t = pyarrow().types
+    for role, name in (("key", key), ("time", time)):
+        if name is None:
+            continue
+        if name not in schema.names:
+            raise UsageError(f"{role}={name!r}: the schema has no such field")
+        kind = schema.field(name).type
+        if role == "key":
+            good = t.is_integer(kind) or t.is_string(kind) or t.is_binary(kind)
+            wanted = "an integer, string or binary field"
+        else:
+            good = t.is_timestamp(kind) or t.is_int64(kind)
+            wanted = "a timestamp, or an integer of UTC milliseconds"
+        if not good:
+            raise UsageError(f"{role}={name!r} is {kind}; take {wanted}")
+        if role == "time" and schema.field(name).nullable:
+            raise UsageError(f"time={name!r} is nullable; a timestamp cannot be missing")
+
+
+def keys_of(config: TopicConfig, batch: Any) -> Any:
+    """The declared keys as a binary array: text in UTF-8, integers in decimal digits."""
+    pa = pyarrow()
+    column = batch.column(config.key_column)
+    if pa.types.is_binary(column.type):
+        return column
+    return column.cast(pa.string()).cast(pa.binary())
+
+
+def declared_keys(config: TopicConfig, values: Sequence[bytes | None]) -> list[bytes | None]:
+    """The declared keys of JSON rows that are to be appended.
+
+    Raises:
+        UsageError: A value does not fit the schema; the message names its index.
+    """
+    assert config.schema is not None
+    keys: list[bytes | None] = keys_of(
+        config, from_json(values, config.schema, bad_value)
+    ).to_pylist()
+    return keys
+
+
+def declared_times(config: TopicConfig, values: Sequence[bytes | None]) -> list[int]:
+    """The declared timestamps of JSON rows; errors as `declared_keys`."""
+    assert config.schema is not None
+    times: list[int] = times_of(config, from_json(values, config.schema, bad_value)).to_pylist()
+    return times
+
+
+def times_of(config: TopicConfig, batch: Any) -> Any:
+    """The declared timestamps as an int64 array of UTC milliseconds, rounded down."""
+    pa, functions = pyarrow(), compute()
+    column = batch.column(config.time_column)
+    kind = column.type
+    if pa.types.is_timestamp(kind):
+        column = column.view(pa.int64())
+        if kind.unit == "s":
+            column = functions.multiply_checked(column, 1000)
+        elif kind.unit == "us":
+            # Division of integers rounds towards zero, which is up before 1970.
+            towards = functions.divide(column, 1000)
+            below = functions.less(functions.multiply(towards, 1000), column)
+            exact = functions.equal(functions.multiply(towards, 1000), column)
+            rounded_up = functions.invert(functions.or_(below, exact))
+            column = functions.subtract(towards, rounded_up.cast(pa.int64()))
+    if functions.any(functions.equal(column, NO_TIMESTAMP)).as_py():
+        raise UsageError(f"column {config.time_column!r} holds the timestamp -2**63, which is none")
+    return column

@@ -1,0 +1,269 @@
+"""Section B of a batch whose values are columns: a directory, and one chunk per column. Pure.
+
+The twin of "Column batches" in docs/log-format.md. Whoever wants some columns reads the directory
+and their chunks, and checks no more than that. What is inside a chunk, an Arrow message, is for
+`arrow_columns.py`; nothing here needs pyarrow, so every check and copy of the log goes without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from struct import Struct
+from typing import Final, NamedTuple
+
+from xxhash import xxh3_64_intdigest
+
+from .compression import compress, decompress
+from .errors import CorruptBatchError, UsageError
+from .format import CODEC_NONE, CODEC_ZSTD, SECTION_RAW_BYTES_MAX, Buffer
+
+CHUNK_ALIGNMENT_BYTES: Final = 64
+COLUMNS_MAX: Final = 4096
+DIRECTORY_HEADER: Final = Struct("<IIII16x")
+ENTRY: Final = Struct("<IIIIQ8s8sBBBxI16x")
+NO_BOUNDS: Final = 0
+INT_BOUNDS: Final = 1
+FLOAT_BOUNDS: Final = 2
+PLAIN: Final = 0
+DICTIONARY: Final = 1
+_INT: Final = Struct("<q")
+_FLOAT: Final = Struct("<d")
+
+
+class ColumnEntry(NamedTuple):
+    """What the directory says of one column."""
+
+    position: int
+    """Of its chunk, from the start of the section; a multiple of 64."""
+    stored_bytes: int
+    raw_bytes: int
+    """Equal to `stored_bytes`: not compressed."""
+    null_count: int
+    hash: int
+    """xxh3_64 of the stored bytes."""
+    minimum: bytes
+    maximum: bytes
+    bounds: int
+    """How minimum and maximum are to be read."""
+    encoding: int
+    codec: int
+    dictionary_bytes: int
+    """With DICTIONARY: bytes of the first of the two messages of the chunk; else 0."""
+
+    def limits(self) -> tuple[int | float, int | float] | None:
+        """Lowest and highest value that is not null; None if they were not kept."""
+        if self.bounds == NO_BOUNDS:
+            return None
+        kind = _INT if self.bounds == INT_BOUNDS else _FLOAT
+        return kind.unpack(self.minimum)[0], kind.unpack(self.maximum)[0]
+
+
+class Directory(NamedTuple):
+    """The checked directory of a section."""
+
+    size_bytes: int
+    schema: bytes
+    """An Arrow schema message: names and types of the columns in order."""
+    entries: tuple[ColumnEntry, ...]
+
+
+class Chunk(NamedTuple):
+    """One column on its way to the disk."""
+
+    raw: bytes
+    null_count: int
+    limits: tuple[int | float, int | float] | None = None
+    dictionary_bytes: int = 0
+
+
+class ColumnSection(NamedTuple):
+    """A section ready to be written."""
+
+    stored: bytes
+    raw_bytes: int
+    hash: int
+    """Of the directory alone."""
+
+
+def encode_section(schema: bytes, chunks: Sequence[Chunk], codec: int) -> ColumnSection:
+    """Compress and hash chunks, and put the directory before them.
+
+    Raises:
+        UsageError: More columns or bytes than one batch can hold.
+    """
+    if not 1 <= len(chunks) <= COLUMNS_MAX:
+        raise UsageError(f"a topic has 1 to {COLUMNS_MAX} columns, not {len(chunks)}")
+    if sum(len(chunk.raw) for chunk in chunks) + len(schema) > SECTION_RAW_BYTES_MAX:
+        raise UsageError(f"columns of one batch exceed {SECTION_RAW_BYTES_MAX} bytes")
+    schema_padding = bytes(-len(schema) % 8)
+    size_bytes = DIRECTORY_HEADER.size + len(schema + schema_padding) + ENTRY.size * len(chunks)
+    position, raw_bytes = _aligned(size_bytes), _aligned(size_bytes)
+    entries: list[bytes] = []
+    parts: list[bytes] = [bytes(position - size_bytes)]
+    for number, chunk in enumerate(chunks):
+        stored = compress(codec, chunk.raw)
+        entries.append(_entry(position, chunk, stored, codec))
+        after = position + len(stored)
+        padding = 0 if number + 1 == len(chunks) else _aligned(after) - after
+        parts += (stored, bytes(padding))
+        position = after + padding
+        raw_bytes += len(chunk.raw) + padding
+    lead = DIRECTORY_HEADER.pack(size_bytes, len(chunks), len(schema), 0)
+    directory = b"".join((lead, schema, schema_padding, *entries))
+    tail = bytes(-position % 8)
+    stored = b"".join((directory, *parts, tail))
+    return ColumnSection(stored, raw_bytes + len(tail), xxh3_64_intdigest(directory))
+
+
+def _entry(position: int, chunk: Chunk, stored: bytes, codec: int) -> bytes:
+    bounds, minimum, maximum = NO_BOUNDS, bytes(8), bytes(8)
+    if chunk.limits is not None:
+        whole = isinstance(chunk.limits[0], int)
+        bounds, kind = (INT_BOUNDS, _INT) if whole else (FLOAT_BOUNDS, _FLOAT)
+        minimum, maximum = map(kind.pack, chunk.limits)
+    return ENTRY.pack(
+        position,
+        len(stored),
+        len(chunk.raw),
+        chunk.null_count,
+        xxh3_64_intdigest(stored),
+        minimum,
+        maximum,
+        bounds,
+        DICTIONARY if chunk.dictionary_bytes else PLAIN,
+        codec if len(stored) < len(chunk.raw) else CODEC_NONE,
+        chunk.dictionary_bytes,
+    )
+
+
+def recompress(section: Buffer, directory_hash: int, codec: int) -> ColumnSection:
+    """The same columns under another codec."""
+    directory = open_directory(section, directory_hash)
+    chunks = [
+        Chunk(
+            bytes(open_chunk(entry, section[entry.position : entry.position + entry.stored_bytes])),
+            entry.null_count,
+            entry.limits(),
+            entry.dictionary_bytes,
+        )
+        for entry in directory.entries
+    ]
+    return encode_section(directory.schema, chunks, codec)
+
+
+def directory_bytes(section: Buffer) -> int:
+    """How long the directory says it is; nothing is checked but the limit.
+
+    Raises:
+        CorruptBatchError: Cut short, or an impossible length.
+    """
+    if len(section) < DIRECTORY_HEADER.size:
+        raise CorruptBatchError("directory of columns is cut")
+    size_bytes, count, schema_bytes, reserved = DIRECTORY_HEADER.unpack_from(section)
+    least = DIRECTORY_HEADER.size + (schema_bytes + 7 & -8) + ENTRY.size * count
+    lead = DIRECTORY_HEADER.pack(size_bytes, count, schema_bytes, 0)
+    reserved = reserved or section[: DIRECTORY_HEADER.size] != lead
+    if reserved or not 1 <= count <= COLUMNS_MAX or size_bytes != least:
+        raise CorruptBatchError("directory of columns holds impossible values")
+    if size_bytes > SECTION_RAW_BYTES_MAX:
+        raise CorruptBatchError(f"directory of {size_bytes} bytes is over the limit")
+    return int(size_bytes)
+
+
+def open_directory(
+    section: Buffer, directory_hash: int, *, section_bytes: int | None = None
+) -> Directory:
+    """Check and decode the directory at the start of `section`.
+
+    Args:
+        section: The section, or at least its directory.
+        directory_hash: What the batch header says.
+        section_bytes: Size of the whole section, if `section` is only a part.
+
+    Raises:
+        CorruptBatchError: Cut, damaged, or chunks outside of the section or in each other.
+    """
+    size_bytes = directory_bytes(section)
+    if size_bytes > len(section):
+        raise CorruptBatchError("directory of columns is cut")
+    directory = bytes(section[:size_bytes])
+    if xxh3_64_intdigest(directory) != directory_hash:
+        raise CorruptBatchError("directory of columns fails its checksum")
+    _, count, schema_bytes, _ = DIRECTORY_HEADER.unpack_from(directory)
+    start = DIRECTORY_HEADER.size
+    schema = directory[start : start + schema_bytes]
+    entries = tuple(
+        ColumnEntry._make(fields)
+        for fields in ENTRY.iter_unpack(directory[size_bytes - ENTRY.size * count :])
+    )
+    if b"".join(ENTRY.pack(*entry) for entry in entries) != directory[-ENTRY.size * count :]:
+        raise CorruptBatchError("reserved bytes of a directory of columns are not zero")
+    limit = len(section) if section_bytes is None else section_bytes
+    end, total = size_bytes, 0
+    for entry in entries:
+        total += entry.raw_bytes
+        if entry.position != _aligned(end) or (fault := _entry_fault(entry)):
+            fault = fault if entry.position == _aligned(end) else "a chunk out of its place"
+            raise CorruptBatchError(f"directory of columns holds impossible values: {fault}")
+        end = entry.position + entry.stored_bytes
+    if end + -end % 8 != limit or total > SECTION_RAW_BYTES_MAX:
+        raise CorruptBatchError("columns and the size of their section disagree")
+    return Directory(size_bytes, schema, entries)
+
+
+def _entry_fault(entry: ColumnEntry) -> str | None:
+    compressed = entry.stored_bytes < entry.raw_bytes
+    if entry.stored_bytes > entry.raw_bytes or entry.codec > CODEC_ZSTD:
+        return "sizes or codec of a chunk"
+    if compressed != bool(entry.codec):
+        return "a codec without compression"
+    if entry.bounds > FLOAT_BOUNDS or entry.encoding > DICTIONARY:
+        return "an unknown encoding"
+    if bool(entry.dictionary_bytes) != (entry.encoding == DICTIONARY):
+        return "a dictionary without its encoding"
+    if entry.dictionary_bytes > entry.raw_bytes:
+        return "a dictionary larger than its chunk"
+    return None
+
+
+def check_chunk(entry: ColumnEntry, stored: Buffer) -> None:
+    """Check the stored bytes of a chunk against its hash.
+
+    Raises:
+        CorruptBatchError: They are cut or damaged.
+    """
+    if len(stored) != entry.stored_bytes or xxh3_64_intdigest(stored) != entry.hash:
+        raise CorruptBatchError("a column of the batch is cut or fails its checksum")
+
+
+def open_chunk(entry: ColumnEntry, stored: Buffer) -> Buffer:
+    """The raw bytes of a chunk whose stored bytes were checked.
+
+    Raises:
+        CorruptBatchError: They do not decompress to what the directory says.
+    """
+    if entry.codec == CODEC_NONE:
+        return stored
+    return decompress(entry.codec, stored, entry.raw_bytes)
+
+
+def check_section(section: Buffer, directory_hash: int) -> None:
+    """Check all of a section: directory, every chunk, and that the padding is zero.
+
+    Raises:
+        CorruptBatchError: Anything is not what was written.
+    """
+    view = memoryview(section)
+    directory = open_directory(view, directory_hash)
+    end = directory.size_bytes
+    for entry in directory.entries:
+        if any(view[end : entry.position]):
+            raise CorruptBatchError("padding of the columns is not zero")
+        end = entry.position + entry.stored_bytes
+        check_chunk(entry, view[entry.position : end])
+    if any(view[end:]):
+        raise CorruptBatchError("padding of the columns is not zero")
+
+
+def _aligned(position: int) -> int:
+    return position + -position % CHUNK_ALIGNMENT_BYTES
