@@ -47,11 +47,13 @@ bench: $(VENV)/.dev ## the benchmarks, as ratios to the limit measured beside th
 	@$(BIN)/python -m benchmarks $(ARGS)
 	@$(BIN)/python tools/write_readme_benchmarks.py
 
-crash: $(VENV)/.flights ## crash tests with other random choices, and more: make crash SEED=7 MINUTES=5
-	@MILLSTREAM_SEED=$(SEED) MILLSTREAM_FLIPS=1000 MILLSTREAM_CATALOG_FLIPS=600 \
-		$(BIN)/pytest -q -m crash $(ARGS)
-	@MILLSTREAM_SEED=$(SEED) MILLSTREAM_FUZZ_EXAMPLES=600 MILLSTREAM_MODEL_EXAMPLES=100 \
-		$(BIN)/pytest -q -n $(JOBS) --hypothesis-seed=$(SEED) tests/property $(ARGS)
+crash: $(VENV)/.flights ## the whole campaign, for over half an hour: make crash SEED=7 MINUTES=5
+	@MILLSTREAM_SEED=$(SEED) $(BIN)/pytest -q -m crash $(ARGS)
+	@MILLSTREAM_SEED=$(SEED) MILLSTREAM_FLIPS=1000 MILLSTREAM_CATALOG_FLIPS=all \
+		MILLSTREAM_FUZZ_EXAMPLES=600 MILLSTREAM_MODEL_EXAMPLES=100 MILLSTREAM_PLANS=1000 \
+		MILLSTREAM_SEGMENTS=100000 MILLSTREAM_TOPICS=1000 \
+		$(BIN)/pytest -q -n $(JOBS) -m "not crash" --hypothesis-seed=$(SEED) \
+		tests/property tests/crash $(ARGS)
 	@$(BIN)/python tests/crash/campaign.py --seed $(SEED) --minutes $(MINUTES)
 
 wheel: $(VENV)/.dev ## build the wheel into dist/ and check what it holds

@@ -222,7 +222,11 @@ class Transaction:
         """
         self._ensure_open()
         if self._rows is not None:
-            raise UsageError("a transaction with a database cannot ack jobs: ack them after it")
+            raise UsageError(
+                "a transaction with a database cannot ack jobs, as no two files commit as one: "
+                "commit it, then ack them. A job whose worker dies in between comes again: write "
+                "topic, partition and offset beside the rows, UNIQUE, and skip what is there"
+            )
         for job in jobs:
             self.also(job.settle_in())
             self._jobs.append(job)

@@ -75,7 +75,7 @@ def play(seed: int) -> dict[str, int]:
         "power failures": crash_everywhere(life, seeds=seeds),
         "kills at an operation": kill_everywhere(workload(random.randrange(8, 20))),
         "full disks": fill_the_disk_everywhere(workload(random.randrange(8, 20))),
-        "killed on a full disk": small,
+        "killed on a full disk" if small else "on a full disk, as none may be mounted here": small,
         **{f"killed: {role}": count for role, count in sorted(rounds.kills.items())},
         "killed: life": kills,
         "random pipelines": RANDOM_PLANS,

@@ -113,7 +113,6 @@ def reading(storage: MemoryStorage) -> tuple[str | None, dict[str, object] | Non
 
 
 @pytest.mark.slow
-@pytest.mark.crash
 @pytest.mark.parametrize("codec", ["none", "lz4", "zstd"])
 @pytest.mark.parametrize("columns", [False, True], ids=["rows", "columns"])
 def test_scenario_16_any_bit_of_any_file_of_a_store(codec: Compression, columns: bool) -> None:
@@ -139,7 +138,6 @@ def test_scenario_16_any_bit_of_any_file_of_a_store(codec: Compression, columns:
 
 
 @pytest.mark.slow
-@pytest.mark.crash
 def test_scenario_16_any_bit_as_a_writer_meets_it_and_verify_finds_it() -> None:
     """A writer may mend what is derived; it goes on after the last record, or not at all."""
     whole = small_store("lz4")
