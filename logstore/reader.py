@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Self
 
 from .batch import decode_batch
+from .chunk_reader import ChunkReader
 from .config import Isolation
 from .engine import Engine
 from .errors import (
@@ -28,19 +29,24 @@ from .format import (
     ALIGNMENT_BYTES,
     BATCH_HEADER_BYTES,
     BATCH_MAGIC_BYTES,
+    COLUMNS,
     CONTROL,
     BatchHeader,
+    Buffer,
     SegmentHeader,
     parse_header,
 )
 from .log import Log
 from .record import TopicPartition
-from .record_batch import RecordBatch
+from .record_batch import RecordBatch, open_columns
 from .storage import File
 from .tail import Slot
 
 CHUNK_BYTES: Final = 1 << 20
 """Bytes read at once. Larger batches are read whole."""
+
+HEADERS_BYTES: Final = 16 << 10
+"""Read at once where most of a batch is not wanted: its header and the directory of its columns."""
 
 UNLIMITED: Final = 1 << 62
 
@@ -51,7 +57,14 @@ HELD_BACK_SECONDS: Final = 0.2
 class PartitionCursor:
     """Walks the batches of one partition. Used by one thread."""
 
-    def __init__(self, engine: Engine, log: Log, offset: int, isolation: Isolation) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        log: Log,
+        offset: int,
+        isolation: Isolation,
+        columns: Sequence[str] | None = None,
+    ) -> None:
         self.log = log
         self.next_offset = offset
         """Next offset to hand out."""
@@ -62,6 +75,8 @@ class PartitionCursor:
         """When that batch was written."""
         self._engine = engine
         self._isolation = isolation
+        self._columns = columns
+        self._chunk_bytes = CHUNK_BYTES if columns is None else HEADERS_BYTES
         self._file: File | None = None
         self._segment: SegmentHeader | None = None
         self._position = 0
@@ -181,7 +196,7 @@ class PartitionCursor:
         assert self._segment is not None
         at = self._position - self._chunk_start
         if not self._chunk or at < 0 or at + BATCH_HEADER_BYTES > len(self._chunk):
-            self._chunk = self._read(CHUNK_BYTES, self._position)
+            self._chunk = self._read(self._chunk_bytes, self._position)
             self._chunk_start, at = self._position, 0
         if not any(self._chunk[at : at + BATCH_HEADER_BYTES]):
             return None
@@ -219,6 +234,14 @@ class PartitionCursor:
 
     def _take(self, header: BatchHeader) -> int:
         """Verify and queue the batch at the current position; its size in bytes."""
+        if self._columns is not None and header.flags & COLUMNS:
+            try:
+                batch = self._take_columns(header, self._columns)
+            except DataError as error:
+                raise self._at(error) from None
+            self.queue.append(batch.from_offset(self._scan_offset))
+            self._skip(header)
+            return header.total_bytes
         start = self._position + BATCH_HEADER_BYTES
         at = start - self._chunk_start
         if at + header.body_bytes <= len(self._chunk):
@@ -235,6 +258,23 @@ class PartitionCursor:
         self.queue.append(batch.from_offset(self._scan_offset))
         self._skip(header)
         return header.total_bytes
+
+    def _take_columns(self, header: BatchHeader, columns: Sequence[str]) -> RecordBatch:
+        """The batch at the current position with some of its columns; the others are not read."""
+        log = self.log
+        reader = ChunkReader(self._bytes, self._position + BATCH_HEADER_BYTES, header)
+        projection = reader.project(columns)
+        section = reader.leading()
+        return open_columns(
+            log.topic, log.partition, header, section, log.config.schema, projection
+        )
+
+    def _bytes(self, position: int, length: int) -> Buffer:
+        """Bytes of the segment, from what was read already if they are there."""
+        at = position - self._chunk_start
+        if at >= 0 and at + length <= len(self._chunk):
+            return memoryview(self._chunk)[at : at + length]
+        return self._read(length, position)
 
     def _skip(self, header: BatchHeader) -> None:
         if not self.queue:
@@ -300,12 +340,18 @@ class LogReader:
     """
 
     def __init__(
-        self, engine: Engine, positions: Mapping[TopicPartition, int], *, isolation: Isolation
+        self,
+        engine: Engine,
+        positions: Mapping[TopicPartition, int],
+        *,
+        isolation: Isolation,
+        columns: Sequence[str] | None = None,
     ) -> None:
         if isolation not in ("committed", "uncommitted"):
             raise UsageError(f"isolation is {isolation!r}; choose committed or uncommitted")
         self._engine = engine
         self._isolation: Isolation = isolation
+        self._columns = columns
         self._cursors: dict[TopicPartition, PartitionCursor] = {}
         self._held_since: float | None = None
         """Since when nothing was handed out although some partition has unacknowledged records."""
@@ -323,7 +369,9 @@ class LogReader:
         """
         log = self._engine.log(*partition)
         self._check(log, offset)
-        self._cursors[partition] = PartitionCursor(self._engine, log, offset, self._isolation)
+        self._cursors[partition] = PartitionCursor(
+            self._engine, log, offset, self._isolation, self._columns
+        )
 
     def remove(self, partition: TopicPartition) -> None:
         """Stop reading this partition."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
+from typing import Any
 
+from .arrow_batch import chosen_fields
 from .config import Isolation
 from .engine import Engine
+from .errors import UsageError
 from .reader import LogReader
 from .record import Record, TopicPartition
 from .record_batch import RecordBatch
+from .topic_schema import pyarrow
 
 END_PAUSE_SECONDS = 0.01
 
@@ -25,6 +29,7 @@ class Scan:
         starts: First offset per partition.
         stops: One past the last offset per partition; None follows for ever.
         isolation: committed or uncommitted.
+        columns: Read these columns only, of a topic with a schema; None reads records.
     """
 
     def __init__(
@@ -33,8 +38,10 @@ class Scan:
         starts: Mapping[TopicPartition, int],
         stops: Mapping[TopicPartition, int] | None,
         isolation: Isolation,
+        columns: Sequence[str] | None = None,
     ) -> None:
         self._engine = engine
+        self._columns = None if columns is None else tuple(columns)
         self._starts = dict(starts)
         self._stops = dict(stops) if stops is not None else None
         self._isolation: Isolation = isolation
@@ -55,8 +62,45 @@ class Scan:
         else:
             yield from self._bounded(self._stops, max_records, max_bytes)
 
+    def arrow(self, columns: Sequence[str] | None = None) -> Any:
+        """The values as a pyarrow.RecordBatchReader, which reads as it is iterated over.
+
+        Polars, pandas and DuckDB take a scan as it is, by `__arrow_c_stream__`.
+
+        Args:
+            columns: These only, as in `RecordBatch.arrow`: no other is read from disk. None: those
+                the scan was made with, else all fields.
+
+        Raises:
+            UsageError: The topic has no schema or no such column, or the scan has no end.
+            MissingExtraError: pyarrow is not installed.
+            DataError: While reading, as `batches`.
+        """
+        pa = pyarrow()
+        if self._stops is None:
+            raise UsageError("a scan that follows has no end: give it a stop, or take batches()")
+        (topic,) = {partition.topic for partition in self._starts}
+        declared = self._engine.topic(topic).schema
+        if declared is None:
+            raise UsageError(
+                f"topic {topic!r} has no schema: create it with schema= to read columns",
+                topic=topic,
+            )
+        names = self._columns if columns is None else tuple(columns)
+        fields = chosen_fields(declared, names)
+        chosen = [field.name for field in fields]
+        scan = Scan(self._engine, self._starts, self._stops, self._isolation, chosen)
+        batches = (batch.arrow(chosen) for batch in scan.batches())
+        return pa.RecordBatchReader.from_batches(pa.schema(fields), batches)
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self.arrow().__arrow_c_stream__(requested_schema)
+
+    def _reader(self, starts: Mapping[TopicPartition, int]) -> LogReader:
+        return LogReader(self._engine, starts, isolation=self._isolation, columns=self._columns)
+
     def _follow(self, max_records: int | None, max_bytes: int) -> Iterator[RecordBatch]:
-        with LogReader(self._engine, self._starts, isolation=self._isolation) as reader:
+        with self._reader(self._starts) as reader:
             while True:
                 batches = reader.poll(max_records, max_bytes)
                 yield from batches
@@ -71,7 +115,7 @@ class Scan:
             for partition, start in self._starts.items()
             if start < stops[partition]
         }
-        with LogReader(self._engine, starts, isolation=self._isolation) as reader:
+        with self._reader(starts) as reader:
             while reader.positions:
                 left = sum(stops[each] - at for each, at in reader.positions.items())
                 wanted = left if max_records is None else min(left, max_records)

@@ -179,6 +179,7 @@ class Store(StoreWriting, StoreUpkeep):
         partition: int | None = None,
         *,
         isolation: Isolation = "committed",
+        columns: Sequence[str] | None = None,
     ) -> Scan:
         """The records between two positions: a lazy iterable; `.batches()` gives columns.
 
@@ -191,6 +192,7 @@ class Store(StoreWriting, StoreUpkeep):
                 follows for ever.
             partition: One partition only; None reads all.
             isolation: "uncommitted" also shows records of open and aborted transactions.
+            columns: Read these columns only, for `.arrow()`; of a topic with a schema.
 
         Raises:
             UnknownTopicError, OffsetOutOfRangeError, UsageError: At once.
@@ -202,7 +204,9 @@ class Store(StoreWriting, StoreUpkeep):
         stops = None
         if stop is not None:
             stops = {each: topics.resolve(self._engine, each, stop) for each in partitions}
-        return Scan(self._engine, starts, stops, isolation)
+        if columns is not None:
+            topics.check_columns(self._engine, topic, columns)
+        return Scan(self._engine, starts, stops, isolation, columns)
 
     def reader(
         self, positions: Mapping[TopicPartition, int], *, isolation: Isolation = "committed"

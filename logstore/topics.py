@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Final, Literal, NamedTuple
 
+from .arrow_batch import chosen_fields
 from .column_batch import check_declared
 from .components import partition_directory
 from .config import (
@@ -271,6 +272,16 @@ def resolve(
     if kind == "stored":
         raise UsageError("stored offsets belong to a group: consume with a group name")
     return value
+
+
+def check_columns(engine: Engine, topic: str, columns: Sequence[str]) -> None:
+    """Refuse to read columns that are not there; UsageError."""
+    schema = engine.topic(topic).schema
+    if schema is None:
+        raise UsageError(
+            f"topic {topic!r} has no schema: create it with schema= to read columns", topic=topic
+        )
+    chosen_fields(schema, columns)
 
 
 def check_starts(engine: Engine, starts: Mapping[TopicPartition, int]) -> None:
