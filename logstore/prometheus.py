@@ -8,9 +8,13 @@
     prometheus.register(store)             # into the registry your own metrics are in
     start_http_server(9309, addr="127.0.0.1")
 
+What the operators of a pipeline do is known to the process that runs it: have that one call a
+`PipelineCollector` after each commit.
+
 Needs the extra `metrics` (prometheus_client), imported when a collector is made. Nothing is counted
-here: each scrape reads `Store.metrics`. Dashboards and alerts for kafka_exporter find lag, log ends
-and members where they look for them; what is Millstream's own begins with `millstream_`.
+here: each scrape reads `Store.metrics`, or what a run has said last. Dashboards and alerts for
+kafka_exporter find lag, log ends and members where they look for them; what is Millstream's own
+begins with `millstream_`.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
+from .clock import SystemClock
 from .counters import SYNC_BOUNDS_S, HandleMetrics
 from .errors import missing_extra
 from .groups import PartitionLag
@@ -50,6 +55,74 @@ class Pipeline(Protocol):
     @property
     def watermarks_ms(self) -> Mapping[str, int | None]:
         """W of each source by topic."""
+        ...
+
+
+class Operator(Protocol):
+    """What is told of an operator; `millstream.processor.OperatorMetrics` is one."""
+
+    @property
+    def label(self) -> str:
+        """What it is called in the plan."""
+        ...
+
+    @property
+    def records_in(self) -> int:
+        """Taken in since the run began."""
+        ...
+
+    @property
+    def records_out(self) -> int:
+        """Passed on since the run began."""
+        ...
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds spent in it."""
+        ...
+
+    @property
+    def late(self) -> int:
+        """Refused as too late."""
+        ...
+
+    @property
+    def state_records(self) -> int:
+        """About how many things it keeps."""
+        ...
+
+
+class Run(Protocol):
+    """What is told of a run; `millstream.processor.Metrics` is one."""
+
+    @property
+    def epochs(self) -> int:
+        """Committed by this run."""
+        ...
+
+    @property
+    def epoch_s(self) -> float:
+        """Seconds the last commit took."""
+        ...
+
+    @property
+    def dead_letters(self) -> int:
+        """Records that could not be processed."""
+        ...
+
+    @property
+    def lag(self) -> int:
+        """Offsets that are not processed yet."""
+        ...
+
+    @property
+    def watermark_ms(self) -> int | None:
+        """The least W of the sources."""
+        ...
+
+    @property
+    def operators(self) -> Sequence[Operator]:
+        """In the order of the plan."""
         ...
 
 
@@ -98,11 +171,7 @@ class StoreCollector:
         *,
         pipelines: Callable[[Store], Iterable[Pipeline]] | None = None,
     ) -> None:
-        try:
-            from prometheus_client import core  # noqa: PLC0415 - an extra
-        except ImportError:
-            raise missing_extra("Prometheus", "prometheus_client", "metrics") from None
-        self._core: Any = core
+        self._core = _prometheus_core()
         self._store = store
         self._pipelines = pipelines
 
@@ -309,10 +378,111 @@ class StoreCollector:
         labels: Sequence[str],
         samples: Sequence[tuple[Sequence[str], float]],
     ) -> Metric:
-        family: Metric = self._core.GaugeMetricFamily(name, text, labels=labels)
-        for values, value in samples:
-            family.add_sample(name, dict(zip(labels, values, strict=True)), float(value))
-        return family
+        return _filled(self._core.GaugeMetricFamily(name, text, labels=labels), labels, samples)
+
+
+class PipelineCollector:
+    """A collector of what a run of a pipeline and its operators do, for the process that runs it.
+
+    It is called with the metrics of each commit, and scrapes see the last of them; before the first
+    there is nothing. A new run of the pipeline counts from zero, as a restarted process does.
+    Thread-safe.
+
+        progress = prometheus.PipelineCollector("sums")
+        prometheus_client.REGISTRY.register(progress)
+        pipeline.run(store, on_progress=progress)
+
+    Args:
+        pipeline: Its name, the label of all series.
+        now_ms: UTC ms, for how far event time is behind; the system's clock if not given.
+
+    Raises:
+        MissingExtraError: prometheus_client is not installed.
+    """
+
+    def __init__(self, pipeline: str, *, now_ms: Callable[[], int] | None = None) -> None:
+        self._core = _prometheus_core()
+        self._pipeline = pipeline
+        self._now_ms = SystemClock().now_ms if now_ms is None else now_ms
+        self._run: Run | None = None
+
+    def __call__(self, run: Run) -> None:
+        """Take what a run has done so far; give this as `on_progress`."""
+        self._run = run
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: there is none before a commit."""
+        return []
+
+    def collect(self) -> Families:
+        """All families; a scrape calls it."""
+        run = self._run
+        if run is None:
+            return
+        yield from self._whole(run)
+        # Two operators may be called the same, and their number tells them apart.
+        places = [
+            ((self._pipeline, str(number), each.label), each)
+            for number, each in enumerate(run.operators)
+        ]
+        labels = ("pipeline", "number", "operator")
+        for name, text, field in (
+            ("records_in", "Taken in by the operator", "records_in"),
+            ("records_out", "Passed on by the operator", "records_out"),
+            ("late_records", "Refused by the operator as too late", "late"),
+            ("busy_seconds", "Spent in the operator", "busy_s"),
+        ):
+            full = f"millstream_operator_{name}"
+            family = self._core.CounterMetricFamily(full, text, labels=labels)
+            samples = [(place, getattr(each, field)) for place, each in places]
+            yield _filled(family, labels, samples, suffix="_total")
+        full = "millstream_operator_state_records"
+        family = self._core.GaugeMetricFamily(full, "Kept by the operator, about", labels=labels)
+        yield _filled(family, labels, [(place, each.state_records) for place, each in places])
+
+    def _whole(self, run: Run) -> Families:
+        labels, place = ("pipeline",), (self._pipeline,)
+        for name, text, value in (
+            ("epochs", "Commits of this run", run.epochs),
+            ("dead_letters", "Records that could not be processed", run.dead_letters),
+        ):
+            full = f"millstream_pipeline_{name}"
+            family = self._core.CounterMetricFamily(full, text, labels=labels)
+            yield _filled(family, labels, [(place, value)], suffix="_total")
+        gauges: list[tuple[str, str, float]] = [
+            ("commit_seconds", "How long the last commit took", run.epoch_s),
+            ("lag", "Offsets of the input that are not processed", run.lag),
+        ]
+        if run.watermark_ms is not None:
+            text = "How far the least event time of the sources is behind the wall clock"
+            behind_s = (self._now_ms() - run.watermark_ms) / 1000
+            gauges.append(("watermark_lag_seconds", text, behind_s))
+        for name, text, level in gauges:
+            family = self._core.GaugeMetricFamily(
+                f"millstream_pipeline_{name}", text, labels=labels
+            )
+            yield _filled(family, labels, [(place, level)])
+
+
+def _prometheus_core() -> Any:
+    try:
+        from prometheus_client import core  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise missing_extra("Prometheus", "prometheus_client", "metrics") from None
+    return core
+
+
+def _filled(
+    family: Metric,
+    labels: Sequence[str],
+    samples: Iterable[tuple[Sequence[str], float]],
+    *,
+    suffix: str = "",
+) -> Metric:
+    for values, value in samples:
+        named = dict(zip(labels, values, strict=True))
+        family.add_sample(family.name + suffix, named, float(value))
+    return family
 
 
 def _committed(lag: PartitionLag) -> float:

@@ -15,7 +15,7 @@ from millstream import MissingExtraError, Store, prometheus
 from millstream.clock import SystemClock
 from millstream.counters import SYNC_BOUNDS_S, Counters
 from millstream.format import SEGMENT_HEADER_BYTES
-from millstream.processor import Pipeline, agg, list_pipelines
+from millstream.processor import Pipeline, agg, list_pipelines, tumbling
 from millstream.testing import ManualClock, MemoryStorage
 from millstream.transaction import Transaction
 
@@ -319,6 +319,49 @@ def test_pipelines_queues_and_transactions_are_told() -> None:
     assert 0 <= found["millstream_open_transaction_age_seconds", ("rows", "0")] < 60
 
 
+def test_a_run_tells_what_each_operator_has_done() -> None:
+    pipeline = Pipeline("sums")
+    source = pipeline.source("rows", time="ts")
+    source.dead_letters.to("bad")
+    rows = source.filter(lambda _: True).filter(lambda _: True)
+    rows.key_by("k").window(tumbling("1s")).agg(n=agg.count()).to("out")
+    progress = prometheus.PipelineCollector("sums", now_ms=lambda: 12_000)
+    registry = CollectorRegistry()
+    registry.register(progress)
+    assert [] == list(registry.collect())
+    with millstream.open() as store:
+        store.create_topic("rows")
+        for stamp in (1000, 5000, 1500, 9000):
+            store.append("rows", b'{"k":1,"ts":%d}' % stamp)
+        store.append("rows", b"no JSON")
+        said = pipeline.run(store, until="end", batch_records=1, on_progress=progress)
+
+    text = generate_latest(registry).decode()
+    found = {
+        (sample.name, *(sample.labels[each] for each in sorted(sample.labels))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    whole = {
+        "millstream_pipeline_epochs_total": said.epochs,
+        "millstream_pipeline_dead_letters_total": 1,
+        "millstream_pipeline_commit_seconds": said.epoch_s,
+        "millstream_pipeline_lag": 0,
+        "millstream_pipeline_watermark_lag_seconds": 3,
+    }
+    assert whole == {name: found[name, "sums"] for name in whole}
+    for number, each in enumerate(said.operators):
+        operator = (str(number), each.label, "sums")
+        assert each.records_in == found["millstream_operator_records_in_total", *operator]
+        assert each.records_out == found["millstream_operator_records_out_total", *operator]
+        assert each.late == found["millstream_operator_late_records_total", *operator]
+        assert each.busy_s == found["millstream_operator_busy_seconds_total", *operator]
+        assert each.state_records == found["millstream_operator_state_records", *operator]
+    assert 1 == sum(each.late for each in said.operators)
+    assert 1 == sum(each.state_records for each in said.operators)
+    assert 5 * len(said.operators) + len(whole) == len(found)
+
+
 def test_a_read_only_store_does_not_count_what_others_do(tmp_path: Path) -> None:
     with millstream.open(tmp_path) as store:
         store.create_topic("t")
@@ -336,3 +379,5 @@ def test_without_the_extra_the_error_says_what_to_install(monkeypatch: pytest.Mo
     ):
         prometheus.register(store)
     assert isinstance(caught.value, ImportError)
+    with pytest.raises(MissingExtraError, match=r"pip install 'millstream\[metrics\]'"):
+        prometheus.PipelineCollector("sums")
