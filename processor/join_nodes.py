@@ -85,6 +85,11 @@ class TableJoinNode(JoinNode):
     ttl_ms: int | None
 
     @property
+    def place_text(self) -> str:
+        """See `StatefulNode`."""
+        return "spills"
+
+    @property
     def timed_inputs(self) -> tuple[int, ...]:
         """The left one alone: a table that gets no rows must not hold back the stream."""
         return self.parents[:1]

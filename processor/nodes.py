@@ -245,6 +245,11 @@ class StatefulNode(Node):
     parents: tuple[int, ...]
 
     @property
+    def place_text(self) -> str:
+        """Where its state is, in words, in a pipeline whose state may spill."""
+        return "in memory"
+
+    @property
     def inputs(self) -> tuple[int, ...]:
         """The streams, in the order of the operator's arguments."""
         return self.parents
@@ -370,6 +375,11 @@ class ProcessNode(StatefulNode):
     state_type: object
     ttl_ms: int | None
     wall_clock: bool
+
+    @property
+    def place_text(self) -> str:
+        """See `StatefulNode`."""
+        return "spills" if self.on_timer is None else "spills, timers in memory"
 
     @property
     def needs_ticks(self) -> bool:

@@ -212,7 +212,10 @@ class Pipeline:
         return SourceTable(updates, ttl_ms, versioned=options.get("versioned", False))
 
     def explain(self) -> str:
-        """The plan as an indented tree, with the names of its state."""
+        """The plan as an indented tree, with the names of its state.
+
+        With `state="sqlite"` it says of each state whether it spills or stays in memory.
+        """
         return self.plan.explain()
 
     def mermaid(self) -> str:

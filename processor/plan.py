@@ -146,11 +146,17 @@ class Plan:
             raise UsageError(f"pipeline {self.name!r} reads what it writes: {sorted(loops)}")
 
     def explain(self) -> str:
-        """The plan as an indented tree. What reads several streams stands below the last."""
+        """The plan as an indented tree. What reads several streams stands below the last.
+
+        Where state may spill, it says of each operator whether its state does.
+        """
         lines = [f"pipeline {self.name}"]
 
         def walk(node: Node, depth: int) -> None:
-            state = f"  [state {node.name}]" if isinstance(node, StatefulNode) else ""
+            state = ""
+            if isinstance(node, StatefulNode):
+                place = f", {node.place_text}" if self.holding.spills else ""
+                state = f"  [state {node.name}{place}]"
             lines.append(f"{'  ' * depth}{node.label}{state}")
             for child in self.children(node.id):
                 if child.inputs[-1] == node.id:

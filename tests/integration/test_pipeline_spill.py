@@ -15,9 +15,10 @@ import pytest
 
 import millstream
 from millstream import DataError, FencedError, Store, UsageError
-from millstream.processor import Context, Pipeline, agg
+from millstream.processor import Context, Pipeline, agg, tumbling
 from millstream.processor.holding import StatePlace, state_holding
 from millstream.processor.spilled_states import SpilledStates
+from millstream.processor.topology import Topology
 
 KEYS = 40_000
 TEXT = "x" * 1_000
@@ -223,6 +224,47 @@ def test_verify_and_a_dry_run_spill_as_well(store: Store, tmp_path: Path) -> Non
     say(store, "a", "b", "a")
     assert counts().verify(store).ok
     assert ["counts.db"] == [path.name for path in (tmp_path / "cache").glob("*.db")]
+
+
+def test_explain_says_what_spills_and_what_does_not(store: Store) -> None:
+    def number(_: Context[str, int], word: str) -> list[str]:
+        return [word]
+
+    def all_kinds(state: StatePlace) -> Pipeline:
+        pipeline = Pipeline("kinds", state=state)
+        keyed = pipeline.source("words", type=str).key_by(str.lower)
+        counts = keyed.count()
+        counts.to("out")
+        counts.group_by(lambda _: "all").agg(n=agg.count()).to("out")
+        keyed.join_table(counts).map(str).to("out")
+        keyed.process(number, state=int).to("out")
+        keyed.process(number, state=int, on_timer=number).to("out")
+        keyed.window(tumbling("1m")).agg(n=agg.count()).to("out")
+        keyed.dedup(within="1m").to("out")
+        return pipeline
+
+    pipeline = all_kinds("sqlite")
+    told = {}
+    for line in pipeline.explain().splitlines():
+        _, state, rest = line.partition("[state ")
+        if state:
+            name, _, place = rest.rstrip("]").partition(", ")
+            told[name] = place
+    assert {
+        "words.count": "spills",
+        "words.group": "spills",
+        "words.join": "spills",
+        "words.process": "spills",
+        "words.process-2": "spills, timers in memory",
+        "words.window": "in memory",
+        "words.dedup": "in memory",
+    } == told
+    with store.cache_database("kinds") as database:
+        states = SpilledStates(database, 1 << 20)
+        Topology(pipeline.plan, states=states)
+        held = {str(name) for (name,) in database.query("SELECT DISTINCT operator FROM states")}
+    assert {name for name, place in told.items() if place.startswith("spills")} == held
+    assert "spills" not in all_kinds("memory").explain()
 
 
 def test_places_that_are_none_are_refused() -> None:
