@@ -105,6 +105,7 @@ cli.lazy = MappingProxyType(
         "retention": "upkeep:retention",
         "repair": "inspect:repair",
         "doctor": "doctor:doctor",
+        "query": "query:query",
         "export": "transfer:export",
         "import": "transfer:import_records",
         "metrics": "metrics:metrics",

@@ -72,7 +72,14 @@ def choose_mode(requested: str, stream: IO[str]) -> Mode:
     return requested  # type: ignore[return-value]  # narrowed by the test above
 
 
-def print_rows(name: str, rows: Sequence[Row], columns: Sequence[str], mode: Mode) -> None:
+def print_rows(
+    name: str,
+    rows: Sequence[Row],
+    columns: Sequence[str],
+    mode: Mode,
+    *,
+    heading: bool = True,
+) -> None:
     """Print a list of rows.
 
     Args:
@@ -80,6 +87,7 @@ def print_rows(name: str, rows: Sequence[Row], columns: Sequence[str], mode: Mod
         rows: Values by column; a missing one is null.
         columns: Their names and order, snake_case; tables show them upper-case.
         mode: See `choose_mode`.
+        heading: Whether CSV and TSV begin with the names; not where rows follow others.
     """
     out = sys.stdout
     if mode == "json":
@@ -90,7 +98,8 @@ def print_rows(name: str, rows: Sequence[Row], columns: Sequence[str], mode: Mod
     elif mode == "table":
         _print_table(rows, columns)
     else:
-        out.write(_delimited(rows, columns, mode))
+        text = _delimited(rows, columns, mode)
+        out.write(text if heading else text.partition("\n")[2])
     out.flush()
 
 

@@ -37,6 +37,7 @@ from .runtime import Metrics
 from .sessions import SessionWindows, session
 from .sinks import to_callable, to_csv, to_jsonl, to_sqlite, to_stdout
 from .sources import csv_files, from_iterable, jsonl_files, sqlite_rows
+from .state_tables import state_tables
 from .state_view import (
     PipelineInfo,
     StateInfo,
@@ -129,6 +130,7 @@ __all__ = [
     "sink_lag",
     "sink_position",
     "sqlite_rows",
+    "state_tables",
     "to_callable",
     "to_csv",
     "to_jsonl",

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 FACADES = ("millstream", "millstream.processor")
-HEAVY = ("asyncio", "click", "numpy", "prometheus_client", "pyarrow", "rich", "zstandard")
+HEAVY = ("asyncio", "click", "duckdb", "numpy", "prometheus_client", "pyarrow", "rich", "zstandard")
 
 
 def unlisted_names(module: ModuleType) -> list[str]:

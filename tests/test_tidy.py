@@ -17,6 +17,7 @@ PUBLIC_MODULES = {
     "millstream.inspect",
     "millstream.processor",
     "millstream.prometheus",
+    "millstream.sql",
     "millstream.testing",
 }
 """What one folder may import from another."""

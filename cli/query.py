@@ -1,0 +1,109 @@
+"""`millstream query`: look into topics and state by SQL. What SQL can see says millstream.sql."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from decimal import Decimal
+from itertools import islice
+from typing import Any, Final
+
+import click
+import msgspec
+
+from millstream import sql
+from millstream.processor import state_tables
+
+from .command import Command, examples
+from .output import Cell, Mode, Row, print_rows
+from .settings import settings
+
+_TABLE_ROWS: Final = 10_000
+"""A table is as wide as its widest cell, and has to be held for that."""
+_EXACT_DIGITS: Final = 15
+"""Decimals up to here are the same as floats."""
+
+
+@click.command(
+    cls=Command,
+    short_help="Ask topics and state by SQL.",
+    epilog=examples(
+        'millstream query "select key, count(*) from orders group by 1"',
+        "millstream query \"select value->>'$.user', max(timestamp) from orders group by 1\"",
+        "millstream query 'from state.\"revenue.orders.window\"' --output jsonl",
+        'millstream query "describe orders"',
+    ),
+)
+@click.argument("text", metavar="SQL")
+@click.option(
+    "--memory",
+    default=sql.MEMORY,
+    show_default=True,
+    metavar="SIZE",
+    help="What the query may use; one that needs more fails.",
+)
+def query(text: str, memory: str) -> None:
+    """Print the result of SQL, one statement in the SQL of DuckDB.
+
+    Every topic is a table of its name: partition, "offset", timestamp (UTC), key, value, headers.
+    Keys and values are text, and BLOBs in bytes."TOPIC". The state of pipelines is in
+    state."PIPELINE.OPERATOR" with the columns path and value. Local files can be joined.
+
+    Nothing is changed, and others may write meanwhile: a query sees a topic as it is when it comes
+    to it. With --output jsonl, csv and tsv rows are printed as they come; tables end after 10,000.
+
+    Needs the extra `sql`: pip install 'millstream[sql]'.
+    """
+    current = settings()
+    mode = current.mode
+    with (
+        current.open(read_only=True) as store,
+        sql.query(store, text, memory=memory, tables=state_tables) as found,
+    ):
+        columns = _distinct(found.columns)
+        rows = (dict(zip(columns, map(_cell, row), strict=True)) for row in found.rows())
+        if mode == "table":
+            print_rows("rows", list(islice(rows, _TABLE_ROWS)), columns, mode)
+            if next(rows, None) is not None:
+                current.say(f"there are more than {_TABLE_ROWS} rows: --output csv prints all")
+        elif mode == "json":
+            print_rows("rows", list(rows), columns, mode)
+        else:
+            _print_as_they_come(rows, columns, mode)
+
+
+def _print_as_they_come(rows: Iterator[Row], columns: list[str], mode: Mode) -> None:
+    """The heading, even of nothing, and then block by block."""
+    print_rows("rows", list(islice(rows, sql.BATCH_ROWS)), columns, mode)
+    while block := list(islice(rows, sql.BATCH_ROWS)):
+        print_rows("rows", block, columns, mode, heading=False)
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """The names, numbered where SQL gave one to several columns.
+
+    >>> _distinct(["key", "n", "key"])
+    ['key', 'n', 'key_2']
+    """
+    found: list[str] = []
+    for name in names:
+        number, free = 1, name
+        while free in found:
+            number += 1
+            free = f"{name}_{number}"
+        found.append(free)
+    return found
+
+
+def _cell(value: Any) -> Cell:
+    """What SQL found as what can be printed; bytes as text, with what is none escaped."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    if isinstance(value, Decimal):
+        if value == value.to_integral_value():
+            return int(value)
+        return float(value) if len(value.as_tuple().digits) <= _EXACT_DIGITS else str(value)
+    if isinstance(value, list | dict | tuple):
+        return msgspec.json.encode(value).decode()
+    return str(value)

@@ -1,0 +1,288 @@
+"""SQL for looking: what is in a store, asked by `select`, with DuckDB as the engine.
+
+    from millstream import sql
+
+    with sql.query(store, "select key, count(*) from orders group by 1") as found:
+        for key, count in found.rows():
+            ...
+
+Every topic is a table of its name, with the columns partition, offset, timestamp (UTC), key, value
+and headers; `value->>'$.amount'` looks into JSON. Keys and values are text there and BLOBs in
+`bytes."topic"`. A query sees each topic as it is when it first comes to it, committed records only,
+and changes nothing in the store, which may be open read-only while others write.
+
+Not for pipelines: nothing here is incremental, and nothing is exactly once. Needs the extra `sql`
+(DuckDB and pyarrow), imported when a query is made.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+
+from .errors import MillstreamError, UsageError, missing_extra
+from .positions import parse_size_bytes
+from .scan import Scan
+from .store import Store
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+    from . import arrow_tables
+
+MEMORY: Final = "1GB"
+BATCH_ROWS: Final = 65_536
+
+
+class RowTable(NamedTuple):
+    """A table of text columns made of rows, beside the topics.
+
+    Attributes:
+        schema: Name of the SQL schema it is in.
+        name: Its name there.
+        columns: Names of its columns.
+        rows: Makes a new pass over its rows, each as long as `columns`.
+    """
+
+    schema: str
+    name: str
+    columns: Sequence[str]
+    rows: Callable[[], Iterable[Sequence[str | None]]]
+
+
+class Query:
+    """The result of a query, to be read once, as batches or as rows. For one thread at a time.
+
+    Made by `query`. Closing it, or leaving its `with` block, ends the query.
+
+    Attributes:
+        columns: Names of the columns of the result.
+    """
+
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, text: str, failures: Sequence[MillstreamError]
+    ) -> None:
+        self._connection = connection
+        self._failures = failures
+        try:
+            self._reader = self._ask(lambda: _started(connection, text))
+        except BaseException:
+            connection.close()
+            raise
+        self.columns: list[str] = list(self._reader.schema.names)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The pyarrow.Schema of the result."""
+        return self._reader.schema
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The rest of the result as batches of Arrow, as they come.
+
+        Raises:
+            UsageError: DuckDB cannot go on: a value does not convert, the memory does not do.
+            RecordError: A key or value is not UTF-8.
+            DataError: What is read is damaged.
+        """
+        while (batch := self._ask(self._next)) is not None:
+            yield batch
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """The rest of the result as tuples. Raises what `batches` raises."""
+        for batch in self.batches():
+            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """The rest of the result for whoever takes Arrow: `polars.DataFrame(found)`."""
+        import pyarrow  # noqa: PLC0415 - an extra
+
+        reader = pyarrow.RecordBatchReader.from_batches(self.schema, self.batches())
+        return reader.__arrow_c_stream__(requested_schema)
+
+    def _next(self) -> pa.RecordBatch | None:
+        try:
+            return self._reader.read_next_batch()
+        except StopIteration:
+            return None
+
+    def _ask(self, call: Callable[[], Any]) -> Any:
+        """Call DuckDB; what went wrong in our own part of it is raised as the error it was."""
+        import duckdb  # noqa: PLC0415 - an extra
+        import pyarrow  # noqa: PLC0415 - an extra
+
+        try:
+            return call()
+        except (duckdb.Error, pyarrow.ArrowException, OSError) as error:
+            if self._failures:
+                raise self._failures[0] from None
+            raise UsageError(_advised(str(error))) from None
+
+    def close(self) -> None:
+        """End the query. More than once does no harm."""
+        self._reader.close()
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def query(
+    store: Store,
+    text: str,
+    *,
+    memory: int | str = MEMORY,
+    tables: Callable[[Store], Iterable[RowTable]] | None = None,
+) -> Query:
+    """Ask a store by SQL.
+
+    >>> import millstream
+    >>> with millstream.open(":memory:") as store:
+    ...     topic = store.create_topic("orders")
+    ...     last = store.append_many("orders", [b'{"amount": 3}', b'{"amount": 4}'])
+    ...     list(query(store, "select sum((value->>'$.amount')::int)::int from orders").rows())
+    [(7,)]
+
+    Args:
+        store: May be open read-only, while other processes write.
+        text: One statement in the SQL of DuckDB. Local files can be read beside topics.
+        memory: What DuckDB may use, "1GB" or bytes; some MB per topic read come on top. Nothing is
+            written to disk: a query that needs more fails.
+        tables: Further tables; `millstream.processor.state_tables` gives the state of pipelines.
+
+    Raises:
+        MissingExtraError: DuckDB or pyarrow is not installed.
+        UsageError: The statement is wrong, or names a table that is not there.
+        DataError: What is read is damaged; also later, while the result is read.
+    """
+    try:
+        import duckdb  # noqa: PLC0415 - an extra
+
+        from . import arrow_tables  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise missing_extra("SQL", error.name or "duckdb", "sql") from None
+    del arrow_tables
+    connection = duckdb.connect(
+        config={
+            "memory_limit": f"{parse_size_bytes(memory)}B",
+            "temp_directory": "",
+            "python_enable_replacements": False,  # tables are topics, never variables of ours
+            "autoinstall_known_extensions": False,  # nothing is fetched from anywhere
+        }
+    )
+    failures: list[MillstreamError] = []
+    try:
+        _check_single(connection, text)
+        _add_tables(connection, store, failures, tables)
+    except duckdb.Error as error:
+        connection.close()
+        raise UsageError(_advised(str(error))) from None
+    except BaseException:
+        connection.close()
+        raise
+    return Query(connection, text, failures)
+
+
+def _started(connection: duckdb.DuckDBPyConnection, text: str) -> pa.RecordBatchReader:
+    import pyarrow  # noqa: PLC0415 - an extra
+
+    found: Any = connection.sql(text)
+    if found is None:  # a statement without a result, which has been executed
+        return pyarrow.RecordBatchReader.from_batches(pyarrow.schema([]), [])
+    return found.to_arrow_reader(BATCH_ROWS)
+
+
+def _check_single(connection: duckdb.DuckDBPyConnection, text: str) -> None:
+    if len(connection.extract_statements(text)) != 1:
+        raise UsageError("a query is one statement: leave out the others")
+
+
+def _add_tables(
+    connection: duckdb.DuckDBPyConnection,
+    store: Store,
+    failures: list[MillstreamError],
+    tables: Callable[[Store], Iterable[RowTable]] | None,
+) -> None:
+    from . import arrow_tables  # noqa: PLC0415 - an extra
+
+    def add(schema: str, name: str, columns: pa.Schema, batches: arrow_tables.Batches) -> None:
+        table = arrow_tables.ArrowTable(columns, batches, failures.append)
+        if schema == "main":
+            connection.register(name, table)
+            return
+        hidden = f"@{schema}/{name}"  # no topic of a user is called so
+        connection.register(hidden, table)
+        connection.execute(f"create schema if not exists {_quoted(schema)}")
+        view = f"{_quoted(schema)}.{_quoted(name)}"
+        connection.execute(f"create or replace view {view} as from {_quoted(hidden)}")
+
+    names = [topic.name for topic in store.topics()]
+    spellings = Counter(name.lower() for name in names)
+    for name in names:
+        twice = spellings[name.lower()] > 1
+        for schema in ("main", "bytes"):
+            columns = arrow_tables.record_schema(text=schema == "main")
+            read = _ambiguous(name) if twice else _topic(store, name, columns)
+            add(schema, name, columns, read)
+    for table in tables(store) if tables else ():
+        columns = arrow_tables.text_schema(table.columns)
+        add(table.schema, table.name, columns, _rows(table, columns))
+
+
+def _topic(store: Store, topic: str, columns: pa.Schema) -> arrow_tables.Batches:
+    """Passes over a topic. All of them end where the first does: one query, one answer."""
+    from . import arrow_tables  # noqa: PLC0415 - an extra
+
+    scans: list[Scan] = []
+
+    def batches(names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        if not scans:
+            scans.append(store.read(topic))
+        return arrow_tables.record_batches(scans[0], columns, names)
+
+    return batches
+
+
+def _ambiguous(topic: str) -> arrow_tables.Batches:
+    """What SQL cannot tell apart is not guessed at."""
+
+    def batches(names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        del names
+        raise UsageError(
+            "another topic has this name but for its case, which SQL does not mind: copy one of"
+            " them to a topic with another name",
+            topic=topic,
+        )
+
+    return batches
+
+
+def _rows(table: RowTable, columns: pa.Schema) -> arrow_tables.Batches:
+    from . import arrow_tables  # noqa: PLC0415 - an extra
+
+    return lambda names: arrow_tables.row_batches(columns, iter(table.rows()), names)
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _advised(message: str) -> str:
+    """What DuckDB says, and what to do about it where we know better."""
+    text = message.strip()
+    if text.startswith("Out of Memory"):
+        first = text.splitlines()[0]
+        return f"{first}; ask for fewer rows or columns, or give more by memory= (--memory)"
+    if "syntax error" in text and "offset" in text.lower():
+        return f'{text}\nOFFSET is a word of SQL: write the column as t.offset or "offset"'
+    return text

@@ -1,0 +1,179 @@
+"""SQL over topics and state, also while another process writes."""
+
+from __future__ import annotations
+
+import builtins
+import csv
+import io
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars
+import pytest
+
+import millstream
+from millstream import MissingExtraError, RecordError, UsageError, sql
+from millstream.cli.main import main
+from millstream.processor import Pipeline, agg, state_tables
+
+
+def rows(store: millstream.Store, text: str) -> list[tuple[object, ...]]:
+    with sql.query(store, text, tables=state_tables) as found:
+        return list(found.rows())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[millstream.Store]:
+    store = millstream.open(tmp_path / "store", durability="os")
+    store.create_topic("t", partitions=2)
+    for partition in (0, 1):
+        values = [b'{"n":%d}' % n for n in range(1000)]
+        keys = [b"k%d" % (n % 3) for n in range(1000)]
+        store.append_many("t", values, keys, list(range(1000)), partition)
+    with store:
+        yield store
+
+
+def test_columns_are_those_of_the_records(store: millstream.Store) -> None:
+    store.append("t", None, key=b"\xc3\xa9", timestamp_ms=-1, partition=0, headers=[("h", b"\xff")])
+    (row,) = rows(
+        store, "select * exclude (timestamp), epoch_ms(timestamp) from t where value is null"
+    )
+    assert row == (0, 1000, "\xe9", None, [{"name": "h", "value": b"\xff"}], -1)
+
+
+def test_conditions_need_not_be_about_what_is_selected(store: millstream.Store) -> None:
+    text = "select sum((value->>'$.n')::int)::int from t where key = 'k1' and partition = 1"
+    assert rows(store, text) == [(sum(range(1, 1000, 3)),)]
+
+
+def test_a_topic_joins_itself(store: millstream.Store) -> None:
+    text = (
+        'select count(*) from t a join t b on a."offset" = b.offset and a.partition < b.partition'
+    )
+    assert rows(store, text) == [(1000,)]
+
+
+def test_single_appends_and_slices_are_gathered_in_order(store: millstream.Store) -> None:
+    store.create_topic("one")
+    for n in range(200):
+        store.append("one", b"%d" % n)
+    assert rows(store, "select value::int from one t order by t.offset") == [
+        (n,) for n in range(200)
+    ]
+
+
+def test_what_is_not_text_is_named_and_there_as_bytes(store: millstream.Store) -> None:
+    store.append("t", b"\xff", partition=1)
+    with pytest.raises(RecordError) as caught:
+        rows(store, "select max(value) from t")
+    assert (caught.value.topic, caught.value.partition, caught.value.offset) == ("t", 1, 1000)
+    assert rows(store, "select count(*) from t") == [(2001,)]
+    assert rows(store, "select max(value) from bytes.t") == [(b"\xff",)]
+
+
+def test_names_that_differ_by_case_are_refused(store: millstream.Store) -> None:
+    store.create_topic("T")
+    with pytest.raises(UsageError, match="case"):
+        rows(store, "select value from t")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("select 1 from nope", "nope"),
+        ("select offset from t", "t.offset"),
+        ("select 1; select 2", "one statement"),
+        ("select (value->>'$.n')::int + 'x'::int from t", "x"),
+    ],
+)
+def test_a_wrong_query_says_why(store: millstream.Store, text: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        rows(store, text)
+
+
+def test_memory_is_bounded(store: millstream.Store) -> None:
+    text = "select list(a.value || b.value) from t a, t b"
+    with pytest.raises(UsageError, match="--memory"):
+        list(sql.query(store, text, memory="20MB").rows())
+
+
+def test_results_go_to_who_takes_arrow(store: millstream.Store) -> None:
+    with sql.query(store, "select key, count(*) as n from t group by 1 order by 1") as found:
+        frame = polars.DataFrame(found)
+    assert frame.rows() == [("k0", 668), ("k1", 666), ("k2", 666)]
+
+
+def test_state_is_a_table(store: millstream.Store) -> None:
+    pipeline = Pipeline("p")
+    pipeline.source("t", type=dict).key_by("n").agg(n=agg.count()).to("out")
+    pipeline.run(store, until="end")
+    (name,) = [table.name for table in state_tables(store)]
+    assert rows(store, f'select count(*) from state."{name}"') == [(1000,)]
+
+
+WRITER = """
+import sys, millstream
+with millstream.open(sys.argv[1], durability="os") as store:
+    for n in range(100000):
+        store.append_many("t", [b'{"n":1}'] * 10, partition=0)
+        if n == 0:
+            print("up", flush=True)
+"""
+
+
+def test_another_process_may_write(store: millstream.Store, tmp_path: Path) -> None:
+    store.close()
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "store")]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE)
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"up\n"
+        with millstream.open(tmp_path / "store", read_only=True) as seen:
+            counts = [
+                rows(seen, "select count(*), count(distinct (partition, t.offset)) from t")[0]
+                for _ in range(5)
+            ]
+            pair = rows(seen, "select (select count(value) from t), (select count(key) from t)")
+    finally:
+        child.kill()
+        child.communicate()
+    assert all(every == distinct for every, distinct in counts)
+    assert counts == sorted(counts)
+    assert counts[0][0] >= 2010
+    assert pair[0][0] > 2000
+    assert pair[0][1] == 2000
+
+
+def test_the_command_prints_like_others(
+    store: millstream.Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place = ["--dir", str(tmp_path / "store"), "--output", "csv"]
+    assert main(["query", "select key, key, sum(partition), 1.5 from t group by 1", *place]) == 0
+    found = list(csv.reader(io.StringIO(capfd.readouterr().out)))
+    assert found[0][:2] == ["key", "key_2"]
+    assert sorted(found[1:]) == [
+        ["k0", "k0", "334", "1.5"],
+        ["k1", "k1", "333", "1.5"],
+        ["k2", "k2", "333", "1.5"],
+    ]
+    assert main(["query", "select a.key from t a, range(100)", *place]) == 0
+    assert capfd.readouterr().out.count("\n") == 200_001
+    assert main(["query", "select 1 from nope", *place]) == 2
+
+
+def test_without_the_extra_the_error_says_what_to_install(
+    store: millstream.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = builtins.__import__
+
+    def missing(name: str, *arguments: object, **named: object) -> object:
+        if name == "duckdb":
+            raise ImportError(name=name)
+        return real(name, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(MissingExtraError, match=r"millstream\[sql\]"):
+        sql.query(store, "select 1")
