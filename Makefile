@@ -47,7 +47,7 @@ bench: $(VENV)/.dev ## the benchmarks, as ratios to the limit measured beside th
 	@$(BIN)/python -m benchmarks $(ARGS)
 	@$(BIN)/python tools/write_readme_benchmarks.py
 
-crash: $(VENV)/.flights ## the whole campaign, for over half an hour: make crash SEED=7 MINUTES=5
+crash: $(VENV)/.flights ## the whole campaign, hours: make crash SEED=7 MINUTES=5
 	@MILLSTREAM_SEED=$(SEED) $(BIN)/pytest -q -m crash $(ARGS)
 	@MILLSTREAM_SEED=$(SEED) MILLSTREAM_FLIPS=1000 MILLSTREAM_CATALOG_FLIPS=all \
 		MILLSTREAM_FUZZ_EXAMPLES=600 MILLSTREAM_MODEL_EXAMPLES=100 MILLSTREAM_PLANS=1000 \
