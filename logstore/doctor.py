@@ -17,6 +17,7 @@ from .backup import STAGE
 from .cache_database import CACHE_DIRECTORY
 from .catalog import Catalog
 from .catalog_rebuild import BUILDING, REBUILT, catalog_problem
+from .chain_file import CHAIN_NAME
 from .clock import Clock, SystemClock
 from .config import TopicInfo
 from .database import exists, page_checksums
@@ -160,7 +161,7 @@ class _Doctor:
         for name in sorted(names):
             stem = name.removesuffix(INDEX_SUFFIX).removesuffix(KEYS_SUFFIX)
             path, segment = f"{directory}/{name}", stem + SEGMENT_SUFFIX
-            if name == QUARANTINE or base_offset_of(name) is not None:
+            if name in {QUARANTINE, CHAIN_NAME} or base_offset_of(name) is not None:
                 continue
             if name.endswith(TEMPORARY_SUFFIX):
                 message = "left by a crash, or being written"

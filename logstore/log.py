@@ -160,7 +160,7 @@ class Log:
         self.slot[Slot.VISIBLE_SEQUENCE] = found.end.sequence
         self.slot[Slot.REWRITTEN_VERSION] = self._c.tail.stamp()
         self.slot[Slot.SEGMENTS_VERSION] = self._c.tail.stamp()
-        self.files.examined(found.segments)
+        self.files.examined(found.known, found.segments)
 
     def refresh_read_only(self) -> None:
         """Switch to the words of a writer that has come up since."""
@@ -235,7 +235,7 @@ class Log:
                 # Its creator may have died before the name was durable.
                 storage.sync_directory(self.directory)
         self._publish_recovered(end, file_bytes, facts)
-        self.files.examined(found.segments)
+        self.files.examined(found.known, found.segments)
         self._skip_lost_locked(facts.start_offset)
         self.ids.recovered_locked()
         self.producers.recovered_locked(named=found.names_producers)
@@ -415,8 +415,7 @@ class Log:
 
     def open_active_locked(self) -> _Active:
         """The active segment, open for writing."""
-        slot = self.slot.read()
-        active = self.active
+        slot, active = self.slot.read(), self.active
         if active is None or active.header.segment_uid != slot.active_uid:
             self._close_active()
             header = read_segment_header(self._c.storage, self.directory, slot.active_base)
@@ -525,6 +524,7 @@ class Log:
         """Remember where recovery may start. Without it the next open only scans more."""
         try:
             self.producers.save(*sealed)
+            self.files.save(self._c.append_lock)
         except (StorageError, LockedError, DataError) as error:
             _logger.warning("%s/%d: no checkpoint: %s", self.topic, self.partition, error)
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from . import catalog_repair
 from .catalog import Catalog
+from .chain_file import forget_chain
 from .clock import Clock
 from .errors import StorageError
 from .format import (
@@ -83,6 +84,7 @@ class PartitionRepair:
         for name in self._storage.list(self._directory):
             if name.endswith(TEMPORARY_SUFFIX):
                 self._storage.remove(f"{self._directory}/{name}")
+        forget_chain(self._storage, self._directory)
 
     def _set_aside(self, name: str) -> None:
         stem = name.removesuffix(SEGMENT_SUFFIX)

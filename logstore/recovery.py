@@ -3,7 +3,8 @@
 This is the place where a torn write is handled. The rule needs one number, the durable watermark:
 records below it were acknowledged as synced.
 
-1. Segment headers must be whole, of this partition, and linked without a hole.
+1. Segment headers must be whole, of this partition, and linked without a hole. Of those for which
+   a chain file vouches only the names are looked at: all have to be there.
 2. From the last checkpoint on, batch headers are walked; the chain of hashes, offsets and
    sequences must hold. Bodies are verified only above the watermark.
 3. At the first batch that is not whole, the rest of the log is searched for valid headers: each
@@ -17,10 +18,13 @@ watermark, because the operating system writes pages back in any order.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from .batch import verify_body
 from .catalog import LogCheckpoint
+from .chain_file import known_segments
 from .errors import (
     CorruptBatchError,
     CorruptSegmentError,
@@ -38,6 +42,7 @@ from .format import (
     SegmentHeader,
     parse_header,
 )
+from .retention import SegmentInfo
 from .segment import (
     QUARANTINE,
     TEMPORARY_SUFFIX,
@@ -79,6 +84,8 @@ class Examination:
     compaction, inside what a rewritten segment covers."""
     names_producers: bool = False
     """Whether a batch behind the checkpoint names a producer, as far as was looked."""
+    known: list[SegmentInfo] = field(default_factory=list)
+    """The segments before `segments`, whose headers were not read; see `chain_file.py`."""
 
 
 def examine(storage: Storage, facts: PartitionFacts) -> Examination:
@@ -118,7 +125,8 @@ def _examine(storage: Storage, facts: PartitionFacts) -> Examination:
     gone = obsolete(storage, facts, bases)
     bases = bases[len(gone) :]
     check_first(facts, bases)
-    segments, tear = read_headers(storage, facts, bases)
+    known = _before_checkpoint(storage, facts, bases)
+    segments, tear = read_headers(storage, facts, bases[len(known) :])
     gone += superseded(segments)
     check_links(storage, facts, segments)
     if not segments:
@@ -131,12 +139,22 @@ def _examine(storage: Storage, facts: PartitionFacts) -> Examination:
             obsolete_segments=gone,
         )
     result = _scan(storage, facts, segments)
-    result.obsolete_segments = gone
+    result.obsolete_segments, result.known = gone, known
     if tear is not None:
         end = result.end
         result.tear = result.tear or Tear(end.segment_base, end.position, tear.reason, blank=True)
         result.later_segments.append(tear.segment_base)
     return result
+
+
+def _before_checkpoint(
+    storage: Storage, facts: PartitionFacts, bases: Sequence[int]
+) -> list[SegmentInfo]:
+    """Segments that are known and end before the checkpoint, so that no scan meets them."""
+    if facts.checkpoint is None:
+        return []
+    known = known_segments(storage, facts.directory, bases)
+    return known[: max(0, bisect_right(bases, facts.checkpoint.segment_base) - 1)]
 
 
 def _fresh_position(base: int) -> LogCheckpoint:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import errno
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from .chain_file import known_segments, write_chain
 from .errors import DataError, OffsetOutOfRangeError, StorageError
 from .format import SEGMENT_HEADER_BYTES, BatchHeader, SegmentHeader
 from .index import SparseIndex
@@ -27,6 +29,9 @@ from .segment import (
 from .segment_index import IndexCache
 from .storage import File, Storage
 from .tail import Slot
+
+UNSAVED_MIN: Final = 1024
+"""Segments whose headers are rather read at the next opening than written down now."""
 
 
 class _Known(NamedTuple):
@@ -62,6 +67,8 @@ class SegmentList:
         self._bases: list[int] = []
         """Never changed, only replaced: others may be looking at it."""
         self._known = _NOTHING
+        self._saved_to = 0
+        """Base offset of the last segment in the chain file, as far as is known."""
 
     def bases(self) -> list[int]:
         """Base offsets of the segments, rising; the last one is active."""
@@ -92,12 +99,46 @@ class SegmentList:
                     self._bases = [*self._bases, base]
                 self._version = after
 
-    def examined(self, segments: list[tuple[int, SegmentHeader]]) -> None:
-        """Note what a recovery has read of the segments, oldest first."""
+    def examined(
+        self, known: Sequence[SegmentInfo], segments: Sequence[tuple[int, SegmentHeader]]
+    ) -> None:
+        """Note what a recovery has found out about the segments, oldest first.
+
+        Args:
+            known: Those whose headers it did not have to read.
+            segments: All others.
+        """
         if segments:
             headers = [header for _, header in segments]
             version = self._slot()[Slot.REWRITTEN_VERSION]
-            self._known = _Known(version, _sealed_infos(headers), headers[-1])
+            self._saved_to = segments[0][0] if known else 0
+            self._known = _Known(version, [*known, *_sealed_infos(headers)], headers[-1])
+
+    def save(self, lock: AbstractContextManager[object]) -> None:
+        """Write down what is known, once many segments have come since the last time.
+
+        Those who open the store next read the headers of the others only.
+
+        Args:
+            lock: The append lock, not held; no segment becomes another meanwhile.
+        """
+        bases = self.bases()
+        if self._storage.read_only or not _many(bases, bisect_right(bases, self._saved_to)):
+            return
+        self.infos()
+        with lock:
+            known, slot = self._known, self._slot()
+            if known.version != slot[Slot.REWRITTEN_VERSION] or slot[Slot.POISONED]:
+                return  # changed since; or deleted, and the directory has to stay empty
+            durable = bisect_right(
+                known.sealed, slot[Slot.DURABLE_OFFSET], key=lambda info: info.end_offset
+            )
+            sealed = known.sealed[:durable]
+            saved = bisect_right(sealed, self._saved_to, key=lambda info: info.base_offset)
+            if known.last is not None and _many(sealed, saved):
+                uid = known.last.partition_uid
+                write_chain(self._storage, self._directory, uid, sealed)
+                self._saved_to = sealed[-1].base_offset
 
     def _list(self) -> list[int]:
         names = self._storage.list(self._directory)
@@ -304,8 +345,11 @@ class SegmentList:
     def _brought_up_to(self, bases: list[int], known: _Known) -> _Known:
         last = known.last
         if not bases or last is None or last.base_offset < bases[0]:
-            headers = self._read_headers(bases, 0)
-            return _Known(0, _sealed_infos(headers), headers[-1] if headers else None)
+            before = known_segments(self._storage, self._directory, bases)
+            headers = self._read_headers(bases[len(before) :], 0)
+            self._saved_to = headers[0].base_offset if before else 0
+            sealed = [*before, *_sealed_infos(headers)]
+            return _Known(0, sealed, headers[-1] if headers else None)
         sealed = known.sealed
         if sealed and sealed[0].base_offset < bases[0]:
             sealed = sealed[bisect_left(sealed, bases[0], key=lambda info: info.base_offset) :]
@@ -355,6 +399,11 @@ class SegmentList:
         finally:
             file.close()
         return last.append_timestamp_ms if last else active.created_ms
+
+
+def _many(segments: Sequence[object], saved: int) -> bool:
+    """Whether so many are not saved that it pays to write all of them: each is written rarely."""
+    return len(segments) - saved > UNSAVED_MIN + len(segments) // 8
 
 
 def _end_of(header: SegmentHeader) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
+from .chain_file import chain_path, forget_chain
 from .components import Components
 from .errors import StorageError
 from .format import SegmentHeader
@@ -33,20 +34,43 @@ def swap(
         StorageError: The operating system refused. Either the old segments are the log or the new
             one is; what is left over is swept by the next compaction or recovery.
     """
-    storage, first = components.storage, replaced[0]
-    with components.append_lock:
-        if log.gone or not all(_is_there(components, log, header) for header in replaced):
-            return False
-        try:
-            storage.rename(path, segment_path(log.directory, first.base_offset))
-        except StorageError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            return False  # a recovery has swept it
-        log.files.indexes.forget(first.base_offset)
-        log.slot[Slot.REWRITTEN_VERSION] = components.tail.stamp()
-        log.slot[Slot.SEGMENTS_VERSION] = components.tail.stamp()
-    remove_superseded(components, log, first.base_offset)
+    done = None
+    while done is None:
+        _forget_chain(components, log)
+        with components.append_lock:
+            done = _rename_locked(components, log, replaced, path)
+    if done:
+        remove_superseded(components, log, replaced[0].base_offset)
+    return done
+
+
+def _forget_chain(components: Components, log: Log) -> None:
+    """What a chain file says of the segments ends now, and must not come back after a crash."""
+    try:
+        forget_chain(components.storage, log.directory)
+    except StorageError:
+        if not log.gone:
+            raise
+
+
+def _rename_locked(
+    components: Components, log: Log, replaced: Sequence[SegmentHeader], path: str
+) -> bool | None:
+    """As `swap`, but for what is removed after it; None if there is a chain file again."""
+    storage, base = components.storage, replaced[0].base_offset
+    if log.gone or not all(_is_there(components, log, header) for header in replaced):
+        return False
+    if storage.exists(chain_path(log.directory)):
+        return None
+    try:
+        storage.rename(path, segment_path(log.directory, base))
+    except StorageError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return False  # a recovery has swept it
+    log.files.indexes.forget(base)
+    log.slot[Slot.REWRITTEN_VERSION] = components.tail.stamp()
+    log.slot[Slot.SEGMENTS_VERSION] = components.tail.stamp()
     return True
 
 

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 from simulated_stores import abandon, kill, log_of, open_quietly
 
-from millstream import Store
+from millstream import Store, segment_list
 from millstream.segment_list import SegmentList
 from millstream.testing import ManualClock, MemoryStorage
 
@@ -21,6 +21,9 @@ def look_again(store: Store) -> SegmentList:
 
 def assert_up_to_date(store: Store) -> None:
     fresh = look_again(store)
+    headers = fresh.headers()
+    # From the headers alone, whatever a chain file says.
+    assert segment_list._sealed_infos(headers) == store.segments("t", 0)[:-1]
     assert fresh.infos() == store.segments("t", 0)
     assert fresh.bases() == log_of(store).files.bases()
 
@@ -72,9 +75,13 @@ class Life:
         self.stores = [self.open(), self.open()]
 
 
+@pytest.mark.parametrize("unsaved", [1, segment_list.UNSAVED_MIN])
 @pytest.mark.parametrize("seed", range(12))
-def test_what_is_remembered_is_what_is_there(seed: int) -> None:
+def test_what_is_remembered_is_what_is_there(
+    seed: int, unsaved: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rolls, retention, compaction, kills and power failures, by two handles in any order."""
+    monkeypatch.setattr(segment_list, "UNSAVED_MIN", unsaved)
     life = Life(seed)
     for _ in range(60):
         life.step()
