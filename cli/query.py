@@ -44,7 +44,9 @@ _EXACT_DIGITS: Final = 15
 def query(text: str, memory: str) -> None:
     """Print the result of SQL, one statement in the SQL of DuckDB.
 
-    Every topic is a table of its name: partition, "offset", timestamp (UTC), key, value, headers.
+    Every topic is a table of its name. One with a schema has its fields as columns, and _offset,
+    _partition, _timestamp_ms and _key. Others have partition, "offset", timestamp (UTC), key,
+    value and headers.
     Keys and values are text, and BLOBs in bytes."TOPIC". The state of pipelines is in
     state."PIPELINE.OPERATOR" with the columns path and value. Local files can be joined.
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 import pyarrow as pa
 from pyarrow import dataset
 
+from .arrow_batch import RECORD_COLUMNS, chosen_fields
 from .errors import MillstreamError, RecordError
 from .record_batch import RecordBatch
 from .scan import Scan
@@ -110,6 +111,11 @@ def record_schema(*, text: bool) -> pa.Schema:
             pa.field("headers", _HEADERS, nullable=False),
         ]
     )
+
+
+def declared_schema(fields: pa.Schema) -> pa.Schema:
+    """The columns of a topic with a schema: its fields, and what records have beside them."""
+    return pa.schema(chosen_fields(fields, [*fields.names, *RECORD_COLUMNS]))
 
 
 def text_schema(names: Sequence[str]) -> pa.Schema:

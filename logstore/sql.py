@@ -6,8 +6,9 @@
         for key, count in found.rows():
             ...
 
-Every topic is a table of its name, with the columns partition, offset, timestamp (UTC), key, value
-and headers; `value->>'$.amount'` looks into JSON. Keys and values are text there and BLOBs in
+Every topic is a table of its name. One with a schema has its fields as columns, and _offset,
+_partition, _timestamp_ms and _key. Others have partition, offset, timestamp (UTC), key, value and
+headers; `value->>'$.amount'` looks into JSON. Keys and values are text there and BLOBs in
 `bytes."topic"`. A query sees each topic as it is when it first comes to it, committed records only,
 and changes nothing in the store, which may be open read-only while others write.
 
@@ -226,20 +227,26 @@ def _add_tables(
         view = f"{_quoted(schema)}.{_quoted(name)}"
         connection.execute(f"create or replace view {view} as from {_quoted(hidden)}")
 
-    names = [topic.name for topic in store.topics()]
-    spellings = Counter(name.lower() for name in names)
-    for name in names:
-        twice = spellings[name.lower()] > 1
+    topics = store.topics()
+    spellings = Counter(topic.name.lower() for topic in topics)
+    for topic in topics:
+        twice = spellings[topic.name.lower()] > 1
         for schema in ("main", "bytes"):
-            columns = arrow_tables.record_schema(text=schema == "main")
-            read = _ambiguous(name) if twice else _topic(store, name, columns)
-            add(schema, name, columns, read)
+            text = schema == "main"
+            declared = topic.schema if text else None
+            columns = (
+                arrow_tables.record_schema(text=text)
+                if declared is None
+                else arrow_tables.declared_schema(declared)
+            )
+            read = _topic(store, topic.name, columns, declared=declared is not None)
+            add(schema, topic.name, columns, _ambiguous(topic.name) if twice else read)
     for table in tables(store) if tables else ():
         columns = arrow_tables.text_schema(table.columns)
         add(table.schema, table.name, columns, _rows(table, columns))
 
 
-def _topic(store: Store, topic: str, columns: pa.Schema) -> arrow_tables.Batches:
+def _topic(store: Store, topic: str, columns: pa.Schema, *, declared: bool) -> arrow_tables.Batches:
     """Passes over a topic. All of them end where the first does: one query, one answer."""
     from . import arrow_tables  # noqa: PLC0415 - an extra
 
@@ -248,6 +255,8 @@ def _topic(store: Store, topic: str, columns: pa.Schema) -> arrow_tables.Batches
     def batches(names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         if not scans:
             scans.append(store.read(topic))
+        if declared:
+            return iter(scans[0].arrow(names))
         return arrow_tables.record_batches(scans[0], columns, names)
 
     return batches

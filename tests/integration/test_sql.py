@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import polars
+import pyarrow
 import pytest
 
 import millstream
@@ -104,6 +105,17 @@ def test_results_go_to_who_takes_arrow(store: millstream.Store) -> None:
     with sql.query(store, "select key, count(*) as n from t group by 1 order by 1") as found:
         frame = polars.DataFrame(found)
     assert frame.rows() == [("k0", 668), ("k1", 666), ("k2", 666)]
+
+
+def test_a_schema_gives_columns(store: millstream.Store) -> None:
+    fields = pyarrow.schema([("user", pyarrow.string()), ("amount", pyarrow.int64())])
+    for name, values in (("c", "columns"), ("j", "json")):
+        store.create_topic(name, schema=fields, values=values)
+        store.append_many(name, [b'{"user":"u%d","amount":%d}' % (n % 2, n) for n in range(10)])
+        text = f"select sum(amount)::int, max(_offset) from {name} where \"user\" = 'u1'"
+        assert rows(store, text) == [(25, 9)]
+        assert rows(store, f"describe {name}")[1][:2] == ("amount", "BIGINT")
+        assert rows(store, f"select count(value) from bytes.{name}") == [(10,)]
 
 
 def test_state_is_a_table(store: millstream.Store) -> None:
