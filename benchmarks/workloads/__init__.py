@@ -32,6 +32,7 @@ WORKLOADS: tuple[Workload, ...] = (
     durable.GROUPS,
     durable.THREADS,
     opening.WORKLOAD,
+    opening.SEGMENTS,
     following.WORKLOAD,
     queue.WORKLOAD,
     transacting.WORKLOAD,

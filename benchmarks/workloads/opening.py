@@ -18,6 +18,8 @@ LARGE_BYTES = 10_000_000_000
 SMALL_BYTES = 100_000_000
 REPEATS = 5
 DYING_RECORDS = 5_000
+SEGMENTS_COUNT = 5_000
+CHAIN_FILE = "topics/t/0/segments.chain"
 
 
 def _large_bytes(context: Context) -> int:
@@ -100,6 +102,46 @@ def killed(context: Context) -> Sample:
     }
 
 
+def prepare_many(context: Context) -> None:
+    """A partition of many small segments."""
+    count = min(SEGMENTS_COUNT, context.records)
+    with millstream.open(context.prepared, durability="os") as store:
+        store.create_topic("t")
+        for number in range(count):
+            store.append("t", b"%d" % number)
+            store.roll("t", 0)
+
+
+def _first_use(context: Context) -> Sample:
+    """Until the end of the log is known, each time by a store opened anew."""
+    used: list[float] = []
+    for _ in range(REPEATS):
+        before = time.perf_counter()
+        with millstream.open(context.prepared) as store:
+            end = store.offsets("t")[0].end
+            used.append(time.perf_counter() - before)
+        assert end == min(SEGMENTS_COUNT, context.records)
+    return {
+        "rate": end / statistics.median(used),
+        "first_use_ms": statistics.median(used) * 1000,
+        "worst_ms": max(used) * 1000,
+    }
+
+
+def every_header(context: Context) -> Sample:
+    """The limit: the header of every segment is read."""
+    chain, aside = Path(context.prepared, CHAIN_FILE), Path(context.prepared, "aside")
+    there = chain.exists()
+    assert there or context.quick, "the store has not written the chain file"
+    if there:
+        chain.rename(aside)
+    try:
+        return _first_use(context)
+    finally:
+        if there:
+            aside.rename(chain)
+
+
 WORKLOAD = Workload(
     name="opening",
     title="open a store with 10 GB of sealed segments",
@@ -110,4 +152,14 @@ WORKLOAD = Workload(
         Target("10 GB", "first_append_and_read_ms", 100),
     ),
     prepare=prepare,
+)
+
+SEGMENTS = Workload(
+    name="segments",
+    title="first use of a partition of 5,000 segments, segments per second",
+    durability="nothing is written",
+    contestants={"every header": every_header, "chain file": _first_use},
+    targets=(Target("chain file", "rate", 2, "every header"),),
+    prepare=prepare_many,
+    records=SEGMENTS_COUNT,
 )
