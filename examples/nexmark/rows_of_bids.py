@@ -1,0 +1,112 @@
+"""The queries of Nexmark that look at one bid at a time: what passes, and what is made of it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from generator import Bid
+
+from millstream.processor import Pipeline, SourceStream, col
+
+
+def _bids(pipeline: Pipeline) -> SourceStream[Bid]:
+    return pipeline.source("bid", type=Bid, time="ts")
+
+
+def q0() -> Pipeline:
+    """All bids as they are: what reading, decoding, encoding and writing cost."""
+    pipeline = Pipeline("q0")
+    _bids(pipeline).to("q0")
+    return pipeline
+
+
+def q1() -> Pipeline:
+    """All bids, their price in another currency."""
+    pipeline = Pipeline("q1")
+
+    def converted(bid: Bid) -> dict[str, Any]:
+        return {
+            "auction": bid.auction,
+            "bidder": bid.bidder,
+            "price": 0.908 * bid.price,
+            "ts": bid.ts,
+        }
+
+    _bids(pipeline).map(converted).to("q1")
+    return pipeline
+
+
+def q2() -> Pipeline:
+    """Price of the bids on every 123rd auction."""
+    pipeline = Pipeline("q2")
+
+    def short(bid: Bid) -> dict[str, int]:
+        return {"auction": bid.auction, "price": bid.price}
+
+    _bids(pipeline).filter(col("auction") % 123 == 0).map(short).to("q2")
+    return pipeline
+
+
+def q13() -> Pipeline:
+    """Bids with what a table beside them, the topic `side`, says of their auction."""
+    pipeline = Pipeline("q13")
+    side = pipeline.table("side", type=str, key_type=int)
+
+    def enriched(bid: Bid, value: str) -> dict[str, Any]:
+        return {"auction": bid.auction, "bidder": bid.bidder, "ts": bid.ts, "value": value}
+
+    _bids(pipeline).key_by(col("auction") % 10_000).join_table(side, into=enriched).to("q13")
+    return pipeline
+
+
+def q14() -> Pipeline:
+    """Bids of some height: the price converted, the part of the day, and how many c in `extra`."""
+    pipeline = Pipeline("q14")
+
+    def told(bid: Bid) -> dict[str, Any]:
+        hour = bid.ts // 3_600_000 % 24
+        part = "day" if 8 <= hour <= 18 else "night" if hour <= 6 or hour >= 20 else "other"
+        return {
+            "auction": bid.auction,
+            "price": 0.908 * bid.price,
+            "part": part,
+            "ts": bid.ts,
+            "c": bid.extra.count("c"),
+        }
+
+    dear = (0.908 * col("price") > 1_000_000) & (0.908 * col("price") < 50_000_000)
+    _bids(pipeline).filter(dear).map(told).to("q14")
+    return pipeline
+
+
+_KNOWN = {"apple": "0", "google": "1", "facebook": "2", "baidu": "3"}
+_CHANNEL_ID = re.compile(r"[?&]channel_id=([^&]*)")
+
+
+def q21() -> Pipeline:
+    """Bids with the number of their channel, which is known or else in the address."""
+    pipeline = Pipeline("q21")
+
+    def numbered(bid: Bid) -> list[dict[str, Any]]:
+        number = _KNOWN.get(bid.channel.lower())
+        if number is None and (found := _CHANNEL_ID.search(bid.url)):
+            number = found[1]
+        if number is None:
+            return []
+        return [{"auction": bid.auction, "ts": bid.ts, "channel_id": number}]
+
+    _bids(pipeline).flat_map(numbered).to("q21")
+    return pipeline
+
+
+def q22() -> Pipeline:
+    """Bids with the three directories of their address."""
+    pipeline = Pipeline("q22")
+
+    def split(bid: Bid) -> dict[str, Any]:
+        _, _, _, first, second, third, *_ = bid.url.split("/")
+        return {"auction": bid.auction, "ts": bid.ts, "dirs": [first, second, third]}
+
+    _bids(pipeline).map(split).to("q22")
+    return pipeline

@@ -1,0 +1,68 @@
+"""Run queries over events on disk: `python examples/nexmark/run.py q5 q7 200000`.
+
+Prints for each how many events per second it read, decoded and processed, with epochs committed
+and results on disk: all events, whether the query looks at them or not. One process.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
+
+import generator
+import msgspec
+import queries
+import rows_of_bids
+
+import millstream
+from millstream import Store
+from millstream.processor import Pipeline
+
+SEED = 1
+TOPICS = ("person", "auction", "bid")
+QUERIES: dict[str, Callable[[], Pipeline]] = {
+    name: made
+    for module in (queries, rows_of_bids)
+    for name, made in vars(module).items()
+    if name.startswith("q") and name[1:].isdigit()
+}
+
+
+def fill(store: Store, count: int) -> None:
+    """Append the first `count` events, and the side table of q13."""
+    for topic in (*TOPICS, "side"):
+        store.create_topic(topic)
+    numbers = range(10_000)
+    store.append_many("side", [b"side %d" % n for n in numbers], [b"%d" % n for n in numbers])
+    events = generator.events(SEED, count)
+    while some := list(islice(events, 10_000)):
+        for topic in TOPICS:
+            rows = [each for each in some if generator.topic_of(each) == topic]
+            times = [each.ts for each in rows]
+            store.append_many(topic, list(map(msgspec.json.encode, rows)), None, times)
+
+
+def main(names: list[str], count: int) -> None:
+    """Make the events once and run each query over them."""
+    with tempfile.TemporaryDirectory() as folder, millstream.open(folder) as store:
+        fill(store, count)
+        for name in names or sorted(QUERIES, key=lambda query: int(query[1:])):
+            started = time.perf_counter()
+            QUERIES[name]().run(store, until="end")
+            seconds = time.perf_counter() - started
+            results = sum(batch.record_count for batch in store.read(name).batches())
+            print(f"{name:4} {count / seconds:12,.0f} events/s {results:10,} results")
+
+
+if __name__ == "__main__":
+    words = sys.argv[1:]
+    main(
+        [word for word in words if word in QUERIES],
+        next((int(word) for word in words if word.isdigit()), 100_000),
+    )
