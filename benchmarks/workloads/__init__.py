@@ -12,6 +12,7 @@ from benchmarks.workloads import (
     following,
     joining,
     mapping,
+    nexmark,
     opening,
     parsed,
     pipeline,
@@ -47,4 +48,5 @@ WORKLOADS: tuple[Workload, ...] = (
     restoring.WORKLOAD,
     visiting.WORKLOAD,
     joining.WORKLOAD,
+    nexmark.WORKLOAD,
 )
