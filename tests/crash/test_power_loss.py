@@ -10,8 +10,16 @@ import pytest
 from restarts import crash_everywhere, kill_everywhere
 from workload import Workload
 
+from millstream import segment_list
+
 MANY_SEGMENTS = 4096
 ONE_SEGMENT = 1 << 26
+
+
+@pytest.fixture(autouse=True)
+def chain_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a partition have one from its second sealed segment on, not from some thousand."""
+    monkeypatch.setattr(segment_list, "UNSAVED_MIN", 0)
 
 
 @pytest.mark.slow

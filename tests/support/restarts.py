@@ -19,6 +19,7 @@ from simulated_stores import START_MS, abandon, log_of, make_visible, open_quiet
 from workload import Driver, Workload, fresh_model
 
 from millstream import StorageError, Store
+from millstream.chain_file import CHAIN_NAME
 from millstream.testing import (
     FaultPlan,
     Keep,
@@ -205,7 +206,8 @@ def unexpected_files(storage: MemoryStorage) -> list[str]:
             left += [
                 f"{directory}/{name}"
                 for name in storage.list(directory)
-                if not name.endswith((".segment", ".index", ".keys")) and name != "quarantine"
+                if not name.endswith((".segment", ".index", ".keys"))
+                and name not in {"quarantine", CHAIN_NAME}
             ]
     return left
 
