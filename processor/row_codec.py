@@ -2,7 +2,7 @@
 
 A row whose type is known (a msgspec Struct, dataclass, NamedTuple, Decimal, ...) becomes msgpack
 and comes back as what it was; None does so whatever the type. A row of an unknown type must be
-plain: None, bool, int, float, str, bytes, and lists and dicts with str keys of these. What would
+plain: None, bool, int, float, str, bytes, and lists and dicts of these. What would
 come back as something else is refused, because a restart would change results; so what is packed
 here needs no other proof.
 
@@ -188,8 +188,7 @@ def _require_plain(rows: Sequence[Any], what: str) -> None:
         if foreign is not None:
             raise UsageError(
                 f"{what}: {row!r} cannot be kept in state: it has {foreign}, and without a known"
-                " type it must be made of None, bool, int, float, str, bytes, list, and dict with"
-                f" str keys; {_HINT}"
+                f" type it must be made of None, bool, int, float, str, bytes, list and dict; {_HINT}"
             )
 
 
@@ -202,10 +201,18 @@ def _foreign(value: object) -> str | None:
         return next(filter(None, map(_foreign, value)), None)
     if isinstance(value, dict) and kind is dict:
         for key in value:
-            if type(key) is not str:
+            if not _is_plain_key(key):
                 return f"the dict key {key!r}"
         return next(filter(None, map(_foreign, value.values())), None)
     return f"a {_name(kind)}"
+
+
+def _is_plain_key(key: object) -> bool:
+    """Whether msgpack brings back a key of a dict as it is: an array there becomes a tuple."""
+    kind = type(key)
+    return kind in _SCALARS or (
+        isinstance(key, tuple) and kind is tuple and all(map(_is_plain_key, key))
+    )
 
 
 def _name(row_type: object) -> str:

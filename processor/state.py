@@ -125,7 +125,7 @@ def _encode_values(
     except (TypeError, OverflowError, ValueError) as error:
         raise UsageError(
             f"the state of {name!r} cannot be kept: {error}; it must be made of None, bool,"
-            " int (64 bits), float, str, bytes, list, and dict with str keys"
+            " int (64 bits), float, str, bytes, list, and dict"
         ) from error
     if not proven and not set(map(type, chain.from_iterable(values))) <= _SCALARS:
         restored = list(map(tuple, map(decode_state, encoded)))
@@ -146,7 +146,7 @@ def _refuse_changed(
             raise UsageError(
                 f"the state of {name!r} cannot be kept: for key {part!r} {before!r} would"
                 f" come back as {after!r}; it must be made of None, bool, int, float, str,"
-                " bytes, list, and dict with str keys"
+                " bytes, list, and dict"
             )
 
 

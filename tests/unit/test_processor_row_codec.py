@@ -100,6 +100,7 @@ def test_plain_rows_come_back(row: object) -> None:
         (Order | None, None),
         (Order, None),
         (tuple[int, str], (1, "a")),
+        (None, {"a": {1: 2, (None, (b"x", 2.5)): True}}),
         (dict[int, str], {2: "b", 1: "a"}),
         (Decimal, Decimal("1.50")),
         (Colour, Colour.RED),
@@ -129,8 +130,8 @@ def test_many_rows_come_back_in_order(rows: list[Order]) -> None:
     [
         (None, (1, 2)),
         (None, {"a": (1,)}),
-        (None, {"a": {1: 2}}),
-        (None, {1: 2}),
+        (None, {"a": {frozenset({1}): 2}}),
+        (None, {Colour.RED: 2}),
         (None, {3}),
         (None, Order("u1", 2.5)),
         (None, OrderedDict(a=1)),

@@ -113,6 +113,33 @@ def test_named_aggregates_are_a_row_with_the_key() -> None:
     ] == found
 
 
+def test_the_state_of_any_aggregate_comes_back_after_a_crash() -> None:
+    given = rows(*(("a", time, time % 7 - 2.5) for time in range(40)))
+
+    def table() -> Pipeline:
+        pipeline = Pipeline("p")
+        results = keyed(pipeline).agg(
+            whole=agg.distinct(lambda row: row["t"] % 9),
+            pairs=agg.distinct(lambda row: (row["x"], str(row["t"] % 5))),
+            middle=agg.quantile(0.5, "x"),
+            top=agg.top_k(3, "x"),
+            last=agg.last("x"),
+            spread=agg.variance("x"),
+        )
+        results.to("out")
+        return pipeline
+
+    whole = table().test({"in": given}).records("out")
+    with table().driver() as driver:
+        for start in range(0, len(given), 7):
+            driver.send_all("in", given[start : start + 3])
+            driver.run()
+            driver.send_all("in", given[start + 3 : start + 7])
+            driver.crash()
+            driver.restore()
+        assert whole == driver.records("out")
+
+
 def test_aggregates_are_read_by_name_behind_updates() -> None:
     pipeline = Pipeline("p")
     table = keyed(pipeline).agg(n=agg.count())
