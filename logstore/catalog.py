@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from .clock import Clock
 from .config import PARTITIONS_MAX, TopicConfig, TopicInfo, check_group_name, check_partition_count
-from .database import Database, Row, SQLValue, as_bytes, as_int, as_number, as_text
+from .database import Database, Row, SQLValue, as_bytes, as_count, as_int, as_number, as_text
 from .errors import (
     FencedError,
     LockedError,
@@ -557,7 +557,7 @@ class Catalog:
             return TopicInfo(
                 id=as_int(topic_id),
                 name=as_text(name),
-                partitions=as_number(partitions, PARTITIONS_MAX + 1),
+                partitions=as_count(partitions, PARTITIONS_MAX),
                 config=TopicConfig.from_json(as_text(config)),
                 created_ms=as_int(created_ms),
             )

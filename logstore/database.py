@@ -574,6 +574,14 @@ def as_number(value: SQLValue, stop: int = 1 << 62) -> int:
     return value
 
 
+def as_count(value: SQLValue, most: int) -> int:
+    """`value`, which is an integer from 1 to `most`."""
+    count = as_number(value, most + 1)
+    if count == 0:
+        raise _unexpected(value)
+    return count
+
+
 def as_text(value: SQLValue) -> str:
     """`value`, which is a text."""
     if not isinstance(value, str):

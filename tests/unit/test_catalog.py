@@ -427,6 +427,19 @@ def test_somebody_elses_database_is_refused(path: str) -> None:
         Catalog(path, clock=CLOCK)
 
 
+@pytest.mark.parametrize("count", [0, -1, 1 << 40])
+def test_a_topic_with_an_impossible_number_of_partitions_is_damage(path: str, count: int) -> None:
+    catalog = Catalog(path, clock=CLOCK)
+    catalog.create_topic("t", 1, TopicConfig(), 0)
+    catalog.database.query("UPDATE topics SET partitions = ?", (count,))
+
+    with pytest.raises(DataError) as caught:
+        catalog.topic("t")
+
+    assert ("t", path) == (caught.value.topic, caught.value.path)
+    catalog.close()
+
+
 def test_a_missing_directory_is_a_storage_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot be opened"):
         Catalog(str(tmp_path / "nowhere" / "catalog.db"), clock=CLOCK)
