@@ -188,7 +188,8 @@ def _require_plain(rows: Sequence[Any], what: str) -> None:
         if foreign is not None:
             raise UsageError(
                 f"{what}: {row!r} cannot be kept in state: it has {foreign}, and without a known"
-                f" type it must be made of None, bool, int, float, str, bytes, list and dict; {_HINT}"
+                f" type it must be made of None, bool, int, float, str, bytes, list and dict;"
+                f" {_HINT}"
             )
 
 

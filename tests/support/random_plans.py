@@ -32,6 +32,7 @@ from operator_models import (
     paired,
     summed,
 )
+from random_aggregates import check_aggregates, drawn
 
 from millstream.processor import (
     FixedWindows,
@@ -118,10 +119,16 @@ class RandomPlan:
         self.topics: dict[str, int] = {}
         """The input topics and their nodes, which are the first."""
         self.disorders: list[int] = []
+        self.failing: set[str] = set()
+        """The input topics whose dead letters are written."""
+        self.checked_aggregates = 0
+        """How many results of aggregates a run has held against their rows."""
         for topic in ["a", "b", "c"][: random.randrange(1, 4)]:
             self._source(topic)
         if random.random() < 0.4:
             self._source_table()
+        if random.random() < 0.4:
+            self._may_fail()
         operators = [getattr(self, name) for name in OPERATORS]
         for _ in range(random.randrange(2, 7)):
             random.choice(operators)()
@@ -144,6 +151,19 @@ class RandomPlan:
             "table", type=kind, time="t", disorder=disorder, ttl=ttl, versioned=versioned
         )
         self.tables.append(KnownTable(table, self.topics["table"], ttl, versioned))
+
+    def _may_fail(self) -> None:
+        """Let the rows of a source fail, when they are decoded or after it, and write those."""
+        number = self.random.randrange(len(self.streams))
+        stream, node, _ = self.streams[number]
+        topic = list(self.topics)[node]
+        self.failing.add(topic)
+        out = self.random.choice(("mixed", f"dead_{topic}"))
+        stream.dead_letters.to(out)
+        self.sinks.append((self.each(node, lambda row: [row] if fails(row.value) else []), out))
+        good = self.each(node, lambda row: [] if fails(row.value) else [row])
+        passed = stream.map(self.wrap(passes), on_error="dead_letter")
+        self.streams[number] = Known(passed, good, keyed=False)
 
     def _declare(self, topic: str) -> int:
         node = len(self.nodes)
@@ -364,11 +384,12 @@ class RandomPlan:
         self._windowed(results, node, CountModel(size))
 
     def _aggregated(self, windows: Any) -> Any:
-        return windows.agg(rows=agg.collect(plain, limit=10_000))
+        return windows.agg(rows=agg.collect(plain, limit=10_000), **drawn(self.random))
 
     def _windowed(self, results: Any, node: int, model: Model) -> None:
         def made(window: Windowed[Any, Any]) -> Any:
             status = getattr(window, "status", "")
+            self.checked_aggregates += check_aggregates(window, window.rows)
             return self.made(summed(window.key, window.rows, window.end, status))
 
         assert STATUSES
@@ -394,10 +415,16 @@ class RandomPlan:
             table = stream.fold(init, self._annotated(gather, Item), ttl=ttl)
             say = gathered
         else:
-            table = stream.agg(n=agg.count(), rows=agg.collect(plain, limit=10_000), ttl=ttl)
-            table = table.map(
-                self._annotated(lambda row: self.made(summed(row.key, row.rows, row.n)), Item)
+            more = drawn(self.random)
+            table = stream.agg(
+                n=agg.count(), rows=agg.collect(plain, limit=10_000), **more, ttl=ttl
             )
+
+            def made(row: Any) -> Any:
+                self.checked_aggregates += check_aggregates(row, row.rows)
+                return self.made(summed(row.key, row.rows, row.n))
+
+            table = table.map(self._annotated(made, Item))
             say = lambda key, values: summed(key, values, len(values))  # noqa: E731
         self._table(KnownTable(table, self.add([node], RunningModel(say, ttl)), ttl))
 
@@ -527,6 +554,17 @@ OPERATORS = (
     *("fixed_windows", "sessions", "table_join", "interval_join", "asof_join", "dedup", "process"),
 )
 """Those with state twice."""
+
+
+def fails(value: Value) -> bool:
+    """Whether a row is a dead letter: it has no event time, or `passes` raises."""
+    return value["t"] is None or value["x"] % 7 == 3
+
+
+def passes(value: Value) -> Value:
+    if value["x"] % 7 == 3:
+        raise ValueError("x is bad")
+    return value
 
 
 def times_three(value: Value) -> Value:
