@@ -33,6 +33,7 @@ from .nodes import (
 )
 from .plan import PlanBuilder
 from .row_types import element_type, returned_type
+from .selection import Selection
 from .sink_declaration import SinkOptions, sink_node
 from .windows import duration_text
 
@@ -167,6 +168,11 @@ class Rows(Generic[T]):
             on_error=_on_error(on_error),
         )
         return self._builder.add(node, made or returned_type(function))
+
+    def _add_selection(self, chosen: Selection) -> int:
+        for field in chosen.columns():
+            require_field(self._type, field, chosen.describe().split()[0])
+        return self._add_map(chosen, chosen.describe(), "stop")
 
     def _add_map_batch(self, function: Callable[[Any], Sequence[object]], name: str | None) -> int:
         require_function(function, "map_batch()")

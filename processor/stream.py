@@ -18,6 +18,7 @@ from millstream import UsageError, parse_duration_ms
 
 from .agg import Aggregate
 from .aggregating import result_type
+from .expressions import Expression
 from .fields import Field, label, require_field, require_readable
 from .joins import JoinMethods
 from .nodes import (
@@ -30,6 +31,7 @@ from .process import Context, Timer
 from .process_declaration import process_node
 from .row_types import element_type, returned_type
 from .rows import DeadLetters, Rows
+from .selection import selection
 from .tables import TableMethods
 from .window_declaration import Windowing, Windows, aggregating_node, emitting, windowing
 from .windows import Windowed
@@ -59,6 +61,36 @@ class Stream(Rows[T]):
                 "stop" (the default) ends the run with an error that names the record.
         """
         return Stream(self._builder, self._add_map(function, name, on_error))
+
+    def select(self, *names: str, **fields: Expression) -> Stream[dict[str, Any]]:
+        """Rows of these fields alone, as dicts. Event time stays.
+
+        Args:
+            names: Fields that stay as they are.
+            fields: Expressions, by the names of their results.
+
+        Raises:
+            UsageError: No field, one given twice, or one that is no expression.
+
+        >>> from millstream.processor import Pipeline, col
+        >>> pipeline = Pipeline("prices")
+        >>> orders = pipeline.source("orders")
+        >>> _ = orders.select("user", total=col("price") * col("count")).to("totals")
+        >>> pipeline.test({"orders": [{"user": "u1", "price": 3, "count": 2}]})["totals"]
+        [{'user': 'u1', 'total': 6}]
+        """
+        return Stream(self._builder, self._add_selection(selection(names, fields, keep=False)))
+
+    def with_columns(self, **fields: Expression) -> Stream[dict[str, Any]]:
+        """Rows with all their fields and these, as dicts. Event time stays.
+
+        Args:
+            fields: Expressions, by the names of their results; a field of that name is replaced.
+
+        Raises:
+            UsageError: No field, or one that is no expression.
+        """
+        return Stream(self._builder, self._add_selection(selection((), fields, keep=True)))
 
     def map_batch(
         self, function: Callable[[list[T]], Sequence[U]], *, name: str | None = None
@@ -192,6 +224,16 @@ class KeyedStream(JoinMethods[K, T], TableMethods[K, T], Stream[T]):
     ) -> KeyedStream[K, U]:
         """`function` of every value; event time and key stay. See `Stream.map`."""
         return KeyedStream(self._builder, self._add_map(function, name, on_error))
+
+    def select(self, *names: str, **fields: Expression) -> KeyedStream[K, dict[str, Any]]:
+        """Rows of these fields alone; event time and key stay. See `Stream.select`."""
+        node = self._add_selection(selection(names, fields, keep=False))
+        return KeyedStream(self._builder, node)
+
+    def with_columns(self, **fields: Expression) -> KeyedStream[K, dict[str, Any]]:
+        """Rows with all their fields and these; event time and key stay. See `Stream`."""
+        node = self._add_selection(selection((), fields, keep=True))
+        return KeyedStream(self._builder, node)
 
     def map_batch(
         self, function: Callable[[list[T]], Sequence[U]], *, name: str | None = None
