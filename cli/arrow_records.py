@@ -1,4 +1,4 @@
-"""Records as Parquet and Arrow IPC files, and back. The only user of pyarrow on the command line.
+"""Records as Parquet and Arrow IPC files, and back.
 
 Columns: partition, offset, timestamp (UTC milliseconds), key and value (binary), headers (a list of
 name and value). When reading only `value` has to be there; keys and values may be text, timestamps

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from millstream import OffsetOutOfRangeError, OffsetRange, Store, TopicConfig, TopicInfo
+import millstream
+from millstream import (
+    MissingExtraError,
+    OffsetOutOfRangeError,
+    OffsetRange,
+    Store,
+    TopicInfo,
+)
 
 from .command import Group, examples, users_topic
 from .complete import complete_topic
 from .format_string import rfc3339
 from .output import Cell, Row, print_document, print_object, print_rows
 from .partitions import parse_partitions, require_partitions
-from .settings import settings
+from .schema_file import read_schema, schema_fields
+from .settings import Settings, settings
 
 _LIST_COLUMNS = (
     "topic",
@@ -94,6 +103,7 @@ def _partition_rows(store: Store, topic: TopicInfo) -> list[Row]:
         "millstream topics create clicks --retention 7d --max-bytes 10GB -z lz4",
         "millstream topics create users --compact tombstone_retention=48h",
         "millstream topics create small segment_bytes=1MiB",
+        "millstream topics create bids --schema bid.json --key auction --time ts",
     )
 )
 @click.argument("name", callback=users_topic)
@@ -106,8 +116,26 @@ def _partition_rows(store: Store, topic: TopicInfo) -> list[Row]:
 )
 @click.option("--compact", is_flag=True, help="Keep the last record of each key.")
 @click.option("--exist-ok", is_flag=True, help="No error if it exists with as many partitions.")
+@click.option(
+    "--schema",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    help='Fields as JSON: {"id": "int64", "name": "string?"}. Needs the extra `arrow`.',
+)
+@click.option("--key", metavar="FIELD", help="With --schema: the field that is the key.")
+@click.option("--time", metavar="FIELD", help="With --schema: the field that is the timestamp.")
+@click.option(
+    "--values",
+    "form",
+    type=click.Choice(["columns", "json"]),
+    help="With --schema: how values are stored.  [default: columns]",
+)
 def create(name: str, config: Sequence[str], partitions: int, **options: str | bool | None) -> None:
-    """Create topic NAME. The number of partitions is final: keys are spread over them."""
+    """Create topic NAME. The number of partitions is final: keys are spread over them.
+
+    With --schema its values are checked, and stored as Arrow columns: pip install
+    'millstream[arrow]'. Field names and Arrow's types; a ? behind a type lets it be null.
+    """
     current = settings()
     values = _parse_config(config)
     for option, field in (
@@ -119,12 +147,29 @@ def create(name: str, config: Sequence[str], partitions: int, **options: str | b
             values[field] = options[option]
     if options["compact"]:
         values["compact"] = True
-    TopicConfig.from_options(**values)  # a bad option must not leave a new directory behind
+    values |= _declared(options)
+    with millstream.open(":memory:") as trial:
+        trial.create_topic(name, partitions=partitions, **values)  # a bad one leaves no directory
     with current.open(create=True) as store:
         exist_ok = bool(options["exist_ok"])
         # KEY=VALUE may hold any option; the store checks names and values.
         topic = store.create_topic(name, partitions=partitions, exist_ok=exist_ok, **values)
     current.say(f"topic {topic.name!r} has {_count(topic.partitions, 'partition')}")
+
+
+def _declared(options: dict[str, str | bool | None]) -> dict[str, Any]:
+    """What the options say of a schema."""
+    path = options["schema"]
+    given: dict[str, Any] = {
+        name: options[name] for name in ("key", "time") if options[name] is not None
+    }
+    if options["form"] is not None:
+        given["values"] = options["form"]
+    if path is None:
+        if given:
+            raise click.UsageError("--key, --time and --values describe a schema: give --schema")
+        return {}
+    return {"schema": read_schema(str(path)), **given}
 
 
 def _parse_config(pairs: Sequence[str]) -> dict[str, Any]:
@@ -145,11 +190,12 @@ def _parse_config(pairs: Sequence[str]) -> dict[str, Any]:
 )
 @click.argument("name", shell_complete=complete_topic)
 def info(name: str) -> None:
-    """Show the partitions of topic NAME, and its configuration."""
+    """Show the partitions of topic NAME, its configuration, and its schema if it has one."""
     current = settings()
     with current.open(read_only=True) as store:
         topic = store.topic(name)
         partitions = _partition_rows(store, topic)
+    schema = _schema(current, topic)
     fields: dict[str, Cell] = {
         "topic": topic.name,
         "created": topic.created_ms,
@@ -165,13 +211,37 @@ def info(name: str) -> None:
         "segment_bytes": topic.config.segment_bytes,
         "segment_ms": topic.config.segment_ms,
     }
+    if topic.config.schema is not None:
+        fields |= {
+            "values": topic.config.values,
+            "key": topic.config.key_column,
+            "time": topic.config.time_column,
+        }
     if current.mode in {"json", "jsonl"}:
-        print_document({**fields, "partitions": partitions}, current.mode)
+        shown = {} if topic.config.schema is None else {"fields": schema}
+        print_document({**fields, **shown, "partitions": partitions}, current.mode)
         return
     if current.mode == "table":
         print_object({**fields, "created": _time(topic.created_ms)}, "table")
         sys.stdout.write("\n")
+        if schema is not None:
+            columns = [{"field": field, "type": _shown(kind)} for field, kind in schema.items()]
+            print_rows("fields", columns, ("field", "type"), "table")
+            sys.stdout.write("\n")
     print_rows("partitions", partitions, _PARTITION_COLUMNS, current.mode)
+
+
+def _schema(current: Settings, topic: TopicInfo) -> dict[str, object] | None:
+    """The fields of a topic, as --schema takes them; None if there are none, or cannot be read."""
+    try:
+        return None if topic.schema is None else schema_fields(topic.schema)
+    except MissingExtraError as error:
+        current.say(f"the schema is not shown: {error}")
+        return None
+
+
+def _shown(kind: object) -> str:
+    return kind if isinstance(kind, str) else json.dumps(kind, ensure_ascii=False)
 
 
 @topics.command(
