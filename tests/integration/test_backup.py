@@ -8,15 +8,18 @@ import io
 import json
 import os
 import shutil
+import sys
 import tarfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import apsw
+import pyarrow as pa
 import pytest
 import zstandard
 from backed_up import at_work, check_copy, create
+from simulated_stores import abandon, open_quietly
 
 import millstream
 from millstream import (
@@ -32,6 +35,7 @@ from millstream import (
 from millstream.cli.main import main
 from millstream.database import CHECKED_VFS
 from millstream.storage import PosixStorage
+from millstream.testing import MemoryStorage
 
 COPIES = int(os.environ.get("MILLSTREAM_BACKUPS", "3"))
 
@@ -97,6 +101,84 @@ def test_a_restored_store_is_the_same(path: Path, backup: Path, tmp_path: Path) 
         assert expected == content(store)
     assert {"store", backup.name, "restored"} == {each.name for each in tmp_path.iterdir()}
     assert "backup.stage" not in {each.name for each in path.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["copy", "copy.tar.zst"])
+def test_columns_are_kept_by_a_backup_and_restored_without_pyarrow(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow = pa.schema([pa.field("k", pa.int32(), nullable=False), pa.field("x", pa.float32())])
+    wide = pa.schema([pa.field("k", pa.int64(), nullable=False), pa.field("x", pa.float64())])
+    with millstream.open(tmp_path / "store") as store:
+        store.create_topic("rows", schema=narrow, key="k", compact=True, compression="zstd")
+        store.append_columns("rows", {"k": [n % 5 for n in range(500)], "x": range(500)})
+        store.compact("rows")
+        store.configure_topic("rows", schema=wide.append(pa.field("note", pa.string())))
+        store.append_columns("rows", {"k": [1 << 40, 3], "note": ["new", None]})
+        with store.transaction() as transaction:
+            transaction.append("rows", b'{"k":9}')
+        records = list(map(as_tuple, store.read("rows")))
+        table = store.read("rows").arrow().read_all()
+        info = store.topic("rows")
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, "pyarrow", None)
+            store.backup(tmp_path / name)
+            assert restore(tmp_path / name, tmp_path / "restored").ok
+    assert [8, 500] == [len(records), records[5][1]]
+
+    with millstream.open(tmp_path / "restored") as store:
+        assert info == store.topic("rows")
+        assert records == list(map(as_tuple, store.read("rows")))
+        assert table.equals(store.read("rows").arrow().read_all())
+        store.append_columns("rows", {"k": [4], "note": ["goes on"]})
+        assert b"goes on" in (store.latest("rows", b"4").value or b"")
+        assert store.verify(deep=True).ok
+
+
+@pytest.mark.parametrize("deep", [True, False])
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize(("later", "reason"), [(False, "were whole when it was taken"), (True, "")])
+def test_a_backup_whose_rows_have_rotten_is_refused(
+    tmp_path: Path, columns: bool, later: bool, reason: str, deep: bool
+) -> None:
+    """Its last batch, too: in a store that would be the trace of an append nobody was told of."""
+    schema = pa.schema([("n", pa.string())])
+    rows = [b'{"n":"value %03d"}' % number for number in range(1000)]
+    with millstream.open(tmp_path / "store") as store:
+        store.create_topic("rows", schema=schema if columns else None)
+        store.append_many("rows", rows)
+        if later:
+            store.append("rows", rows[0])
+        store.backup(tmp_path / "copy")
+    (segment,) = (tmp_path / "copy/topics/rows/0").glob("*.segment")
+    data = bytearray(segment.read_bytes())
+    data[data.index(b"value 500")] ^= 1
+    segment.write_bytes(data)
+    with pytest.raises(DataError, match=f"the backup is damaged.*{reason}") as caught:
+        restore(tmp_path / "copy", tmp_path / "restored", deep=deep)
+    assert ("rows", 0, 128) == (caught.value.topic, caught.value.partition, caught.value.position)
+    assert not (tmp_path / "restored").exists()
+
+
+def test_a_store_that_lost_what_a_group_had_read_is_restored(tmp_path: Path) -> None:
+    """Offsets behind the end of a log are the trace of a power failure, not of a damaged backup."""
+    storage = MemoryStorage()
+    store = open_quietly(storage, durability="os")
+    store.create_topic("t")
+    store.append("t", b"kept", durability="sync")
+    store.append("t", b"lost")
+    group = store.consumer("t", group="g", start="earliest")
+    assert 2 == len(group.poll(timeout=1))
+    group.commit()
+    abandon(store)
+    with open_quietly(storage.crash(keep="none")) as store:
+        assert [b"kept"] == [record.value for record in store.read("t")]
+        store.backup(tmp_path / "copy")
+
+    restore(tmp_path / "copy", tmp_path / "restored")
+
+    with millstream.open(tmp_path / "restored") as store:
+        assert 2 == store.append("t", b"new").offset
 
 
 def test_a_directory_is_a_store_and_shares_sealed_segments(path: Path, tmp_path: Path) -> None:
