@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import pytest
 from damaged_log import (
+    AFTER,
     DIRECTORY,
     DamagedLog,
     Place,
@@ -43,10 +44,12 @@ SEGMENT_UID_AT = 40
 T0 = TopicPartition("t", 0)
 
 
-@pytest.fixture(params=CODECS)
+@pytest.fixture(params=[*CODECS, "columns"])
 def log(request: pytest.FixtureRequest) -> DamagedLog:
     """Two sealed segments and an active one; only the last batch is not durable."""
-    return prepare(codec=request.param, sealed=2, durable=2, unsynced=1)
+    columns = request.param == "columns"
+    codec = "lz4" if columns else request.param
+    return prepare(codec=codec, sealed=2, durable=2, unsynced=1, columns=columns)
 
 
 def reseal(log: DamagedLog, place: Place, changes: dict[int, tuple[str, int]]) -> None:
@@ -207,10 +210,10 @@ def test_scenario_19_a_sealed_segment_is_damaged(log: DamagedLog, offset_in_batc
     assert (place.path, place.position) == (error.path, error.position)
     assert place.header.base_offset == error.offset
     with using(log.storage) as store:
-        assert len(log.records(7)) == store.append("t", b"goes on").offset
+        assert len(log.records(7)) == store.append("t", AFTER).offset
         with store.reader({T0: log.places[2].header.base_offset}) as reader:
             rest = [value for batch in reader.poll() for value in batch.values]
-        assert [*log.records(7)[8:], b"goes on"] == rest
+        assert [*log.records(7)[8:], AFTER] == rest
         (finding,) = store.verify(deep=True).findings
         assert (place.path, place.position) == (finding.path, finding.position)
 

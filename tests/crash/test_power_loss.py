@@ -45,6 +45,28 @@ def test_nothing_acknowledged_is_lost_whenever_the_power_goes(
 
 @pytest.mark.slow
 @pytest.mark.crash
+@pytest.mark.parametrize(
+    ("seed", "compression", "segment_bytes"),
+    [(8, "none", MANY_SEGMENTS), (9, "lz4", ONE_SEGMENT)],
+)
+def test_scenario_36_37_38_no_row_of_columns_is_lost_whenever_the_power_goes(
+    seed: int, compression: str, segment_bytes: int
+) -> None:
+    workload = Workload(
+        seed=seed, compression=compression, segment_bytes=segment_bytes, columns=True
+    )
+
+    assert crash_everywhere(workload, seeds=(seed,)) > 100
+
+
+@pytest.mark.slow
+@pytest.mark.crash
+def test_scenario_47_48_a_killed_process_leaves_others_every_row_of_columns() -> None:
+    assert kill_everywhere(Workload(seed=3, segment_bytes=MANY_SEGMENTS, columns=True)) > 50
+
+
+@pytest.mark.slow
+@pytest.mark.crash
 def test_nothing_acknowledged_is_lost_of_what_several_processes_wrote() -> None:
     workload = Workload(seed=7, segment_bytes=MANY_SEGMENTS, processes=3)
 

@@ -32,14 +32,15 @@ def closed(log: DamagedLog) -> DamagedLog:
     return log
 
 
-def make(codec: Compression = "none") -> DamagedLog:
+def make(codec: Compression = "none", *, columns: bool = False) -> DamagedLog:
     """Two sealed segments of two batches of four records, then two batches; closed."""
-    return closed(prepare(codec=codec, sealed=2, durable=2, unsynced=0))
+    return closed(prepare(codec=codec, sealed=2, durable=2, unsynced=0, columns=columns))
 
 
-@pytest.fixture(params=CODECS)
+@pytest.fixture(params=[*CODECS, "columns"])
 def log(request: pytest.FixtureRequest) -> DamagedLog:
-    return make(request.param)
+    columns = request.param == "columns"
+    return make("lz4" if columns else request.param, columns=columns)
 
 
 def flip(log: DamagedLog, path: str, position: int) -> None:

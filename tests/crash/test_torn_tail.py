@@ -32,11 +32,17 @@ CODECS: tuple[Compression, ...] = ("none", "lz4", "zstd")
 SECTOR = 512
 
 
-@pytest.fixture(params=[(codec, sealed) for codec in CODECS for sealed in (0, 2)], ids=str)
+@pytest.fixture(
+    params=[
+        *((codec, sealed, False) for codec in CODECS for sealed in (0, 2)),
+        *(("none", 0, True), ("lz4", 2, True)),
+    ],
+    ids=lambda each: f"{each[0]}-{each[1]}{'-columns' if each[2] else ''}",
+)
 def log(request: pytest.FixtureRequest) -> DamagedLog:
     """One durable batch and two that are not, in one segment or behind two sealed ones."""
-    codec, sealed = request.param
-    return prepare(codec=codec, sealed=sealed)
+    codec, sealed, columns = request.param
+    return prepare(codec=codec, sealed=sealed, columns=columns)
 
 
 def batches(log: DamagedLog) -> int:
@@ -282,7 +288,7 @@ def test_scenario_15_a_crash_after_the_repair_before_the_first_append(log: Damag
     expected = log.records(batches(log))
     for number in range(3):
         with using(storage) as store:
-            value = b"%d" % number * 100 * number
+            value = b'{"text":"%s"}' % (b"%d" % number * 100 * number)
             store.append("t", value)
             expected.append(value)
         storage = storage.crash(keep="none")

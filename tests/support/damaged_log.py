@@ -10,11 +10,13 @@ them batches that were not. Every test damages a copy of it and says what must c
 
 from __future__ import annotations
 
+import base64
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
 
+import msgspec
 import pytest
 from simulated_stores import abandon, log_of, open_quietly
 
@@ -27,6 +29,14 @@ from millstream.simulated_disk import walk
 from millstream.testing import MemoryStorage
 
 DIRECTORY = "topics/t/0"
+AFTER = b'{"text":"after"}'
+"""A value that goes into any log: bytes to most, a row to one of columns."""
+
+
+class Text(msgspec.Struct):
+    """A row of a log of columns."""
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,7 @@ def prepare(
     unsynced: int = 2,
     value_bytes: int = 700,
     records: int = 4,
+    columns: bool = False,
 ) -> DamagedLog:
     """A log of `sealed` segments of two batches each, then an active one.
 
@@ -124,17 +135,21 @@ def prepare(
         unsynced: Batches after them that are not.
         value_bytes: Size of a value, half of which is random.
         records: In each batch.
+        columns: Whether the topic has a schema, and its values are stored as columns.
     """
     random = Random(1)
     storage = MemoryStorage()
     store = open_quietly(storage)
-    store.create_topic("t", compression=codec)
+    store.create_topic("t", compression=codec, schema=Text if columns else None)
     values: list[list[bytes | None]] = []
+
+    def value(content: bytes) -> bytes:
+        return msgspec.json.encode(Text(base64.b64encode(content).decode())) if columns else content
 
     def append(mode: str) -> None:
         values.append(
             [
-                random.randbytes(value_bytes // 2) + b"%06d" % number * (value_bytes // 12)
+                value(random.randbytes(value_bytes // 2) + b"%06d" % number * (value_bytes // 12))
                 for number in range(records)
             ]
         )
@@ -220,8 +235,8 @@ def assert_prefix(log: DamagedLog, batches: int, *, saved: bool | None = None) -
     for _ in range(2):
         with using(storage) as store:
             assert expected == read_all(store)
-            assert len(expected) == store.append("t", b"after").offset
-            expected.append(b"after")
+            assert len(expected) == store.append("t", AFTER).offset
+            expected.append(AFTER)
         storage = storage.crash(keep="none")
     with open_quietly(storage) as store:
         assert expected == read_all(store)

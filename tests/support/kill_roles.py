@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
+import msgspec
 from zygote import READY, Report, tell
 
 import millstream
@@ -28,12 +29,21 @@ DATABASE = "rows.db"
 MODES: tuple[Durability, ...] = ("sync", "sync", "os", "interval")
 LOG, KEYED, FIRST, SECOND, WORK = "log", "keyed", "first", "second", "work"
 COPIED = "copied"
+FRAMES, FRAMES_KEYED = "frames", "frames-keyed"
 PARTITIONS = 2
 KEYS = 7
 BALLAST_BYTES = 384 * 1024
 """Room that is made when the disk is full: the catalog needs some to record a trim."""
 IDLE: Report = (-3, -3, 0, 0)
 """Nothing to do just now."""
+
+
+class Numbered(msgspec.Struct):
+    """A row of a topic of columns: its offset, and a key."""
+
+    number: int
+    key: int
+    text: str | None = None
 
 
 def create(path: Path, random: Random) -> None:
@@ -48,6 +58,8 @@ def create(path: Path, random: Random) -> None:
         store.create_topic(SECOND, partitions=PARTITIONS, **common)
         store.create_topic(WORK, **common)
         store.create_topic(COPIED, **common)
+        store.create_topic(FRAMES, schema=Numbered, **common)
+        store.create_topic(FRAMES_KEYED, schema=Numbered, key="key", compact=True, **common)
         store.append_many(WORK, [b"%d" % number for number in range(2000)])
     with contextlib.closing(sqlite3.connect(path / DATABASE)) as rows:
         rows.execute(f"PRAGMA journal_mode = {random.choice(('WAL', 'DELETE', 'TRUNCATE'))}")
@@ -182,6 +194,42 @@ def _compact(store: Store) -> None:
         store.compact(KEYED)
 
 
+def columns(pipe: int, path: str, seed: int) -> None:
+    """Number the rows of two topics of columns by their offsets, one of them compacted."""
+    random = Random(seed)
+    with millstream.open(path) as store:
+        plain, keyed = (store.offsets(topic)[0].end for topic in (FRAMES, FRAMES_KEYED))
+        tell(pipe, *READY)
+        while True:
+            plain = _append_rows(store, random, FRAMES, plain)
+            keyed = _append_rows(store, random, FRAMES_KEYED, keyed)
+            tell(pipe, plain, keyed)
+            chance = random.random()
+            if chance < 0.2:
+                store.roll(random.choice((FRAMES, FRAMES_KEYED)), 0)
+            elif chance < 0.4:
+                store.compact(FRAMES_KEYED)
+
+
+def _append_rows(store: Store, random: Random, topic: str, start: int) -> int:
+    """As columns or as JSON; the next number."""
+    count = random.choice((1, 3, random.randrange(1, 200)))
+    numbers = range(start, start + count)
+    keys = [random.randrange(KEYS) for _ in numbers]
+    texts = [random.choice((None, "", "." * 40)) for _ in numbers]
+    mode = random.choice(MODES)
+    if random.random() < 0.7:
+        rows = {"number": numbers, "key": keys, "text": texts}
+        (written,) = store.append_columns(topic, rows, durability=mode)
+    else:
+        values = [
+            msgspec.json.encode(Numbered(*row)) for row in zip(numbers, keys, texts, strict=True)
+        ]
+        (written,) = store.append_many(topic, values, durability=mode)
+    assert written.base_offset == start
+    return start + count
+
+
 def members(pipe: int, path: str, seed: int) -> None:
     """Process numbers as a member of a group; report each before it is committed."""
     random = Random(seed)
@@ -255,12 +303,12 @@ def backs_up(pipe: int, path: str, seed: int) -> None:
 ROLES: dict[str, Callable[..., None]] = {
     each.__name__: each
     for each in (
-        *(appends, full_disk, small_disk, transactions, compacts),
+        *(appends, full_disk, small_disk, transactions, compacts, columns),
         *(members, writes_rows, workers, backs_up),
     )
 }
 ANYWHERE = sorted(set(ROLES) - {"small_disk"})
-ALONE = frozenset({"transactions", "compacts", "backs_up"})
+ALONE = frozenset({"transactions", "compacts", "columns", "backs_up"})
 """Roles of which there is one process at a time."""
 
 
@@ -316,6 +364,29 @@ def check_keyed(store: Store, reports: Sequence[Report]) -> None:
         key = b"%d" % number
         found = store.latest(KEYED, key, tombstone=True)
         assert (found.offset if found else None) == last.get(key)
+
+
+def check_columns(store: Store, reports: Sequence[Report]) -> None:
+    """Every row is there, as a record and in columns; of a compacted key at least the last."""
+    for place, topic in enumerate((FRAMES, FRAMES_KEYED)):
+        end = store.offsets(topic)[0].end
+        assert end >= max([report[place] for report in reports], default=0)
+        records = list(store.read(topic))
+        rows = [msgspec.json.decode(record.value or b"", type=Numbered) for record in records]
+        assert [record.offset for record in records] == [row.number for row in rows]
+        table = store.read(topic, columns=["_offset", "number", "key"]).arrow().read_all()
+        assert table["_offset"].to_pylist() == table["number"].to_pylist()
+        assert table["key"].to_pylist() == [row.key for row in rows]
+        if topic == FRAMES:
+            assert list(range(end)) == [row.number for row in rows]
+            continue
+        last = {record.key: record.offset for record in records}
+        assert {record.key for record in records} == {b"%d" % row.key for row in rows}
+        for number in range(KEYS):
+            found = store.latest(topic, b"%d" % number)
+            assert (found.offset if found else None) == last.get(b"%d" % number)
+        if rows:
+            assert max(last.values()) == end - 1  # the last record of all is the last of its key
 
 
 def check_members(store: Store, reports: Sequence[Report]) -> None:
@@ -387,6 +458,7 @@ CHECKS: dict[str, Callable[[Store, Sequence[Report]], None]] = {
     "small_disk": check_log,
     "transactions": check_transactions,
     "compacts": check_keyed,
+    "columns": check_columns,
     "members": check_members,
     "writes_rows": check_rows,
     "workers": check_jobs,

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 
 import pytest
-from damaged_log import DamagedLog, image, using
+from damaged_log import AFTER, DamagedLog, image, using
 from simulated_stores import open_quietly
 
 from millstream import DataError, RepairPlan, Store, plan_repair, repair
@@ -75,10 +75,10 @@ def assert_whole(storage: MemoryStorage, expected: Content, end: int | None) -> 
         assert [] == plan_repair(storage=storage).lost
         with using(storage) as store:
             assert expected == content_of(store)
-            offset = store.append("t", b"after").offset
+            offset = store.append("t", AFTER).offset
             assert end in {None, offset}
             end = offset + 1
-            expected[offset] = b"after"
+            expected[offset] = AFTER
             assert [] == store.verify(deep=True).findings
         storage = storage.crash(keep="none")
     with open_quietly(storage) as store:

@@ -169,7 +169,7 @@ def crash_during_recovery(
 
 def write_everywhere(store: Store, model: Model, now_ms: int = LATER_MS) -> None:
     """One durable record to every partition, one transaction over all of them."""
-    row = Row(now_ms, b"after", b"the crash", ())
+    row = Row(now_ms, b"after", b'{"text":"the crash"}', ())  # fits columns, too
     for partition in model.partitions:
         batch = model.writing(partition, [row])
         where = store.append(partition.topic, row.value, key=row.key, partition=partition.partition)

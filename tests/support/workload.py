@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
+import msgspec
 from interrupted_process import Killed
 from log_model import CHECKPOINT, GROUP, Model, Row, Transaction
 from simulated_stores import START_MS, abandon, kill, log_of, open_quietly
@@ -25,6 +26,12 @@ TOPICS = {"orders": 2, "totals": 1}
 MODES: tuple[Durability, ...] = ("sync", "sync", "os", "interval")
 
 
+class Text(msgspec.Struct):
+    """A row of a topic of columns."""
+
+    text: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Workload:
     """What to do, and how often."""
@@ -37,6 +44,8 @@ class Workload:
     value_bytes_max: int = 1200
     processes: int = 1
     """So many stores are open and take steps in turn, as several processes would."""
+    columns: bool = False
+    """Values are rows of `Text`, stored as columns."""
 
     def run(self, storage: Storage, model: Model) -> None:
         """Open a store, take the steps, close it.
@@ -76,6 +85,7 @@ class Workload:
                 exist_ok=True,
                 compression=self.compression,
                 segment_bytes=self.segment_bytes,
+                schema=Text if self.columns else None,
             )
 
 
@@ -120,11 +130,17 @@ class Driver:
                 Row(
                     random.randrange(10_000) if stamped else self.clock.now_ms(),
                     random.choice((None, b"", b"k%d" % random.randrange(5))),
-                    None if random.random() < 0.1 else value,
+                    self.fitting(None if random.random() < 0.1 else value),
                     (("h", None), ("i", b"x")) if random.random() < 0.1 else (),
                 )
             )
         return rows
+
+    def fitting(self, value: bytes | None) -> bytes | None:
+        """The value, or a row with it: a topic of columns has no tombstones."""
+        if not self.plan.columns:
+            return value
+        return msgspec.json.encode(Text((value or b"").decode("latin-1")))
 
     def partition(self) -> TopicPartition:
         return self.random.choice(list(self.model.partitions))
