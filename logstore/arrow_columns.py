@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from .arrow_messages import is_compressed
 from .column_section import (
     DICTIONARY,
     Chunk,
@@ -159,7 +160,12 @@ def _read_message(pa: Any, raw: memoryview, field: Any, rows: int | None) -> Any
     buffer = pa.py_buffer(raw)
     if buffer.address % _ALIGNMENT_BYTES:
         buffer = pa.py_buffer(bytes(raw))
-    (column,) = pa.ipc.read_record_batch(buffer, pa.schema([field])).columns
+    message = pa.ipc.read_message(buffer)
+    if is_compressed(memoryview(message.metadata)):
+        raise CorruptBatchError(
+            f"column {field.name!r} is compressed inside of its chunk, which no writer does"
+        )
+    (column,) = pa.ipc.read_record_batch(message, pa.schema([field])).columns
     column.validate(full=True)
     if rows is not None and len(column) != rows:
         raise CorruptBatchError(f"column {field.name!r} has {len(column)} rows, not {rows}")
