@@ -63,14 +63,16 @@ def _chunk(column: Any, field: Any) -> Chunk:
         raw = _message(column, field)
         return Chunk(raw, column.null_count, _limits(column))
     lead = _message(numbered.dictionary, field.with_nullable(True))
-    return Chunk(lead + _message(numbered.indices, None), column.null_count, None, len(lead))
+    both = b"".join((lead, _message(numbered.indices, None)))
+    return Chunk(both, column.null_count, None, len(lead))
 
 
-def _message(column: Any, field: Any) -> bytes:
+def _message(column: Any, field: Any) -> memoryview:
     pa = pyarrow()
     if field is None:
         field = pa.field("index", column.type)
-    return bytes(pa.RecordBatch.from_arrays([column], schema=pa.schema([field])).serialize())
+    batch = pa.RecordBatch.from_arrays([column], schema=pa.schema([field]))
+    return memoryview(batch.serialize()).cast("B")
 
 
 def _as_dictionary(column: Any) -> Any:

@@ -92,7 +92,8 @@ class EncodedBatch:
         flags: Flags of format.py.
         min_timestamp_ms: Lowest timestamp. With APPEND_TIME, `seal` replaces it.
         max_timestamp_ms: Highest timestamp. With APPEND_TIME, `seal` replaces it.
-        sections: Stored bytes of sections A, B and C.
+        sections: Stored bytes of sections A, B and C; B is empty where it holds columns.
+        columns: Stored bytes of a section B that holds columns, in pieces; else none.
         section_meta: Stored size, raw size and hash of each.
         body_bytes: Size of the sections padded to 64.
         total_bytes: Header and body: what the batch takes in the segment.
@@ -103,6 +104,7 @@ class EncodedBatch:
     __slots__ = (
         "body_bytes",
         "codec",
+        "columns",
         "flags",
         "last_offset_delta",
         "max_timestamp_ms",
@@ -142,12 +144,14 @@ class EncodedBatch:
         self.codec = CODEC_NONE
         if codec or columns is not None:
             a, c = compress(codec, a), compress(codec, c)
-            b = compress(codec, b) if columns is None else columns.stored
-            a_bytes, b_bytes, c_bytes = len(a), len(b), len(c)
+            b = compress(codec, b) if columns is None else b""
+            b_bytes = len(b) if columns is None else columns.stored_bytes
+            a_bytes, c_bytes = len(a), len(c)
             if stored != a_bytes + b_bytes + c_bytes:  # none ever grows
                 stored = a_bytes + b_bytes + c_bytes
                 self.codec = codec
         self.sections = (a, b, c)
+        self.columns: tuple[Buffer, ...] = () if columns is None else columns.parts
         self.section_meta = (
             (a_bytes, a_raw, xxh3_64_intdigest(a)),
             (b_bytes, b_raw, xxh3_64_intdigest(b) if columns is None else columns.hash),
@@ -341,14 +345,18 @@ def seal(encoded: EncodedBatch, placement: BatchPlacement) -> tuple[bytes, int]:
     return fields + header_hash.to_bytes(8, "little"), header_hash
 
 
-def body_buffers(encoded: EncodedBatch) -> list[bytes]:
+def body_buffers(encoded: EncodedBatch) -> list[Buffer]:
     """The body: sections and padding."""
     return [part for part in buffers(encoded, b"") if part]
 
 
-def buffers(encoded: EncodedBatch, header: bytes) -> list[bytes]:
+def buffers(encoded: EncodedBatch, header: bytes) -> list[Buffer]:
     """What one vectored write puts into the segment: header, sections, padding."""
     a, b, c = encoded.sections
+    if encoded.columns:
+        stored_bytes = sum(meta[0] for meta in encoded.section_meta)
+        padding = PADDING[encoded.body_bytes - stored_bytes]
+        return [part for part in (header, a, *encoded.columns, c, padding) if part]
     padding = PADDING[encoded.body_bytes - len(a) - len(b) - len(c)]
     if a and padding and not c:
         return [header, a, b, padding]

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from .arrow_columns import bad_value, compute, encode_columns, from_json, to_json
+from .arrow_leads import encode_keys, encode_times
 from .batch import EncodedBatch, encode_batch, encode_columns_batch
 from .config import TopicConfig
 from .errors import UsageError
-from .format import CODEC_BY_NAME, NO_TIMESTAMP
+from .format import APPEND_TIME, CODEC_BY_NAME, COLUMNS, NO_TIMESTAMP, UNIFORM_TIMESTAMP
 from .record import Headers
 from .topic_schema import pyarrow, stored_schema
 
@@ -70,14 +71,17 @@ def encode_arrow(config: TopicConfig, batch: Any, keys: Any) -> EncodedBatch:
         times = None if stamps is None else stamps.to_pylist()
         column = None if keys is None else keys.to_pylist()
         return encode_batch(values, column, times, codec=codec)
-    section = encode_columns(batch, codec)
-    return encode_columns_batch(
-        section,
-        batch.num_rows,
-        None if keys is None else keys.to_pylist(),
-        None if stamps is None else stamps.to_pylist(),
-        None,
-        codec=codec,
+    flags, extremes, times = UNIFORM_TIMESTAMP | APPEND_TIME, (0, 0), b""
+    if stamps is not None:
+        flags, extremes, times = encode_times(stamps)
+    more, column = (0, b"") if keys is None else encode_keys(keys)
+    return EncodedBatch(
+        (batch.num_rows, batch.num_rows - 1),
+        flags | more | COLUMNS,
+        extremes,
+        (times + column, b"", b""),
+        codec,
+        encode_columns(batch, codec),
     )
 
 

@@ -70,7 +70,7 @@ class Directory(NamedTuple):
 class Chunk(NamedTuple):
     """One column on its way to the disk."""
 
-    raw: bytes
+    raw: Buffer
     null_count: int
     limits: tuple[int | float, int | float] | None = None
     dictionary_bytes: int = 0
@@ -79,10 +79,17 @@ class Chunk(NamedTuple):
 class ColumnSection(NamedTuple):
     """A section ready to be written."""
 
-    stored: bytes
+    parts: tuple[Buffer, ...]
+    """Its bytes in order. They are not joined: a vectored write takes them as they are."""
+    stored_bytes: int
     raw_bytes: int
     hash: int
     """Of the directory alone."""
+
+    @property
+    def stored(self) -> bytes:
+        """A copy of its bytes in one piece."""
+        return b"".join(self.parts)
 
 
 def encode_section(schema: bytes, chunks: Sequence[Chunk], codec: int) -> ColumnSection:
@@ -99,7 +106,7 @@ def encode_section(schema: bytes, chunks: Sequence[Chunk], codec: int) -> Column
     size_bytes = DIRECTORY_HEADER.size + len(schema + schema_padding) + ENTRY.size * len(chunks)
     position, raw_bytes = _aligned(size_bytes), _aligned(size_bytes)
     entries: list[bytes] = []
-    parts: list[bytes] = [bytes(position - size_bytes)]
+    parts: list[Buffer] = [bytes(position - size_bytes)]
     for number, chunk in enumerate(chunks):
         stored = compress(codec, chunk.raw)
         entries.append(_entry(position, chunk, stored, codec))
@@ -111,11 +118,15 @@ def encode_section(schema: bytes, chunks: Sequence[Chunk], codec: int) -> Column
     lead = DIRECTORY_HEADER.pack(size_bytes, len(chunks), len(schema), 0)
     directory = b"".join((lead, schema, schema_padding, *entries))
     tail = bytes(-position % 8)
-    stored = b"".join((directory, *parts, tail))
-    return ColumnSection(stored, raw_bytes + len(tail), xxh3_64_intdigest(directory))
+    return ColumnSection(
+        tuple(part for part in (directory, *parts, tail) if part),
+        position + len(tail),
+        raw_bytes + len(tail),
+        xxh3_64_intdigest(directory),
+    )
 
 
-def _entry(position: int, chunk: Chunk, stored: bytes, codec: int) -> bytes:
+def _entry(position: int, chunk: Chunk, stored: Buffer, codec: int) -> bytes:
     bounds, minimum, maximum = NO_BOUNDS, bytes(8), bytes(8)
     if chunk.limits is not None:
         whole = isinstance(chunk.limits[0], int)
@@ -141,7 +152,7 @@ def recompress(section: Buffer, directory_hash: int, codec: int) -> ColumnSectio
     directory = open_directory(section, directory_hash)
     chunks = [
         Chunk(
-            bytes(open_chunk(entry, section[entry.position : entry.position + entry.stored_bytes])),
+            open_chunk(entry, section[entry.position : entry.position + entry.stored_bytes]),
             entry.null_count,
             entry.limits(),
             entry.dictionary_bytes,

@@ -11,7 +11,7 @@ a list used as a stack. `list.pop` and `list.append` are atomic.
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, overload
 
 import lz4.block
 
@@ -41,7 +41,11 @@ def _zstandard() -> ModuleType:
     return zstandard
 
 
-def compress(codec: int, raw: bytes) -> bytes:
+@overload
+def compress(codec: int, raw: bytes) -> bytes: ...
+@overload
+def compress(codec: int, raw: Buffer) -> Buffer: ...
+def compress(codec: int, raw: Buffer) -> Buffer:
     """`raw` compressed, or `raw` itself when that saves less than 12 percent.
 
     Raises:
@@ -89,7 +93,7 @@ def _lz4_decompress(stored: Buffer, raw_bytes: int) -> bytes:
     return raw
 
 
-def _zstd_compress(raw: bytes) -> bytes:
+def _zstd_compress(raw: Buffer) -> bytes:
     try:
         compressor = _zstd_compressors.pop()
     except IndexError:
