@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.harness import Workload
 from benchmarks.workloads import (
     bulk,
+    columns,
     compaction,
     counting,
     durable,
@@ -38,6 +39,7 @@ WORKLOADS: tuple[Workload, ...] = (
     queue.WORKLOAD,
     transacting.WORKLOAD,
     verifying.WORKLOAD,
+    columns.WORKLOAD,
     compaction.COMPACT,
     compaction.BESIDE,
     mapping.WORKLOAD,
