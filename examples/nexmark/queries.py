@@ -12,7 +12,6 @@ from typing import Any
 from generator import MAX_OPEN_MS, Auction, Bid, Person
 
 from millstream.processor import (
-    Expression,
     Joined,
     KeyedStream,
     Pipeline,
@@ -183,11 +182,6 @@ def q12() -> Pipeline:
     return pipeline
 
 
-def _text(field: str) -> Expression:
-    """The field as text: what is told apart is kept as the names of a JSON object."""
-    return col(field).cast("str")
-
-
 def _ranks(of: str = "") -> dict[str, Any]:
     """How many there are below ten thousand, below a million, and above; of rows or of a field."""
     price = col("price")
@@ -199,7 +193,7 @@ def _ranks(of: str = "") -> dict[str, Any]:
     if not of:
         return {name: agg.sum(when(there).then(1).otherwise(0)) for name, there in ranks.items()}
     return {
-        f"{of}s_{name}": agg.distinct(when(there).then(_text(of)).otherwise(None))
+        f"{of}s_{name}": agg.distinct(when(there).then(col(of)).otherwise(None))
         for name, there in ranks.items()
     }
 
@@ -219,9 +213,9 @@ def q15() -> Pipeline:
     _of_a_day(pipeline).agg(
         n=agg.count(),
         **_ranks(),
-        bidders=agg.distinct(_text("bidder")),
+        bidders=agg.distinct("bidder"),
         **_ranks("bidder"),
-        auctions=agg.distinct(_text("auction")),
+        auctions=agg.distinct("auction"),
         **_ranks("auction"),
     ).to("q15")
     return pipeline
@@ -233,9 +227,9 @@ def q16() -> Pipeline:
     _of_a_day(pipeline, "channel").agg(
         n=agg.count(),
         **_ranks(),
-        bidders=agg.distinct(_text("bidder")),
+        bidders=agg.distinct("bidder"),
         **_ranks("bidder"),
-        auctions=agg.distinct(_text("auction")),
+        auctions=agg.distinct("auction"),
         **_ranks("auction"),
     ).to("q16")
     return pipeline
