@@ -190,7 +190,7 @@ def _parse_config(pairs: Sequence[str]) -> dict[str, Any]:
 )
 @click.argument("name", shell_complete=complete_topic)
 def info(name: str) -> None:
-    """Show the partitions of topic NAME, its configuration, and its schema if it has one."""
+    """Show partitions, configuration and schema of topic NAME."""
     current = settings()
     with current.open(read_only=True) as store:
         topic = store.topic(name)
