@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from .append import partition_of
+from .arrow_columns import compute
 from .batch import EncodedBatch
-from .column_batch import conforming, encode_arrow, keys_of
+from .column_batch import conforming, encode_arrow, given_column, keys_of
 from .config import TopicInfo
 from .engine import Engine
 from .errors import UsageError, missing_key
@@ -28,32 +29,41 @@ class ColumnAppender:
         self._turn = itertools.count()
 
     def encode(
-        self, topic: str, data: object, partition: int | None
+        self,
+        topic: str,
+        data: object,
+        partition: int | None,
+        keys: object = None,
+        timestamps_ms: object = None,
     ) -> list[tuple[Log, EncodedBatch]]:
         """Batches in the order of partitions; see `Store.append_arrow`."""
         info = self._engine.topic(topic)
         batches = conforming(data, topic, info.config)
-        if info.config.compact and info.config.key_column is None:
-            raise missing_key(topic)
-        if partition is None and (info.config.key_column is None or info.partitions == 1):
+        rows = sum(batch.num_rows for batch in batches)
+        given_keys = None if keys is None else given_column(keys, "keys", "binary", rows)
+        stamps = None
+        if timestamps_ms is not None:
+            stamps = given_column(timestamps_ms, "timestamps_ms", "int64", rows)
+        parts, start = [], 0
+        for batch in batches:
+            count = batch.num_rows
+            own = None if given_keys is None else given_keys.slice(start, count)
+            times = None if stamps is None else stamps.slice(start, count)
+            parts.append(_Part(batch, _keys(info, batch, own), times))
+            start += count
+        if partition is None and (info.partitions == 1 or all(part.keys is None for part in parts)):
             partition = next(self._turn) % info.partitions
         if partition is not None:
             log = self._engine.log(topic, partition)
-            return [(log, self._encode(info, batch)) for batch in batches]
+            return [(log, encode_arrow(info.config, *part)) for part in parts]
         encoded = []
         for number in range(info.partitions):
             log = self._engine.log(topic, number)
-            for batch in batches:
-                part = _rows_of(info, batch, number)
-                if part.num_rows:
-                    encoded.append((log, self._encode(info, part)))
+            for part in parts:
+                chosen = _rows_of(info, part, number)
+                if chosen.batch.num_rows:
+                    encoded.append((log, encode_arrow(info.config, *chosen)))
         return encoded
-
-    def _encode(self, info: TopicInfo, batch: Any) -> EncodedBatch:
-        keys = None if info.config.key_column is None else keys_of(info.config, batch)
-        if keys is not None and keys.null_count and info.config.compact:
-            raise missing_key(info.name)
-        return encode_arrow(info.config, batch, keys)
 
     def table_of(self, topic: str, columns: Mapping[str, Sequence[object]]) -> Any:
         """The columns of a mapping as a pyarrow.Table; see `Store.append_columns`."""
@@ -79,11 +89,34 @@ class ColumnAppender:
         return pa.Table.from_arrays(arrays, names=names)
 
 
-def _rows_of(info: TopicInfo, batch: Any, partition: int) -> Any:
-    """The rows of a batch whose keys belong to a partition; each key is hashed once."""
+class _Part(NamedTuple):
+    """Rows that become a batch, with what leads them."""
+
+    batch: Any
+    keys: Any
+    """A binary array; None: no row has a key."""
+    stamps: Any
+    """An int64 array; None: as declared, or the time of the append."""
+
+
+def _keys(info: TopicInfo, batch: Any, given: Any) -> Any:
+    """The keys of rows: those given, and the declared ones where there is none."""
+    keys = given
+    if info.config.key_column is not None and (given is None or given.null_count):
+        keys = keys_of(info.config, batch)
+        if given is not None:
+            keys = compute().coalesce(given, keys)
+    if info.config.compact and (keys is None or keys.null_count):
+        raise missing_key(info.name)
+    return keys
+
+
+def _rows_of(info: TopicInfo, part: _Part, partition: int) -> _Part:
+    """The rows whose keys belong to a partition; each key is hashed once."""
     pa = pyarrow()
-    numbered = keys_of(info.config, batch).dictionary_encode()
+    numbered = part.keys.dictionary_encode()
     places = [partition_of(key, info.partitions) for key in numbered.dictionary.to_pylist()]
     chosen = pa.array([place == partition for place in places], pa.bool_())
     mask = chosen.take(numbered.indices).fill_null(partition == 0)
-    return batch.filter(mask)
+    stamps = None if part.stamps is None else part.stamps.filter(mask)
+    return _Part(part.batch.filter(mask), part.keys.filter(mask), stamps)

@@ -56,16 +56,18 @@ def encode_values(
     )
 
 
-def encode_arrow(config: TopicConfig, batch: Any, keys: Any) -> EncodedBatch:
+def encode_arrow(config: TopicConfig, batch: Any, keys: Any, stamps: Any = None) -> EncodedBatch:
     """One batch of a pyarrow.RecordBatch that conforms to the schema of the topic.
 
     Args:
         config: Of the topic.
         batch: Not empty.
-        keys: What `keys_of` says, or None.
+        keys: A binary array, or None.
+        stamps: An int64 array of UTC milliseconds; None: the declared ones, if there are.
     """
     codec = CODEC_BY_NAME[config.compression]
-    stamps = None if config.time_column is None else times_of(config, batch)
+    if stamps is None and config.time_column is not None:
+        stamps = times_of(config, batch)
     if not config.columnar:
         values = to_json(batch.columns, list(batch.schema))
         times = None if stamps is None else stamps.to_pylist()
@@ -155,6 +157,37 @@ def _column(pa: Any, table: Any, field: Any) -> Any:
         return column.cast(field.type, safe=True)
     except (pa.ArrowException, ValueError) as error:
         return f"{column.type} is not {field.type}: {str(error).splitlines()[0]}"
+
+
+def given_column(column: object, name: str, kind: str, rows: int) -> Any:
+    """Keys or timestamps that are given beside the rows, as an array.
+
+    Args:
+        column: A pyarrow array, or what becomes one: a list, a NumPy array.
+        name: Of the argument, for messages.
+        kind: Of the array: "binary", or "int64", which has no nulls.
+        rows: How many there must be.
+
+    Raises:
+        UsageError: Not that many, or of another type.
+    """
+    pa = pyarrow()
+    wanted = pa.binary() if kind == "binary" else pa.int64()
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    try:
+        array = column if isinstance(column, pa.Array) else pa.array(column)
+        if pa.types.is_null(array.type) or not array.type.equals(wanted):
+            array = array.cast(wanted)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+        raise UsageError(f"{name} must be {kind}: {str(error).splitlines()[0]}") from None
+    if len(array) != rows:
+        raise UsageError(f"{name} has {len(array)} entries for {rows} rows")
+    if kind == "int64" and (
+        array.null_count or compute().any(compute().equal(array, NO_TIMESTAMP)).as_py()
+    ):
+        raise UsageError(f"{name} has a null or -2**63; a timestamp cannot be missing")
+    return array
 
 
 # --- declared columns ----------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 from typing import overload
 
 from .append import Appender
+from .batch import EncodedBatch
 from .column_append import ColumnAppender
 from .conditional_append import Match, condition_on
 from .config import Durability, check_durability
@@ -167,6 +168,8 @@ class StoreWriting:
         topic: str,
         data: object,
         *,
+        keys: object = None,
+        timestamps_ms: object = None,
         partition: int | None = None,
         durability: Durability | None = None,
     ) -> list[AppendMetadata]:
@@ -174,13 +177,16 @@ class StoreWriting:
 
         Columns are matched by name and cast where nothing is lost; a nullable one may be missing.
         Rows become batches of about 16 MiB, which are written in one go but are not one
-        transaction. With a declared key each row goes to the partition of its key; else all go to
-        one, in turn.
+        transaction (`Transaction.append_arrow` is). Rows with a key go to the partition it belongs
+        to; else all go to one, in turn.
 
         Args:
             topic: An existing topic with a schema.
             data: A pyarrow Table or RecordBatch, or what speaks the Arrow C interface: a frame of
                 Polars or pandas, a relation of DuckDB.
+            keys: Of the records, one per row, None for none: a binary or string array, or a list of
+                bytes. Without them, and where one is None, the declared key.
+            timestamps_ms: Of the records, UTC ms, one per row; without them the declared time.
             partition: All rows to this one.
             durability: Instead of the store's: "sync", "interval" or "os".
 
@@ -192,7 +198,9 @@ class StoreWriting:
             MissingExtraError: pyarrow is not installed.
             StorageError, PoisonedError: As `append`.
         """
-        return self._append_batches(topic, data, partition, durability)
+        self._engine.ensure_writable()
+        batches = self._columns.encode(topic, data, partition, keys, timestamps_ms)
+        return self._append_batches(topic, batches, durability)
 
     def append_columns(
         self,
@@ -205,14 +213,17 @@ class StoreWriting:
         """Append columns by name: lists or NumPy arrays of equal length; see `append_arrow`."""
         self._engine.ensure_writable()
         table = self._columns.table_of(topic, columns)
-        return self._append_batches(topic, table, partition, durability)
+        return self._append_batches(
+            topic, self._columns.encode(topic, table, partition), durability
+        )
 
     def _append_batches(
-        self, topic: str, data: object, partition: int | None, durability: Durability | None
+        self,
+        topic: str,
+        batches: Sequence[tuple[Log, EncodedBatch]],
+        durability: Durability | None,
     ) -> list[AppendMetadata]:
-        self._engine.ensure_writable()
         check_durability(durability or self._engine.durability)
-        batches = self._columns.encode(topic, data, partition)
         offsets = self._engine.append(batches)
         ends: dict[Log, int] = {}
         for (log, encoded), base in zip(batches, offsets, strict=True):

@@ -18,6 +18,7 @@ from typing import Final, Literal, Self
 from .append import Appender
 from .batch import EncodedBatch
 from .catalog import GroupOffset
+from .column_append import ColumnAppender
 from .conditional_append import Condition, Match, condition_on
 from .database import Row as SQLRow, SQLValue
 from .decisions import encode_outcome
@@ -56,6 +57,7 @@ class Transaction:
         self._engine = engine
         self._latest = latest or LatestValues(engine)
         self._appender = Appender(engine)
+        self._columns = ColumnAppender(engine)
         self._ownership = ownership
         self._number = ownership.decided + 1
         self._ends: dict[Log, int] = {}
@@ -133,6 +135,24 @@ class Transaction:
         return [
             AppendMetadata(topic, each.log.partition, each.base_offset, each.written.record_count)
             for each in self._write(batches, condition)[0]
+            if each.written is not None
+        ]
+
+    def append_arrow(
+        self,
+        topic: str,
+        data: object,
+        *,
+        keys: object = None,
+        timestamps_ms: object = None,
+        partition: int | None = None,
+    ) -> list[AppendMetadata]:
+        """As `Store.append_arrow`; all of it visible when the transaction commits, or nothing."""
+        self._ensure_open()
+        batches = self._columns.encode(topic, data, partition, keys, timestamps_ms)
+        return [
+            AppendMetadata(topic, each.log.partition, each.base_offset, each.written.record_count)
+            for each in self._write(batches)[0]
             if each.written is not None
         ]
 

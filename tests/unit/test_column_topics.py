@@ -409,3 +409,81 @@ def test_chunks_that_are_not_arrow_are_damage(store: Store) -> None:
     open_directory(section.stored, section.hash)
     with pytest.raises(CorruptBatchError, match="column 'a' does not decode"):
         section_columns(section.stored, section.hash, 3).column(schema.field("a"))
+
+
+# --- keys and timestamps beside the rows, and transactions ---------------------------------------
+
+
+def test_keys_and_timestamps_may_be_given_beside_the_rows(store: Store) -> None:
+    schema = pa.schema([("n", pa.int64())])
+    store.create_topic("t", schema=schema, partitions=3)
+
+    keys = pa.array(["a", None, "b", "a"])
+    store.append_arrow("t", pa.table({"n": [1, 2, 3, 4]}), keys=keys, timestamps_ms=[5, 6, 7, 8])
+
+    found = sorted((each.value, each.key, each.timestamp_ms) for each in store.read("t"))
+    assert [
+        (b'{"n":1}', b"a", 5),
+        (b'{"n":2}', None, 6),
+        (b'{"n":3}', b"b", 7),
+        (b'{"n":4}', b"a", 8),
+    ] == found
+    places = {each.key: each.partition for each in store.read("t")}
+    assert places[b"a"] == millstream.partition_of(b"a", 3)
+    assert places[b"b"] == millstream.partition_of(b"b", 3)
+    assert places[None] == 0
+
+
+@pytest.mark.parametrize("values", ["columns", "json"])
+def test_a_key_that_is_not_given_is_the_declared_one(store: Store, values: str) -> None:
+    schema = pa.schema([pa.field("n", pa.int64(), nullable=False)])
+    store.create_topic("t", schema=schema, key="n", time="n", values=values)
+
+    store.append_arrow("t", pa.table({"n": [1, 2]}), keys=[None, b"x"])
+
+    assert [(b"1", 1), (b"x", 2)] == [(each.key, each.timestamp_ms) for each in store.read("t")]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"keys": [b"a"]}, "keys has 1 entries for 2 rows"),
+        ({"timestamps_ms": [1, None]}, "timestamps_ms has a null"),
+        ({"timestamps_ms": [1, -(2**63)]}, "timestamps_ms has a null"),
+        ({"timestamps_ms": ["x", "y"]}, "timestamps_ms must be int64"),
+        ({"keys": [1.5, 2.5]}, "keys must be binary"),
+    ],
+)
+def test_keys_and_timestamps_must_fit(store: Store, given: dict[str, object], message: str) -> None:
+    store.create_topic("t", schema=pa.schema([("n", pa.int64())]))
+
+    with pytest.raises(UsageError, match=message):
+        store.append_arrow("t", pa.table({"n": [1, 2]}), **given)
+
+    assert 0 == store.offsets("t")[0].end
+
+
+def test_columns_of_a_transaction_are_seen_with_all_the_rest_of_it(store: Store) -> None:
+    store.create_topic("t", schema=pa.schema([("n", pa.int64())]))
+    store.create_topic("rows")
+
+    with store.transaction() as transaction:
+        (written,) = transaction.append_arrow("t", pa.table({"n": [1, 2]}), keys=[b"a", b"b"])
+        transaction.append("rows", b"x")
+        assert 2 == written.record_count
+        assert [] == list(store.read("t"))
+
+    assert [(b"a", b'{"n":1}'), (b"b", b'{"n":2}')] == [
+        (each.key, each.value) for each in store.read("t")
+    ]
+
+
+def test_columns_of_a_transaction_that_aborts_are_never_seen(store: Store) -> None:
+    store.create_topic("t", schema=pa.schema([("n", pa.int64())]))
+
+    with store.transaction() as transaction:
+        transaction.append_arrow("t", pa.table({"n": [1, 2]}))
+        transaction.abort()
+
+    store.append_arrow("t", pa.table({"n": [3]}))
+    assert [b'{"n":3}'] == [each.value for each in store.read("t")]
