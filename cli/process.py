@@ -147,9 +147,8 @@ class _CatchUp:
 
 def _print_dry_run(pipeline: Pipeline, start: str) -> None:
     with settings().open(read_only=True) as store:
-        for place, records in dry_run_over(pipeline.plan, store, start):
-            columns = zip(records.values, records.keys, records.timestamps_ms, strict=True)
-            for value, key, timestamp_ms in columns:
+        for place, batch in dry_run_over(pipeline.plan, store, start):
+            for timestamp_ms, key, value, _ in batch.rows():
                 line = {
                     "topic": place.topic,
                     "partition": place.partition,

@@ -16,7 +16,6 @@ from .append import partition_of
 from .backup import BackupReport
 from .cache_database import CacheDatabase
 from .clock import Clock, SystemClock
-from .columns import JoinedBytes
 from .compactor import CompactionResult
 from .config import (
     Compression,
@@ -56,6 +55,7 @@ from .errors import (
     UsageError,
     missing_extra,
 )
+from .gathered import JoinedBytes, JoinedTimes
 from .groups import GroupInfo, GroupMember, OffsetChange, PartitionLag, ResetPlan
 from .inspect import BatchDump, SegmentDump, dump_segment
 from .job import Job
@@ -131,6 +131,7 @@ __all__ = [
     "Isolation",
     "Job",
     "JoinedBytes",
+    "JoinedTimes",
     "LockedError",
     "LogReader",
     "LostRange",

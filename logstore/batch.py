@@ -47,6 +47,7 @@ from .format import (
     Buffer,
     parse_header,
 )
+from .gathered import JoinedTimes, wrong_timestamp
 from .record import Headers
 from .record_batch import RecordBatch, open_columns
 
@@ -257,7 +258,7 @@ def encode_one(
     extremes = (0, 0)
     if timestamp_ms is not None:
         if not NO_TIMESTAMP < timestamp_ms <= INT64_MAX:
-            raise _wrong_timestamp((timestamp_ms,))
+            raise wrong_timestamp((timestamp_ms,))
         flags = UNIFORM_TIMESTAMP
         extremes = (timestamp_ms, timestamp_ms)
     section_a = b""
@@ -481,23 +482,17 @@ def _encode_times(timestamps_ms: Sequence[int] | None) -> tuple[int, tuple[int, 
 
 def encode_timestamps(timestamps_ms: Sequence[int]) -> tuple[tuple[int, int], bytes]:
     """Lowest and highest timestamp, and the column; b"" when all are the same."""
+    if isinstance(timestamps_ms, JoinedTimes):
+        minimum, maximum = timestamps_ms.minimum, timestamps_ms.maximum
+        return (minimum, maximum), b"" if minimum == maximum else b"".join(timestamps_ms.pieces)
     try:
         column = pack(f"<{len(timestamps_ms)}q", *timestamps_ms)
         minimum, maximum = int(min(timestamps_ms)), int(max(timestamps_ms))
     except (TypeError, StructError):
-        raise _wrong_timestamp(timestamps_ms) from None
+        raise wrong_timestamp(timestamps_ms) from None
     if minimum == NO_TIMESTAMP:
-        raise _wrong_timestamp(timestamps_ms)
+        raise wrong_timestamp(timestamps_ms)
     return (minimum, maximum), b"" if minimum == maximum else column
-
-
-def _wrong_timestamp(timestamps_ms: Sequence[object]) -> UsageError:
-    for index, timestamp in enumerate(timestamps_ms):
-        if not isinstance(timestamp, int) or not NO_TIMESTAMP < timestamp <= INT64_MAX:
-            return UsageError(
-                f"timestamps_ms[{index}] must be an int of UTC milliseconds, not {timestamp!r:.50}"
-            )
-    return UsageError("timestamps_ms must be a sequence of ints")
 
 
 def _encode_headers(headers: Sequence[Headers]) -> bytes:

@@ -18,6 +18,7 @@ from .arrow_columns import bad_record, from_json, to_json
 from .columns import (
     decode_binary,
     decode_bitmap,
+    decode_joined,
     decode_offsets,
     decode_selected,
     padded,
@@ -55,6 +56,7 @@ class _Columns:
         "_arrow",
         "_body",
         "_headers",
+        "_joined",
         "_keys",
         "_lead",
         "_parsed",
@@ -81,6 +83,7 @@ class _Columns:
         self._lead: tuple[list[int], Sequence[int], int, Buffer] | None = None
         self._keys: list[bytes | None] | None = None
         self._values: list[bytes | None] | None = None
+        self._joined: tuple[bytes, Sequence[int]] | None = None
         self._headers: list[Headers] | None = None
 
     def _section(self, number: int) -> Buffer:
@@ -163,6 +166,17 @@ class _Columns:
             _require_end(section, end)
             self._values = values
         return self._values
+
+    @property
+    def joined_values(self) -> tuple[bytes, Sequence[int]] | None:
+        header = self.header
+        if (
+            self._joined is None
+            and header.record_count
+            and not header.flags & (COLUMNS | NULL_VALUES)
+        ):
+            self._joined = decode_joined(self._section(_SECTION_B), header.record_count)
+        return self._joined
 
     @property
     def arrow(self) -> ArrowColumns:
@@ -355,6 +369,24 @@ class RecordBatch:
         except DataError as error:
             raise self._placed(error) from None
         return column if self._whole else column[self._start : self._stop]
+
+    @property
+    def joined_values(self) -> tuple[bytes, Sequence[int]] | None:
+        """All values put together, for those who take them in one call, without an object for each.
+
+        Returns:
+            Bytes, and where in them each value begins; one more place says where the last one ends.
+            The places rise strictly; bytes outside of them belong to other records. None where
+            a value is empty or a tombstone, or where the values are stored as columns.
+        """
+        try:
+            joined = self._columns.joined_values
+        except DataError as error:
+            raise self._placed(error) from None
+        if joined is None or self._whole:
+            return joined
+        data, bounds = joined
+        return data, bounds[self._start : self._stop + 1]
 
     @property
     def headers(self) -> list[Headers]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 from millstream import Headers, Record
@@ -56,6 +57,11 @@ class InputBatch(Protocol):
     @property
     def values(self) -> Sequence[bytes | None]:
         """Value of each record; None is a tombstone."""
+        ...
+
+    @property
+    def joined_values(self) -> tuple[bytes, Sequence[int]] | None:
+        """The values put together, and where each begins, the end last; None where one is empty."""
         ...
 
     @property
@@ -127,8 +133,7 @@ class MicroBatch:
             count += batch.record_count
         self.row_count = count
         self._keys: list[bytes | None] | None = None
-        self._keyless = False
-        """Whether no record has a key, as far as `_keys` are known."""
+        """Of all rows, or none at all where no record has a key; None: not known yet."""
 
     def _find(self, row: int) -> tuple[InputBatch, int]:
         # The last batch that starts at or before the row; empty batches share their start.
@@ -155,16 +160,15 @@ class MicroBatch:
             batch.headers[index],
         )
 
-    def keys(self, rows: Sequence[int]) -> list[bytes | None]:
-        """Keys of the input records of `rows`."""
+    def keys(self, rows: Sequence[int]) -> list[bytes | None] | None:
+        """Keys of the input records of `rows`; None where no record of the step has one."""
         if self._keys is None:
-            self._keys = []
-            for batch in self.batches:
-                self._keys += batch.keys
-            # The first one settles it almost always.
-            self._keyless = self._keys[:1] == [None] and set(self._keys) == {None}
-        if self._keyless:
-            return [None] * len(rows)
+            columns = [batch.keys for batch in self.batches]
+            if all(column.count(None) == len(column) for column in columns):
+                columns = []
+            self._keys = list(chain.from_iterable(columns))
+        if not self._keys:
+            return None
         if rows == range(self.row_count):
             return self._keys
         # The step that ends bounded input has a row without a record.

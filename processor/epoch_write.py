@@ -18,11 +18,10 @@ from millstream import Ownership, Store, TopicPartition, Transaction
 
 from .checkpoint import Checkpoint, OperatorState, SourceState, encode_checkpoint
 from .ingest import ensure_topic
-from .outputs import OutputRecords
+from .outputs import OutputBatch
 from .state import StateRecords
 from .state_log import (
     checkpoint_name,
-    cuts,
     read_checkpoint,
     state_topic,
     write_state_records,
@@ -50,7 +49,7 @@ class StateContent(NamedTuple):
 class EpochContent:
     """Everything one epoch commits, but for the offsets it will get. Nobody else changes it."""
 
-    outputs: Mapping[TopicPartition, OutputRecords]
+    outputs: Mapping[TopicPartition, Sequence[OutputBatch]]
     states: Mapping[str, StateContent]
     """By operator."""
     positions: Mapping[TopicPartition, int]
@@ -168,19 +167,19 @@ class EpochWriter:
 
 
 def _write_outputs(
-    transaction: Transaction, outputs: Mapping[TopicPartition, OutputRecords]
+    transaction: Transaction, outputs: Mapping[TopicPartition, Sequence[OutputBatch]]
 ) -> dict[TopicPartition, int]:
     """Append what the sinks got; where each partition ends then."""
     ends = {}
-    for place, records in outputs.items():
-        for start, stop in cuts(records.values):
+    for place, batches in outputs.items():
+        for batch in batches:
             written = transaction.append_many(
                 place.topic,
-                records.values[start:stop],
-                records.keys[start:stop],
-                records.timestamps_ms[start:stop],
+                batch.values,
+                batch.keys,
+                batch.timestamps_ms,
                 place.partition,
-                headers=records.headers and records.headers[start:stop],
+                headers=batch.headers,
             )
             ends[place] = written[-1].base_offset + written[-1].record_count
     return ends

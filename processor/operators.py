@@ -243,7 +243,7 @@ class RecordKeyOperator:
         """The rows with their keys."""
         (chunk,) = chunks
         read = field_getter(self._node.key, [value for value in chunk.values if value is not None])
-        records = batch.keys(chunk.rows)
+        records = batch.keys(chunk.rows) or [None] * len(chunk.rows)
         bad: dict[int, Exception] = {}
 
         def key_of(index: int) -> object:

@@ -8,20 +8,44 @@ the input record when there is no key.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, repeat
 from typing import Final, NamedTuple, TypeAlias
 
-from millstream import Headers, JoinedBytes, TopicPartition, partition_of
+from millstream import Headers, JoinedBytes, JoinedTimes, TopicPartition, partition_of
 
 from .columns import Chunk, MicroBatch
+from .cutting import cuts, fits, values_bytes
 from .errors import apply
 from .nodes import SinkNode
 from .serde import encode_json, encode_keys, encode_value, json_values
 
-_RECORD_BYTES: Final = 64
-"""Rough cost of a buffered record beside its value: key, timestamp, list slots."""
+
+class _Piece(NamedTuple):
+    """What one sink writes in one step, with the input rows that caused it."""
+
+    rows: Sequence[int]
+    values: Sequence[bytes | None]
+    keys: Sequence[bytes | None] | None
+    """None where no record has a key."""
+    timestamps_ms: Sequence[int]
+    headers: list[Headers] | None
+    """None where no record has headers."""
+
+    def cut(self, start: int, stop: int) -> _Piece:
+        """The records [start, stop)."""
+        return _Piece(
+            self.rows[start:stop],
+            self.values[start:stop],
+            None if self.keys is None else self.keys[start:stop],
+            self.timestamps_ms[start:stop],
+            None if self.headers is None else self.headers[start:stop],
+        )
+
+
+_RECORD_BYTES: Final = 16
+"""Memory of a buffered record beside its value and key: where they end, and its time."""
 
 
 Column: TypeAlias = JoinedBytes | list[bytes | None]
@@ -29,24 +53,43 @@ Column: TypeAlias = JoinedBytes | list[bytes | None]
 
 
 @dataclass(slots=True)
-class OutputRecords:
-    """Columns of records for one partition."""
+class OutputBatch:
+    """Columns of records that will be appended together."""
 
     values: Column = field(default_factory=JoinedBytes)
-    keys: Column = field(default_factory=JoinedBytes)
-    timestamps_ms: list[int] = field(default_factory=list)
+    keys: Column | None = None
+    """None while no record has a key."""
+    timestamps_ms: JoinedTimes = field(default_factory=JoinedTimes)
     headers: list[Headers] | None = None
     """None while no record has headers."""
+    values_bytes: int = 0
+
+    def rows(self) -> Iterator[tuple[int, bytes | None, bytes | None, Headers]]:
+        """Timestamp, key, value and headers of each record."""
+        keys = repeat(None) if self.keys is None else self.keys
+        headers = repeat(()) if self.headers is None else self.headers
+        return zip(self.timestamps_ms, keys, self.values, headers, strict=False)  # some are endless
+
+    def has_room(self, piece: _Piece, values_bytes: int) -> bool:
+        """Whether a piece, whose values have that size, can be appended with what is here."""
+        return fits(len(self.values) + len(piece.values), self.values_bytes + values_bytes)
+
+    def extend(self, piece: _Piece, joined: bytes | None) -> None:
+        """Take in a piece; `joined` are its values put together, if none is None."""
+        before, count = len(self.values), len(piece.values)
+        if piece.headers is not None or self.headers is not None:
+            headers = [()] * before if self.headers is None else self.headers
+            self.headers = headers + ([()] * count if piece.headers is None else piece.headers)
+        if piece.keys is not None or self.keys is not None:
+            keys = _none(before) if self.keys is None else self.keys
+            self.keys = _extended(keys, _none(count) if piece.keys is None else piece.keys)
+        self.values = _extended(self.values, piece.values, joined)
+        self.timestamps_ms.extend(piece.timestamps_ms)
 
 
-class _Piece(NamedTuple):
-    """What one sink writes in one step, with the input rows that caused it."""
-
-    rows: Sequence[int]
-    values: list[bytes | None]
-    keys: list[bytes | None]
-    timestamps_ms: Sequence[int]
-    headers: list[Headers] | None
+def _none(count: int) -> Column:
+    """So many keys that are none."""
+    return [None] * count if count else JoinedBytes()
 
 
 def encode_rows(node: SinkNode, chunk: Chunk, batch: MicroBatch) -> _Piece:
@@ -60,11 +103,8 @@ def encode_rows(node: SinkNode, chunk: Chunk, batch: MicroBatch) -> _Piece:
     if encoded is None:
         encode = encode_json if plain else encode_value
         encoded = apply(encode, chunk.values, node.label, batch, chunk)  # type: ignore[arg-type]  # of any value
-    values: list[bytes | None] = encoded  # type: ignore[assignment]  # a wider type
-    keys: list[bytes | None] = (
-        batch.keys(chunk.rows) if chunk.keys is None else [*encode_keys(chunk.keys)]
-    )
-    return _Piece(chunk.rows, values, keys, chunk.times, None)
+    keys = batch.keys(chunk.rows) if chunk.keys is None else encode_keys(chunk.keys)
+    return _Piece(chunk.rows, encoded, keys, chunk.times, None)
 
 
 def dead_letters(messages: Mapping[int, str], batch: MicroBatch) -> _Piece:
@@ -92,7 +132,7 @@ class Outputs:
 
     def __init__(self, partitions: Mapping[str, int] | None = None) -> None:
         self._partitions = partitions or {}
-        self.records: dict[TopicPartition, OutputRecords] = {}
+        self.records: dict[TopicPartition, list[OutputBatch]] = {}
         self.record_count = 0
         self.size_bytes = 0
         """Rough memory of the records."""
@@ -111,31 +151,39 @@ class Outputs:
             return
         places = [
             source % count if key is None else partition_of(key, count)
-            for key, source in zip(piece.keys, batch.partitions(piece.rows), strict=True)
+            for key, source in zip(
+                repeat(None) if piece.keys is None else piece.keys,
+                batch.partitions(piece.rows),
+                strict=False,  # repeat() is endless
+            )
         ]
         for partition in sorted(set(places)):
             chosen = [index for index, place in enumerate(places) if place == partition]
             self._extend(TopicPartition(topic, partition), _choose(piece, chosen))
 
     def _extend(self, place: TopicPartition, piece: _Piece) -> None:
-        records = self.records.get(place)
-        if records is None:
-            records = self.records[place] = OutputRecords()
-        if piece.headers is not None or records.headers is not None:
-            before = records.headers or [()] * len(records.values)
-            new = piece.headers or [()] * len(piece.values)
-            records.headers = before + new
-        former = records.values
-        known_bytes = former.size_bytes if isinstance(former, JoinedBytes) else 0
-        records.values = values = _extended(former, piece.values)
-        if isinstance(values, JoinedBytes):
-            self.size_bytes += values.size_bytes - known_bytes
-        else:
-            self.size_bytes += sum(map(len, filter(None, piece.values)))
-        records.keys = _extended(records.keys, piece.keys)
-        records.timestamps_ms.extend(piece.timestamps_ms)
+        joined, values_bytes = _joined(piece.values)
+        if not fits(len(piece.values), values_bytes):
+            ranges = list(cuts(piece.values))
+            if len(ranges) > 1:
+                for start, stop in ranges:
+                    self._extend(place, piece.cut(start, stop))
+                return
+        batches = self.records.setdefault(place, [])
+        if not batches or not batches[-1].has_room(piece, values_bytes):
+            batches.append(OutputBatch())
+        batches[-1].extend(piece, joined)
+        batches[-1].values_bytes += values_bytes
+        keys_bytes = 0 if piece.keys is None else sum(map(len, filter(None, piece.keys)))
+        self.size_bytes += values_bytes + keys_bytes
 
-    def take(self) -> dict[TopicPartition, OutputRecords]:
+    def batches(self) -> Iterator[tuple[TopicPartition, OutputBatch]]:
+        """The records, as they will be appended."""
+        for place, batches in self.records.items():
+            for batch in batches:
+                yield place, batch
+
+    def take(self) -> dict[TopicPartition, list[OutputBatch]]:
         """Hand everything over, for the commit, and begin anew."""
         records = self.records
         self.clear()
@@ -148,11 +196,22 @@ class Outputs:
         self.size_bytes = 0
 
 
-def _extended(column: Column, values: list[bytes | None]) -> Column:
-    """The column with more values behind."""
+def _joined(values: Sequence[bytes | None]) -> tuple[bytes | None, int]:
+    """The values put together, unless one is None, and their size."""
+    try:
+        joined = b"".join(values)  # type: ignore[arg-type]  # None: TypeError
+    except TypeError:
+        return None, values_bytes(values)
+    return joined, len(joined)
+
+
+def _extended(
+    column: Column, values: Sequence[bytes | None], joined: bytes | None = None
+) -> Column:
+    """The column with more values behind, which are `joined` put together, if that is known."""
     if isinstance(column, JoinedBytes):
         try:
-            column.extend(values)  # type: ignore[arg-type]  # None: TypeError
+            column.extend(values, joined)  # type: ignore[arg-type]  # None: TypeError
         except TypeError:
             column = list(column)
         else:
@@ -170,7 +229,9 @@ def _merge(pieces: Sequence[_Piece]) -> _Piece:
     whole = _Piece(
         rows,
         list(chain.from_iterable(piece.values for piece in pieces)),
-        list(chain.from_iterable(piece.keys for piece in pieces)),
+        None
+        if all(piece.keys is None for piece in pieces)
+        else list(chain.from_iterable(piece.keys or _none(len(piece.values)) for piece in pieces)),
         list(chain.from_iterable(piece.timestamps_ms for piece in pieces)),
         list(chain.from_iterable(piece.headers or [()] * len(piece.values) for piece in pieces))
         if with_headers
@@ -184,7 +245,7 @@ def _choose(piece: _Piece, indexes: Sequence[int]) -> _Piece:
     return _Piece(
         [piece.rows[index] for index in indexes],
         [piece.values[index] for index in indexes],
-        [piece.keys[index] for index in indexes],
+        None if piece.keys is None else [piece.keys[index] for index in indexes],
         [piece.timestamps_ms[index] for index in indexes],
         None if piece.headers is None else [piece.headers[index] for index in indexes],
     )

@@ -12,7 +12,7 @@ state (fork.py). It ends where the pipeline stood at its last commit.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -30,7 +30,7 @@ from millstream import (
 from .changed_plan import plan_changes
 from .checkpoint import EMPTY, Checkpoint
 from .keyed_state import States
-from .outputs import OutputRecords
+from .outputs import OutputBatch
 from .plan import Plan
 from .spilled_states import temporary_states
 from .state_log import read_checkpoint, state_entries, state_topic
@@ -127,17 +127,15 @@ class _Written:
                 self._differing.add(place)
                 result.skipped.append(place)
 
-    def compare(self, outputs: Mapping[TopicPartition, OutputRecords]) -> None:
+    def compare(self, outputs: Mapping[TopicPartition, Sequence[OutputBatch]]) -> None:
         """Hold what one step gives against what was written."""
-        for place, columns in outputs.items():
+        for place, batches in outputs.items():
             if place in self._differing:
                 continue
-            headers = columns.headers or [()] * len(columns.values)
             replayed = [
-                Record(place.topic, place.partition, 0, time, key, value, extra)
-                for time, key, value, extra in zip(
-                    columns.timestamps_ms, columns.keys, columns.values, headers, strict=True
-                )
+                Record(place.topic, place.partition, 0, time, key, value, headers)
+                for batch in batches
+                for time, key, value, headers in batch.rows()
             ]
             written = list(islice(self._reader(place), len(replayed)))
             self._result.records_compared += len(written)
@@ -263,7 +261,7 @@ def _journal(store: Store, pipeline: str, start: int, end: int) -> Iterator[Jour
 
 def dry_run(
     plan: Plan, store: Store, start: int | str | Position
-) -> Iterator[tuple[TopicPartition, OutputRecords]]:
+) -> Iterator[tuple[TopicPartition, OutputBatch]]:
     """Run a plan over what is there now, write nothing, and give what it would write, in steps.
 
     It begins with nothing at `start` of every input partition, and ends at the end of the input
@@ -289,8 +287,8 @@ def dry_run(
         topology = Topology(plan, states=states)
         for batches in _Input(reader).before(ends):
             topology.process(batches)
-            yield from topology.outputs.records.items()
+            yield from topology.outputs.batches()
             topology.outputs.clear()
             topology.settle()
         topology.flush()
-        yield from topology.outputs.records.items()
+        yield from topology.outputs.batches()

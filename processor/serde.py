@@ -13,6 +13,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -30,6 +31,11 @@ UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
+
+_BRACE: Final = ord("{")
+
+_TOGETHER_MIN: Final = 2
+"""Fewer values are not decoded in one call."""
 
 _ENCODER: Final = msgspec.json.Encoder()
 encode_json: Final = _ENCODER.encode
@@ -76,6 +82,49 @@ def value_decoder(value_type: object) -> Callable[[Any], object]:
         return msgspec.json.Decoder(value_type).decode
     except TypeError as error:
         raise UsageError(f"type={value_type!r} cannot be decoded from JSON: {error}") from error
+
+
+def objects_decoder(
+    value_type: object,
+) -> Callable[[bytes, Sequence[int]], list[object] | None] | None:
+    """The function that decodes many values in one call, for types that are always JSON objects.
+
+    It takes values put together and where each begins, strictly rising, the end last. It returns
+    what `value_decoder` makes of each, or None where they have to be taken one by one: one is bad,
+    or objects lie inside of objects. None for other types.
+
+    >>> decode = objects_decoder(dict)
+    >>> decode(b'{"a":1}{"a":2}', [0, 7, 14]), decode(b'{"a":1}{"a":2}', [0, 14])
+    ([{'a': 1}, {'a': 2}], None)
+    """
+    if not _is_object_type(value_type):
+        return None
+    decode_lines = msgspec.json.Decoder(value_type).decode_lines
+
+    def decode(data: bytes, bounds: Sequence[int]) -> list[object] | None:
+        # The parser takes one object after the other and does not care where a value ends. But it
+        # must begin each with a brace. As many objects as braces, and as many braces as values that
+        # begin with one: so each value is one object, and blanks behind it.
+        count = len(bounds) - 1
+        start, end = bounds[0], bounds[-1]
+        if count < _TOGETHER_MIN or data.count(b"{", start, end) != count:
+            return None
+        if itemgetter(*bounds[:-1])(data).count(_BRACE) != count:
+            return None
+        try:
+            values = decode_lines(memoryview(data)[start:end])
+        except Exception:
+            return None  # the pass over single values finds out which it is, and raises again
+        return values if len(values) == count else None
+
+    return decode
+
+
+def _is_object_type(value_type: object) -> bool:
+    """Whether every value of the type is an object in JSON."""
+    return value_type is dict or (
+        isinstance(value_type, type) and issubclass(value_type, msgspec.Struct)
+    )
 
 
 def key_decoder(key_type: Any) -> Callable[[bytes | None], object]:

@@ -5,20 +5,15 @@ What their records mean is said in state.py and checkpoint.py; when they are wri
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
-from itertools import accumulate
 from typing import Final
 
-from millstream import DataError, JoinedBytes, RecordBatch, Store, Transaction
+from millstream import DataError, RecordBatch, Store, Transaction
 
 from .checkpoint import Checkpoint, OperatorState, decode_checkpoint
+from .cutting import cuts
 from .state import StateEntry, StatePiece, StateRecords, decode_entry, decode_piece
-
-BATCH_BYTES_MAX: Final = 1 << 20
-BATCH_RECORDS_MAX: Final = 1 << 16
-"""Records are appended in batches of at most this much: a reader decodes a batch as a whole."""
 
 PIECE_RECORDS: Final = 300
 """Records decoded at a time: so few that Python's garbage collector, which counts what is alive at
@@ -141,26 +136,3 @@ def write_state_records(
         first = written[0].base_offset if first is None else first
         end = written[-1].base_offset + written[-1].record_count
     return None if first is None else (first, end)
-
-
-def cuts(values: Sequence[bytes | None]) -> Iterator[tuple[int, int]]:
-    """Ranges of at most BATCH_BYTES_MAX and BATCH_RECORDS_MAX; one record may be larger."""
-    lengths: Iterable[int]
-    if isinstance(values, JoinedBytes):
-        lengths, size_bytes = values.lengths, values.size_bytes
-    else:
-        lengths = (len(value or b"") for value in values)
-        size_bytes = sum(map(len, filter(None, values)))
-    if len(values) <= BATCH_RECORDS_MAX and size_bytes <= BATCH_BYTES_MAX:
-        # Mostly so, and found without a list of sizes.
-        if values:
-            yield 0, len(values)
-        return
-    sizes = list(accumulate(lengths))
-    start = 0
-    while start < len(values):
-        before = sizes[start - 1] if start else 0
-        stop = bisect_left(sizes, before + BATCH_BYTES_MAX, start) + 1
-        stop = min(stop, start + BATCH_RECORDS_MAX, len(values))
-        yield start, stop
-        start = stop

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, chain, groupby
 from operator import attrgetter
 from typing import Final, Literal
 
@@ -53,14 +53,11 @@ class TestOutput(dict[str, list[Json]]):
         super().__init__()
         names = {topic: name for name, topic in topics.items()}
         self._records: dict[str, list[Record]] = {name: [] for name in topics}
-        for place, columns in outputs.records.items():
-            headers = columns.headers or [()] * len(columns.values)
-            rows = zip(columns.timestamps_ms, columns.keys, columns.values, headers, strict=True)
-            for offset, (time, key, value, extra) in enumerate(rows):
-                name = names[place.topic]
-                self._records[name].append(
-                    Record(name, place.partition, offset, time, key, value, extra)
-                )
+        for place, batches in outputs.records.items():
+            rows = chain.from_iterable(batch.rows() for batch in batches)
+            for offset, row in enumerate(rows):
+                record = Record(place.topic, place.partition, offset, *row)
+                self._records[names[place.topic]].append(record)
         for topic, records in self._records.items():
             self[topic] = [decoded(record.value) for record in records]
 
@@ -96,6 +93,14 @@ class _ListBatch:
     def record_count(self) -> int:
         """Number of rows."""
         return len(self.offsets)
+
+    @property
+    def joined_values(self) -> tuple[bytes, Sequence[int]] | None:
+        """As a batch of a log has them, so that a test goes the same way."""
+        values = [value for value in self.values if value]
+        if len(values) < len(self.values):
+            return None
+        return b"".join(values), list(accumulate(map(len, values), initial=0))
 
 
 def _as_row(topic: str, item: object) -> tuple[Record, int | None]:

@@ -196,7 +196,7 @@ def test_a_dry_run_writes_nothing(store: Store) -> None:
     store.append_many("orders", [b'{"k":"a","t":%d,"x":1}' % time for time in (1, 2, 60)])
     store.append("refunds", b'{"k":"a","t":3,"x":-1}')
     found: dict[str, list[bytes | None]] = {}
-    for place, records in dry_run(pipeline.plan, store, "earliest"):
-        found.setdefault(place.topic, []).extend(records.values)
+    for place, batch in dry_run(pipeline.plan, store, "earliest"):
+        found.setdefault(place.topic, []).extend(batch.values)
     assert 2 == len(found["totals"])
     assert ["orders", "refunds"] == [topic.name for topic in store.topics(internal=True)]

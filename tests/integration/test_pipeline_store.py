@@ -438,8 +438,8 @@ def test_tombstones_and_raw_bytes_are_written_beside_values_in_their_order() -> 
 def test_an_epoch_of_more_than_a_batch_holds_is_written_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("millstream.processor.state_log.BATCH_BYTES_MAX", 100)
-    monkeypatch.setattr("millstream.processor.state_log.BATCH_RECORDS_MAX", 7)
+    monkeypatch.setattr("millstream.processor.cutting.BATCH_BYTES_MAX", 100)
+    monkeypatch.setattr("millstream.processor.cutting.BATCH_RECORDS_MAX", 7)
     values = [b'{"t":%d,"x":"%s"}' % (time, b"x" * (time * 7 % 130)) for time in range(60)]
     pipeline = Pipeline("cut")
     pipeline.source("orders", time="t").key_by("x").to("out")
@@ -448,3 +448,18 @@ def test_an_epoch_of_more_than_a_batch_holds_is_written_whole(
         pipeline.run(store, until="end", epoch_ms=100_000)
         assert values == [record.value for record in store.read("out")]
         assert len(list(store.read("out").batches())) > 10
+
+
+def test_keys_of_input_records_follow_them_whether_all_have_one_or_not() -> None:
+    pipeline = Pipeline("keys")
+    pipeline.source("orders", time="t", type=dict[str, int]).to("out")
+    keys = [None] * 4 + [b"a", None, b"b"] + [None] * 4
+    values = [b'{"t":%d}' % time for time in range(len(keys))]
+    for batch_records in (None, 1, 3, 4):
+        with millstream.open(":memory:") as store:
+            store.create_topic("orders")
+            store.append_many("orders", values, keys)
+            pipeline.run(store, until="end", batch_records=batch_records, epoch_ms=100_000)
+            records = list(store.read("out"))
+            assert keys == [record.key for record in records]
+            assert values == [record.value for record in records]

@@ -37,11 +37,9 @@ class Run:
 
     def commit(self, *, sweep: bool = False) -> None:
         """Keep outputs and state, as the commit of an epoch does."""
-        for place, columns in self.topology.outputs.records.items():
-            headers = columns.headers or [()] * len(columns.values)
-            rows = zip(columns.timestamps_ms, columns.keys, columns.values, headers, strict=True)
-            for time, key, value, extra in rows:
-                self.out[place.topic].append(Record(*place, 0, time, key, value, extra))
+        for place, batches in self.topology.outputs.records.items():
+            rows = (row for batch in batches for row in batch.rows())
+            self.out[place.topic] += [Record(*place, 0, *row) for row in rows]
         self.topology.outputs.clear()
         self.topology.states.changing()
         for operator in self.topology.stateful.values():

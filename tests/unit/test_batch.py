@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Sequence
+from itertools import pairwise
 from struct import pack
 
 import pytest
@@ -555,3 +556,21 @@ def test_repr_names_the_place() -> None:
     batch = written(encode_batch([b"a", b"b"]))
 
     assert repr(batch) == "<RecordBatch orders/3 offsets [1000, 1002) records 2>"
+
+
+def test_values_put_together_are_those_of_the_slice() -> None:
+    values = [b"a", b"bcd", b"ef"]
+    batch = written(encode_batch(values))
+    for start in range(4):
+        for stop in range(start, 4):
+            joined = batch.slice(start, stop).joined_values
+            assert joined is not None
+            data, bounds = joined
+            assert values[start:stop] == [data[one:end] for one, end in pairwise(bounds)]
+
+
+@pytest.mark.parametrize("values", [[b"a", None], [b"a", b""]])
+def test_values_are_not_put_together_where_one_is_empty_or_a_tombstone(
+    values: list[bytes | None],
+) -> None:
+    assert written(encode_batch(values)).joined_values is None

@@ -5,11 +5,12 @@ from __future__ import annotations
 from struct import pack
 
 import pytest
+from hypothesis import given, strategies as st
 
 from millstream.columns import (
-    JoinedBytes,
     decode_binary,
     decode_bitmap,
+    decode_joined,
     decode_offsets,
     encode_binary,
     encode_bitmap,
@@ -95,48 +96,39 @@ def test_padding_is_to_the_next_eight() -> None:
     assert [padded(length) for length in (0, 1, 7, 8, 9)] == [0, 8, 8, 8, 16]
 
 
-@pytest.mark.parametrize("values", [[], [b""], [b"a", b"", b"bcd"], [b"wide"] * 40, [b""] * 40])
-@pytest.mark.parametrize("bitmap", [False, True])
-def test_joined_bytes_are_encoded_as_a_list_of_them_is(values: list[bytes], bitmap: bool) -> None:
-    half = len(values) // 2
-    joined = JoinedBytes(values[:half])
-    joined.extend(values[half:])
+def test_entries_put_together_come_with_where_they_begin() -> None:
+    section, _ = encode_binary([b"a", b"bcd", b"ef"], "values")
 
-    expected = encode_binary(values, "values", b"8 before", bitmap=bitmap)
-    assert expected == encode_binary(joined, "values", b"8 before", bitmap=bitmap)
-    assert values == list(joined)
+    assert (b"abcdef", [0, 1, 4, 6]) == _joined(section, 3)
 
 
-def test_joined_bytes_can_be_indexed_in_any_order_and_cut() -> None:
-    values = [b"a", b"", b"bcd", b"ef"]
-    joined = JoinedBytes(values)
+@pytest.mark.parametrize("entries", [[b""], [b"a", b"", b"b"], [b"a", b""], [b"", b"a"]])
+def test_entries_are_not_put_together_where_one_is_empty(entries: list[bytes]) -> None:
+    section, _ = encode_binary(entries, "values")
 
-    assert values[::-1] == [joined[index] for index in (3, 2, 1, 0)]
-    assert values[-1] == joined[-1]
-    with pytest.raises(IndexError):
-        joined[4]
-    for start in range(5):
-        for stop in range(5):
-            part = joined[start:stop]
-            assert values[start:stop] == list(part)
-            assert sum(map(len, values[start:stop])) == part.size_bytes
-    with pytest.raises(ValueError, match="step 1"):
-        joined[::2]
+    assert decode_joined(section, len(entries)) is None
 
 
-def test_joined_bytes_know_what_is_in_them() -> None:
-    joined = JoinedBytes([b"a", b"bc"])
-
-    assert b"bc" in joined
-    assert b"ab" not in joined
-    assert None not in joined
+# Steps of every size, forwards and backwards, those included that only just fit an int32.
+places = st.one_of(
+    st.integers(-(2**31), 2**31 - 1), st.integers(0, 3), st.sampled_from([2**31 - 2, 2**31 - 1])
+)
 
 
-@pytest.mark.parametrize("wrong", [None, "text", 7, memoryview(pack("<2i", 1, 2)).cast("i")])
-def test_joined_bytes_refuse_all_of_what_is_no_bytes_in_part(wrong: object) -> None:
-    joined = JoinedBytes([b"a"])
+@given(st.lists(places, min_size=1, max_size=6), st.booleans())
+def test_whatever_the_offsets_say_they_are_checked(offsets: list[int], rise: bool) -> None:
+    offsets = [0, *(sorted(offsets) if rise else offsets)]
+    count = len(offsets) - 1
+    section = pack(f"<{count + 1}i", *offsets) + bytes(-4 * (count + 1) & 7) + b"12345678"
+    if offsets != sorted(offsets) or not 0 < offsets[-1] <= 8:
+        with pytest.raises(CorruptBatchError):
+            decode_joined(section, count)
+    elif len(set(offsets)) < len(offsets):
+        assert decode_joined(section, count) is None
+    else:
+        assert (b"12345678"[: offsets[-1]], offsets) == _joined(section, count)
 
-    with pytest.raises(TypeError):
-        joined.extend([b"b", wrong])  # type: ignore[list-item]
 
-    assert (1, [b"a"], 1) == (len(joined), list(joined), joined.size_bytes)
+def _joined(section: bytes, count: int) -> tuple[bytes, list[int]] | None:
+    found = decode_joined(section, count)
+    return None if found is None else (found[0], [*found[1]])
