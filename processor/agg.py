@@ -55,6 +55,7 @@ __all__ = [
 T = TypeVar("T")
 R = TypeVar("R")
 A = TypeVar("A")
+V = TypeVar("V")
 
 
 @overload
@@ -271,6 +272,23 @@ def fold(
 @overload
 def fold(
     init: Callable[[], A],
+    step: Callable[[A, V], A],
+    field: Callable[[T], V],
+    *,
+    merge: Callable[[A, A], A] | None = None,
+) -> Aggregate[T, A, A]: ...
+@overload
+def fold(
+    init: Callable[[], A],
+    step: Callable[[A, V], A],
+    field: Callable[[T], V],
+    *,
+    merge: Callable[[A, A], A] | None = None,
+    result: Callable[[A], R],
+) -> Aggregate[T, A, R]: ...
+@overload
+def fold(
+    init: Callable[[], A],
     step: Callable[[A, T], A],
     *,
     merge: Callable[[A, A], A] | None = None,
@@ -286,7 +304,7 @@ def fold(
 def fold(
     init: Callable[[], Any],
     step: Callable[[Any, Any], Any],
-    field: str | None = None,
+    field: Field = None,
     *,
     merge: Callable[[Any, Any], Any] | None = None,
     result: Callable[[Any], Any] | None = None,
@@ -297,7 +315,7 @@ def fold(
         init: Makes the accumulator of a window without rows: `list`, `lambda: {"n": 0}`.
         step: Takes the accumulator and a value, which may be None; returns the accumulator. It
             may change and return the one it is given.
-        field: Name of what to read; the value itself by default.
+        field: What to read: a name, an expression or a function; the value itself by default.
         merge: Puts together the accumulators of two sessions, the earlier one first. Session
             windows need it.
         result: Takes the accumulator, returns what the window says. By default the accumulator.

@@ -7,10 +7,12 @@ only the disk and the clock are not real. Everything sent is processed before an
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
+
+import msgspec
 
 import millstream
 from millstream import Headers, Record, Store, UsageError, parse_duration_ms
@@ -19,10 +21,10 @@ from millstream.testing import ManualClock, MemoryStorage, SimulatedCrash
 from .epoch import Epochs
 from .plan import Plan
 from .runtime import Metrics, RunOptions, run_over_store
-from .serde import Json, encode_value
+from .serde import UNDECODABLE, Json, encode_value, value_decoder
 from .state_log import checkpoint_name
 from .state_view import StateItem, read_state
-from .testkit import decoded
+from .testkit import Row, as_row, decoded
 from .ticks import Tick
 
 
@@ -78,18 +80,21 @@ class Driver:
     ) -> None:
         """Append one record, durably. Bytes are taken as they are, None is a tombstone, else JSON.
 
+        Several go through `send_all`.
+
         Args:
             topic: A source of the pipeline, by topic or name, or any topic of the store. A source
                 outside the store is not opened here.
-            value: Of the record.
+            value: Of the record: one. `send_all` takes several.
             timestamp_ms: Of the record; by default the time of `clock`.
             key: Of the record.
             headers: Of the record.
             partition: Where to; by default by key.
+
+        Raises:
+            UsageError: The value is several records, or cannot be written as JSON.
         """
-        data = value if isinstance(value, bytes) else encode_value(value)
-        if isinstance(value, str) and self._is_text(topic):
-            data = value.encode()
+        data = self._encoded(topic, value)
         self.store.append(
             self._plan.input_names().get(topic, topic),
             data,
@@ -100,9 +105,69 @@ class Driver:
         )
 
     def send_all(self, topic: str, values: Iterable[object]) -> None:
-        """Append values, one after the other."""
+        """Append values, one after the other; also a `Row` or `Record`, to say more of one.
+
+        Offset, topic and `append_ms` of these are not used: it is appended here and now.
+
+        Raises:
+            UsageError: One is several records, or cannot be written as JSON.
+        """
+        if isinstance(values, str | bytes | dict):
+            raise UsageError(
+                f"send_all({topic!r}, ...) takes a list of values, not one"
+                f" {type(values).__name__}: send({topic!r}, value) appends one"
+            )
         for value in values:
-            self.send(topic, value)
+            if isinstance(value, Row | Record):
+                record, _ = as_row(topic, value)
+                self.send(
+                    topic,
+                    value.value,
+                    timestamp_ms=record.timestamp_ms,
+                    key=record.key,
+                    headers=record.headers,
+                    partition=record.partition,
+                )
+            else:
+                self.send(topic, value)
+
+    def _encoded(self, topic: str, value: object) -> bytes | None:
+        """The bytes of a record. What cannot be one value of the topic is refused at the call."""
+        if isinstance(value, str) and self._is_text(topic):
+            return value.encode()
+        if isinstance(value, Row | Record | Iterator):
+            raise UsageError(
+                f"send({topic!r}, ...) takes the value of one record, not a"
+                f" {type(value).__name__}: send_all({topic!r}, [...]) appends several, and takes"
+                " Row and Record as well"
+            )
+        try:
+            data = encode_value(value)
+        except (TypeError, ValueError, msgspec.MsgspecError) as error:
+            raise UsageError(
+                f"send({topic!r}, ...) cannot write a {type(value).__name__} as JSON: {error};"
+                " give bytes, or what msgspec can encode"
+            ) from error
+        if isinstance(value, list | tuple):
+            self._refuse_many(topic, data)
+        return data
+
+    def _refuse_many(self, topic: str, data: bytes | None) -> None:
+        """Refuse a list or tuple that no source of the topic takes for one value."""
+        for node in self._plan.sources():
+            if topic not in {node.input_name, node.topic}:
+                continue
+            problem = "it takes text and bytes" if node.type in {str, bytes} else ""
+            try:
+                value_decoder(node.type)(data)
+            except UNDECODABLE as error:
+                problem = str(error)
+            if problem:
+                raise UsageError(
+                    f"send({topic!r}, ...) takes the value of one record, which a list is not for"
+                    f" this source ({problem}): send_all({topic!r}, [...]) appends several; give"
+                    " bytes to append what cannot be decoded"
+                )
 
     def _is_text(self, topic: str) -> bool:
         return any(node.input_name == topic and node.type is str for node in self._plan.sources())

@@ -103,7 +103,7 @@ class _ListBatch:
         return b"".join(values), list(accumulate(map(len, values), initial=0))
 
 
-def _as_row(topic: str, item: object) -> tuple[Record, int | None]:
+def as_row(topic: str, item: object) -> tuple[Record, int | None]:
     """One item of a test's input as a record, and when it was appended; its offset comes later."""
     if isinstance(item, Record):
         return msgspec.structs.replace(item, topic=topic), None
@@ -135,7 +135,7 @@ def as_batches(
     for topic, items in inputs.items():
         counts: dict[int, int] = {}
         for item in items:
-            record, append_ms = _as_row(topic, item)
+            record, append_ms = as_row(topic, item)
             offset = counts.get(record.partition, 0)
             counts[record.partition] = offset + 1
             rows.append((msgspec.structs.replace(record, offset=offset), append_ms))

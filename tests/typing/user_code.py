@@ -117,13 +117,23 @@ def aggregates_know_what_they_take_and_give() -> None:
     assert_type(agg.reduce(_larger, _amount), Aggregate[Order, float | None, float])
     assert_type(agg.fold(int, _count), Aggregate[Order, int, int])
     assert_type(agg.fold(int, _count, result=str), Aggregate[Order, int, str])
+    assert_type(agg.fold(float, _plus, "amount"), Aggregate[object, float, float])
+    assert_type(agg.fold(float, _plus, _amount), Aggregate[Order, float, float])
+    assert_type(agg.fold(float, _plus, _amount, result=str), Aggregate[Order, float, str])
+    assert_type(agg.fold(float, _plus, col("amount") * 2).init(), float)
     agg.collect("user")  # type: ignore[call-overload]
     agg.top_k("user")  # type: ignore[call-overload]
     agg.fold(str, _count)  # type: ignore[misc]
+    agg.fold(float, _plus, _user)  # type: ignore[misc]
+    agg.fold(float, _plus, 5)  # type: ignore[call-overload]
 
 
 def _user(order: Order) -> str:
     return order.user
+
+
+def _plus(so_far: float, more: float) -> float:
+    return so_far + more
 
 
 def _amount(order: Order) -> float:

@@ -15,7 +15,7 @@ from ddsketch.store import DenseStore
 from hypothesis import given, strategies as st
 
 from millstream import UsageError
-from millstream.processor import Aggregate, agg
+from millstream.processor import Aggregate, Pipeline, agg, col, tumbling
 from millstream.processor.fields import FieldPair, field_getter, field_names
 from millstream.processor.serde import decode_state, encode_state, same_plain
 
@@ -201,6 +201,31 @@ def test_fold_sees_every_value_and_starts_afresh_for_every_key() -> None:
     aggregate.add_column(column, [0, 1, 0], iter([1, None, 2]))
     assert column == [[1, 2], [None]]
     assert aggregate.result_column(column) == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("described", "field", "values"),
+    [
+        ("fold('n', list, lambda())", "n", [1, None, 3]),
+        ("fold(lambda('n'), list, lambda())", lambda row: row["n"], [1, None, 3]),
+        ("fold(n * 10, list, lambda())", col("n") * 10, [10, None, 30]),
+    ],
+)
+def test_a_fold_reads_a_name_a_function_or_an_expression(
+    described: str, field: Any, values: list[int | None]
+) -> None:
+    fold = agg.fold(list, lambda seen, n: [*seen, n], field)
+    pipeline = Pipeline("p")
+    keyed = pipeline.source("rows", time="t").key_by("k")
+    keyed.window(tumbling(5)).agg(seen=fold).to("windows")
+    keyed.agg(seen=fold).to("running")
+
+    rows = [{"k": "a", "t": time, "n": n} for time, n in ((0, 1), (1, None), (7, 3))]
+    found = pipeline.test({"rows": rows})
+
+    assert described == fold.describe()
+    assert [values[:2], values[2:]] == [row["seen"] for row in found["windows"]]
+    assert [values[:1], values[:2], values] == [row["seen"] for row in found["running"]]
 
 
 EXACT_MERGES: list[tuple[Aggregate[Any, Any, Any], st.SearchStrategy[Any]]] = [

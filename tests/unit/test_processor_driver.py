@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from millstream import Store, UsageError
-from millstream.processor import Driver, Pipeline, agg, tumbling
+from millstream import Record, Store, UsageError
+from millstream.processor import Driver, Pipeline, Row, agg, tumbling
 from millstream.testing import ManualClock
 
-Row = dict[str, int | str]
+Value = dict[str, int | str]
 
 
 def counts(**options: str) -> Pipeline:
@@ -20,7 +20,7 @@ def counts(**options: str) -> Pipeline:
     return pipeline
 
 
-def row(time: int, key: str = "a") -> Row:
+def row(time: int, key: str = "a") -> Value:
     return {"k": key, "t": time}
 
 
@@ -70,6 +70,72 @@ def test_state_can_be_looked_at_and_the_end_closes_everything() -> None:
         assert 2 == len(driver.state("in.window"))
         driver.end()
         assert 2 == len(driver.rows("out"))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [row(1), row(2)],
+        (row(1), 5),
+        [],
+        iter([row(1)]),
+        Row(row(1)),
+        Record("in", 0, 0, 0, None, b"", ()),
+    ],
+)
+def test_send_takes_one_value_and_says_what_takes_several(value: object) -> None:
+    with counts().driver() as driver:
+        with pytest.raises(UsageError, match=r"send_all\('in', \[\.\.\.\]\)"):
+            driver.send("in", value)
+        assert 0 == driver.store.offsets("in")[0].end
+
+
+@pytest.mark.parametrize("kind", [str, bytes])
+def test_a_list_is_no_text(kind: type) -> None:
+    pipeline = Pipeline("p")
+    pipeline.source("in", type=kind).to("out")
+    with pipeline.driver() as driver, pytest.raises(UsageError, match="text and bytes"):
+        driver.send("in", ["a", "b"])
+
+
+def test_a_list_is_sent_where_it_is_one_value_and_to_any_other_topic() -> None:
+    pipeline = Pipeline("p")
+    pipeline.source("in", type=list).map(sum).to("out")
+    with pipeline.driver() as driver:
+        driver.store.create_topic("others")
+        driver.send("others", ["a"])
+        driver.send("in", [1, 2])
+        driver.send("in", (3,))
+        assert [3, 3] == driver.rows("out")
+
+
+def test_what_is_no_json_is_refused_before_anything_is_appended() -> None:
+    with counts().driver() as driver:
+        with pytest.raises(UsageError, match="cannot write a object as JSON"):
+            driver.send("in", object())
+        assert 0 == driver.store.offsets("in")[0].end
+
+
+@pytest.mark.parametrize("values", ["abc", b"ab", row(1)])
+def test_send_all_takes_a_list(values: str | bytes | Value) -> None:
+    with counts().driver() as driver, pytest.raises(UsageError, match=r"send\('in', value\)"):
+        driver.send_all("in", values)
+
+
+def test_send_all_takes_what_says_more_of_a_record() -> None:
+    pipeline = Pipeline("p")
+    pipeline.source("in").to("out")
+    with pipeline.driver(partitions=2) as driver:
+        first = Row(row(1), timestamp_ms=7, key=b"k", partition=1, headers=(("h", b"1"),))
+        driver.send_all("in", [first, Record("any", 0, 99, 8, b"l", b'{"k": "b", "t": 2}', ())])
+        found = [
+            (each.partition, each.offset, each.timestamp_ms, each.key, each.value)
+            for each in driver.store.read("in")
+        ]
+    assert [
+        (1, 0, 7, b"k", b'{"k":"a","t":1}'),
+        (0, 0, 8, b"l", b'{"k": "b", "t": 2}'),
+    ] == sorted(found, reverse=True)
 
 
 def test_the_fixtures_of_the_package(
