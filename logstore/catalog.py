@@ -426,11 +426,13 @@ class Catalog:
         rows = self.database.query("SELECT data FROM checkpoints WHERE name = ?", (name,))
         return as_bytes(rows[0][0]) if rows else None
 
-    def is_pipeline(self, group: str) -> bool:
-        """Whether the offsets of a group are those of a pipeline that has run.
+    def checkpoint_names(self, prefix: str) -> list[str]:
+        """The names that begin so, sorted."""
+        rows = self.database.query("SELECT name FROM checkpoints ORDER BY name")
+        return [name for (name,) in rows if isinstance(name, str) and name.startswith(prefix)]
 
-        The processor commits them together with a checkpoint, and goes on by the checkpoint.
-        """
+    def is_pipeline(self, group: str) -> bool:
+        """Whether the offsets of a group are those of a pipeline, which goes on by a checkpoint."""
         return self.checkpoint(f"pipeline/{group}") is not None
 
     def delete_checkpoint(self, name: str) -> None:

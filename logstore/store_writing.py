@@ -394,3 +394,13 @@ class StoreWriting:
         self._engine.ensure_open()
         self._engine.decisions.settle_dead()
         return self._engine.catalog.checkpoint(name)
+
+    def checkpoint_names(self, prefix: str = "") -> list[str]:
+        """The names under which committed transactions have stored something, sorted.
+
+        Args:
+            prefix: What they begin with.
+        """
+        self._engine.ensure_open()
+        self._engine.decisions.settle_dead()
+        return self._engine.catalog.checkpoint_names(prefix)

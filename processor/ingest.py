@@ -61,9 +61,46 @@ class _Stored(msgspec.Struct, frozen=True):
 _DECODER: Final = msgspec.msgpack.Decoder(_Stored)
 
 
+SOURCE_TOPICS: Final = "@source/"
+"""What the names of the internal topics begin with that sources are copied into."""
+
+
 def source_topic(pipeline: str, source: str) -> str:
     """The internal topic a source is copied into."""
-    return f"@source/{pipeline}/{source}"
+    return f"{SOURCE_TOPICS}{pipeline}/{source}"
+
+
+def is_source_of_another(topic: str, pipeline: str) -> bool:
+    """Whether a topic holds what another pipeline has taken in."""
+    return topic.startswith(SOURCE_TOPICS) and not topic.startswith(source_topic(pipeline, ""))
+
+
+def position_prefix(pipeline: str, source: str) -> str:
+    """What the names of the checkpoints begin with that hold the positions of a source."""
+    return f"source/{pipeline}/{source}/"
+
+
+def moved_position(data: bytes, topic_id: int) -> bytes:
+    """The same position of a source, as that of what was copied into another topic.
+
+    Raises:
+        DataError: It is no position.
+        FormatVersionError: Written by a newer version.
+    """
+    stored = msgspec.structs.replace(_decode_position("of a source", data), topic_id=topic_id)
+    return POSITION_VERSION + msgspec.msgpack.encode(stored)
+
+
+def _decode_position(name: str, data: bytes) -> _Stored:
+    if data[:1] != POSITION_VERSION:
+        raise FormatVersionError(
+            f"the position {name!r} was written in version {data[:1].hex() or 'none'}, this"
+            f" version reads {POSITION_VERSION.hex()}"
+        )
+    try:
+        return _DECODER.decode(data[1:])
+    except UNDECODABLE as error:
+        raise DataError(f"{name!r} is no position: {error}") from error
 
 
 def rejection(headers: Headers) -> str | None:
@@ -240,15 +277,7 @@ class Ingestor:
         data = self._store.checkpoint(name)
         if data is None:
             return None
-        if data[:1] != POSITION_VERSION:
-            raise FormatVersionError(
-                f"the position {name!r} was written in version {data[:1].hex() or 'none'}, this"
-                f" version reads {POSITION_VERSION.hex()}"
-            )
-        try:
-            stored = _DECODER.decode(data[1:])
-        except UNDECODABLE as error:
-            raise DataError(f"{name!r} is no position: {error}") from error
+        stored = _decode_position(name, data)
         if stored.topic_id != self._topic_id:
             raise UsageError(
                 f"the topic was deleted and created again since {partition!r} was taken in: give"
@@ -258,7 +287,7 @@ class Ingestor:
         return stored.position
 
     def _checkpoint_name(self, partition: str) -> str:
-        return f"{self._owner_name}/{partition}"
+        return position_prefix(self._pipeline, self._source.name) + partition
 
     def _gather(self, gathered: _Gathered) -> None:
         """Read on, each partition until it has nothing now, or until it is enough."""

@@ -17,6 +17,7 @@ from millstream import DataError, Store, Transaction, UsageError
 
 from .changed_plan import MigrationStep, migration_steps
 from .checkpoint import Checkpoint, OperatorState, encode_checkpoint
+from .ingest import is_source_of_another
 from .plan import Plan
 from .state_log import checkpoint_name, read_checkpoint, state_batches, state_topic
 
@@ -94,7 +95,11 @@ def _checkpoint(plan: Plan, store: Store) -> Checkpoint:
 def _migration(
     plan: Plan, checkpoint: Checkpoint, rename: Mapping[str, str], drop: Collection[str]
 ) -> Migration:
-    read = dict.fromkeys(topic for topic, _, _ in checkpoint.positions)
+    read = dict.fromkeys(
+        topic
+        for topic, _, _ in checkpoint.positions
+        if not is_source_of_another(topic, plan.name)  # a fork that has not run yet has them
+    )
     inputs = plan.input_topics()
     return Migration(
         tuple(migration_steps(plan, checkpoint, rename, drop)),
