@@ -19,6 +19,7 @@ from typing import Final
 from .errors import CorruptBatchError, UsageError
 from .format import SECTION_RAW_BYTES_MAX, Buffer
 from .gathered import JoinedBytes
+from .record import Headers
 
 _PAD: Final = tuple(bytes(-length % 8) for length in range(8))
 """`_PAD[length & 7]` fills up to a multiple of 8."""
@@ -200,6 +201,27 @@ def decode_selected(
         valid = decode_bitmap(section, end, count)
         entries = [entry if valid[i] else None for i, entry in zip(indexes, entries, strict=True)]
     return entries
+
+
+def decode_headers(section: Buffer, count: int) -> list[Headers]:
+    """The headers of `count` records, which fill `section`.
+
+    Raises:
+        CorruptBatchError: The buffers do not fit the section or each other, or a name is no text.
+    """
+    offsets, position = decode_offsets(section, 0, count)
+    bounds = rising(offsets)
+    total = bounds[-1]
+    names, position = decode_binary(section, position, total, nullable=False)
+    values, end = decode_binary(section, position, total, nullable=True)
+    if end != len(section):
+        raise CorruptBatchError(f"section of {len(section)} bytes ends at {end}")
+    try:
+        texts = [str(name, "utf-8") for name in names if name is not None]
+    except UnicodeDecodeError as error:
+        raise CorruptBatchError("header name is not UTF-8") from error
+    pairs = list(zip(texts, values, strict=True))
+    return list(map(tuple, map(pairs.__getitem__, map(slice, bounds, bounds[1:]))))
 
 
 def decode_offsets(section: Buffer, position: int, count: int) -> tuple[tuple[int, ...], int]:

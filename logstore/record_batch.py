@@ -18,11 +18,11 @@ from .arrow_columns import bad_record, from_json, to_json
 from .columns import (
     decode_binary,
     decode_bitmap,
+    decode_headers,
     decode_joined,
     decode_offsets,
     decode_selected,
     padded,
-    rising,
 )
 from .compression import decompress
 from .errors import CorruptBatchError, DataError, UsageError
@@ -195,12 +195,22 @@ class _Columns:
         if self.header.flags & COLUMNS:
             return self.arrow.column(field)
         if self._parsed is None:
-            assert self.schema is not None
-            offsets = self.offsets
-            self._parsed = from_json(
-                self.values, self.schema, lambda row, why: bad_record(offsets[row], why)
-            )
+            self._parsed = self._parse()
         return self._parsed.column(field.name)
+
+    def _parse(self) -> Any:
+        """The JSON values as a pyarrow.RecordBatch of the schema of the topic."""
+        assert self.schema is not None
+        header = self.header
+        if self._values is None and not header.flags & NULL_VALUES:
+            from .json_columns import parse_objects  # noqa: PLC0415 - an extra
+
+            section, schema = self._section(_SECTION_B), stored_schema(self.schema)
+            parsed = parse_objects(section, header.record_count, schema)
+            if parsed is not None:
+                return parsed
+        offsets = self.offsets
+        return from_json(self.values, self.schema, lambda row, why: bad_record(offsets[row], why))
 
     def record_column(self, name: str, partition: int) -> Any:
         """One column of what records have beside their values."""
@@ -250,7 +260,7 @@ class _Columns:
         if self._headers is None:
             header = self.header
             if header.flags & HAS_HEADERS:
-                self._headers = _decode_headers(self._section(_SECTION_C), header.record_count)
+                self._headers = decode_headers(self._section(_SECTION_C), header.record_count)
             else:
                 self._headers = [()] * header.record_count
         return self._headers
@@ -557,21 +567,6 @@ def _integers(typecode: str, section: Buffer, position: int, count: int) -> list
 def _require_end(section: Buffer, position: int) -> None:
     if position != len(section):
         raise CorruptBatchError(f"section of {len(section)} bytes ends at {position}")
-
-
-def _decode_headers(section: Buffer, count: int) -> list[Headers]:
-    offsets, position = decode_offsets(section, 0, count)
-    bounds = rising(offsets)
-    total = bounds[-1]
-    names, position = decode_binary(section, position, total, nullable=False)
-    values, end = decode_binary(section, position, total, nullable=True)
-    _require_end(section, end)
-    try:
-        texts = [str(name, "utf-8") for name in names if name is not None]
-    except UnicodeDecodeError as error:
-        raise CorruptBatchError("header name is not UTF-8") from error
-    pairs = list(zip(texts, values, strict=True))
-    return list(map(tuple, map(pairs.__getitem__, map(slice, bounds, bounds[1:]))))
 
 
 def open_columns(

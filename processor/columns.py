@@ -70,6 +70,28 @@ class InputBatch(Protocol):
         ...
 
 
+class Rows(Protocol):
+    """Rows between operators: a `Chunk`, or the same as columns in a `FrameChunk` (frames.py)."""
+
+    @property
+    def rows(self) -> Sequence[int]:
+        """See `Chunk`; a numpy array where they are columns."""
+        ...
+
+    @property
+    def row_count(self) -> int:
+        """Number of rows."""
+        ...
+
+    def as_chunk(self) -> Chunk:
+        """The rows as lists."""
+        ...
+
+    def followed_by(self, others: Sequence[Rows]) -> Rows | None:
+        """All rows, if the others are of the same kind and lie behind; None if they cannot be."""
+        ...
+
+
 @dataclass(slots=True)
 class Chunk:
     """Columns of equal length. The lists may be shared; operators make new ones."""
@@ -84,6 +106,19 @@ class Chunk:
     kind: type | None = None
     """The type of every value, where that is known without a look at each."""
 
+    @property
+    def row_count(self) -> int:
+        """Number of rows."""
+        return len(self.values)
+
+    def as_chunk(self) -> Chunk:
+        """The rows as lists, which they are."""
+        return self
+
+    def followed_by(self, others: Sequence[Rows]) -> Chunk | None:
+        """Lists are joined by `join_chunks`."""
+        return None if others else self
+
     def cut(self, start: int, stop: int) -> Chunk:
         """Rows [start, stop) of the chunk."""
         if start == 0 and stop == len(self.values):
@@ -95,6 +130,12 @@ class Chunk:
             None if self.keys is None else self.keys[start:stop],
             self.kind,
         )
+
+
+def join_rows(parts: Sequence[Rows]) -> Rows:
+    """All rows of keyed chunks that follow each other, as columns where all of them are."""
+    joined = parts[0].followed_by(parts[1:]) if parts else None
+    return joined or join_chunks([part.as_chunk() for part in parts], keyed=True)
 
 
 def join_chunks(chunks: Sequence[Chunk], *, keyed: bool) -> Chunk:

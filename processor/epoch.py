@@ -36,6 +36,7 @@ from .checkpoint import Checkpoint, OperatorState, source_state
 from .epoch_write import EpochContent, EpochWriter, StateContent
 from .ingest import ensure_topic
 from .keyed_state import IN_MEMORY, StateMark, States
+from .lanes import column_topics
 from .plan import Plan
 from .spilled_states import open_states
 from .state import StateRecords
@@ -144,6 +145,7 @@ class Epochs:
             partitions,
             self._store.clock.monotonic,
             self._states,
+            column_topics(self._store, self._plan),
         )
         for operator in topology.stateful.values():
             name = operator.name

@@ -10,15 +10,16 @@ anywhere before it leaves nothing behind; after it everything is done.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
-from millstream import Ownership, Store, TopicPartition, Transaction
+from millstream import AppendMetadata, Ownership, Store, TopicPartition, Transaction
 
 from .checkpoint import Checkpoint, OperatorState, SourceState, encode_checkpoint
 from .ingest import ensure_topic
-from .outputs import OutputBatch
+from .outputs import Output, OutputBatch, OutputColumns
 from .state import StateRecords
 from .state_log import (
     checkpoint_name,
@@ -49,7 +50,7 @@ class StateContent(NamedTuple):
 class EpochContent:
     """Everything one epoch commits, but for the offsets it will get. Nobody else changes it."""
 
-    outputs: Mapping[TopicPartition, Sequence[OutputBatch]]
+    outputs: Mapping[TopicPartition, Sequence[Output]]
     states: Mapping[str, StateContent]
     """By operator."""
     positions: Mapping[TopicPartition, int]
@@ -167,13 +168,24 @@ class EpochWriter:
 
 
 def _write_outputs(
-    transaction: Transaction, outputs: Mapping[TopicPartition, Sequence[OutputBatch]]
+    transaction: Transaction, outputs: Mapping[TopicPartition, Sequence[Output]]
 ) -> dict[TopicPartition, int]:
     """Append what the sinks got; where each partition ends then."""
     ends = {}
     for place, batches in outputs.items():
-        for batch in batches:
-            written = transaction.append_many(
+        for _, group in groupby(batches, type):
+            for written in _write_group(transaction, place, list(group)):
+                ends[place] = written.base_offset + written.record_count
+    return ends
+
+
+def _write_group(
+    transaction: Transaction, place: TopicPartition, group: Sequence[Output]
+) -> Iterator[AppendMetadata]:
+    """Append what is of one kind."""
+    for batch in group:
+        if isinstance(batch, OutputBatch):
+            yield from transaction.append_many(
                 place.topic,
                 batch.values,
                 batch.keys,
@@ -181,5 +193,16 @@ def _write_outputs(
                 place.partition,
                 headers=batch.headers,
             )
-            ends[place] = written[-1].base_offset + written[-1].record_count
-    return ends
+    columns = [batch for batch in group if isinstance(batch, OutputColumns)]
+    if columns:
+        from .frame_outputs import joined  # noqa: PLC0415 - an extra
+
+        # That of many steps together: readers are faster with large batches.
+        for piece in joined(columns):
+            yield from transaction.append_arrow(
+                place.topic,
+                piece.rows,
+                keys=piece.keys,
+                timestamps_ms=piece.timestamps_ms,
+                partition=place.partition,
+            )

@@ -12,6 +12,7 @@ the value was put with: the wall clock has no say, so that every run forgets at 
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import filterfalse, islice, repeat
@@ -90,8 +91,6 @@ class KeyedState(Generic[V]):
         """Keys put or removed since `changes`."""
         self._fresh: set[object] = set()
         """Those of `_changed` that no record is about."""
-        self._removed = False
-        """Whether some of `_changed` may have no value."""
         self._times: dict[object, int] = {}
         """Newest event time of each key, with a time to live."""
         self._waits: dict[object, int] = {}
@@ -152,7 +151,6 @@ class KeyedState(Generic[V]):
             return None
         if key not in self._changed:
             self._note(key)
-        self._removed = True
         self._times.pop(key, None)
         self._waits.pop(key, None)
         return self._values.pop(key)
@@ -178,15 +176,13 @@ class KeyedState(Generic[V]):
             default: What keys without a value get, unless it is None.
         """
         assert self.ttl_ms is None
-        # One pass in C; what has changed before has been looked at before.
-        others = dict.fromkeys(filterfalse(self._changed.__contains__, keys))
-        new = dict.fromkeys(filterfalse(self._values.__contains__, others))
-        self._fresh.update(new)
-        self._changed.update(others)
-        if default is not None:
-            if self._removed:
-                new = dict.fromkeys(filterfalse(self._values.__contains__, keys))
-            self._values.update(dict.fromkeys(new, default))
+        new = dict.fromkeys(filterfalse(self._values.__contains__, keys))
+        if new:
+            self._fresh.update(new.keys() - self._changed.keys())
+            if default is not None:
+                self._values.update(dict.fromkeys(new, default))
+        # The deque keeps nothing: it is there to call `setdefault` for each in C.
+        deque(map(self._changed.setdefault, keys), 0)
         return self._values
 
     def expire(self, level: int) -> list[object]:
@@ -247,7 +243,7 @@ class KeyedState(Generic[V]):
             UsageError: A value cannot be kept in state.
         """
         changed, fresh, values = self._changed, self._fresh, self._values
-        self._changed, self._fresh, self._removed = {}, set(), False
+        self._changed, self._fresh = {}, set()
         if changed.keys() <= values.keys():
             return self._entries(list(changed))
         removed = [key for key in changed if key not in values and key not in fresh]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import compress
 from typing import Any, Protocol
 
-from .columns import Chunk, MicroBatch
+from .columns import Chunk, MicroBatch, Rows
 from .errors import REJECTED, apply, convert, fail, reason, record_error
 from .fields import field_getter
 from .nodes import (
@@ -33,7 +33,7 @@ from .table_nodes import RecordKeyNode
 class Operator(Protocol):
     """An operator whose output depends on the chunks alone."""
 
-    def process(self, chunks: Sequence[Chunk], batch: MicroBatch) -> Mapping[str, Chunk]:
+    def process(self, chunks: Sequence[Any], batch: MicroBatch) -> Mapping[str, Rows]:
         """The rows that follow from one chunk per input, by port.
 
         Raises:

@@ -12,6 +12,7 @@ from .connectors import Source
 from .driver import Driver
 from .fields import Field
 from .holding import CACHE_BYTES, StatePlace, state_holding
+from .lanes import lane_notes
 from .migrate import Migration, migrate
 from .plan import Plan, PlanBuilder
 from .replay import Replay, replay
@@ -211,12 +212,19 @@ class Pipeline:
         updates = KeyedStream[Any, Any](self._builder, node)
         return SourceTable(updates, ttl_ms, versioned=options.get("versioned", False))
 
-    def explain(self) -> str:
+    def explain(self, store: Store | None = None) -> str:
         """The plan as an indented tree, with the names of its state.
 
         With `state="sqlite"` it says of each state whether it spills or stays in memory.
+
+        Args:
+            store: Say of each operator whether it runs on columns over the topics of this store,
+                or on rows, and why. Only topics with a schema have columns.
+
+        Raises:
+            UnknownTopicError: The store has not all source topics.
         """
-        return self.plan.explain()
+        return self.plan.explain(None if store is None else lane_notes(store, self.plan))
 
     def mermaid(self) -> str:
         """The plan as a Mermaid flowchart, for documents and notebooks."""

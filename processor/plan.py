@@ -9,7 +9,7 @@ The kinds of nodes are in nodes.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -145,11 +145,15 @@ class Plan:
         if loops:
             raise UsageError(f"pipeline {self.name!r} reads what it writes: {sorted(loops)}")
 
-    def explain(self) -> str:
+    def explain(self, notes: Mapping[int, str] | None = None) -> str:
         """The plan as an indented tree. What reads several streams stands below the last.
 
         Where state may spill, it says of each operator whether its state does.
+
+        Args:
+            notes: What else is to be said of an operator, by id.
         """
+        notes = notes or {}
         lines = [f"pipeline {self.name}"]
 
         def walk(node: Node, depth: int) -> None:
@@ -157,7 +161,8 @@ class Plan:
             if isinstance(node, StatefulNode):
                 place = f", {node.place_text}" if self.holding.spills else ""
                 state = f"  [state {node.name}{place}]"
-            lines.append(f"{'  ' * depth}{node.label}{state}")
+            note = f"  [{notes[node.id]}]" if node.id in notes else ""
+            lines.append(f"{'  ' * depth}{node.label}{state}{note}")
             for child in self.children(node.id):
                 if child.inputs[-1] == node.id:
                     walk(child, depth + 1)

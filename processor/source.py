@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import compress, repeat
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from .columns import Chunk, InputBatch, MicroBatch
+from .columns import Chunk, InputBatch, MicroBatch, Rows
 from .errors import REJECTED, convert, reason, record_error
-from .event_time import newest_ms, to_ms
+from .event_time import all_ms, to_ms
 from .fields import Field, field_getter
 from .ingest import rejection
 from .nodes import SourceNode
 from .serde import objects_decoder, value_decoder
 from .ticks import Tick
 from .watermark import IDLE, Progress, Watermark
+
+if TYPE_CHECKING:
+    from .frame_source import FrameReader
 
 
 class Rejects(Protocol):
@@ -103,8 +106,7 @@ class SourceStage:
         """Whether some operator asks how W moved row by row, or only where it has come to."""
         self.appended_ms: dict[int, int] = {}
         """When the last batch of each partition was appended, as far as that is known."""
-        self._newest_ms: int | None = None
-        """The greatest time of the batch that was read last, if that is known."""
+        self._columns: FrameReader | None = None
         self._decode = value_decoder(node.type)
         self._decode_joined = None if node.tombstones else objects_decoder(node.type)
         if node.tombstones:
@@ -112,7 +114,13 @@ class SourceStage:
         self._kind = None if node.tombstones else _exact_type(node.type)
         self._timed_by_int = _is_int(self._kind, node.time)
 
-    def process(self, batch: MicroBatch) -> tuple[Chunk, Progress, Progress]:
+    def read_columns(self) -> None:
+        """Give rows as columns from now on, where they can be had. Needs the extra `arrow`."""
+        from .frame_source import FrameReader  # noqa: PLC0415 - an extra
+
+        self._columns = FrameReader(self.node)
+
+    def process(self, batch: MicroBatch) -> tuple[Rows, Progress, Progress]:
         """Take the source's rows from a micro-batch.
 
         Returns:
@@ -122,39 +130,52 @@ class SourceStage:
             RecordError: A record is bad and dead letters go nowhere.
         """
         start = self.watermark.level
-        pieces: list[tuple[Sequence[int], Sequence[int], Sequence[object]]] = []
+        pieces: list[Rows] = []
         moved_rows: list[int] = []
         levels: list[int] = []
         woken: tuple[int, int] | None = None
         for number, part in enumerate(batch.batches):
             if part.topic != self.node.topic:
                 continue
-            part_rows, part_times, part_values = self._read(batch, number)
+            piece = self._piece(batch, number)
             if part.append_timestamp_ms is not None:
                 self.appended_ms[part.partition] = part.append_timestamp_ms
             self.watermark.idle.discard(part.partition)
-            moved, reached = self._advance(part.partition, part_rows, part_times)
-            if self.quiet and part_rows:
+            moved, reached = self._advance(part.partition, piece)
+            if self.quiet and piece.row_count:
                 self.quiet = False
-                woken = (part_rows[0], start)
+                woken = (int(piece.rows[0]), start)
             moved_rows += moved
             levels += reached
-            pieces.append((part_rows, part_times, part_values))
-        rows, times, values = pieces[0] if len(pieces) == 1 else _joined(pieces)
-        if len(values) == batch.row_count:
-            # A range costs nothing to search and says that every input row is here.
-            rows = range(batch.row_count)
+            pieces.append(piece)
         progress = Progress(start, moved_rows, levels)
-        chunk = Chunk(rows, times, values, None, self._kind)
-        return chunk, progress, self._contribution(progress, woken)
+        return self._whole(pieces, batch), progress, self._contribution(progress, woken)
 
-    def _advance(
-        self, partition: int, rows: Sequence[int], times: Sequence[int]
-    ) -> tuple[list[int], list[int]]:
-        """Let W move by the rows that were read last."""
-        if self.exact:
-            return self.watermark.advance(partition, rows, times)
-        return self.watermark.jump(partition, rows, times, self._newest_ms)
+    def _piece(self, batch: MicroBatch, number: int) -> Rows:
+        """The good records of one batch."""
+        found = None if self._columns is None else self._columns.read(batch, number)
+        return found or Chunk(*self._read(batch, number), None, self._kind)
+
+    def _advance(self, partition: int, piece: Rows) -> tuple[Sequence[int], Sequence[int]]:
+        """Let W move by the rows of one batch; see `Watermark.advance`."""
+        if self._columns is not None and not isinstance(piece, Chunk):
+            return self._columns.advance(self.watermark, partition, piece, exact=self.exact)
+        advance = self.watermark.advance if self.exact else self.watermark.jump
+        rows = piece.as_chunk()
+        return advance(partition, rows.rows, rows.times)
+
+    def _whole(self, pieces: Sequence[Rows], batch: MicroBatch) -> Rows:
+        """The rows of all batches, as columns where they can be."""
+        whole = pieces[0].followed_by(pieces[1:]) if pieces else None
+        if whole is None:
+            whole = _joined([piece.as_chunk() for piece in pieces], self._kind)
+        if isinstance(whole, Chunk):
+            if len(whole.values) == batch.row_count:
+                # A range costs nothing to search and says that every input row is here.
+                whole.rows = range(batch.row_count)
+            if self._columns is not None:
+                return self._columns.framed(whole)
+        return whole
 
     def _contribution(self, progress: Progress, woken: tuple[int, int] | None) -> Progress:
         """What the source contributes where others come in: nothing as long as it is quiet."""
@@ -163,7 +184,7 @@ class SourceStage:
         if woken is None:
             return Progress(IDLE, [], [])
         row, level = woken
-        if progress.rows[:1] == [row]:
+        if progress.rows and progress.rows[0] == row:
             return Progress(IDLE, progress.rows, progress.levels)
         return Progress(IDLE, [row, *progress.rows], [level, *progress.levels])
 
@@ -190,10 +211,8 @@ class SourceStage:
         rows = range(first, first + part.record_count)
         rejected_before = self.faults.count
         values = self._decoded(batch, number, rows)
-        newest: int | None = None
-        if node.time is None:
-            times: Sequence[object] = part.timestamps_ms
-        else:
+        times: Sequence[object] = part.timestamps_ms
+        if node.time is not None:
             getter = field_getter(node.time, values, self._kind)
             assert getter is not None
             if node.missing_time == "append_time":
@@ -206,35 +225,32 @@ class SourceStage:
             if node.tombstones and None in values:
                 times = _timed(times, values, part)
             ints = self._timed_by_int and self.faults.count == rejected_before
-            newest = newest_ms(times, ints=ints, unsigned=ints and _is_unsigned(part))
-            if newest is None:
+            if not all_ms(times, ints=ints):
                 times = self._convert(times, to_ms, "bad event time", batch, rows)
         if node.max_ahead_ms is not None and part.append_timestamp_ms is not None:
             times = self._not_ahead(times, part.append_timestamp_ms, batch, rows)
-        self._newest_ms = newest if self.faults.count == rejected_before else None
         if self.faults.count == rejected_before:
-            return rows, times, values  # type: ignore[return-value]  # newest_ms or to_ms made sure
+            return rows, times, values  # type: ignore[return-value]  # all_ms or to_ms made sure
         good = [
             time is not REJECTED and value is not REJECTED
             for time, value in zip(times, values, strict=True)
         ]
         return (
             list(compress(rows, good)),
-            list(compress(times, good)),  # type: ignore[arg-type]  # newest_ms or to_ms made sure
+            list(compress(times, good)),  # type: ignore[arg-type]  # all_ms or to_ms made sure
             list(compress(values, good)),
         )
 
     def _decoded(self, batch: MicroBatch, number: int, rows: range) -> list[object]:
         """The values of a batch, in one call where that is possible."""
         part = batch.batches[number]
-        taken_in = self.node.source is not None and any(part.headers)
-        if self._decode_joined is not None and not taken_in:
+        if self.node.source is None and self._decode_joined is not None:
             joined = part.joined_values
             together = None if joined is None else self._decode_joined(*joined)
             if together is not None:
                 return together
         raw: Sequence[object] = part.values
-        if taken_in:
+        if self.node.source is not None:
             raw = self._not_rejected(batch, number)
         return self._convert(raw, self._decode, "cannot decode the value", batch, rows)
 
@@ -288,18 +304,16 @@ class SourceStage:
         return convert(column, function, reject)
 
 
-def _joined(
-    pieces: Sequence[tuple[Sequence[int], Sequence[int], Sequence[object]]],
-) -> tuple[list[int], list[int], list[object]]:
-    """The columns of several batches as columns."""
+def _joined(pieces: Sequence[Chunk], kind: type | None) -> Chunk:
+    """The rows of several batches, of one type."""
     rows: list[int] = []
     times: list[int] = []
     values: list[object] = []
-    for part_rows, part_times, part_values in pieces:
-        rows += part_rows
-        times += part_times
-        values += part_values
-    return rows, times, values
+    for piece in pieces:
+        rows += piece.rows
+        times += piece.times
+        values += piece.values
+    return Chunk(rows, times, values, None, kind)
 
 
 def _exact_type(value_type: object) -> type | None:
@@ -312,17 +326,13 @@ def _exact_type(value_type: object) -> type | None:
 
 def _is_int(kind: type | None, field: Field) -> bool:
     """Whether the decoder has seen to it that `field` of a value is an int."""
-    if kind is None or not issubclass(kind, msgspec.Struct) or hasattr(kind, "__post_init__"):
+    if kind is None or not isinstance(field, str) or not issubclass(kind, msgspec.Struct):
+        return False
+    if hasattr(kind, "__post_init__"):
         return False
     # A default is taken as it is.
     known = msgspec.structs.fields(kind)
     return any(each.name == field and each.type is int and each.required for each in known)
-
-
-def _is_unsigned(part: InputBatch) -> bool:
-    """Whether no number in the values of a batch can be negative: there is no minus in them."""
-    joined = part.joined_values
-    return joined is not None and joined[0].find(b"-", joined[1][0], joined[1][-1]) < 0
 
 
 def _or_none(getter: Callable[[object], object]) -> Callable[[object], object]:

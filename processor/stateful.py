@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from .columns import Chunk, MicroBatch
+from .columns import MicroBatch, Rows
 from .nodes import StatefulNode
 from .state import StateEntry, StateRecords
 from .watermark import Progress
@@ -27,8 +27,9 @@ SWEEP_RECORDS: Final = 5_000
 class Step(NamedTuple):
     """What an operator works on at a time."""
 
-    chunks: Sequence[Chunk]
-    """One for each input, in the order of the node's inputs."""
+    chunks: Sequence[Any]
+    """One for each input, in the order of the node's inputs: a `Chunk`, or any `Rows` for an
+    operator that runs on columns."""
     progress: Progress
     """How the W of this operator moves over the input rows of the step."""
     batch: MicroBatch
@@ -77,7 +78,7 @@ class StatefulOperator(ABC):
         return None
 
     @abstractmethod
-    def process(self, step: Step) -> Mapping[str, Chunk]:
+    def process(self, step: Step) -> Mapping[str, Rows]:
         """Take in the rows of a step.
 
         Returns:

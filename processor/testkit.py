@@ -6,15 +6,16 @@ and the commit are left out.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, groupby
+from itertools import accumulate, groupby
 from operator import attrgetter
 from typing import Final, Literal
 
 import msgspec
 
-from millstream import Headers, Record, UsageError
+from millstream import Headers, Record, TopicPartition, UsageError
 
 from .columns import InputBatch
 from .outputs import Outputs
@@ -53,11 +54,12 @@ class TestOutput(dict[str, list[Json]]):
         super().__init__()
         names = {topic: name for name, topic in topics.items()}
         self._records: dict[str, list[Record]] = {name: [] for name in topics}
-        for place, batches in outputs.records.items():
-            rows = chain.from_iterable(batch.rows() for batch in batches)
-            for offset, row in enumerate(rows):
-                record = Record(place.topic, place.partition, offset, *row)
+        ends = Counter[TopicPartition]()
+        for place, batch in outputs.batches():
+            for row in batch.rows():
+                record = Record(place.topic, place.partition, ends[place], *row)
                 self._records[names[place.topic]].append(record)
+                ends[place] += 1
         for topic, records in self._records.items():
             self[topic] = [decoded(record.value) for record in records]
 

@@ -17,7 +17,7 @@ from typing import Final
 
 from .aggregate import Aggregate
 from .aggregating import FINAL_RESULT, UPDATE, Aggregates, Results, RowAggregates, detached
-from .columns import Chunk, MicroBatch
+from .columns import Chunk, MicroBatch, Rows
 from .nodes import LATE, WindowNode
 from .serde import INT64_MAX, ordered_keys
 from .state import StateEntry
@@ -68,7 +68,7 @@ class UpdatingWindowOperator(WindowOperator):
             return None
         return max(self._open) + self.node.grace_ms + self._corrections_ms
 
-    def process(self, step: Step) -> dict[str, Chunk]:
+    def process(self, step: Step) -> dict[str, Rows]:
         """Add rows, say what has changed, close windows.
 
         Raises:
@@ -153,10 +153,10 @@ class UpdatingWindowOperator(WindowOperator):
             for end in sorted(by_end):
                 self._say(end, ordered_keys(by_end[end]), UPDATE, row, batch)
             self._dirty = {}
-        chunks: list[Chunk] = []
+        chunks: list[Rows] = []
         self._close(level - self._hold_ms, row, chunks, batch)
         for chunk in chunks:
-            self._out.extend(chunk)
+            self._out.extend(chunk.as_chunk())
 
     def _say(self, end: int, keys: list[object], status: str, row: int, batch: MicroBatch) -> None:
         """Emit what keys of a window have, as results caused by input `row`."""

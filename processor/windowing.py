@@ -17,13 +17,13 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, compress, count, repeat
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn, Protocol
 
 from millstream import DataError
 
 from .aggregate import Aggregate
 from .aggregating import Aggregates, result_type
-from .columns import Chunk, MicroBatch, join_chunks
+from .columns import Chunk, MicroBatch, Rows, join_rows
 from .errors import convert, fail, failed_index
 from .fields import field_getter
 from .nodes import LATE, WindowNode
@@ -53,6 +53,24 @@ class Window:
         self.touched: list[Sequence[object]] = []
         """Keys of rows added since the state was written, when persisted."""
 
+    @property
+    def key_count(self) -> int:
+        """Number of keys."""
+        return len(self.slots)
+
+    def key_list(self) -> list[object]:
+        """All keys."""
+        return list(self.slots)
+
+    def take_changed(self) -> tuple[list[object], list[tuple[Any, ...]]]:
+        """Keys with what state must keep for each: it does not know them, or not as they are."""
+        changed = self.key_list()
+        if self.persisted:
+            changed = list(dict.fromkeys(chain.from_iterable(self.touched)))
+        self.persisted = True
+        self.touched = []
+        return changed, self.accumulators(changed)
+
     def slots_of(self, keys: Sequence[object]) -> list[int]:
         """The slots of `keys`, with fresh accumulators for new ones."""
         slots = list(map(self.slots.__getitem__, keys))
@@ -80,7 +98,28 @@ class Window:
         self.persisted = True
 
 
-class _Part(NamedTuple):
+class OpenWindow(Protocol):
+    """What state needs of a window; see `Window`, and `ArrayWindow` of the column lane."""
+
+    @property
+    def key_count(self) -> int:
+        """Number of keys."""
+        ...
+
+    def key_list(self) -> list[Any]:
+        """All keys."""
+        ...
+
+    def take_changed(self) -> tuple[list[Any], list[tuple[Any, ...]]]:
+        """Keys with what state must keep for each: it does not know them, or not as they are."""
+        ...
+
+    def accumulators(self, keys: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """What state keeps for each of `keys`."""
+        ...
+
+
+class Part(NamedTuple):
     """Rows of one window."""
 
     keys: Sequence[object]
@@ -124,16 +163,20 @@ class WindowOperator(StatefulOperator):
     @property
     def live_count(self) -> int:
         """Number of keys of open windows."""
-        return sum(len(window.slots) for window in self._open.values())
+        return sum(window.key_count for window in self._all_open().values())
+
+    def _all_open(self) -> Mapping[int, OpenWindow]:
+        """The open windows by end."""
+        return self._open
 
     @property
     def required_level(self) -> int | None:
         """The W that closes every open window; None when none is open."""
-        return max(self._open) + self.node.grace_ms if self._open else None
+        return max(self._ends) + self.node.grace_ms if self._ends else None
 
     # --- rows ----------------------------------------------------------------------------------
 
-    def process(self, step: Step) -> dict[str, Chunk]:
+    def process(self, step: Step) -> dict[str, Rows]:
         """Add rows and close windows.
 
         Returns:
@@ -143,8 +186,8 @@ class WindowOperator(StatefulOperator):
             RecordError: An aggregate or its field raised.
         """
         (chunk,), progress, batch = step.chunks, step.progress, step.batch
-        results: list[Chunk] = []
-        late: list[Chunk] = []
+        results: list[Rows] = []
+        late: list[Rows] = []
         level, done, moved = progress.start, 0, 0
         while True:
             closing_end = self._windows.next_end(level - self._hold_ms)
@@ -156,16 +199,19 @@ class WindowOperator(StatefulOperator):
                 stop = bisect_right(chunk.rows, progress.rows[moved], done)
             if stop > done:
                 closed_end = self._windows.closed_end(level - self._hold_ms)
-                self._take(chunk.cut(done, stop), closed_end, batch, late)
+                self._take(chunk, range(done, stop), closed_end, batch, late)
                 done = stop
             if at_end:
                 break
             level = progress.levels[moved]
             self._close(level - self._hold_ms, progress.rows[moved], results, batch)
-        return {MAIN: join_chunks(results, keyed=True), LATE: join_chunks(late, keyed=True)}
+        return {MAIN: join_rows(results), LATE: join_rows(late)}
 
-    def _take(self, rows: Chunk, closed_end: int, batch: MicroBatch, late: list[Chunk]) -> None:
+    def _take(
+        self, chunk: Rows, places: range, closed_end: int, batch: MicroBatch, late: list[Rows]
+    ) -> None:
         """Add rows among which no window closes. Windows up to `closed_end` are closed."""
+        rows = chunk.as_chunk().cut(places.start, places.stop)
         if self._windows.overlapping:
             groups, late_indexes = self._group_overlapping(rows.times, closed_end)
         else:
@@ -181,7 +227,7 @@ class WindowOperator(StatefulOperator):
         keys = rows.keys
         assert keys is not None
         for end, indexes in groups.items():
-            part = _Part(
+            part = Part(
                 [keys[index] for index in indexes],
                 [rows.values[index] for index in indexes],
                 rows.kind,
@@ -194,14 +240,14 @@ class WindowOperator(StatefulOperator):
         keys = rows.keys
         assert keys is not None
         if first == last:
-            self._add(first, _Part(keys, rows.values, rows.kind, rows.rows), batch)
+            self._add(first, Part(keys, rows.values, rows.kind, rows.rows), batch)
             return
         earlier = list(map(first.__gt__, rows.times))
         later = list(map(first.__le__, rows.times))
         parts = [(first, earlier), (last, later)]
         # The window of the first row comes first, as it does where there are more than two.
         for end, chosen in parts if earlier[0] else reversed(parts):
-            part = _Part(
+            part = Part(
                 list(compress(keys, chosen)),
                 list(compress(rows.values, chosen)),
                 rows.kind,
@@ -245,7 +291,7 @@ class WindowOperator(StatefulOperator):
                     groups[end].append(index)
         return groups, late
 
-    def _add(self, end: int, part: _Part, batch: MicroBatch) -> None:
+    def _add(self, end: int, part: Part, batch: MicroBatch) -> None:
         """Add rows to the window that ends at `end`."""
         window = self._window(end)
         if window.persisted:
@@ -260,7 +306,7 @@ class WindowOperator(StatefulOperator):
                 self._fail(name, error, batch, part, failed_index(inputs, remaining))
 
     def _inputs(
-        self, part: _Part, name: str, aggregate: Aggregate[Any, Any, Any], batch: MicroBatch
+        self, part: Part, name: str, aggregate: Aggregate[Any, Any, Any], batch: MicroBatch
     ) -> Sequence[object]:
         """What an aggregate adds of each row."""
         getter = field_getter(aggregate.field, part.values, part.kind)
@@ -273,7 +319,7 @@ class WindowOperator(StatefulOperator):
         return convert(part.values, getter, reject)
 
     def _fail(
-        self, name: str, error: Exception, batch: MicroBatch, part: _Part, index: int
+        self, name: str, error: Exception, batch: MicroBatch, part: Part, index: int
     ) -> NoReturn:
         fail(f"window {self.node.name}, agg {name}", error, batch, list(part.rows)[index])
 
@@ -286,19 +332,22 @@ class WindowOperator(StatefulOperator):
 
     # --- closing -------------------------------------------------------------------------------
 
-    def _close(self, reached: int, row: int, results: list[Chunk], batch: MicroBatch) -> None:
+    def _close(self, reached: int, row: int, results: list[Rows], batch: MicroBatch) -> None:
         """Close the windows that end at or before `reached`, as results caused by input `row`."""
         while self._ends and self._ends[0] <= reached:
-            end = heapq.heappop(self._ends)
-            window = self._open.pop(end)
-            if window.persisted:
-                self._closed_persisted.append(end)
-            keys = ordered_keys(list(window.slots))
-            columns = self._results(window, keys, batch, row)
-            values = self._values_of(keys, end, columns)
-            # The last window of time ends beyond int64, its rows must not.
-            time = min(end - 1, INT64_MAX)
-            results.append(Chunk([row] * len(keys), [time] * len(keys), values, keys))
+            results.append(self._closed(heapq.heappop(self._ends), row, batch))
+
+    def _closed(self, end: int, row: int, batch: MicroBatch) -> Rows:
+        """The results of a window that closes, caused by input `row`."""
+        window = self._open.pop(end)
+        if window.persisted:
+            self._closed_persisted.append(end)
+        keys = ordered_keys(window.key_list())
+        columns = self._results(window, keys, batch, row)
+        values = self._values_of(keys, end, columns)
+        # The last window of time ends beyond int64, its rows must not.
+        time = min(end - 1, INT64_MAX)
+        return Chunk([row] * len(keys), [time] * len(keys), values, keys)
 
     def _values_of(
         self, keys: Sequence[object], end: int, columns: Sequence[Sequence[object]]
@@ -332,13 +381,8 @@ class WindowOperator(StatefulOperator):
         """
         records = encode_removed((end,) for end in self._closed_persisted)
         self._closed_persisted = []
-        for end, window in sorted(self._open.items()):
-            keys: Iterable[object] = window.slots
-            if window.persisted:
-                keys = dict.fromkeys(chain.from_iterable(window.touched))
-            records.extend(self._entries(end, window, list(keys)))
-            window.persisted = True
-            window.touched = []
+        for end, window in sorted(self._all_open().items()):
+            records.extend(encode_filed(self.name, (end,), *window.take_changed()))
         return records
 
     def sweep(self) -> Iterator[StateRecords]:
@@ -347,14 +391,13 @@ class WindowOperator(StatefulOperator):
         Raises:
             UsageError: An accumulator cannot be kept in state.
         """
-        for end, window in sorted(self._open.items()):
-            keys = list(window.slots)
+        for end, window in sorted(self._all_open().items()):
+            keys = window.key_list()
             for start in range(0, len(keys), SWEEP_RECORDS):
-                if end in self._open:
-                    yield self._entries(end, window, keys[start : start + SWEEP_RECORDS])
-
-    def _entries(self, end: int, window: Window, keys: list[object]) -> StateRecords:
-        return encode_filed(self.name, (end,), keys, window.accumulators(keys))
+                now = self._all_open().get(end)
+                if now is not None:
+                    piece = keys[start : start + SWEEP_RECORDS]
+                    yield encode_filed(self.name, (end,), piece, now.accumulators(piece))
 
     def restore(self, entries: Iterable[StateEntry]) -> None:
         """Take state from records in the order they were written.

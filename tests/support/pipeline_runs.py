@@ -37,9 +37,8 @@ class Run:
 
     def commit(self, *, sweep: bool = False) -> None:
         """Keep outputs and state, as the commit of an epoch does."""
-        for place, batches in self.topology.outputs.records.items():
-            rows = (row for batch in batches for row in batch.rows())
-            self.out[place.topic] += [Record(*place, 0, *row) for row in rows]
+        for place, batch in self.topology.outputs.batches():
+            self.out[place.topic] += [Record(*place, 0, *row) for row in batch.rows()]
         self.topology.outputs.clear()
         self.topology.states.changing()
         for operator in self.topology.stateful.values():

@@ -1,0 +1,202 @@
+"""The column lane: P1 and P2 over JSON with a schema, P3 over a column topic.
+
+The limits are batch engines over the same rows, on one thread: over a file of JSON lines where ours
+reads JSON, else over an Arrow table in memory. They compute one result and are done; ours reads a
+log, decides row by row what is late, commits an epoch every 100 ms, and writes its results durably.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+import millstream
+from benchmarks import data
+from benchmarks.harness import Context, Sample, Stopwatch, Target, Workload
+from benchmarks.workloads.pipeline import Event
+from millstream.processor import Pipeline, agg, col, tumbling
+
+MINUTE_MS = 60_000
+TOTALS = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("window_start", pa.int64(), nullable=False),
+        pa.field("window_end", pa.int64(), nullable=False),
+        pa.field("n", pa.int64(), nullable=False),
+        pa.field("total", pa.float64(), nullable=False),
+    ]
+)
+LARGE = pa.schema(
+    [
+        pa.field("user", pa.string(), nullable=False),
+        pa.field("cents", pa.float64(), nullable=False),
+        pa.field("ts", pa.int64(), nullable=False),
+    ]
+)
+
+
+def prepare(context: Context) -> None:
+    """The events as columns and as JSON, in a topic and in a file of each."""
+    lines = data.events(context.records, context.seed)
+    Path(context.prepared, "events.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    with millstream.open() as store:
+        store.create_topic("events", schema=Event)
+        store.append_many("events", lines)
+        rows = store.read("events").arrow().read_all().combine_chunks()
+    with pa.ipc.new_file(str(Path(context.prepared, "events.arrow")), rows.schema) as writer:
+        writer.write_table(rows)
+
+
+def _table(context: Context) -> Any:
+    with pa.OSFile(str(Path(context.prepared, "events.arrow"))) as file:
+        return pa.ipc.open_file(file).read_all().combine_chunks()
+
+
+def _polars() -> Any:
+    os.environ["POLARS_MAX_THREADS"] = "1"
+    import polars  # noqa: PLC0415 - after the environment is set
+
+    return polars
+
+
+def _duckdb() -> Any:
+    import duckdb  # noqa: PLC0415 - where it is measured
+
+    connection = duckdb.connect()
+    connection.execute("set threads = 1")
+    return connection
+
+
+# --- P1: keep the large ones, make each into another row -----------------------------------------
+
+
+def polars_convert(context: Context) -> Sample:
+    """Polars, from a file of JSON lines to a frame."""
+    polars = _polars()
+    path = Path(context.prepared, "events.jsonl")
+    schema = {"user": polars.String, "amount": polars.Float64, "ts": polars.Int64}
+    large = polars.col("amount") > 50
+    with Stopwatch() as watch:
+        cents = polars.col("amount") * 100
+        rows = polars.read_ndjson(path, schema=schema)
+        kept = rows.lazy().filter(large).select("user", cents.alias("cents"), "ts").collect()
+    return {**watch.sample(context.records), "kept": float(len(kept))}
+
+
+def convert(context: Context) -> Sample:
+    """Ours, from a JSON topic with a schema to a column topic."""
+    job = Pipeline("large")
+    source = job.source("events", type=Event, time="ts")
+    large = source.filter(col("amount") > 50)
+    large.select("user", "ts", cents=col("amount") * 100).to("large")
+    return _run(context, job, "large", LARGE, values="json")
+
+
+# --- P2 and P3: totals by user and minute --------------------------------------------------------
+
+
+def polars_totals(context: Context) -> Sample:
+    """Polars, from a frame to a frame."""
+    polars = _polars()
+    frame = polars.from_arrow(_table(context))
+    with Stopwatch() as watch:
+        minute = (polars.col("ts") // MINUTE_MS).alias("minute")
+        wanted = polars.len(), polars.col("amount").sum()
+        found = frame.lazy().group_by("user", minute).agg(*wanted).collect()
+    return {**watch.sample(context.records), "kept": float(len(found))}
+
+
+def _duckdb_totals(context: Context, rows: Callable[[], str]) -> Sample:
+    connection, table = _duckdb(), _table(context)
+    connection.register("events", table)
+    query = (
+        'select "user", ts // 60000 as minute, count(*) as n, sum(amount) as total'
+        f" from {rows()} group by all"
+    )
+    with Stopwatch() as watch:
+        found = connection.sql(query).to_arrow_table()
+    return {**watch.sample(context.records), "kept": float(found.num_rows)}
+
+
+def duckdb_totals(context: Context) -> Sample:
+    """DuckDB, from a table to a table."""
+    return _duckdb_totals(context, lambda: "events")
+
+
+def duckdb_lines(context: Context) -> Sample:
+    """DuckDB, from a file of JSON lines to a table."""
+    path = Path(context.prepared, "events.jsonl")
+    columns = "{user: 'VARCHAR', amount: 'DOUBLE', ts: 'BIGINT'}"
+    rows = f"read_json('{path}', format = 'newline_delimited', columns = {columns})"
+    return _duckdb_totals(context, lambda: rows)
+
+
+def _totals() -> Pipeline:
+    job = Pipeline("totals")
+    keyed = job.source("events", type=Event, time="ts", disorder="10s").key_by("user")
+    windows = keyed.window(tumbling("1m"))
+    windows.agg(n=agg.count(), total=agg.sum("amount")).to("totals")
+    return job
+
+
+def totals(context: Context) -> Sample:
+    """Ours, from a column topic to another."""
+    return _run(context, _totals(), "totals", TOTALS)
+
+
+def totals_of_json(context: Context) -> Sample:
+    """Ours, from a JSON topic with a schema to a column topic."""
+    return _run(context, _totals(), "totals", TOTALS, values="json")
+
+
+def _run(
+    context: Context, job: Pipeline, target: str, schema: Any, *, values: str = "columns"
+) -> Sample:
+    with millstream.open(Path(context.directory, "store"), durability="os") as store:
+        store.create_topic("events", schema=Event, values=values)
+        store.create_topic(target, schema=schema)
+        if values == "columns":
+            store.append_arrow("events", _table(context))
+        else:
+            lines = Path(context.prepared, "events.jsonl").read_bytes().splitlines()
+            for start in range(0, len(lines), 10_000):
+                store.append_many("events", lines[start : start + 10_000])
+    with millstream.open(Path(context.directory, "store")) as store:
+        with Stopwatch() as watch:
+            metrics = job.run(store, until="end", on_end="flush")
+        assert metrics.records_out == store.offsets(target)[0].end
+    sample = watch.sample(context.records)
+    return {**sample, "kept": float(metrics.records_out), "epochs": float(metrics.epochs)}
+
+
+P1 = Workload(
+    name="P1 columns",
+    title="filter and select with expressions from JSON with a schema, exactly once",
+    durability="sync, an epoch every 100 ms",
+    contestants={"polars": polars_convert, "columns": convert},
+    targets=(Target("columns", "rate", 0.5, "polars"),),
+    prepare=prepare,
+)
+P2 = Workload(
+    name="P2 columns",
+    title="totals by user and minute from JSON with a schema, exactly once",
+    durability="sync, an epoch every 100 ms",
+    contestants={"duckdb": duckdb_lines, "columns": totals_of_json},
+    targets=(Target("columns", "rate", 0.5, "duckdb"),),
+    prepare=prepare,
+)
+P3 = Workload(
+    name="P3 columns",
+    title="totals by user and minute from columns, exactly once",
+    durability="sync, an epoch every 100 ms",
+    contestants={"polars": polars_totals, "duckdb": duckdb_totals, "columns": totals},
+    targets=(
+        Target("columns", "rate", 0.5, "duckdb"),
+        Target("columns", "rate", 0.5, "polars"),
+    ),
+    prepare=prepare,
+)

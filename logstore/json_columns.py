@@ -1,0 +1,111 @@
+"""JSON objects of a batch as Arrow columns, by Arrow's own parser: no Python object per row.
+
+It takes what `from_json` in arrow_columns.py takes, and no more: wherever the two might differ, it
+gives nothing, and the strict way decides and says what is wrong. That Arrow's parser cannot be led
+over the border between two records is seen to here: every value begins with { and ends with },
+and a newline, which no text in JSON holds, goes between them. Outside of a text } may be followed
+by { only where an object has ended, so as many objects as values means one object each.
+
+This module needs the extra `arrow`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json as pj
+
+from .columns import padded
+from .errors import CorruptBatchError
+from .format import Buffer
+
+_JOINED_BYTES_MAX: Final = 1 << 30
+_BLOCK_BYTES: Final = 1 << 17
+_BEGIN, _END = ord("{"), ord("}")
+
+
+def parse_objects(section: Buffer, count: int, schema: Any) -> Any | None:
+    """The values of a batch, none of which is a tombstone, as a pyarrow.RecordBatch.
+
+    Args:
+        section: Section B, decompressed.
+        count: Number of values.
+        schema: The pyarrow.Schema they were checked against.
+
+    Returns:
+        None where the strict way has to say.
+
+    Raises:
+        CorruptBatchError: The buffers do not fit the section.
+    """
+    if not count or not all(map(_is_plain, schema)):
+        return None
+    lines, longest_bytes = _joined(section, count)
+    if lines is None:
+        return None
+    options = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
+    # Blocks are parsed side by side; a value must not be longer than one.
+    reading = pj.ReadOptions(block_size=max(_BLOCK_BYTES, 2 * longest_bytes))
+    try:
+        table = pj.read_json(pa.BufferReader(lines), reading, options).combine_chunks()
+        table.validate(full=True)
+    except pa.ArrowException:
+        return None
+    if table.num_rows != count or table.schema.names != schema.names:
+        return None
+    (batch,) = table.to_batches()
+    if not all(
+        _is_same(column, field) for column, field in zip(batch.columns, schema, strict=True)
+    ):
+        return None
+    return pa.RecordBatch.from_arrays(batch.columns, schema=schema)
+
+
+def _is_plain(field: Any) -> bool:
+    """Whether both ways read a type alike. A float32 is rounded twice by one of them."""
+    t, kind = pa.types, field.type
+    number = t.is_float64(kind) or (t.is_integer(kind) and not t.is_uint64(kind))
+    return number or t.is_boolean(kind) or t.is_string(kind)
+
+
+def _joined(section: Buffer, count: int) -> tuple[Any | None, int]:
+    """The values with a newline between them, as an Arrow buffer; and the size of the longest."""
+    view = memoryview(section)
+    start = padded(4 * (count + 1))
+    if start > len(view):
+        raise CorruptBatchError("column offsets run past their section")
+    offsets = np.frombuffer(view[: 4 * (count + 1)], "<i4")
+    total = int(offsets[-1])
+    if offsets[0] != 0 or total < 0 or (offsets[1:] < offsets[:-1]).any():
+        raise CorruptBatchError("column offsets do not rise from zero")
+    if start + padded(total) != len(view):
+        raise CorruptBatchError("a section does not end with its column")
+    sizes = offsets[1:] - offsets[:-1]
+    if total + count > _JOINED_BYTES_MAX or (sizes < 2).any():
+        return None, 0
+    data = np.frombuffer(view[start : start + total], np.uint8)
+    if (data[offsets[:-1]] != _BEGIN).any() or (data[offsets[1:] - 1] != _END).any():
+        return None, 0
+    values = pa.Array.from_buffers(
+        pa.binary(), count, [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+    )
+    whole = pa.ListArray.from_arrays(pa.array([0, count], pa.int32()), values)
+    return pc.binary_join(whole, b"\n")[0].as_buffer(), int(sizes.max())
+
+
+def _is_same(column: Any, field: Any) -> bool:
+    """Whether a column is surely what the strict way would give."""
+    if column.null_count and not field.nullable:
+        return False
+    if not pa.types.is_float64(field.type):
+        return True
+    numbers = (column.fill_null(1.0) if column.null_count else column).to_numpy()
+    with np.errstate(all="ignore"):
+        # The sum is finite only if all are; where it is not, it may have overflowed.
+        finite = np.isfinite(numbers.sum()) or np.isfinite(numbers).all()
+    zeros = numbers == 0
+    # -0 is an int, and so 0.0 as a float.
+    return bool(finite and not np.signbit(numbers[zeros]).any())

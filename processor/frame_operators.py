@@ -1,0 +1,116 @@
+"""Operators without state on columns: filter, select, key_by. What they mean is in operators.py.
+
+Each takes frames as far as it can, and hands rows to the operator it stands for: rows that came as
+rows, and a frame on which columns would not surely give the same. Nothing has changed by then, so
+the rows have the last word, errors and dead letters included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import pyarrow as pa
+
+from .columns import MicroBatch, Rows
+from .expressions import Expression
+from .fields import Field
+from .frame_errors import NotInColumnsError
+from .frame_expressions import compile_columns, condition_mask
+from .frame_fields import column_of
+from .frames import Array, ColumnFrame, FrameChunk
+from .nodes import FilterNode, KeyByNode, MapNode, Node
+from .operators import Operator
+from .selection import Selection
+from .stateful import MAIN
+
+_KEY_TYPES: Final = (pa.string(), pa.int64(), pa.bool_())
+"""Of floats 1.0 is the same key as 1: rows know that."""
+
+
+class FrameOperator:
+    """An operator that takes frames, as far as `_on_columns` can.
+
+    Args:
+        rows: The same operator on rows.
+    """
+
+    def __init__(self, rows: Operator) -> None:
+        self._rows = rows
+
+    def process(self, chunks: Sequence[Rows], batch: MicroBatch) -> Mapping[str, Rows]:
+        """The rows that follow, by port; see `Operator.process`."""
+        (chunk,) = chunks
+        if isinstance(chunk, FrameChunk):
+            try:
+                return {MAIN: self._on_columns(chunk)}
+            except NotInColumnsError:
+                pass  # the rows say what it is
+        return self._rows.process([chunk.as_chunk()], batch)
+
+    def _on_columns(self, chunk: FrameChunk) -> FrameChunk:
+        """The rows of `MAIN`.
+
+        Raises:
+            NotInColumnsError: Rows have to say.
+        """
+        raise NotImplementedError
+
+
+class FrameFilterOperator(FrameOperator):
+    """Keeps the rows that fulfil an expression."""
+
+    def __init__(self, predicate: Expression, rows: Operator) -> None:
+        super().__init__(rows)
+        self._condition = compile_columns(predicate.tree)
+
+    def _on_columns(self, chunk: FrameChunk) -> FrameChunk:
+        return chunk.pick(condition_mask(self._condition(chunk.frame)))
+
+
+class FrameSelectOperator(FrameOperator):
+    """Makes rows of expressions."""
+
+    def __init__(self, selection: Selection, rows: Operator) -> None:
+        super().__init__(rows)
+        self._keep = selection.keep
+        self._columns = {
+            name: compile_columns(field.tree) for name, field in selection.fields.items()
+        }
+
+    def _on_columns(self, chunk: FrameChunk) -> FrameChunk:
+        frame = chunk.frame
+        made: dict[str, Any] = {name: make(frame) for name, make in self._columns.items()}
+        kept = frame.names if self._keep else ()
+
+        def load(name: str) -> Array:
+            return made[name] if name in made else frame.column(name)
+
+        selected = ColumnFrame(frame.row_count, tuple(dict.fromkeys((*kept, *made))), dict, load)
+        return FrameChunk(chunk.rows, chunk.times, selected, chunk.keys)
+
+
+class FrameKeyByOperator(FrameOperator):
+    """Groups rows by a column without nulls."""
+
+    def __init__(self, key: Field, rows: Operator) -> None:
+        super().__init__(rows)
+        self._key = column_of(key)
+
+    def _on_columns(self, chunk: FrameChunk) -> FrameChunk:
+        keys = self._key(chunk.frame)
+        if keys.null_count or keys.type not in _KEY_TYPES:
+            raise NotInColumnsError(f"keys of {keys.type}")
+        return FrameChunk(chunk.rows, chunk.times, chunk.frame, keys)
+
+
+def on_columns(node: Node, rows: Operator) -> Operator:
+    """The operator of a node that runs on columns (lanes.py says which do)."""
+    if isinstance(node, FilterNode):
+        assert isinstance(node.predicate, Expression)
+        return FrameFilterOperator(node.predicate, rows)
+    if isinstance(node, MapNode):
+        assert isinstance(node.function, Selection)
+        return FrameSelectOperator(node.function, rows)
+    assert isinstance(node, KeyByNode)
+    return FrameKeyByOperator(node.key, rows)

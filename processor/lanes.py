@@ -1,0 +1,232 @@
+"""Which lane the operators of a plan run in: on columns, or on rows, and why on rows. Static.
+
+An operator can work on columns when all it is given are field names and expressions; a Python
+function needs rows. What is said here is about the plan alone. At run time the column lane gives
+single batches to the rows where columns might not mean the same (frame_errors.py).
+
+Nothing here imports pyarrow; what does is asked for by `FrameLane`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cache
+from importlib.util import find_spec
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+
+from millstream import Store
+
+from .agg import Aggregate
+from .expressions import Expression
+from .fields import Field
+from .frame_reasons import why_not
+from .nodes import (
+    FilterNode,
+    KeyByNode,
+    MapNode,
+    Node,
+    PortNode,
+    SinkNode,
+    SourceNode,
+    WindowNode,
+)
+from .numeric_aggregates import Count
+from .selection import Selection
+from .windows import FixedWindows
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+
+@cache
+def columns_installed() -> bool:
+    """Whether the extra `arrow` is there."""
+    return find_spec("pyarrow") is not None and find_spec("numpy") is not None
+
+
+def reason_for_rows(plan: Plan, node: Node) -> str | None:
+    """Why an operator needs rows, in words; None if it can work on columns."""
+    ask = _REASONS.get(type(node))
+    if ask is None:
+        return "an operator of rows"
+    return ask(plan, node)
+
+
+class ColumnTopics(NamedTuple):
+    """The topics of a plan whose rows can be columns."""
+
+    read: frozenset[str] = frozenset()
+    """Input topics with a schema."""
+    written: Mapping[str, Any] = MappingProxyType({})
+    """The pyarrow.Schema of each output topic that stores columns."""
+
+
+NO_COLUMNS: Final = ColumnTopics()
+
+
+def column_topics(store: Store, plan: Plan) -> ColumnTopics:
+    """What a store, which has all topics of the plan, says of them."""
+    if not columns_installed():
+        return NO_COLUMNS
+    read, written = map(store.topic, plan.input_topics()), map(store.topic, plan.output_topics())
+    return ColumnTopics(
+        frozenset(topic.name for topic in read if topic.config.schema is not None),
+        {topic.name: topic.schema for topic in written if topic.config.columnar},
+    )
+
+
+def runs_on_columns(plan: Plan, topics: Collection[str]) -> frozenset[int]:
+    """The operators to which columns come, and sources from which they do, by id.
+
+    Args:
+        plan: What runs.
+        topics: Those that have a schema.
+    """
+    lane: set[int] = set()
+    able = {node.id for node in plan.nodes if reason_for_rows(plan, node) is None}
+    for node in plan.nodes:
+        if node.id not in able or isinstance(node, SinkNode | PortNode):
+            continue
+        if isinstance(node, SourceNode):
+            if node.topic in topics and any(
+                each.id in able and _computes(each) for each in plan.children(node.id)
+            ):
+                lane.add(node.id)
+        elif all(_comes_from(plan, above) in lane for above in node.inputs):
+            lane.add(node.id)
+    return frozenset(lane)
+
+
+def lane_notes(store: Store, plan: Plan) -> dict[int, str]:
+    """In which lane each operator runs over a store, and why on rows, in words, by id.
+
+    Raises:
+        UnknownTopicError: A source topic is missing.
+    """
+    if not columns_installed():
+        return {node.id: "rows: the extra arrow is not installed" for node in plan.nodes}
+    there = {topic.name for topic in store.topics()}
+    sources = {topic for topic in plan.input_topics() if store.topic(topic).config.schema}
+    stored = {
+        topic
+        for topic in there.intersection(plan.output_topics())
+        if store.topic(topic).config.columnar
+    }
+    lane = runs_on_columns(plan, sources)
+    notes = {}
+    for node in plan.nodes:
+        reason = None
+        if isinstance(node, SourceNode):
+            reason = _why_source(plan, node, sources, lane)
+        elif isinstance(node, SinkNode):
+            reason = _why_sink(plan, node, stored, lane)
+        elif _comes_from(plan, node.id) not in lane:
+            above = [_comes_from(plan, each) for each in node.inputs]
+            reason = reason_for_rows(plan, node)
+            if reason is None and not lane.issuperset(above):
+                reason = "it gets rows"
+        notes[node.id] = "columns" if reason is None else f"rows: {reason}"
+    return notes
+
+
+def _why_source(
+    plan: Plan, node: SourceNode, sources: Collection[str], lane: Collection[int]
+) -> str | None:
+    if node.topic not in sources:
+        return "the topic has no schema"
+    if node.id in lane:
+        return None
+    return reason_for_rows(plan, node) or "what reads it works on rows"
+
+
+def _why_sink(
+    plan: Plan, node: SinkNode, stored: Collection[str], lane: Collection[int]
+) -> str | None:
+    if node.topic not in stored:
+        return "the topic stores no columns"
+    if _comes_from(plan, node.parent) not in lane:
+        return "it gets rows"
+    together = [each for each in plan.sinks() if each.topic == node.topic]
+    return "several streams are written to the topic" if len(together) > 1 else None
+
+
+def _comes_from(plan: Plan, node_id: int) -> int:
+    """The operator whose rows a node has: a port has those of the node it belongs to."""
+    node = plan.nodes[node_id]
+    return node.parent if isinstance(node, PortNode) else node_id
+
+
+def _computes(node: Node) -> bool:
+    return not isinstance(node, SinkNode | PortNode)
+
+
+def _of_source(_plan: Plan, node: SourceNode) -> str | None:
+    if node.source is not None:
+        return "it comes from outside the store"
+    if node.tombstones:
+        return "it is a table"
+    if _unreadable(node.time):
+        return "the event time is read by a Python function"
+    if node.type in {dict, Any}:
+        return None
+    if not isinstance(node.type, type) or not issubclass(node.type, msgspec.Struct):
+        return "its type is no Struct"
+    return None
+
+
+def _of_map(_plan: Plan, node: MapNode) -> str | None:
+    if not isinstance(node.function, Selection):
+        return "a Python function"
+    return _first(map(_of_field, node.function.fields.values()))
+
+
+def _of_filter(_plan: Plan, node: FilterNode) -> str | None:
+    return _of_field(node.predicate)
+
+
+def _of_key(_plan: Plan, node: KeyByNode) -> str | None:
+    return _of_field(node.key)
+
+
+def _of_window(plan: Plan, node: WindowNode) -> str | None:
+    if not isinstance(node.windows, FixedWindows):
+        return "windows of the calendar"
+    if node.emission.updating:
+        return "updates before the final result"
+    if plan.holding.spills:
+        return "its state may be on disk"
+    return _first(_of_aggregate(aggregate) for _, aggregate in node.aggregates)
+
+
+def _of_aggregate(aggregate: Aggregate[Any, Any, Any]) -> str | None:
+    if aggregate.field is None:
+        return None if type(aggregate) is Count else f"{aggregate.describe()} takes whole rows"
+    return _of_field(aggregate.field)
+
+
+def _of_field(field: Field) -> str | None:
+    if isinstance(field, Expression):
+        return why_not(field.tree)
+    return None if isinstance(field, str) else "a Python function"
+
+
+def _unreadable(field: Field) -> bool:
+    return field is not None and _of_field(field) is not None
+
+
+def _first(reasons: Iterable[str | None]) -> str | None:
+    return next(filter(None, reasons), None)
+
+
+_REASONS: dict[type[Node], Callable[[Plan, Any], str | None]] = {
+    SourceNode: _of_source,
+    MapNode: _of_map,
+    FilterNode: _of_filter,
+    KeyByNode: _of_key,
+    WindowNode: _of_window,
+    PortNode: lambda _plan, _node: None,
+    SinkNode: lambda _plan, _node: None,
+}

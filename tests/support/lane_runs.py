@@ -1,0 +1,234 @@
+"""Random pipelines over a topic with a schema, run on columns, on rows, and on both in turns."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+from unittest import mock
+
+import msgspec
+
+import millstream
+from millstream import MillstreamError, Store
+from millstream.processor import Pipeline, agg, col, hopping, lit, tumbling
+from millstream.processor.lanes import runs_on_columns
+
+EPOCH_MS = 1_700_000_000_000
+
+
+class Row(msgspec.Struct):
+    user: str
+    group: int
+    good: bool
+    amount: float
+    count: int
+    ts: int
+    note: str | None = None
+    weight: float | None = None
+    size: int | None = None
+
+
+TEXTS = ("", "a", "b", "ab", "\u00e4", "z" * 20, "\u65e5\u672c", '"quoted"\n', "\x00")
+FLOATS = (0.0, -0.0, 0.1, 0.2, -1.5, 1e300, -1e300, 5e-324, 1e16, 3.0)
+INTS = (0, 1, -1, 7, 2**53, 2**53 + 1, -(2**53) - 1, 2**62, -(2**62), 2**63 - 1, -(2**63))
+
+
+def rows(rng: random.Random, count: int) -> list[Row]:
+    """Rows in some disorder; most are ordinary, some are at the edge of something."""
+    odd = rng.random() < 0.4
+    users = [f"u{number}" for number in range(rng.choice((1, 3, 40)))] + (list(TEXTS) * odd)
+
+    def number() -> int:
+        return rng.choice(INTS) if odd and rng.random() < 0.05 else rng.randrange(-50, 50)
+
+    def fraction() -> float:
+        return rng.choice(FLOATS) if odd and rng.random() < 0.05 else rng.randrange(999) / 8 + 0.1
+
+    def perhaps(value: Any) -> Any:
+        return None if rng.random() < 0.3 else value
+
+    step = rng.choice((0, 1, 7, 400, 3_000))
+    return [
+        Row(
+            rng.choice(users),
+            number() if odd else rng.randrange(5),
+            rng.random() < 0.5,
+            fraction(),
+            number(),
+            EPOCH_MS + index * step - rng.randrange(3_000),
+            perhaps(rng.choice(TEXTS)),
+            perhaps(fraction()),
+            perhaps(number()),
+        )
+        for index in range(count)
+    ]
+
+
+CONDITIONS: tuple[Callable[[], Any], ...] = (
+    lambda: col("count") > 3,
+    lambda: col("amount") * 2 < col("amount") + 60,
+    lambda: (col("good") & (col("group") != 2)) | (col("user") == "u1"),
+    lambda: col("weight").is_null() | (col("weight") > 20.5),
+    lambda: col("size") >= col("count"),
+    lambda: col("note").is_in(["a", "\u00e4", ""]),
+    lambda: col("user").starts_with("u1"),
+    lambda: col("good"),
+)
+FIELDS: tuple[tuple[str, Callable[[], Any]], ...] = (
+    ("amount", lambda: col("amount") * 1.5),
+    ("count", lambda: col("count") + 1),
+    ("size", lambda: col("size") - col("count")),
+    ("good", lambda: col("count") < 10),
+    ("weight", lambda: col("weight").fill_null(0.5)),
+    ("more", lambda: lit(4)),
+)
+KEYS: tuple[Callable[[], Any], ...] = (
+    lambda: "user",
+    lambda: "user",
+    lambda: "group",
+    lambda: "good",
+    lambda: "note",  # may be None: dead letters
+    lambda: "weight",
+    lambda: col("group") + 1,
+    lambda: lambda row: 1,
+)
+WINDOWS = (
+    tumbling("1s"),
+    tumbling("10s", offset=-300),
+    hopping("10s", "3s"),
+    hopping("2s", "5s"),
+    tumbling("1h"),
+)
+AGGREGATES: tuple[Callable[[], Any], ...] = (
+    agg.count,
+    lambda: agg.count("note"),
+    lambda: agg.sum("count"),
+    lambda: agg.sum("amount"),
+    lambda: agg.sum("weight"),
+    lambda: agg.sum("size"),
+    lambda: agg.mean("amount"),
+    lambda: agg.mean("count"),
+    lambda: agg.mean("size"),
+    lambda: agg.min("amount"),
+    lambda: agg.max("weight"),
+    lambda: agg.min("size"),
+    lambda: agg.max("count"),
+    lambda: agg.max("note"),
+    lambda: agg.first("user"),
+    lambda: agg.last("note"),
+    lambda: agg.distinct("group"),
+    lambda: agg.collect("count", limit=5),
+    lambda: agg.stddev("amount"),
+    lambda: agg.sum(col("count") * 2),
+    lambda: agg.max("good"),
+    lambda: agg.min(lambda row: row["count"] if isinstance(row, dict) else row.count),
+)
+
+
+def pipeline(rng: random.Random) -> Pipeline:
+    """A random one over the topic `rows`."""
+    job = Pipeline("job")
+    time = rng.choice(("ts", None, col("ts") + 5))
+    source = job.source("rows", type=rng.choice((Row, dict)), time=time, disorder="2s")
+    source.dead_letters.to("dead")
+    stream: Any = source
+    for _ in range(rng.randrange(4)):
+        turn = rng.random()
+        if turn < 0.45:
+            stream = stream.filter(rng.choice(CONDITIONS)())
+        elif turn < 0.75:
+            chosen = rng.sample(FIELDS, rng.randrange(1, 4))
+            stream = stream.with_columns(**{name: make() for name, make in chosen})
+        elif turn < 0.8:
+            stream = stream.map(lambda row: row)
+        else:
+            stream.filter(rng.choice(CONDITIONS)()).to("side")
+    if rng.random() < 0.15:
+        stream.select("user", "count", more=col("amount") + col("count")).to("out")
+        return job
+    aggregates = {
+        f"a{number}": make()
+        for number, make in enumerate(rng.sample(AGGREGATES, rng.randrange(1, 5)))
+    }
+    keyed = stream.key_by(rng.choice(KEYS)())
+    windows = rng.choice(WINDOWS)
+    results = keyed.window(windows, grace=rng.choice(("0s", "2s"))).agg(**aggregates)
+    results.late.to("late")
+    if rng.random() < 0.3:
+        results = results.filter(col("a0").is_not_null())
+    if rng.random() < 0.2:
+        results = results.key_by("end").window(tumbling("1h")).agg(n=agg.count())
+    results.to("out")
+    return job
+
+
+class Stored(Row, kw_only=True):
+    """What topics with rows of any of these pipelines store as columns."""
+
+    more: int | None = None
+
+
+def create_stored(store: Store, rng: random.Random) -> None:
+    """Make topics that rows are written to store columns, or not."""
+    for topic in ("side", "late"):
+        if rng.random() < 0.7:
+            store.create_topic(topic, schema=Stored, partitions=rng.choice((1, 1, 3)))
+
+
+class Outcome(NamedTuple):
+    """What came of a run."""
+
+    records: dict[str, list[tuple[Any, ...]]]
+    """By topic; empty if it failed."""
+    error: str | None
+
+
+def outcome(
+    seed: int, data: Sequence[Row], columns: Callable[[int], bool], *, columnar: bool = True
+) -> Outcome:
+    """Run the pipeline of a seed over rows, in several runs that go on where the last stopped.
+
+    Args:
+        seed: Of the pipeline, and of where runs end and steps are cut.
+        data: The rows.
+        columns: Whether the run of a number may work on columns.
+        columnar: Whether the topic stores columns, or JSON with the same schema.
+    """
+    job, rng = pipeline(random.Random(seed)), random.Random(seed)
+    values = "columns" if columnar else "json"
+    with millstream.open() as store:
+        store.create_topic("rows", schema=Row, partitions=1, values=values)
+        create_stored(store, rng)
+        parts = sorted(rng.randrange(len(data) + 1) for _ in range(rng.randrange(4)))
+        for number, (start, stop) in enumerate(pairwise([0, *parts, len(data)])):
+            chosen = data[start:stop]
+            if chosen:
+                store.append_many(
+                    "rows",
+                    [msgspec.json.encode(row) for row in chosen],
+                    timestamps_ms=[row.ts for row in chosen],
+                )
+            last = stop == len(data)
+            allowed = runs_on_columns if columns(number) else (lambda _plan, _topics: frozenset())
+            try:
+                with mock.patch("millstream.processor.topology.runs_on_columns", allowed):
+                    job.run(
+                        store,
+                        until="end",
+                        on_end="flush" if last else "hold",
+                        batch_records=rng.choice((7, 100, None)),
+                        epoch_ms=0,
+                    )
+            except MillstreamError as error:
+                return Outcome({}, str(error))
+        topics = [topic.name for topic in store.topics() if topic.name != "rows"]
+        return Outcome({topic: _records(store, topic) for topic in topics}, None)
+
+
+def _records(store: Store, topic: str) -> list[tuple[Any, ...]]:
+    return [
+        (each.partition, each.timestamp_ms, each.key, each.value, each.headers)
+        for each in store.read(topic)
+    ]

@@ -1,0 +1,342 @@
+"""The column lane: what runs in it, what leaves it, and that both ends of it are columns."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import msgspec
+import pyarrow as pa
+import pytest
+
+import millstream
+from millstream import RecordError, Store
+from millstream.processor import Pipeline, agg, col, hopping, lanes, tumbling
+from millstream.processor.frame_aggregates import Objects
+from millstream.processor.frame_keys import KeyTable
+from millstream.processor.frame_windowing import FrameWindowOperator
+from millstream.processor.frames import FrameChunk, plain_fields
+from millstream.processor.operators import FilterOperator, KeyByOperator, MapOperator
+from millstream.processor.windowing import WindowOperator
+
+HOUR_MS = 3_600_000
+
+
+class Event(msgspec.Struct):
+    user: str
+    amount: float
+    ts: int
+    size: int | None = None
+
+
+TOTALS = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("window_start", pa.int64(), nullable=False),
+        pa.field("window_end", pa.int64(), nullable=False),
+        pa.field("n", pa.int64(), nullable=False),
+        pa.field("total", pa.float64()),
+    ]
+)
+
+
+@pytest.fixture
+def store() -> Store:
+    with millstream.open() as store:
+        store.create_topic("events", schema=Event)
+        store.append_arrow("events", events(2_000))
+        yield store
+
+
+def events(count: int) -> pa.Table:
+    return pa.table(
+        {
+            "user": [f"u{number % 17}" for number in range(count)],
+            "amount": [number / 8 for number in range(count)],
+            "ts": [number * 500 - number % 7 * 100 for number in range(count)],
+            "size": [None if number % 3 else number for number in range(count)],
+        }
+    )
+
+
+def totals(job: Pipeline, windows: Any = None) -> None:
+    (
+        job.source("events", type=Event, time="ts", disorder="1s")
+        .filter((col("amount") > 3) & ~col("user").starts_with("u13"))
+        .with_columns(double=col("amount") * 2)
+        .key_by("user")
+        .window(windows or tumbling("1m"), grace="1s")
+        .agg(n=agg.count(), total=agg.sum("double"))
+        .to("totals")
+    )
+
+
+def never(*_: object, **__: object) -> NoReturn:
+    raise AssertionError("rows were looked at")
+
+
+def forbid_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    for operator in (FilterOperator, MapOperator, KeyByOperator):
+        monkeypatch.setattr(operator, "process", never)
+    monkeypatch.setattr(WindowOperator, "_add", never)
+    monkeypatch.setattr(FrameChunk, "as_chunk", never)
+
+
+# --- what stays in columns -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("windows", [tumbling("1m"), hopping("2m", "30s")], ids=str)
+def test_from_a_topic_to_a_topic_no_row_becomes_an_object(
+    store: Store, monkeypatch: pytest.MonkeyPatch, windows: Any
+) -> None:
+    forbid_rows(monkeypatch)
+    store.create_topic("totals", schema=TOTALS)
+    job = Pipeline("job")
+    totals(job, windows)
+
+    metrics = job.run(store, until="end")
+
+    assert 17 < metrics.records_out == store.offsets("totals")[0].end
+
+
+def test_columns_that_are_written_are_those_of_the_rows(store: Store) -> None:
+    store.create_topic("totals", schema=TOTALS, partitions=3)
+    job = Pipeline("job")
+    totals(job)
+    job.run(store, until="end", on_end="flush")
+    columns = [(each.partition, each.key, each.value) for each in store.read("totals")]
+
+    with millstream.open() as other:
+        other.create_topic("events")
+        other.create_topic("totals", schema=TOTALS, partitions=3)
+        other.append_many("events", [each.value for each in store.read("events")])
+        again = Pipeline("job")
+        totals(again)
+        again.run(other, until="end", on_end="flush")
+        rows = [(each.partition, each.key, each.value) for each in other.read("totals")]
+
+    assert len(columns) > 17
+    # Within a partition the order is the same; between them an epoch decides.
+    assert sorted(columns, key=lambda each: each[0]) == sorted(rows, key=lambda each: each[0])
+
+
+def test_verify_runs_on_rows_and_holds_them_against_the_columns(store: Store) -> None:
+    # Other fields than the results have, and in another order.
+    store.create_topic("totals", schema=pa.schema([*list(TOTALS)[::-1], ("more", pa.int64())]))
+    job = Pipeline("job")
+    totals(job)
+    job.run(store, until="end")
+
+    found = job.verify(store)
+
+    assert [] == list(found.differences)
+    assert store.offsets("totals")[0].end == found.records_compared > 17
+
+
+def test_only_what_is_asked_for_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    original = millstream.RecordBatch.arrow
+
+    def arrow(batch: Any, columns: Any = None) -> Any:
+        read.extend(columns)
+        return original(batch, columns)
+
+    monkeypatch.setattr(millstream.RecordBatch, "arrow", arrow)
+    job = Pipeline("job")
+    source = job.source("events", type=Event, time="ts")
+    source.key_by("user").window(tumbling("1m")).agg(n=agg.count()).to("counts")
+    job.run(store, until="end")
+
+    assert {"user", "ts"} == set(read)
+
+
+def test_a_pipeline_says_where_it_leaves_the_lane_and_why(store: Store) -> None:
+    store.create_topic("large", schema=Event)
+    store.create_topic("plain")
+    job = Pipeline("job")
+    source = job.source("events", type=Event, time="ts")
+    source.filter(col("amount") > 3).to("large")
+    named = source.filter(col("amount") > 1).map(lambda row: row, name="same")
+    named.key_by("user").count().to("counts")
+    plain = job.source("plain", type=Event, time="ts")
+    plain.filter(col("size") > 3).to("small")
+
+    assert """\
+pipeline job
+  source events: Event, time 'ts', disorder 0s  [columns]
+    filter amount > 3  [columns]
+      to large  [columns]
+    filter amount > 1  [columns]
+      same  [rows: a Python function]
+        key_by 'user'  [rows: it gets rows]
+          count()  [state events.count]  [rows: an operator of rows]
+            to counts  [rows: the topic stores no columns]
+  source plain: Event, time 'ts', disorder 0s  [rows: the topic has no schema]
+    filter size > 3  [rows: it gets rows]
+      to small  [rows: the topic stores no columns]""" == job.explain(store)
+    assert "columns" not in job.explain()
+
+
+def test_without_the_extra_everything_runs_on_rows(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "columns_installed", lambda: False)
+    job = Pipeline("job")
+    totals(job)
+
+    assert lanes.NO_COLUMNS == lanes.column_topics(store, job.plan)
+    assert "[rows: the extra arrow is not installed]" in job.explain(store)
+
+
+# --- what leaves it ------------------------------------------------------------------------------
+
+
+def test_an_error_names_the_record_it_comes_from(store: Store) -> None:
+    job = Pipeline("job")
+    source = job.source("events", type=Event, time="ts")
+    source.filter(1 / (col("amount") - 25) > 0).to("out")
+
+    with pytest.raises(RecordError, match="ZeroDivisionError") as caught:
+        job.run(store, until="end")
+
+    assert ("events", 0, 200) == (caught.value.topic, caught.value.partition, caught.value.offset)
+
+
+def test_rows_without_a_key_are_dead_letters(store: Store) -> None:
+    job = Pipeline("job")
+    source = job.source("events", type=Event, time="ts")
+    source.dead_letters.to("dead")
+    source.key_by("size").window(tumbling("1h")).agg(n=agg.count()).to("out")
+    job.run(store, until="end", on_end="flush")
+
+    missing = sum(event["size"] is None for event in events(2_000).to_pylist())
+    assert missing == store.offsets("dead")[0].end
+    assert 2_000 - missing == sum(
+        msgspec.json.decode(each.value)["n"] for each in store.read("out")
+    )
+
+
+def test_an_aggregate_that_raises_names_itself_and_the_record(store: Store) -> None:
+    job = Pipeline("job")
+    keyed = job.source("events", type=Event, time="ts").key_by("user")
+
+    def add(total: int, size: int | None) -> int:
+        return total + size  # type: ignore[operator]  # some are None
+
+    keyed.window(tumbling("1h")).agg(n=agg.fold(lambda: 0, add, "size")).to("o")
+
+    with pytest.raises(RecordError, match="agg n") as caught:
+        job.run(store, until="end")
+
+    assert 1 == caught.value.offset
+
+
+def test_sums_beyond_64_bits_are_exact(store: Store) -> None:
+    class Large(msgspec.Struct):
+        n: int
+        ts: int
+
+    store.create_topic("large", schema=Large)
+    store.append_columns("large", {"n": [2**62, 2**62, 5, -7], "ts": [0, 1, 2, HOUR_MS]})
+    job = Pipeline("job")
+    keyed = job.source("large", type=Large, time="ts").key_by(col("ts") // HOUR_MS)
+    keyed.window(tumbling("1h")).agg(total=agg.sum("n"), mean=agg.mean("n")).to("out")
+    job.run(store, until="end", on_end="flush", epoch_ms=10_000)
+
+    found = [msgspec.json.decode(each.value) for each in store.read("out")]
+    assert [2**63 + 5, -7] == [each["total"] for each in found]
+    assert [(2**63 + 5) / 3, -7.0] == [each["mean"] for each in found]
+
+
+def test_keys_that_have_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream.processor.frame_windowing._TABLE_KEYS_MIN", 50)
+    with millstream.open() as store:
+        store.create_topic("events", schema=Event)
+        for number in range(30):
+            table = {
+                "user": [f"{number}-{user}" for user in range(20)] * 2,
+                "amount": [0.5] * 40,
+                "ts": [number * 60_000 + place for place in range(40)],
+                "size": [1] * 40,
+            }
+            store.append_columns("events", table)
+        sizes: list[int] = []
+        original = KeyTable.numbers_of
+
+        def numbers_of(table: KeyTable, keys: Any) -> Any:
+            sizes.append(len(table))
+            return original(table, keys)
+
+        monkeypatch.setattr(KeyTable, "numbers_of", numbers_of)
+        job = Pipeline("job")
+        keyed = job.source("events", type=Event, time="ts").key_by("user")
+        keyed.window(tumbling("1m")).agg(n=agg.sum("size")).to("out")
+        job.run(store, until="end", on_end="flush", batch_records=40)
+
+        values = [msgspec.json.decode(each.value) for each in store.read("out")]
+    assert max(sizes) <= 120, "20 keys are alive at a time"
+    assert 600 == len(values)
+    assert {2} == {each["n"] for each in values}
+
+
+def test_many_open_windows_do_not_take_memory_for_every_key(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream.processor.frame_windowing._CELLS_MAX", 100)
+    kept: list[int] = []
+    original = FrameWindowOperator._add_columns
+
+    def add(operator: FrameWindowOperator, *args: Any) -> None:
+        original(operator, *args)
+        kept.append(len(operator._arrays))
+
+    monkeypatch.setattr(FrameWindowOperator, "_add_columns", add)
+    job = Pipeline("job")
+    totals(job, hopping("10m", "1m"))
+    job.run(store, until="end", on_end="flush")
+
+    assert 0 < max(kept) <= 100 // 16
+    # One key has been filtered out.
+    assert 16 <= store.offsets("totals")[0].end
+
+
+# --- pieces --------------------------------------------------------------------------------------
+
+
+def test_fields_are_plain_only_if_every_value_is_of_the_declared_type() -> None:
+    class Plain(msgspec.Struct):
+        a: int
+        b: str | None = None
+        c: str | None = "x"
+
+    class Odd(msgspec.Struct):
+        a: float = 1  # an int where a float is declared
+
+    class Nested(msgspec.Struct):
+        a: list[int]
+
+    assert {
+        "a": (pa.int64(), False, False),
+        "b": (pa.string(), True, True),
+        "c": (pa.string(), True, False),
+    } == plain_fields(Plain)
+    assert plain_fields(Odd) is None
+    assert plain_fields(Nested) is None
+    assert plain_fields(dict) is None
+
+
+def test_keys_are_ordered_by_their_bytes() -> None:
+    table = KeyTable()
+    numbers = table.numbers_of(pa.array([10, 9, -1, 100]))
+
+    assert [2, 0, 3, 1] == table.ordered(numbers).tolist()
+    table.clear()
+    numbers = table.numbers_of(pa.array(["b", "\u00e9", "a", "\u65e5"]))
+    assert [2, 0, 1, 3] == table.ordered(numbers).tolist()
+
+
+def test_any_aggregate_takes_part() -> None:
+    held = Objects(agg.distinct("user"))
+
+    held.grow(2)
+
+    assert [0, 0] == held.results(pa.array([0, 1]).to_numpy()).to_pylist()
