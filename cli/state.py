@@ -116,22 +116,35 @@ def dump(pipeline: str, operator: str) -> None:
     metavar="OLD=NEW",
     help="Carry the state of OLD over to the operator NEW.",
 )
+@click.option(
+    "--same",
+    multiple=True,
+    metavar="NAME",
+    help="NAME means what it meant, though its sources or functions read differently.",
+)
 @click.option("--drop", multiple=True, metavar="NAME", help="Let the state of NAME go for good.")
 @click.option("--yes", is_flag=True, help="Do it; without, only the plan is shown.")
-def migrate(target: str, renames: tuple[str, ...], drop: tuple[str, ...], yes: bool) -> int:
+def migrate(
+    target: str,
+    renames: tuple[str, ...],
+    same: tuple[str, ...],
+    drop: tuple[str, ...],
+    yes: bool,
+) -> int:
     """Carry state over to the changed code of a pipeline; shows the plan unless --yes is given.
 
     State whose operator is the same stays; new operators begin empty. What is refused must be
-    renamed, if it only has another name, or dropped (exit code 2 as long as it is not). All or
+    renamed, if it only has another name, called the same, if only sources or functions read
+    differently and mean what they meant, or dropped (exit code 2 as long as it is not). All or
     nothing, and no process may run the pipeline meanwhile (exit code 3 otherwise).
     """
     current = settings()
     pipeline = load_pipeline(target)
     rename = _renames(renames)
     with current.open(read_only=not yes) as store:
-        found = pipeline.migrate(store, rename=rename, drop=drop, dry_run=True)
+        found = pipeline.migrate(store, rename=rename, same=same, drop=drop, dry_run=True)
         if yes and not found.refused:
-            found = pipeline.migrate(store, rename=rename, drop=drop)
+            found = pipeline.migrate(store, rename=rename, same=same, drop=drop)
     rows: list[Row] = [each._asdict() for each in found.steps]
     print_rows("steps", rows, _STEP_COLUMNS, current.mode)
     for name in found.unknown:
@@ -140,8 +153,13 @@ def migrate(target: str, renames: tuple[str, ...], drop: tuple[str, ...], yes: b
         current.say(f"{topic} has not been read yet: it will be, from its log start")
     for topic in found.left_inputs:
         current.say(f"{topic} will no longer be read")
+    for topic in found.recreated:
+        current.say(f"{topic} was created again: it will be read from its log start")
     if found.refused:
-        click.echo("millstream: nothing was changed: rename or drop what is refused", err=True)
+        click.echo(
+            "millstream: nothing was changed: rename, call the same or drop what is refused",
+            err=True,
+        )
         return EXIT_REFUSED
     if found.done:
         current.say(f"{pipeline.name} was migrated" if found.changes else "there was nothing to do")

@@ -43,6 +43,7 @@ class ChangedPlanError(UsageError):
 
     Attributes:
         rename: What `Pipeline.migrate` takes as `rename` to carry over what it can.
+        same: What it takes as `same`, if these mean what they meant.
         drop: What it takes as `drop` to let go of the rest.
     """
 
@@ -52,17 +53,27 @@ class ChangedPlanError(UsageError):
         rename: Mapping[str, str],
         drop: Collection[str],
         target: str = _TARGET,
+        same: Collection[str] = (),
     ) -> None:
         self.rename = dict(rename)
+        self.same = list(same)
         self.drop = list(drop)
         self._changes = changes
         command = " ".join(
             ["millstream state migrate", shlex.quote(target)]
             + [f"--rename {old}={new}" for old, new in rename.items()]
+            + [f"--same {name}" for name in same]
             + [f"--drop {name}" for name in drop]
         )
         arguments = ["store"]
-        arguments += [f"rename={self.rename}"] * bool(rename) + [f"drop={self.drop}"] * bool(drop)
+        arguments += [f"rename={self.rename}"] * bool(rename) + [f"same={self.same}"] * bool(same)
+        arguments += [f"drop={self.drop}"] * bool(drop)
+        if same:
+            changes += (
+                f"\nIn {', '.join(same)} only sources, functions or fields read differently."
+                " Whether they mean what they meant you alone can know: if not, drop the state"
+                " instead."
+            )
         super().__init__(
             f"{changes}\nRun it with the former code, or give the new one another name to start"
             " from the beginning, or migrate the state. This shows what would be carried over and"
@@ -72,7 +83,7 @@ class ChangedPlanError(UsageError):
 
     def told_for(self, target: str) -> ChangedPlanError:
         """The same, with the command for a pipeline that is called so on the command line."""
-        return ChangedPlanError(self._changes, self.rename, self.drop, target)
+        return ChangedPlanError(self._changes, self.rename, self.drop, target, self.same)
 
 
 def plan_changes(plan: Plan, checkpoint: Checkpoint) -> str:
@@ -85,7 +96,20 @@ def plan_changes(plan: Plan, checkpoint: Checkpoint) -> str:
             lines.append(f"  {operator}: {state.live_count} open keys")
             lines.append(f"    - {state.identity}")
             lines.append(f"    + {now or '(no such operator)'}")
+            lines += [f"    in {each}" for each in _differing(state.identity, now or "")]
     return "\n".join(lines)
+
+
+def _differing(was: str, now: str) -> list[str]:
+    """The clauses that differ, where the texts have the same ones."""
+    old, new = was.split("; "), now.split("; ")
+    if len(old) != len(new):
+        return []
+    return [
+        f"{left.partition(' ')[0]}: {left.partition(' ')[2]} -> {right.partition(' ')[2]}"
+        for left, right in zip(old, new, strict=True)
+        if left != right and left.partition(" ")[0] == right.partition(" ")[0]
+    ]
 
 
 def refuse_changed_plan(plan: Plan, checkpoint: Checkpoint) -> None:
@@ -98,30 +122,35 @@ def refuse_changed_plan(plan: Plan, checkpoint: Checkpoint) -> None:
     """
     changes = plan_changes(plan, checkpoint)
     if changes:
-        rename, drop = _remedy(plan, checkpoint)
+        rename, same, drop = _remedy(plan, checkpoint)
         raise ChangedPlanError(
-            f"pipeline {plan.name!r} has state of another plan:\n{changes}", rename, drop
+            f"pipeline {plan.name!r} has state of another plan:\n{changes}", rename, drop, same=same
         )
 
 
-def _remedy(plan: Plan, checkpoint: Checkpoint) -> tuple[dict[str, str], list[str]]:
-    """What to rename and what to drop, so that as much as possible is carried over."""
-    patterns = plan.same_state()
-    free = [name for name in patterns if not _fits(plan, checkpoint, name)]
+def _remedy(plan: Plan, checkpoint: Checkpoint) -> tuple[dict[str, str], list[str], list[str]]:
+    """What to rename, what to call the same and what to drop, so that most is carried over."""
+    free = [name for name in plan.identities() if not _fits(plan, checkpoint, name)]
+    left = {
+        operator: state.identity
+        for operator, state in checkpoint.operators.items()
+        if state.live_count and not _fits(plan, checkpoint, operator)
+    }
     rename: dict[str, str] = {}
-    drop: list[str] = []
-    for operator, state in checkpoint.operators.items():
-        if not state.live_count or _fits(plan, checkpoint, operator):
-            continue
-        means = [name for name in free if patterns[name].fullmatch(state.identity)]
-        if operator in means:
-            free.remove(operator)
-        elif means:
-            rename[operator] = means[0]
-            free.remove(means[0])
-        else:
-            drop.append(operator)
-    return rename, drop
+    same: list[str] = []
+    for patterns, sure in ((plan.same_state(), True), (plan.alike_state(), False)):
+        for operator, identity in list(left.items()):
+            means = [name for name in free if patterns[name].fullmatch(identity)]
+            if not means:
+                continue
+            name = operator if operator in means else means[0]
+            free.remove(name)
+            del left[operator]
+            if name != operator:
+                rename[operator] = name
+            if not sure:
+                same.append(name)
+    return rename, same, list(left)
 
 
 def _fits(plan: Plan, checkpoint: Checkpoint, operator: str) -> bool:
@@ -131,7 +160,11 @@ def _fits(plan: Plan, checkpoint: Checkpoint, operator: str) -> bool:
 
 
 def migration_steps(
-    plan: Plan, checkpoint: Checkpoint, rename: Mapping[str, str], drop: Collection[str]
+    plan: Plan,
+    checkpoint: Checkpoint,
+    rename: Mapping[str, str],
+    drop: Collection[str],
+    same: Collection[str] = (),
 ) -> list[MigrationStep]:
     """What becomes of all state, old and new; see `Pipeline.migrate`.
 
@@ -142,7 +175,8 @@ def migration_steps(
         UsageError: A new name that the plan does not have, or that is given twice.
     """
     patterns, identities = plan.same_state(), plan.identities()
-    _check_names(plan, rename)
+    alike = plan.alike_state()
+    _check_names(plan, rename, same)
     steps: list[MigrationStep] = []
     taken = set[str]()
     for operator, state in checkpoint.operators.items():
@@ -162,6 +196,8 @@ def migration_steps(
         elif pattern is not None and pattern.fullmatch(state.identity):
             renamed = "another name" if name != operator else "results of other names"
             steps.append(step._replace(action="carry", reason=renamed))
+        elif name in same and alike[name].fullmatch(state.identity):
+            steps.append(step._replace(action="carry", reason="it means the same, as you say"))
         else:
             reason = _why_not(plan, checkpoint, operator, name)
             steps.append(step._replace(operator=operator, action="refuse", reason=reason))
@@ -181,9 +217,10 @@ def _is_done(plan: Plan, checkpoint: Checkpoint, old: str, new: str) -> bool:
     return _fits(plan, checkpoint, old) or checkpoint.operators[new].live_count > 0
 
 
-def _check_names(plan: Plan, rename: Mapping[str, str]) -> None:
+def _check_names(plan: Plan, rename: Mapping[str, str], same: Collection[str]) -> None:
     names = list(plan.identities())
-    for old, new in rename.items():
+    operators = [name for name in same if name not in plan.input_names()]
+    for old, new in [*rename.items(), *((name, name) for name in operators)]:
         if new not in names:
             raise UsageError(
                 f"pipeline {plan.name!r} has no operator {new!r} to carry {old!r} over to; with"
@@ -195,9 +232,16 @@ def _check_names(plan: Plan, rename: Mapping[str, str]) -> None:
 
 def _why_not(plan: Plan, checkpoint: Checkpoint, operator: str, name: str) -> str:
     identities = plan.identities()
-    better, _ = _remedy(plan, checkpoint)
-    if operator in better and better[operator] != name:
-        return f"{better[operator]!r} means the same: rename it, or drop it"
+    better, same, _ = _remedy(plan, checkpoint)
+    better_name = better.get(operator, operator)
+    if better_name in same and better_name in identities:
+        return (
+            f"sources or functions of {better_name!r} read differently (was:"
+            f" {checkpoint.operators[operator].identity}; is: {identities[better_name]}): if it"
+            " means what it meant, say that it is the same, or drop it"
+        )
+    if better_name not in {operator, name}:
+        return f"{better_name!r} means the same: rename it, or drop it"
     if name not in identities:
         return f"the plan has no operator {name!r}: rename it, or drop it"
     was = checkpoint.operators[operator].identity

@@ -119,7 +119,8 @@ class Epochs:
             if not self._is_known(self._store.topic(topic)):
                 raise UsageError(
                     f"the topic was deleted and created again since pipeline {self._plan.name!r}"
-                    f" read it. {_START_ANEW}",
+                    f" read it. {_START_ANEW}; or, to read it from its start into the state there"
+                    f" is, migrate(store, same=[{topic!r}])",
                     topic=topic,
                 )
             for partition, offsets in self._store.offsets(topic).items():

@@ -6,13 +6,15 @@ column, from the values that are really there: a `map` may have turned one into 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from operator import attrgetter, itemgetter
 from types import CodeType, FunctionType
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -21,6 +23,12 @@ from millstream import UsageError
 Field: TypeAlias = str | Callable[[Any], object] | None
 """A field name, a function of the value, or None for the value itself. Public signatures that take
 one tie the function's argument to the stream's type; here it can be any."""
+
+
+MARK: Final = "\1"
+"""Stands on both sides of a field in what `describe` says within `fields_marked`."""
+
+_marking: Final[ContextVar[bool]] = ContextVar("marking", default=False)
 
 
 def field_getter(
@@ -170,10 +178,25 @@ def describe(field: str | Callable[..., object] | None) -> str:
     either. Two lambdas that differ in numbers or operators alone look the same, and so do two
     functions of one name.
     """
-    if field is None or isinstance(field, str):
-        return repr(field) if field else "value"
     if isinstance(field, FieldPair):
         return f"{describe(field.second)}, by={describe(field.first)}"
+    text = _described(field)
+    return f"{MARK}{text}{MARK}" if _marking.get() else text
+
+
+@contextlib.contextmanager
+def fields_marked() -> Iterator[None]:
+    """Within, `describe` puts fields between marks: they may read differently and mean the same."""
+    token = _marking.set(True)
+    try:
+        yield
+    finally:
+        _marking.reset(token)
+
+
+def _described(field: str | Callable[..., object] | None) -> str:
+    if field is None or isinstance(field, str):
+        return repr(field) if field else "value"
     if isinstance(field, ComputedField):
         return field.describe()
     name = getattr(field, "__qualname__", None) or type(field).__qualname__

@@ -8,15 +8,16 @@ after it leaves at most topics that nobody reads; the next migration removes the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import msgspec
 
 from millstream import DataError, Store, Transaction, UsageError
 
+from .carried_time import carry_time
 from .changed_plan import MigrationStep, migration_steps
-from .checkpoint import Checkpoint, OperatorState, encode_checkpoint
+from .checkpoint import Checkpoint, OperatorState, SourceState, encode_checkpoint
 from .ingest import is_source_of_another
 from .plan import Plan
 from .state_log import checkpoint_name, read_checkpoint, state_batches, state_topic
@@ -36,6 +37,8 @@ class Migration:
     """Names to rename or drop under which nothing is kept: done before, or misspelt."""
     done: bool
     """Whether it has been done; otherwise this is what would be."""
+    recreated: tuple[str, ...] = ()
+    """Source topics that were deleted and created again: they begin at their log start."""
 
     @property
     def carried(self) -> tuple[MigrationStep, ...]:
@@ -50,7 +53,7 @@ class Migration:
     @property
     def changes(self) -> bool:
         """Whether there is anything to do."""
-        return any(step.action in {"carry", "drop"} for step in self.steps)
+        return bool(self.recreated) or any(step.action in {"carry", "drop"} for step in self.steps)
 
 
 def migrate(
@@ -59,25 +62,35 @@ def migrate(
     rename: Mapping[str, str],
     drop: Collection[str],
     *,
+    same: Collection[str] = (),
     dry_run: bool = False,
 ) -> Migration:
     """Carry state over to a plan; see `Pipeline.migrate`."""
     plan.check()
     if dry_run:
-        return _migration(plan, _checkpoint(plan, store), rename, drop)
+        checkpoint = _checkpoint(plan, store)
+        recreated = _recreated(plan, checkpoint, store, same)
+        return replace(_migration(plan, checkpoint, rename, drop, same), recreated=recreated)
     with store.own(checkpoint_name(plan.name)) as ownership:
         checkpoint = _checkpoint(plan, store)
-        migration = _migration(plan, checkpoint, rename, drop)
+        recreated = _recreated(plan, checkpoint, store, same)
+        migration = replace(_migration(plan, checkpoint, rename, drop, same), recreated=recreated)
         if migration.refused:
             names = ", ".join(f"{each.operator!r} ({each.reason})" for each in migration.refused)
             raise UsageError(f"pipeline {plan.name!r} was not migrated: state of {names}")
         if migration.changes:
+            checkpoint = _with_recreated(checkpoint, recreated, store)
             topics = _topics(plan, checkpoint, migration, store)
             with store.transaction(owner=ownership) as transaction:
                 operators = _operators(plan, checkpoint, migration, transaction, store)
-                epoch = checkpoint.epoch + 1
+                time = carry_time(plan, checkpoint, _identities(checkpoint, migration.carried))
                 checkpoint = msgspec.structs.replace(
-                    checkpoint, epoch=epoch, operators=operators, topics=topics
+                    checkpoint,
+                    epoch=checkpoint.epoch + 1,
+                    operators=operators,
+                    topics=topics,
+                    sources=time.sources,
+                    shared=time.shared,
                 )
                 encoded = encode_checkpoint(checkpoint)
                 transaction.put_checkpoint(checkpoint_name(plan.name), encoded)
@@ -93,7 +106,11 @@ def _checkpoint(plan: Plan, store: Store) -> Checkpoint:
 
 
 def _migration(
-    plan: Plan, checkpoint: Checkpoint, rename: Mapping[str, str], drop: Collection[str]
+    plan: Plan,
+    checkpoint: Checkpoint,
+    rename: Mapping[str, str],
+    drop: Collection[str],
+    same: Collection[str],
 ) -> Migration:
     read = dict.fromkeys(
         topic
@@ -101,13 +118,53 @@ def _migration(
         if not is_source_of_another(topic, plan.name)  # a fork that has not run yet has them
     )
     inputs = plan.input_topics()
+    steps = migration_steps(plan, checkpoint, rename, drop, same)
+    carried = [step for step in steps if step.action in {"keep", "carry"}]
+    refused = carry_time(plan, checkpoint, _identities(checkpoint, carried)).refused
     return Migration(
-        tuple(migration_steps(plan, checkpoint, rename, drop)),
+        tuple(
+            step._replace(
+                operator=step.former or "", action="refuse", reason=refused[step.operator]
+            )
+            if step in carried and step.operator in refused
+            else step
+            for step in steps
+        ),
         tuple(topic for topic in inputs if topic not in read),
         tuple(topic for topic in read if topic not in inputs),
         tuple(name for name in (*rename, *drop) if name not in checkpoint.operators),
         done=False,
     )
+
+
+def _recreated(
+    plan: Plan, checkpoint: Checkpoint, store: Store, same: Collection[str]
+) -> tuple[str, ...]:
+    """The source topics in `same` that are other ones than were read, of the same names."""
+    known = checkpoint.topics
+    return tuple(
+        topic
+        for name, topic in plan.input_names().items()
+        if name in same and topic in known and store.topic(topic).id != known[topic]
+    )
+
+
+def _with_recreated(checkpoint: Checkpoint, recreated: Collection[str], store: Store) -> Checkpoint:
+    """The checkpoint as one of topics of which nothing has been read yet. W stays."""
+    return msgspec.structs.replace(
+        checkpoint,
+        positions=[each for each in checkpoint.positions if each[0] not in recreated],
+        sources={
+            topic: SourceState([], state.level) if topic in recreated else state
+            for topic, state in checkpoint.sources.items()
+        },
+        topics=checkpoint.topics | {topic: store.topic(topic).id for topic in recreated},
+    )
+
+
+def _identities(checkpoint: Checkpoint, carried: Iterable[MigrationStep]) -> dict[str, str]:
+    """The former identities of operators whose state goes on, by their new names."""
+    return {step.operator: checkpoint.operators[step.former or ""].identity for step in carried}
 
 
 def _topics(

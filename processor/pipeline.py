@@ -326,6 +326,7 @@ class Pipeline:
         store: Store,
         *,
         rename: Mapping[str, str] | None = None,
+        same: Collection[str] = (),
         drop: Collection[str] = (),
         dry_run: bool = False,
     ) -> Migration:
@@ -341,6 +342,12 @@ class Pipeline:
         Args:
             store: Where the pipeline has run; for a dry run it may be open read-only.
             rename: New names of operators with state, by their former ones.
+            same: Names of operators that mean what they meant, though their sources are others,
+                their functions are called otherwise, or a field is read in another way. You alone
+                can know: if it is wrong, state of one thing goes on as that of another. Windows,
+                kinds of aggregates and the type of the state must be the same. A source that takes
+                the place of another is read from its log start, and W does not fall. Also names
+                of source topics that were deleted and created again, with more partitions, say.
             drop: Names of operators whose state is let go for good.
             dry_run: Only tell what would be done; the pipeline may be running.
 
@@ -367,7 +374,7 @@ class Pipeline:
         ...     build("occurrences").query(store, "occurrences", "hello")
         [StateItem(path=('hello',), value=[1])]
         """
-        return migrate(self.plan, store, rename or {}, drop, dry_run=dry_run)
+        return migrate(self.plan, store, rename or {}, drop, same=same, dry_run=dry_run)
 
     def query(self, store: Store, operator: str, key: object = None) -> list[StateItem]:
         """What an operator keeps, as of the last commit; also while the pipeline runs.

@@ -15,6 +15,7 @@ from typing import Final
 
 from millstream import UsageError
 
+from .fields import MARK, fields_marked
 from .holding import HELD_IN_MEMORY, StateHolding
 from .nodes import AggregatingNode, DeadLettersNode, Node, SinkNode, SourceNode, StatefulNode
 from .table_nodes import RegroupNode, RunningNode
@@ -23,6 +24,9 @@ _STATE_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _NOT_STATE_NAME: Final = re.compile(r"[^A-Za-z0-9._-]")
 _ANY_NAME: Final = "\0"
 """Stands for the name of a result."""
+_QUOTES: Final = "'\""
+_ANY_FIELD: Final = r"(?:(?!, \w+=\w+\(|; ).)+?"
+"""A pattern for what `describe` says of a field; it does not reach into another aggregate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +120,27 @@ class Plan:
 
     def same_state(self) -> dict[str, re.Pattern[str]]:
         """By operator, the identities whose state means the same: results may have other names."""
-        patterns = {}
+        return {name: re.compile(_literal(text)) for name, text in self._unnamed().items()}
+
+    def alike_state(self) -> dict[str, re.Pattern[str]]:
+        """By operator, the identities whose state means the same if the user says so.
+
+        Sources may be others, functions may be called otherwise, and a field may have been read by
+        a function, or is now. Two different names of fields are two different things.
+        """
+        with fields_marked():
+            return {name: _alike(text) for name, text in self._unnamed().items()}
+
+    def _unnamed(self) -> dict[str, str]:
+        """The identities with results of any name."""
+        texts = {}
         for node in self.stateful():
             if isinstance(node, AggregatingNode | RunningNode | RegroupNode):
                 unnamed = tuple((_ANY_NAME, one) for _, one in node.aggregates)
-                text = self._identity(replace(node, aggregates=unnamed))
+                texts[node.name] = self._identity(replace(node, aggregates=unnamed))
             else:
-                text = self._identity(node)
-            patterns[node.name] = re.compile(re.escape(text).replace(re.escape(_ANY_NAME), r"\w+"))
-        return patterns
+                texts[node.name] = self._identity(node)
+        return texts
 
     def _identity(self, node: StatefulNode) -> str:
         sources = " + ".join(each.input_name for each in self.sources_of(node))
@@ -184,6 +200,27 @@ class Plan:
                 lines.append(f'  n{node.id}["{text}"]')
             lines += [f"  n{above} --> n{node.id}" for above in node.inputs]
         return "\n".join(lines)
+
+
+def _literal(text: str) -> str:
+    """A pattern for the text with results of any name."""
+    return re.escape(text).replace(re.escape(_ANY_NAME), r"\w+")
+
+
+def _alike(text: str) -> re.Pattern[str]:
+    """A pattern for an identity whose fields are between marks."""
+    _, _, rest = text.partition("; ")
+    parts = [
+        _any_field(part) if number % 2 else _literal(part)
+        for number, part in enumerate(rest.split(MARK))
+    ]
+    return re.compile("source [^;]+; " + "".join(parts), re.DOTALL)
+
+
+def _any_field(text: str) -> str:
+    if text[0] in _QUOTES:
+        return f"(?:{re.escape(text)}|(?![{_QUOTES}]){_ANY_FIELD})"
+    return _ANY_FIELD
 
 
 class PlanBuilder:

@@ -82,6 +82,19 @@ def test_verify_replays_a_pipeline(home: Path) -> None:
     run(home, "verify", "orders", "--since", "point", code=2)
 
 
+def test_a_key_read_by_a_function_from_now_on_needs_a_word(home: Path) -> None:
+    run(home, "process", "app:pipeline", "--until", "end")
+    assert 'key_by("user")' in APP
+    (home / "app.py").write_text(APP.replace('key_by("user")', 'key_by(lambda row: row["user"])'))
+    run(home, "process", "app:pipeline", "--until", "end", code=2)
+    run(home, "state", "migrate", "app:pipeline", code=2)
+    run(home, "state", "migrate", "app:pipeline", "--same", "orders.windov", code=2)
+    run(home, "state", "migrate", "app:pipeline", "--same", "orders.window", "--yes")
+    run(home, "process", "app:pipeline", "--until", "end")
+    item = json.loads(run(home, "state", "get", "revenue", "orders.window", "u1"))
+    assert {"path": [120_000, "u1"], "value": [1, 6]} == item
+
+
 def test_state_is_migrated_after_its_plan_was_shown(home: Path) -> None:
     run(home, "process", "app:pipeline", "--until", "end")
     named = APP.replace('tumbling("1m")', 'tumbling("1m"), name="minutes"')
