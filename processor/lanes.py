@@ -58,8 +58,10 @@ def reason_for_rows(plan: Plan, node: Node) -> str | None:
 class ColumnTopics(NamedTuple):
     """The topics of a plan whose rows can be columns."""
 
+    parsed: frozenset[str] = frozenset()
+    """Input topics that store JSON with a schema."""
     read: frozenset[str] = frozenset()
-    """Input topics with a schema."""
+    """Input topics that store columns."""
     written: Mapping[str, Any] = MappingProxyType({})
     """The pyarrow.Schema of each output topic that stores columns."""
 
@@ -68,22 +70,27 @@ NO_COLUMNS: Final = ColumnTopics()
 
 
 def column_topics(store: Store, plan: Plan) -> ColumnTopics:
-    """What a store, which has all topics of the plan, says of them."""
+    """What a store says of the topics of a plan, as far as they are there."""
     if not columns_installed():
         return NO_COLUMNS
-    read, written = map(store.topic, plan.input_topics()), map(store.topic, plan.output_topics())
+    there = {topic.name: topic for topic in store.topics()}
+    read = [there[name] for name in plan.input_topics() if name in there]
+    written = [there[name] for name in plan.output_topics() if name in there]
     return ColumnTopics(
-        frozenset(topic.name for topic in read if topic.config.schema is not None),
+        frozenset(
+            topic.name for topic in read if topic.config.schema and not topic.config.columnar
+        ),
+        frozenset(topic.name for topic in read if topic.config.columnar),
         {topic.name: topic.schema for topic in written if topic.config.columnar},
     )
 
 
-def runs_on_columns(plan: Plan, topics: Collection[str]) -> frozenset[int]:
+def runs_on_columns(plan: Plan, topics: ColumnTopics) -> frozenset[int]:
     """The operators to which columns come, and sources from which they do, by id.
 
-    Args:
-        plan: What runs.
-        topics: Those that have a schema.
+    Rows of a topic of columns are always taken as such: Structs are made of them faster than of
+    JSON. Of JSON it is the other way round, so that is parsed into columns only for who works on
+    them.
     """
     lane: set[int] = set()
     able = {node.id for node in plan.nodes if reason_for_rows(plan, node) is None}
@@ -91,9 +98,11 @@ def runs_on_columns(plan: Plan, topics: Collection[str]) -> frozenset[int]:
         if node.id not in able or isinstance(node, SinkNode | PortNode):
             continue
         if isinstance(node, SourceNode):
-            if node.topic in topics and any(
-                each.id in able and _computes(each) for each in plan.children(node.id)
-            ):
+            wanted = any(
+                each.topic in topics.written if isinstance(each, SinkNode) else each.id in able
+                for each in plan.children(node.id)
+            )
+            if node.topic in topics.read or (node.topic in topics.parsed and wanted):
                 lane.add(node.id)
         elif all(_comes_from(plan, above) in lane for above in node.inputs):
             lane.add(node.id)
@@ -101,28 +110,18 @@ def runs_on_columns(plan: Plan, topics: Collection[str]) -> frozenset[int]:
 
 
 def lane_notes(store: Store, plan: Plan) -> dict[int, str]:
-    """In which lane each operator runs over a store, and why on rows, in words, by id.
-
-    Raises:
-        UnknownTopicError: A source topic is missing.
-    """
+    """In which lane each operator runs over a store, and why on rows, in words, by id."""
     if not columns_installed():
         return {node.id: "rows: the extra arrow is not installed" for node in plan.nodes}
-    there = {topic.name for topic in store.topics()}
-    sources = {topic for topic in plan.input_topics() if store.topic(topic).config.schema}
-    stored = {
-        topic
-        for topic in there.intersection(plan.output_topics())
-        if store.topic(topic).config.columnar
-    }
-    lane = runs_on_columns(plan, sources)
+    topics = column_topics(store, plan)
+    lane = runs_on_columns(plan, topics)
     notes = {}
     for node in plan.nodes:
         reason = None
         if isinstance(node, SourceNode):
-            reason = _why_source(plan, node, sources, lane)
+            reason = _why_source(plan, node, topics, lane)
         elif isinstance(node, SinkNode):
-            reason = _why_sink(plan, node, stored, lane)
+            reason = _why_sink(plan, node, topics, lane)
         elif _comes_from(plan, node.id) not in lane:
             above = [_comes_from(plan, each) for each in node.inputs]
             reason = reason_for_rows(plan, node)
@@ -133,9 +132,9 @@ def lane_notes(store: Store, plan: Plan) -> dict[int, str]:
 
 
 def _why_source(
-    plan: Plan, node: SourceNode, sources: Collection[str], lane: Collection[int]
+    plan: Plan, node: SourceNode, topics: ColumnTopics, lane: Collection[int]
 ) -> str | None:
-    if node.topic not in sources:
+    if node.topic not in topics.read | topics.parsed:
         return "the topic has no schema"
     if node.id in lane:
         return None
@@ -143,9 +142,9 @@ def _why_source(
 
 
 def _why_sink(
-    plan: Plan, node: SinkNode, stored: Collection[str], lane: Collection[int]
+    plan: Plan, node: SinkNode, topics: ColumnTopics, lane: Collection[int]
 ) -> str | None:
-    if node.topic not in stored:
+    if node.topic not in topics.written:
         return "the topic stores no columns"
     if _comes_from(plan, node.parent) not in lane:
         return "it gets rows"
@@ -157,10 +156,6 @@ def _comes_from(plan: Plan, node_id: int) -> int:
     """The operator whose rows a node has: a port has those of the node it belongs to."""
     node = plan.nodes[node_id]
     return node.parent if isinstance(node, PortNode) else node_id
-
-
-def _computes(node: Node) -> bool:
-    return not isinstance(node, SinkNode | PortNode)
 
 
 def _of_source(_plan: Plan, node: SourceNode) -> str | None:

@@ -177,7 +177,7 @@ class _Run:
         self._topology = topology
         self._reader = reader
         self._batch_records = options.get("batch_records") or topology.step_records
-        self._batch_bytes = LANE_BYTES if topology.lane else INPUT_BYTES
+        self._batch_bytes = LANE_BYTES if topology.works_on_columns else INPUT_BYTES
         self._epoch_s = options.get("epoch_ms", 100) / 1000
         self._until_end = options.get("until") == "end"
         self._flush = options.get("on_end", "hold") == "flush"

@@ -174,7 +174,7 @@ class Topology:
     ) -> None:
         plan.check()
         self.states = states
-        self.lane = runs_on_columns(plan, columns.read)
+        self.lane = runs_on_columns(plan, columns)
         """Ids of the operators that take rows as columns."""
         self._monotonic = monotonic
         self._metrics = [OperatorMetrics(node.label) for node in plan.nodes]
@@ -292,7 +292,14 @@ class Topology:
     @property
     def step_records(self) -> int:
         """How many records one step takes best."""
-        return LANE_RECORDS if self.lane else INPUT_RECORDS
+        return LANE_RECORDS if self.works_on_columns else INPUT_RECORDS
+
+    @property
+    def works_on_columns(self) -> bool:
+        """Whether some operator, not just a source, takes rows as columns."""
+        if self.lane and self._stored:
+            return True
+        return any(not isinstance(self.plan.nodes[each], SourceNode) for each in self.lane)
 
     @property
     def level(self) -> int:

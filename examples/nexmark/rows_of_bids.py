@@ -24,27 +24,16 @@ def q0() -> Pipeline:
 def q1() -> Pipeline:
     """All bids, their price in another currency."""
     pipeline = Pipeline("q1")
-
-    def converted(bid: Bid) -> dict[str, Any]:
-        return {
-            "auction": bid.auction,
-            "bidder": bid.bidder,
-            "price": 0.908 * bid.price,
-            "ts": bid.ts,
-        }
-
-    _bids(pipeline).map(converted).to("q1")
+    price = 0.908 * col("price")
+    _bids(pipeline).select("auction", "bidder", price=price, ts=col("ts")).to("q1")
     return pipeline
 
 
 def q2() -> Pipeline:
     """Price of the bids on every 123rd auction."""
     pipeline = Pipeline("q2")
-
-    def short(bid: Bid) -> dict[str, int]:
-        return {"auction": bid.auction, "price": bid.price}
-
-    _bids(pipeline).filter(col("auction") % 123 == 0).map(short).to("q2")
+    some = _bids(pipeline).filter(col("auction") % 123 == 0)
+    some.select("auction", "price").to("q2")
     return pipeline
 
 

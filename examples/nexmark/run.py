@@ -25,7 +25,11 @@ from millstream import Store
 from millstream.processor import Pipeline
 
 SEED = 1
-TOPICS = ("person", "auction", "bid")
+TOPICS: dict[str, type] = {
+    "person": generator.Person,
+    "auction": generator.Auction,
+    "bid": generator.Bid,
+}
 QUERIES: dict[str, Callable[[], Pipeline]] = {
     name: made
     for module in (queries, rows_of_bids)
@@ -34,10 +38,33 @@ QUERIES: dict[str, Callable[[], Pipeline]] = {
 }
 
 
+class Priced(msgspec.Struct):
+    """What q1 and q2 write."""
+
+    auction: int
+    price: float
+    bidder: int | None = None
+    ts: int | None = None
+
+
+class Counted(msgspec.Struct):
+    """What q12 writes."""
+
+    key: int
+    window_start: int
+    window_end: int
+    n: int
+
+
+STORED = {"q0": generator.Bid, "q1": Priced, "q2": Priced, "q12": Counted}
+"""Results that are stored as columns, too."""
+
+
 def fill(store: Store, count: int) -> None:
-    """Append the first `count` events, and the side table of q13."""
-    for topic in (*TOPICS, "side"):
-        store.create_topic(topic)
+    """Append the first `count` events as columns, and the side table of q13."""
+    for topic, kind in (TOPICS | STORED).items():
+        store.create_topic(topic, schema=kind)
+    store.create_topic("side")
     numbers = range(10_000)
     store.append_many("side", [b"side %d" % n for n in numbers], [b"%d" % n for n in numbers])
     events = generator.events(SEED, count)

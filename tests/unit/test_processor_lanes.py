@@ -132,6 +132,19 @@ def test_verify_runs_on_rows_and_holds_them_against_the_columns(store: Store) ->
     assert store.offsets("totals")[0].end == found.records_compared > 17
 
 
+def test_rows_of_a_column_topic_are_made_without_json(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [msgspec.json.decode(each.value, type=Event) for each in store.read("events")]
+    monkeypatch.setattr("millstream.record_batch.to_json", never)
+    seen: list[Event] = []
+    job = Pipeline("job")
+    job.source("events", type=Event, time="ts").peek(seen.append).to("out")
+    job.run(store, until="end")
+
+    assert expected == seen
+
+
 def test_only_what_is_asked_for_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     original = millstream.RecordBatch.arrow
