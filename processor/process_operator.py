@@ -116,6 +116,8 @@ class ProcessOperator(StatefulOperator):
         if step.ticked:
             self._timers.release("wall")
             self._call_due("wall", step.now_ms, 0, batch)
+            # What those have set for a time that W has come to is due before any later row.
+            self._call_due("event", self._level, 0, batch)
         return {MAIN: self._out.take()}
 
     def _rows(self, chunk: Chunk, start: int, stop: int, batch: MicroBatch) -> None:

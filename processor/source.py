@@ -140,7 +140,6 @@ class SourceStage:
             piece = self._piece(batch, number)
             if part.append_timestamp_ms is not None:
                 self.appended_ms[part.partition] = part.append_timestamp_ms
-            self.watermark.idle.discard(part.partition)
             moved, reached = self._advance(part.partition, piece)
             if self.quiet and piece.row_count:
                 self.quiet = False
@@ -158,6 +157,16 @@ class SourceStage:
 
     def _advance(self, partition: int, piece: Rows) -> tuple[Sequence[int], Sequence[int]]:
         """Let W move by the rows of one batch; see `Watermark.advance`."""
+        if not piece.row_count or partition not in self.watermark.idle:
+            return self._advance_awake(partition, piece)
+        risen, level = self.watermark.wake(partition), self.watermark.level
+        moved, reached = self._advance_awake(partition, piece)
+        first = int(piece.rows[0])
+        if risen and (not len(moved) or moved[0] != first):
+            return [first, *moved], [level, *reached]
+        return moved, reached
+
+    def _advance_awake(self, partition: int, piece: Rows) -> tuple[Sequence[int], Sequence[int]]:
         if self._columns is not None and not isinstance(piece, Chunk):
             return self._columns.advance(self.watermark, partition, piece, exact=self.exact)
         advance = self.watermark.advance if self.exact else self.watermark.jump

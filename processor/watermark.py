@@ -174,6 +174,21 @@ class Watermark:
             return self.maxima.items()
         return [(each, top) for each, top in self.maxima.items() if each not in self.idle]
 
+    def wake(self, partition: int) -> bool:
+        """Take note that an idle partition has a row again; whether W has risen by that.
+
+        While all partitions are idle W stays where it was, maybe behind the one that wakes first.
+
+        >>> watermark = Watermark(0, {0: 10, 1: 44}, level=10, idle=[0, 1])
+        >>> watermark.wake(1), watermark.level
+        (True, 44)
+        """
+        self.idle.discard(partition)
+        before, tops = self.level, [top for _, top in self._active()]
+        if tops:
+            self.raise_to(min(tops) - self.disorder_ms)
+        return self.level > before
+
     def mark_idle(self, partitions: Iterable[int]) -> None:
         """Let W rise to the least of the other partitions; where all are idle it stays."""
         self.idle.update(partitions)

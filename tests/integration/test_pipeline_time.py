@@ -92,6 +92,20 @@ def test_e7_an_idle_partition_that_wakes_with_old_rows_is_judged_by_the_operator
     assert [0] == starts(store), "the partition holds W back again"
 
 
+def test_e7_the_first_to_wake_of_all_that_were_idle_is_held_back_by_none(
+    store: Store, clock: ManualClock
+) -> None:
+    pipeline = counts(idle=500)
+    add(store, 1, 2)
+    add(store, 0, 1, 28)
+    clock.advance(600)
+    assert 2 == run(pipeline, store).watermark_ms
+    add(store, 0, 21, 19)
+    assert 28 == run(pipeline, store).watermark_ms
+    assert [0] == starts(store)
+    assert [b'{"k":"a","t":19}'] == [record.value for record in store.read("late")]
+
+
 def test_e8_with_all_partitions_idle_w_holds(store: Store, clock: ManualClock) -> None:
     pipeline = counts(idle=500)
     add(store, 1, 2)

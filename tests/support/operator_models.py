@@ -57,6 +57,10 @@ class Model:
     late: list[Row] = field(default_factory=list, init=False)
     delay: int = field(default=0, init=False)
     """How far behind W its results may be."""
+    now: int = field(default=0, init=False)
+    """The wall clock at the last tick."""
+    ticked: bool = field(default=False, init=False)
+    """Whether this step is a tick: it has no rows."""
 
     def step(self, inputs: Sequence[list[Row]], before: int, after: int) -> list[Row]:
         """What one input row makes of it; `before` == `after` when W does not move."""
@@ -65,159 +69,6 @@ class Model:
     def required(self) -> int | None:
         """The W at which nothing waits any more."""
         return None
-
-
-# --- windows -------------------------------------------------------------------------------------
-
-
-@dataclass
-class FixedModel(Model):
-    """Tumbling and hopping windows. `every`: (kind, number) of results before the final one."""
-
-    size: int
-    slide: int
-    grace: int
-    every: tuple[str, int] | None
-    windows: dict[tuple[int, Any], list[Value]] = field(default_factory=dict)
-    unsaid: dict[tuple[int, Any], int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        corrections = self.every is not None and self.every[0] == "corrections"
-        self.delay = self.grace + (self.every[1] if self.every and corrections else 0)
-
-    def say(self, end: int, key: Any, status: str) -> Row:
-        self.unsaid[end, key] = 0
-        shown = status if self.every else ""
-        return Row(end - 1, key, summed(key, self.windows[end, key], end, shown))
-
-    def places(self) -> list[tuple[int, Any]]:
-        return sorted(self.windows, key=lambda place: (place[0], key_bytes(place[1])))
-
-    def step(self, inputs: Sequence[list[Row]], before: int, after: int) -> list[Row]:
-        out: list[Row] = []
-        self.late = []
-        kind, number = self.every or ("", 0)
-        for row in inputs[0]:
-            last = row.time - row.time % self.slide + self.size
-            ends = range(last, row.time, -self.slide)
-            alive = [end for end in reversed(ends) if end + self.delay > before]
-            if ends and not alive:
-                self.late.append(row)
-            for end in alive:
-                place = end, row.key
-                self.windows.setdefault(place, []).append(row.value)
-                self.unsaid[place] = self.unsaid.get(place, 0) + 1
-                said = kind == "corrections" and end + self.grace <= before
-                if said or (kind == "rows" and self.unsaid[place] >= number):
-                    out.append(self.say(*place, "update"))
-        places = self.places()
-        first = [place for place in places if before < place[0] + self.grace <= after]
-        if kind == "corrections":
-            out += [self.say(*place, "update") for place in first]
-        if kind == "ms" and before // number != after // number:
-            out += [self.say(*place, "update") for place in places if self.unsaid[place]]
-        for place in places:
-            if place[0] + self.delay <= after:
-                out.append(self.say(*place, "final"))
-                del self.windows[place], self.unsaid[place]
-        return out
-
-    def required(self) -> int | None:
-        return max((end + self.delay for end, _ in self.windows), default=None)
-
-
-@dataclass
-class Session:
-    """The rows of one session, in the order in which they were put together."""
-
-    key: Any
-    rows: list[Row]
-    unsaid: int = 0
-    said: bool = False
-
-    @property
-    def first(self) -> int:
-        return min(row.time for row in self.rows)
-
-    @property
-    def last(self) -> int:
-        return max(row.time for row in self.rows)
-
-
-@dataclass
-class SessionModel(Model):
-    """Windows of activity. `every`: rows after which a session says what it has, None: never."""
-
-    gap: int
-    grace: int
-    every: int | None
-    sessions: list[Session] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.delay = self.grace
-
-    def say(self, one: Session, status: str) -> Row:
-        end = one.last + self.gap
-        shown = status if self.every else ""
-        return Row(end - 1, one.key, summed(one.key, [row.value for row in one.rows], end, shown))
-
-    def step(self, inputs: Sequence[list[Row]], before: int, after: int) -> list[Row]:
-        out: list[Row] = []
-        self.late = []
-        for row in inputs[0]:
-            if not self.take(row, before, out):
-                self.late.append(row)
-        due = [one for one in self.sessions if one.last + self.gap + self.grace <= after]
-        self.sessions = [one for one in self.sessions if one not in due]
-        due.sort(key=lambda one: (one.last, one.first, key_bytes(one.key)))
-        return out + [self.say(one, "final") for one in due]
-
-    def take(self, row: Row, level: int, out: list[Row]) -> bool:
-        near = [
-            one
-            for one in self.sessions
-            if one.key == row.key and any(abs(row.time - each.time) < self.gap for each in one.rows)
-        ]
-        near.sort(key=lambda one: one.first)
-        last = max([row.time, *(one.last for one in near)])
-        if last + self.gap + self.grace <= level:
-            return False
-        made = Session(row.key, [*(each for one in near for each in one.rows), row])
-        made.unsaid = 1 + sum(one.unsaid for one in near)
-        if near and len(near) == 1 and made.first == near[0].first:
-            made.said = near[0].said
-        elif self.every and any(one.said for one in near):
-            out += [self.say(one, "retracted") for one in near if one.said]
-            made.unsaid = max(made.unsaid, self.every)
-        self.sessions = [one for one in self.sessions if one not in near] + [made]
-        if self.every and made.unsaid >= self.every:
-            made.unsaid, made.said = 0, True
-            out.append(self.say(made, "update"))
-        return True
-
-    def required(self) -> int | None:
-        ends = [one.last + self.gap + self.grace for one in self.sessions]
-        return max(ends, default=None)
-
-
-@dataclass
-class CountModel(Model):
-    """Windows of so many rows."""
-
-    size: int
-    held: dict[Any, list[Row]] = field(default_factory=dict)
-
-    def step(self, inputs: Sequence[list[Row]], before: int, after: int) -> list[Row]:
-        out = []
-        for row in inputs[0]:
-            window = self.held.setdefault(row.key, [])
-            window.append(row)
-            if len(window) == self.size:
-                del self.held[row.key]
-                last = max(each.time for each in window)
-                value = summed(row.key, [each.value for each in window], last + 1)
-                out.append(Row(last, row.key, value))
-        return out
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -465,16 +316,26 @@ class Call:
     key: Any
     time_ms: int
     watermark_ms: int | None
+    now_ms: int
     state: list[int]
-    timers: list[tuple[int, str]] = field(default_factory=list)
+    timers: list[tuple[str, int, str]] = field(default_factory=list)
     """Set in this call; `cancelled` likewise."""
-    cancelled: list[tuple[int, str]] = field(default_factory=list)
+    cancelled: list[tuple[str, int, str]] = field(default_factory=list)
 
-    def set_timer(self, at: int, name: str) -> None:
-        self.timers.append((at, name))
+    def set_timer(self, at: int, name: str, *, clock: str = "event") -> None:
+        self.timers.append((clock, at, name))
 
-    def cancel_timer(self, at: int, name: str) -> None:
-        self.cancelled.append((at, name))
+    def cancel_timer(self, at: int, name: str, *, clock: str = "event") -> None:
+        self.cancelled.append((clock, at, name))
+
+
+class Set(NamedTuple):
+    """A timer."""
+
+    clock: str
+    time: int
+    key: Any
+    name: str
 
 
 @dataclass
@@ -488,8 +349,8 @@ class ProcessModel(Model):
     on_timer: Callable[[Any, Any], Iterable[Any]]
     ttl: int | None
     state: dict[Any, tuple[int, list[int]]] = field(default_factory=dict)
-    timers: dict[tuple[int, Any, str], str] = field(default_factory=dict)
-    """(time, key, name) to who set it: "row", "timer"; or "later": not before W moves."""
+    timers: dict[Set, str] = field(default_factory=dict)
+    """With who set each: "row", "timer"; or "later": not before its clock moves."""
 
     def step(self, inputs: Sequence[list[Row]], before: int, after: int) -> list[Row]:
         out: list[Row] = []
@@ -497,21 +358,36 @@ class ProcessModel(Model):
             self.call(
                 row.time, row.key, before, lambda call, v=row.value: self.function(call, v), out
             )  # type: ignore[misc]
-            self.call_due(before, out)
+            self.call_due("event", before, before, out)
         if after > before:
-            self.timers = {t: "timer" if w == "later" else w for t, w in self.timers.items()}
-            self.call_due(after, out)
+            self.release("event")
+            self.call_due("event", after, after, out)
+        if self.ticked:
+            self.release("wall")
+            self.call_due("wall", self.now, after, out)
+            self.call_due("event", after, after, out)
         return out
 
-    def call_due(self, level: int, out: list[Row]) -> None:
+    def release(self, clock: str) -> None:
+        for timer, who in self.timers.items():
+            if timer.clock == clock and who == "later":
+                self.timers[timer] = "timer"
+
+    def call_due(self, clock: str, until: int, level: int, out: list[Row]) -> None:
         while True:
-            due = [t for t, who in self.timers.items() if t[0] <= level and who != "later"]
+            due = [
+                timer
+                for timer, who in self.timers.items()
+                if timer.clock == clock and timer.time <= until and who != "later"
+            ]
             if not due:
                 return
-            first = min(due, key=lambda each: (each[0], key_bytes(each[1]), each[2]))
+            first = min(due, key=lambda each: (each.time, key_bytes(each.key), each.name))
             del self.timers[first]
-            time, key, name = first
-            self.call(time, key, level, lambda call, n=name: self.on_timer(call, n), out, time)  # type: ignore[misc]
+            # Results of the wall clock have the event time that has come.
+            time = first.time if clock == "event" else max(level, 0)
+            call = lambda call, name=first.name: self.on_timer(call, name)  # noqa: E731
+            self.call(time, first.key, level, call, out, first)
 
     def call(
         self,
@@ -520,22 +396,27 @@ class ProcessModel(Model):
         level: int,
         function: Callable[[Call], Iterable[Any]],
         out: list[Row],
-        timer: int | None = None,
+        timer: Set | None = None,
     ) -> None:
         newest, held = self.state.get(key, (NEVER, []))
         if self.ttl is not None and newest + self.ttl <= level:
             newest, held = NEVER, []
-        call = Call(key, time, None if level <= NEVER else level, list(held))
+        call = Call(key, time, None if level <= NEVER else level, self.now, list(held))
         out += [Row(time, key, value) for value in function(call)]
         self.state[key] = max(newest, time), call.state
-        for at, name in call.cancelled:
-            self.timers.pop((at, key, name), None)
-        for at, name in call.timers:
-            later = timer is not None and at <= timer
+        for clock, at, name in call.cancelled:
+            self.timers.pop(Set(clock, at, key, name), None)
+        for clock, at, name in call.timers:
+            later = timer is not None and clock == timer.clock and at <= timer.time
             who = "later" if later else "row" if timer is None else "timer"
-            self.timers.setdefault((at, key, name), who)
+            self.timers.setdefault(Set(clock, at, key, name), who)
 
     def required(self) -> int | None:
         return max(
-            (time for (time, _, _), who in self.timers.items() if who == "row"), default=None
+            (
+                timer.time
+                for timer, who in self.timers.items()
+                if who == "row" and timer.clock == "event"
+            ),
+            default=None,
         )

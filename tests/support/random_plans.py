@@ -7,25 +7,20 @@ Structs. Every choice comes from one `Random`. What runs both is random_runs.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
-import msgspec
 from operator_models import (
     STATUSES,
     AsofModel,
-    CountModel,
     DedupModel,
-    FixedModel,
     GroupModel,
     IntervalModel,
     Model,
     ProcessModel,
     Row,
     RunningModel,
-    SessionModel,
     TableJoinModel,
     Value,
     changed,
@@ -33,70 +28,28 @@ from operator_models import (
     summed,
 )
 from random_aggregates import check_aggregates, drawn
+from random_functions import (
+    both,
+    counted,
+    fails,
+    gather,
+    gathered,
+    passes,
+    several,
+    times_three,
+)
+from random_nodes import Inputs, Item, Known, KnownTable, Node, plain
+from window_models import DAY, CountModel, DailyModel, FixedModel, SessionModel, day_edges
 
 from millstream.processor import (
     FixedWindows,
     Pipeline,
-    Table,
     Windowed,
     agg,
     counting,
+    daily,
     session,
 )
-
-Inputs = Sequence[list[Row]]
-
-
-class Item(msgspec.Struct):
-    """A value, in the pipelines that have types."""
-
-    t: int
-    k: str
-    x: int
-    ids: list[int]
-
-    def __getitem__(self, name: str) -> Any:
-        return getattr(self, name)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        setattr(self, name, value)
-
-
-def plain(value: Any) -> Any:
-    """A value as the functions here take it."""
-    return msgspec.structs.asdict(value) if isinstance(value, Item) else value
-
-
-@dataclass
-class Node:
-    """A node of the model."""
-
-    inputs: tuple[int, ...]
-    sources: tuple[int, ...]
-    """Whose W is its own."""
-    delay: int
-    """How far behind W its rows may be."""
-    run: Callable[[Inputs, int, int], list[Row]]
-    held_ms: int = 0
-    """How far behind W the rows it takes may be."""
-    model: Model | None = None
-
-
-class Known(NamedTuple):
-    """A stream of both."""
-
-    stream: Any
-    node: int
-    keyed: bool
-
-
-class KnownTable(NamedTuple):
-    """A table of both; its updates are the rows of the node."""
-
-    table: Table[Any, Any]
-    node: int
-    ttl: int | None
-    versioned: bool = False
 
 
 class RandomPlan:
@@ -111,6 +64,13 @@ class RandomPlan:
         state: Any = "sqlite" if random.random() < 0.25 else "memory"
         self.pipeline = Pipeline("p", state=state)
         self.typed = random.random() < 0.5
+        self.zone, self.offset, around = random.choice(ZONES)
+        self.unit = random.choice((1, 1, 1, DAY // 96, DAY // 8))
+        """Of all times, in ms: some pipelines look at a day or more, others at the turn of one."""
+        edge = min(day_edges(self.zone, self.offset, around))
+        self.base = 0 if random.random() < 0.5 else edge - random.randrange(40) * self.unit
+        self.wall = set[int]()
+        """The sources that go by the wall clock, too."""
         self.nodes: list[Node] = []
         self.streams: list[Known] = []
         self.tables: list[KnownTable] = []
@@ -139,12 +99,17 @@ class RandomPlan:
     def _source(self, topic: str) -> None:
         disorder = self._declare(topic)
         kind = Item if self.typed else dict
-        stream: Any = self.pipeline.source(topic, type=kind, time="t", disorder=disorder)
+        wall = self.random.random() < 0.2
+        stream: Any = self.pipeline.source(
+            topic, type=kind, time="t", disorder=disorder, clock="wall" if wall else "event"
+        )
+        if wall:
+            self.wall.add(self.topics[topic])
         self.streams.append(Known(stream, self.topics[topic], keyed=False))
 
     def _source_table(self) -> None:
         disorder = self._declare("table")
-        ttl = self._maybe(self.random.randrange(1, 60))
+        ttl = self._maybe(self.span(1, 60))
         versioned = self.random.random() < 0.5
         kind = Item if self.typed else dict
         table: Any = self.pipeline.table(
@@ -168,7 +133,7 @@ class RandomPlan:
     def _declare(self, topic: str) -> int:
         node = len(self.nodes)
         self.topics[topic] = node
-        self.disorders.append(self.random.choice((0, 3, 15)))
+        self.disorders.append(self.random.choice((0, 3, 15)) * self.unit)
         self.nodes.append(Node((), (node,), 0, lambda _, __, ___: []))
         return self.disorders[-1]
 
@@ -186,6 +151,10 @@ class RandomPlan:
                 self.sinks.append((node, topic))
 
     # --- choices and helpers ---------------------------------------------------------------------
+
+    def span(self, least: int, stop: int) -> int:
+        """A duration, in units."""
+        return self.random.randrange(least, stop) * self.unit
 
     def _maybe(self, chosen: Any) -> Any:
         return chosen if self.random.random() < 0.5 else None
@@ -345,31 +314,43 @@ class RandomPlan:
 
     def fixed_windows(self) -> None:
         random = self.random
-        size, grace = random.randrange(1, 40), random.choice((0, 0, 7))
-        slide = size if random.random() < 0.5 else random.randrange(1, 40)
-        every = random.choice(
+        size, grace = self.span(1, 40), random.choice((0, 0, 7)) * self.unit
+        slide = size if random.random() < 0.5 else self.span(1, 40)
+        every = self._every()
+        self._fixed(FixedWindows(size, slide, 0), FixedModel(size, slide, grace, every))
+
+    def days(self) -> None:
+        grace = self.random.choice((0, 0, 7)) * self.unit
+        model = DailyModel(0, 0, grace, self._every(), zone=self.zone, offset=self.offset)
+        self._fixed(daily(tz=self.zone, offset=self.offset), model)
+
+    def _every(self) -> tuple[str, int] | None:
+        return self.random.choice(
             (
                 None,
                 None,
-                ("rows", random.randrange(1, 4)),
-                ("ms", random.randrange(5, 30)),
-                ("corrections", random.randrange(1, 40)),
+                ("rows", self.random.randrange(1, 4)),
+                ("ms", self.span(5, 30)),
+                ("corrections", self.span(1, 40)),
             )
         )
-        options = {"grace": grace}
+
+    def _fixed(self, windows: Any, model: FixedModel) -> None:
+        every = model.every
+        options = {"grace": model.grace}
         if every and every[0] == "corrections":
             options["corrections"] = every[1]
         stream, node, _ = self.keyed_stream()
-        results = self._aggregated(stream.window(FixedWindows(size, slide, 0), **options))
+        results = self._aggregated(stream.window(windows, **options))
         if every and every[0] == "rows":
             results = results.emit("update", every=every[1])
         elif every and every[0] == "ms":
             results = results.emit("update", every=f"{every[1]}ms")
-        self._windowed(results, node, FixedModel(size, slide, grace, every))
+        self._windowed(results, node, model)
 
     def sessions(self) -> None:
         random = self.random
-        gap, grace = random.randrange(1, 25), random.choice((0, 0, 7))
+        gap, grace = self.span(1, 25), random.choice((0, 0, 7)) * self.unit
         every = self._maybe(random.randrange(1, 4))
         stream, node, _ = self.keyed_stream()
         results = self._aggregated(stream.window(session(gap), grace=grace))
@@ -390,7 +371,10 @@ class RandomPlan:
         def made(window: Windowed[Any, Any]) -> Any:
             status = getattr(window, "status", "")
             self.checked_aggregates += check_aggregates(window, window.rows)
-            return self.made(summed(window.key, window.rows, window.end, status))
+            value = summed(window.key, window.rows, window.end, status)
+            if isinstance(model, DailyModel):
+                value["x"] += window.end - window.start
+            return self.made(value)
 
         assert STATUSES
         mapped = self.add([node], model)
@@ -400,7 +384,7 @@ class RandomPlan:
     # --- tables ----------------------------------------------------------------------------------
 
     def running(self) -> None:
-        ttl = self._maybe(self.random.randrange(1, 60))
+        ttl = self._maybe(self.span(1, 60))
         stream, node, _ = self.keyed_stream()
         kind = self.random.choice(("count", "reduce", "fold", "agg"))
         say: Callable[[Any, list[Value]], Value | None]
@@ -474,8 +458,8 @@ class RandomPlan:
         self.put_late(joined, made, keyed=True)
 
     def interval_join(self) -> None:
-        lower = self.random.randrange(-30, 16)
-        upper = lower + self.random.randrange(41)
+        lower = self.span(-30, 16)
+        upper = lower + self.span(0, 41)
         how = self.random.choice(("inner", "left", "right", "outer"))
         left, right = self.keyed_stream(), self.keyed_stream()
         into = self.wrap(paired)
@@ -486,7 +470,7 @@ class RandomPlan:
 
     def asof_join(self) -> None:
         direction = self.random.choice(("backward", "forward", "nearest"))
-        within = self.random.randrange(21)
+        within = self.span(0, 21)
         if direction == "backward":
             within = self._maybe(within)
         is_left = self.random.random() < 0.5
@@ -506,7 +490,7 @@ class RandomPlan:
 
     def dedup(self) -> None:
         stream, node, keyed = self.any_stream()
-        within = self.random.randrange(1, 30)
+        within = self.span(1, 30)
         identity = lambda value: value["x"] % 4  # noqa: E731
         once = stream.dedup(identity, within=within)
         made = self.add([node], DedupModel(identity, within, keyed))
@@ -514,23 +498,32 @@ class RandomPlan:
         self.put_late(once, made, keyed=keyed)
 
     def process(self) -> None:
-        ttl = self._maybe(self.random.randrange(1, 60))
-        after, again = self.random.randrange(-5, 40), self.random.randrange(-5, 20)
+        ttl = self._maybe(self.span(1, 60))
+        after, again = self.span(-5, 40), self.span(-5, 20)
+        wall = self.random.random() < 0.5
         stream, node, _ = self.keyed_stream()
 
         def on_row(context: Any, value: Value) -> Iterator[Value]:
             if value["x"] % 7 == 0:
                 context.cancel_timer(context.time_ms + after, "n1")
+            if wall and value["x"] % 5 == 0:
+                context.cancel_timer(context.time_ms + again, "w1", clock="wall")
             context.set_timer(context.time_ms + after, f"n{value['x'] % 2}")
+            if wall and value["x"] % 3:
+                at = context.time_ms + again
+                context.set_timer(at, f"w{value['x'] % 3}", clock="wall")
             context.state.append(value["x"] % 100)
             del context.state[:-4]
-            yield changed(value, x=sum(context.state), t=context.watermark_ms or 0)
+            now = context.now_ms % 1000 if wall else 0
+            yield changed(value, x=sum(context.state) + now, t=context.watermark_ms or 0)
 
         def on_timer(context: Any, name: str) -> Iterator[Value]:
             total = sum(context.state)
             context.state.append(1)
             if name != "again" and total % 2 == 0:
                 context.set_timer(context.time_ms + again, "again")
+            if wall and total % 3 == 0:
+                context.set_timer(context.now_ms + again, "again", clock="wall")
             w = context.watermark_ms or 0
             yield {"t": w, "k": f"{context.key}", "x": total, "ids": context.state}
 
@@ -541,7 +534,11 @@ class RandomPlan:
             return [self.made(each) for each in on_timer(context, timer.name)]
 
         processed = stream.process(
-            self._annotated(call, list[Item]), state=list[int], on_timer=call_timer, ttl=ttl
+            self._annotated(call, list[Item]),
+            state=list[int],
+            on_timer=call_timer,
+            ttl=ttl,
+            wall_clock=wall,
         )
         made = self.add([node], ProcessModel(on_row, on_timer, ttl))
         self.put(processed, made, keyed=True)
@@ -549,50 +546,29 @@ class RandomPlan:
 
 OPERATORS = (
     *("map", "filter", "flat_map", "branch", "merge", "key_by"),
-    *("fixed_windows", "sessions", "counted", "running", "table_filter", "group_by"),
+    *("fixed_windows", "days", "sessions", "counted", "running", "table_filter", "group_by"),
     *("table_join", "interval_join", "asof_join", "dedup", "process"),
-    *("fixed_windows", "sessions", "table_join", "interval_join", "asof_join", "dedup", "process"),
+    *(
+        "fixed_windows",
+        "days",
+        "sessions",
+        "table_join",
+        "interval_join",
+        "asof_join",
+        "dedup",
+        "process",
+    ),
 )
 """Those with state twice."""
 
-
-def fails(value: Value) -> bool:
-    """Whether a row is a dead letter: it has no event time, or `passes` raises."""
-    return value["t"] is None or value["x"] % 7 == 3
-
-
-def passes(value: Value) -> Value:
-    if value["x"] % 7 == 3:
-        raise ValueError("x is bad")
-    return value
-
-
-def times_three(value: Value) -> Value:
-    return changed(value, x=(value["x"] * 3 + 1) % 1000)
-
-
-def several(value: Value) -> list[Value]:
-    return [changed(value, x=value["x"] + number) for number in range(value["x"] % 3)]
-
-
-def counted(count: int) -> Value:
-    return {"t": 0, "k": "", "x": count, "ids": []}
-
-
-def both(left: Value, right: Value) -> Value:
-    x = (left["x"] * 3 + right["x"]) % 1000
-    return changed(right, x=x, ids=[*left["ids"], *right["ids"]])
-
-
-def gather(held: Any, value: Any) -> Any:
-    """Changes what it is given in place; deletes the key when the sum is right."""
-    held["x"] += value["x"]
-    held["ids"].append(value["ids"][-1] if value["ids"] else -1)
-    return None if held["x"] % 4 == 3 else held
-
-
-def gathered(_: Any, values: list[Value]) -> Value | None:
-    """What `gather` makes of values."""
-    ids = [value["ids"][-1] if value["ids"] else -1 for value in values]
-    total = sum(value["x"] for value in values)
-    return None if total % 4 == 3 else {"t": 0, "k": "", "x": total, "ids": ids}
+ZONES = (
+    ("UTC", 0, 0),
+    ("Europe/Berlin", 0, 1_711_846_800_000),  # the clock is put forward
+    ("Europe/Berlin", 9_000_000, 1_711_846_800_000),  # days begin at 02:30, which is skipped
+    ("Europe/Berlin", 9_000_000, 1_729_990_000_000),  # and at a time that comes twice
+    ("America/New_York", -3_600_000, 1_730_600_000_000),
+    ("Pacific/Apia", 21_600_000, 1_325_239_200_000),  # a day was left out
+    ("Asia/Kathmandu", 0, 1_700_000_000_000),
+    ("Australia/Lord_Howe", 7_200_000, -3_000_000_000_000),
+)
+"""Time zones, when days begin there, and a time when something happens."""

@@ -225,6 +225,30 @@ def test_the_wall_clock_comes_from_ticks_and_calls_timers() -> None:
     assert ["row at 1000", "wall 1100 at 1150, time 7"] == values(run.out["out"])
 
 
+def test_a_timer_that_the_wall_clock_sets_for_a_time_that_has_come_is_due_before_any_row() -> None:
+    def ask(context: Context[str, None], row: Row) -> list[str]:
+        context.set_timer(0, "w", clock="wall")
+        return [f"row {row['t']}"]
+
+    def wake(context: Context[str, None], timer: Timer) -> list[str]:
+        if timer.clock == "wall":
+            context.set_timer(3, "e")
+            context.set_timer(0, "w2", clock="wall")  # not before the clock is looked at again
+        return [f"{timer.name} at {timer.at_ms}"]
+
+    pipeline = Pipeline("p")
+    source(pipeline).process(ask, on_timer=wake, wall_clock=True).to("out")
+    run = Run(pipeline)
+    for time in (7, 8):
+        (batches,) = as_batches({"in": rows(time)}, None)
+        run.topology.process(batches)
+        run.topology.tick(Tick(time))
+    run.commit()
+    assert ["row 7", "w at 0", "e at 3", "row 8", "w at 0", "w2 at 0", "e at 3"] == values(
+        run.out["out"]
+    )
+
+
 def test_what_is_put_out_goes_on_with_its_key_and_time() -> None:
     pipeline = Pipeline("p")
     counts = source(pipeline).process(remind, state=dict, on_timer=reminded)
