@@ -156,7 +156,7 @@ def totals_of_json(context: Context) -> Sample:
 def _run(
     context: Context, job: Pipeline, target: str, schema: Any, *, values: str = "columns"
 ) -> Sample:
-    with millstream.open(Path(context.directory, "store"), durability="os") as store:
+    with millstream.open(Path(context.directory, "store")) as store:
         store.create_topic("events", schema=Event, values=values)
         store.create_topic(target, schema=schema)
         if values == "columns":

@@ -1,0 +1,89 @@
+"""A topic of columns larger than the memory there is: worked through, scanned, asked by SQL.
+
+A child process gets little more address space than it has after its imports. To show that this is
+less than the topic takes, it first tries to read all of it at once.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import millstream
+
+ROWS = 8_000_000
+ROWS_PER_APPEND = 1_000_000
+MORE_BYTES = 80 << 20
+
+CHILD = """
+import resource, sys
+import msgspec, numpy, pyarrow, pyarrow.compute
+import duckdb
+import millstream
+from millstream import sql
+from millstream.processor import Pipeline, agg, col, tumbling
+
+class Event(msgspec.Struct):
+    user: int
+    amount: float
+    ts: int
+
+def used_bytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+pyarrow.set_cpu_count(1)
+pyarrow.set_memory_pool(pyarrow.system_memory_pool())
+job = Pipeline("totals")
+source = job.source("events", type=Event, time="ts").filter(col("amount") >= 0)
+source.key_by("user").window(tumbling("1s")).agg(n=agg.count()).to("totals")
+with millstream.open(sys.argv[1]) as store:
+    with sql.query(store, "select 1") as found:
+        list(found.rows())
+    resource.setrlimit(resource.RLIMIT_AS, (used_bytes() + int(sys.argv[2]),) * 2)
+    try:
+        store.read("events").arrow().read_all()
+    except (MemoryError, pyarrow.ArrowMemoryError):
+        print("too large")
+    rows = sum(batch.arrow(["user"]).num_rows for batch in store.read("events").batches())
+    print(rows)
+    job.run(store, until="end", on_end="flush")
+    counts = (msgspec.json.decode(each.value)["n"] for each in store.read("totals"))
+    print(sum(counts))
+    with sql.query(store, "select count(*), max(ts) from events") as found:
+        print(list(found.rows()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_a_topic_may_be_larger_than_memory(tmp_path: Path) -> None:
+    schema = pa.schema([("user", pa.int64()), ("amount", pa.float64()), ("ts", pa.int64())])
+    schema = pa.schema([field.with_nullable(False) for field in schema])
+    with millstream.open(tmp_path / "store", durability="os") as store:
+        store.create_topic("events", schema=schema)
+        for start in range(0, ROWS, ROWS_PER_APPEND):
+            numbers = np.arange(start, start + ROWS_PER_APPEND)
+            columns = {"user": numbers % 7, "amount": numbers / 8, "ts": numbers // 100}
+            store.append_columns("events", columns)
+
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, tmp_path / "store", str(MORE_BYTES)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert ("", 0) == (done.stderr, done.returncode)
+    assert [
+        "too large",
+        str(ROWS),
+        str(ROWS),
+        f"[({ROWS}, {(ROWS - 1) // 100})]",
+    ] == done.stdout.splitlines()
