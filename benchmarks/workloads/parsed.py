@@ -78,9 +78,9 @@ def pipeline(context: Context) -> Sample:
             topology.process([ParsedBatch(events[start : start + STEP])])
         topology.flush()
     (batches,) = topology.outputs.records.values()
-    results = [msgspec.json.decode(value) for batch in batches for value in batch.values]
-    assert sum(result["n"] for result in results) == context.records
-    return {**watch.sample(context.records), "windows": float(len(results))}
+    counts = [msgspec.json.decode(value)["n"] for batch in batches for value in batch.values]
+    assert sum(counts) == context.records
+    return {**watch.sample(context.records), "windows": float(len(counts))}
 
 
 WORKLOAD = Workload(
