@@ -19,7 +19,7 @@ from .frame_errors import NotInColumnsError
 from .frame_expressions import compile_columns, condition_mask
 from .frame_fields import column_of
 from .frames import Array, ColumnFrame, FrameChunk
-from .nodes import FilterNode, KeyByNode, MapNode, Node
+from .nodes import FilterNode, KeyByNode, MapBatchNode, MapNode, Node
 from .operators import Operator
 from .selection import Selection
 from .stateful import MAIN
@@ -106,6 +106,8 @@ class FrameKeyByOperator(FrameOperator):
 
 def on_columns(node: Node, rows: Operator) -> Operator:
     """The operator of a node that runs on columns (lanes.py says which do)."""
+    if isinstance(node, MapBatchNode):
+        return rows
     if isinstance(node, FilterNode):
         assert isinstance(node.predicate, Expression)
         return FrameFilterOperator(node.predicate, rows)

@@ -26,6 +26,7 @@ from .frame_reasons import why_not
 from .nodes import (
     FilterNode,
     KeyByNode,
+    MapBatchNode,
     MapNode,
     Node,
     PortNode,
@@ -178,6 +179,10 @@ def _of_map(_plan: Plan, node: MapNode) -> str | None:
     return _first(map(_of_field, node.function.fields.values()))
 
 
+def _of_map_batch(_plan: Plan, node: MapBatchNode) -> str | None:
+    return None if node.columns else "a Python function"
+
+
 def _of_filter(_plan: Plan, node: FilterNode) -> str | None:
     return _of_field(node.predicate)
 
@@ -219,6 +224,7 @@ def _first(reasons: Iterable[str | None]) -> str | None:
 _REASONS: dict[type[Node], Callable[[Plan, Any], str | None]] = {
     SourceNode: _of_source,
     MapNode: _of_map,
+    MapBatchNode: _of_map_batch,
     FilterNode: _of_filter,
     KeyByNode: _of_key,
     WindowNode: _of_window,

@@ -142,9 +142,11 @@ class MapNode(ChildNode):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapBatchNode(ChildNode):
-    """One row for one row, by a function of a list of values."""
+    """One row for one row, by a function of a list of values, or of columns."""
 
-    function: Callable[[Any], Sequence[object]]
+    function: Callable[[Any], Any]
+    columns: bool = False
+    """Whether it takes and returns Arrow data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

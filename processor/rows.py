@@ -12,10 +12,11 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, Generic, Self, TypeVar, Unpack
 
-from millstream import UsageError, parse_duration_ms
+from millstream import MissingExtraError, UsageError, parse_duration_ms
 
 from .connectors import Sink
 from .fields import Field, label, require_field, require_function, require_readable
+from .lanes import columns_installed
 from .nodes import (
     LATE,
     BranchNode,
@@ -174,15 +175,22 @@ class Rows(Generic[T]):
             require_field(self._type, field, chosen.describe().split()[0])
         return self._add_map(chosen, chosen.describe(), "stop")
 
-    def _add_map_batch(self, function: Callable[[Any], Sequence[object]], name: str | None) -> int:
+    def _add_map_batch(
+        self, function: Callable[[Any], Any], name: str | None, *, columns: bool
+    ) -> int:
         require_function(function, "map_batch()")
+        if columns and not columns_installed():
+            raise MissingExtraError(
+                'map_batch(columns=True) needs pyarrow: pip install "millstream[arrow]"'
+            )
         node = MapBatchNode(
             id=self._builder.next_id,
             parent=self._node,
             label=name or label("map_batch", function),
             function=function,
+            columns=columns,
         )
-        return self._builder.add(node, element_type(returned_type(function)))
+        return self._builder.add(node, dict if columns else element_type(returned_type(function)))
 
     def _add_flat_map(
         self, function: Callable[[Any], object], name: str | None, on_error: str

@@ -92,15 +92,42 @@ class Stream(Rows[T]):
         """
         return Stream(self._builder, self._add_selection(selection((), fields, keep=True)))
 
+    @overload
     def map_batch(
         self, function: Callable[[list[T]], Sequence[U]], *, name: str | None = None
-    ) -> Stream[U]:
+    ) -> Stream[U]: ...
+    @overload
+    def map_batch(
+        self, function: Callable[[Any], object], *, columns: Literal[True], name: str | None = None
+    ) -> Stream[dict[str, Any]]: ...
+    def map_batch(
+        self, function: Callable[[Any], Any], *, columns: bool = False, name: str | None = None
+    ) -> Stream[Any]:
         """`function` of lists of values, one result for each: for code that works on many at once.
 
         How rows are cut into lists depends on speed and must not matter: each result may depend
         on its own value alone.
+
+        Args:
+            function: Returns as many values as it gets.
+            columns: The function takes the fields of the rows as a pyarrow.RecordBatch, and returns
+                Arrow data with a row for each: a Table, a RecordBatch, a frame of Polars. Rows
+                behind it are dicts; where they are columns already, they stay so. Needs the extra
+                `arrow`.
+            name: What messages and `explain()` call it.
+
+        >>> import pyarrow.compute as pc
+        >>> from millstream.processor import Pipeline
+        >>> pipeline = Pipeline("lengths")
+        >>> words = pipeline.source("words", type=dict)
+        >>> lengths = words.map_batch(
+        ...     lambda rows: rows.append_column("n", pc.utf8_length(rows["word"])), columns=True
+        ... )
+        >>> lengths.to("lengths")
+        >>> pipeline.test({"words": [{"word": "a"}, {"word": "bcd"}]})["lengths"]
+        [{'word': 'a', 'n': 1}, {'word': 'bcd', 'n': 3}]
         """
-        return Stream(self._builder, self._add_map_batch(function, name))
+        return Stream(self._builder, self._add_map_batch(function, name, columns=columns))
 
     def flat_map(
         self,
@@ -235,11 +262,19 @@ class KeyedStream(JoinMethods[K, T], TableMethods[K, T], Stream[T]):
         node = self._add_selection(selection((), fields, keep=True))
         return KeyedStream(self._builder, node)
 
+    @overload
     def map_batch(
         self, function: Callable[[list[T]], Sequence[U]], *, name: str | None = None
-    ) -> KeyedStream[K, U]:
+    ) -> KeyedStream[K, U]: ...
+    @overload
+    def map_batch(
+        self, function: Callable[[Any], object], *, columns: Literal[True], name: str | None = None
+    ) -> KeyedStream[K, dict[str, Any]]: ...
+    def map_batch(
+        self, function: Callable[[Any], Any], *, columns: bool = False, name: str | None = None
+    ) -> KeyedStream[K, Any]:
         """`function` of lists of values; event time and key stay. See `Stream.map_batch`."""
-        return KeyedStream(self._builder, self._add_map_batch(function, name))
+        return KeyedStream(self._builder, self._add_map_batch(function, name, columns=columns))
 
     def flat_map(
         self,

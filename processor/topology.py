@@ -85,7 +85,7 @@ LANE_RECORDS: Final = 1 << 17
 # A factory takes the node and what its operator needs of the rest of the topology.
 _STATELESS: Final[Mapping[type[Node], Callable[[Any, Topology], Operator]]] = {
     MapNode: lambda node, topology: MapOperator(node, topology.rejects(node)),
-    MapBatchNode: lambda node, _: MapBatchOperator(node),
+    MapBatchNode: lambda node, _: _map_batch(node),
     PeekNode: lambda node, _: PeekOperator(node),
     FilterNode: lambda node, topology: FilterOperator(node, topology.rejects(node)),
     FlatMapNode: lambda node, topology: FlatMapOperator(node, topology.rejects(node)),
@@ -475,6 +475,14 @@ class Topology:
             self.outputs.add(topic, pieces, batch)
         for source in self.sources.values():
             source.faults.messages.clear()
+
+
+def _map_batch(node: MapBatchNode) -> Operator:
+    if not node.columns:
+        return MapBatchOperator(node)
+    from .frame_map import ColumnMapOperator  # noqa: PLC0415 - an extra
+
+    return ColumnMapOperator(node)
 
 
 def _on_columns(node: Node, operator: Operator) -> Operator:

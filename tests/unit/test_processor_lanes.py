@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 import msgspec
+import polars
 import pyarrow as pa
 import pytest
 
@@ -198,6 +199,62 @@ def test_without_the_extra_everything_runs_on_rows(
 
     assert lanes.NO_COLUMNS == lanes.column_topics(store, job.plan)
     assert "[rows: the extra arrow is not installed]" in job.explain(store)
+
+
+def doubled(rows: pa.RecordBatch) -> Any:
+    """Polars code of a user."""
+    return polars.from_arrow(rows).with_columns(
+        double=polars.col("amount") * 2, name=polars.col("user") + "!"
+    )
+
+
+def test_code_of_the_user_keeps_columns(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def declared() -> Pipeline:
+        job = Pipeline("job")
+        source = job.source("events", type=Event, time="ts")
+        named = source.map_batch(doubled, columns=True).filter(col("double") > 100)
+        windows = named.key_by("name").window(tumbling("1m"))
+        windows.agg(n=agg.count(), total=agg.sum("double")).to("totals")
+        return job
+
+    expected = declared().test({"events": events(2_000).to_pylist()})["totals"]
+    store.create_topic("totals", schema=TOTALS)
+    forbid_rows(monkeypatch)
+    declared().run(store, until="end")
+    monkeypatch.undo()
+    declared().run(store, until="end", on_end="flush")
+
+    assert expected == [msgspec.json.decode(each.value) for each in store.read("totals")]
+    assert len(expected) > 17
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda rows: rows.slice(1), "1999 rows for 2000"),
+        (lambda rows: [1] * rows.num_rows, "return Arrow data"),
+        (lambda rows: rows["missing"], "KeyError"),
+    ],
+)
+def test_what_is_no_row_for_each_row_is_an_error(store: Store, function: Any, message: str) -> None:
+    job = Pipeline("job")
+    source = job.source("events", type=Event, time="ts")
+    source.map_batch(function, columns=True, name="mine").to("out")
+
+    with pytest.raises(RecordError, match=f"mine: .*{message}"):
+        job.run(store, until="end", batch_records=2_000)
+
+
+def test_columns_that_the_lane_does_not_know_become_rows(store: Store) -> None:
+    def with_lists(rows: pa.RecordBatch) -> pa.RecordBatch:
+        return rows.append_column("list", pa.array([[1]] * rows.num_rows))
+
+    job = Pipeline("job")
+    source = job.source("events", type=Event, time="ts")
+    source.map_batch(with_lists, columns=True).filter(col("amount") < 1).to("out")
+    job.run(store, until="end")
+
+    assert [[1]] * 8 == [msgspec.json.decode(each.value)["list"] for each in store.read("out")]
 
 
 # --- what leaves it ------------------------------------------------------------------------------
