@@ -14,6 +14,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 from millstream import UsageError
 
+from .added_columns import added_columns
 from .checkpoint import Checkpoint
 from .plan import Plan
 
@@ -138,6 +139,10 @@ def _remedy(plan: Plan, checkpoint: Checkpoint) -> tuple[dict[str, str], list[st
     }
     rename: dict[str, str] = {}
     same: list[str] = []
+    for operator, identity in list(left.items()):
+        if operator in free and added_columns(plan, operator, identity):
+            free.remove(operator)
+            del left[operator]
     for patterns, sure in ((plan.same_state(), True), (plan.alike_state(), False)):
         for operator, identity in list(left.items()):
             means = [name for name in free if patterns[name].fullmatch(identity)]
@@ -196,6 +201,9 @@ def migration_steps(
         elif pattern is not None and pattern.fullmatch(state.identity):
             renamed = "another name" if name != operator else "results of other names"
             steps.append(step._replace(action="carry", reason=renamed))
+        elif added := added_columns(plan, name, state.identity):
+            reason = f"{', '.join(added.names)} begin{'s' * (len(added.names) == 1)} empty"
+            steps.append(step._replace(action="carry", reason=reason))
         elif name in same and alike[name].fullmatch(state.identity):
             steps.append(step._replace(action="carry", reason="it means the same, as you say"))
         else:

@@ -15,12 +15,21 @@ import msgspec
 
 from millstream import DataError, Store, Transaction, UsageError
 
+from .added_columns import AddedColumns, added_columns
 from .carried_time import carry_time
 from .changed_plan import MigrationStep, migration_steps
 from .checkpoint import Checkpoint, OperatorState, SourceState, encode_checkpoint
 from .ingest import is_source_of_another
 from .plan import Plan
-from .state_log import checkpoint_name, read_checkpoint, state_batches, state_topic
+from .state import StateRecords, encode_entries, encode_removed
+from .state_log import (
+    checkpoint_name,
+    read_checkpoint,
+    state_batches,
+    state_entries,
+    state_topic,
+    write_state_records,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +215,12 @@ def _operators(
     for step in migration.carried:
         assert step.former is not None
         known = checkpoint.operators[step.former]
-        if step.former != step.operator:
-            source = state_topic(plan.name, step.former)
-            topic = state_topic(plan.name, step.operator)
+        source = state_topic(plan.name, step.former)
+        topic = state_topic(plan.name, step.operator)
+        added = added_columns(plan, step.operator, known.identity)
+        if added is not None:
+            known = _extended(store, transaction, source, known, topic, added)
+        elif step.former != step.operator:
             known = _copied(store, transaction, source, known, topic)
         identity = identities[step.operator]
         operators[step.operator] = msgspec.structs.replace(known, identity=identity)
@@ -225,6 +237,30 @@ def _copied(
         start = start if count else written[0].base_offset
         end = written[-1].base_offset + written[-1].record_count
         count += len(batch.values)
+    return msgspec.structs.replace(known, snapshot_offset=start, change_count=count, end_offset=end)
+
+
+def _extended(
+    store: Store,
+    transaction: Transaction,
+    source: str,
+    known: OperatorState,
+    topic: str,
+    added: AddedColumns,
+) -> OperatorState:
+    """Write the records that make up some state anew, with what was added to each."""
+    count, start, end = 0, 0, 0
+    for piece in state_entries(store, source, known).pieces():
+        records = StateRecords([], [])
+        for path, value in zip(piece.paths, piece.values, strict=True):
+            if value is None:
+                records.extend(encode_removed([path]))
+            else:
+                records.extend(encode_entries(topic, [path], [tuple(added.extend(value))]))
+        written = write_state_records(transaction, topic, records)
+        if written is not None:
+            start, end = start if count else written[0], written[1]
+        count += len(records.keys)
     return msgspec.structs.replace(known, snapshot_offset=start, change_count=count, end_offset=end)
 
 

@@ -1,4 +1,4 @@
-"""Live state over other sources, and over functions that are called otherwise."""
+"""Live state over other sources, functions that are called otherwise, and aggregates added."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from millstream.processor import (
     Pipeline,
     agg,
     col,
+    counting,
     session,
     tumbling,
 )
@@ -135,7 +136,9 @@ def test_what_has_closed_does_not_open_again_by_a_source_that_is_behind(store: S
     assert [(0, 1, 1), (50, 1, 1)] == results(store, "w")
 
 
-def test_a_topic_created_again_with_more_partitions_goes_on_if_one_says_so(store: Store) -> None:
+def test_e64_a_topic_created_again_with_more_partitions_goes_on_if_one_says_so(
+    store: Store,
+) -> None:
     store.append_many("orders", [line(1), line(12), line(13, "b")])
     over("orders").run(store, until="end")
     store.delete_topic("orders")
@@ -247,7 +250,7 @@ def test_functions_that_are_called_otherwise_go_on(others: str, back: bool) -> N
             n=agg.count(), y=agg.max("y"), x=agg.sum(amount)
         ),
     ],
-    ids=["size", "kind", "aggregate", "another field", "one less", "one more"],
+    ids=["size", "kind", "aggregate", "another field", "one less", "one more, one changed"],
 )
 def test_what_cannot_be_the_same_is_refused_whatever_one_says(store: Store, changed: Any) -> None:
     store.append_many("orders", [line(1)])
@@ -259,6 +262,94 @@ def test_what_cannot_be_the_same_is_refused_whatever_one_says(store: Store, chan
     assert ([], ["w"]) == (caught.value.same, caught.value.drop)
     with pytest.raises(UsageError, match="means something else"):
         pipeline.migrate(store, same=["w"])
+
+
+# --- aggregates --------------------------------------------------------------------------------
+
+
+def every_aggregate(*, more: bool, state: Any = "memory") -> Pipeline:
+    """All operators that aggregates can be added to."""
+    pipeline = Pipeline("shop", state=state)
+    keyed = pipeline.source("orders", time="t").key_by("k")
+    aggregates: dict[str, Any] = {"n": agg.count(), "x": agg.sum("x")}
+    if more:
+        aggregates = {"most": agg.max("x"), **aggregates, "seen": agg.collect("x", limit=99)}
+    keyed.window(tumbling(40), name="w").agg(**aggregates).to("w")
+    keyed.window(tumbling(40), name="u").agg(**aggregates).emit("update", every=3).to("u")
+    keyed.window(session(9), name="s").agg(**aggregates).to("s")
+    keyed.window(counting(7), name="c").agg(**aggregates).to("c")
+    keyed.agg(name="a", ttl=1000, **aggregates).to("a")
+    return pipeline
+
+
+@pytest.mark.parametrize("state", ["memory", "sqlite"])
+def test_e63_an_aggregate_that_is_added_begins_empty_and_says_so(state: str) -> None:
+    rows = [line(number, "ab"[number % 2], number) for number in range(60)]
+    found = []
+    for more in (False, True):
+        with millstream.open(":memory:") as store:
+            store.create_topic("orders")
+            store.append_many("orders", rows[:30])
+            every_aggregate(more=False, state=state).run(
+                store, until="end", epoch_ms=0, batch_records=4
+            )
+            if more:
+                changed = every_aggregate(more=True, state=state)
+                with pytest.raises(ChangedPlanError, match=r"migrate\(store\)") as caught:
+                    changed.run(store, until="end")
+                assert ({}, [], []) == (caught.value.rename, caught.value.same, caught.value.drop)
+                done = changed.migrate(store)
+                assert {("carry", "most, seen begin empty")} == {
+                    (each.action, each.reason) for each in done.steps
+                }
+                assert not changed.migrate(store).changes
+            marks = {topic: store.offsets(topic)[0].end for topic in "wusca"}
+            store.append_many("orders", rows[30:])
+            every_aggregate(more=more, state=state).run(
+                store, until="end", on_end="flush", epoch_ms=0, batch_records=4
+            )
+            found.append(
+                {
+                    topic: [
+                        msgspec.json.decode(each.value or b"") for each in store.read(topic, mark)
+                    ]
+                    for topic, mark in marks.items()
+                }
+            )
+    former, extended = found
+    assert all(map(len, former.values()))
+    for topic, results in extended.items():
+        plain = [{k: v for k, v in row.items() if k not in {"most", "seen"}} for row in results]
+        assert former[topic] == plain, topic
+        for row in results:
+            assert min(row["seen"], default=30) >= 30, "rows from before are not in it"
+            assert row["most"] == max(row["seen"], default=None)
+        assert any(row["n"] > len(row["seen"]) for row in results), topic
+
+
+def test_an_aggregate_is_added_to_an_operator_that_is_renamed(store: Store) -> None:
+    store.append_many("orders", [line(1), line(2)])
+    over("orders").run(store, until="end")
+    pipeline = Pipeline("shop")
+    keyed = pipeline.source("orders", time="t").key_by("k")
+    windows = keyed.window(tumbling(10), name="v")
+    windows.agg(n=agg.count(), x=agg.sum("x"), y=agg.max("x")).to("out")
+    (step,) = pipeline.migrate(store, rename={"w": "v"}).carried
+    assert ("v", "y begins empty") == (step.operator, step.reason)
+    assert [[2, 2, None]] == [each.value for each in pipeline.query(store, "v")]
+
+
+def test_an_aggregate_cannot_be_added_to_the_groups_of_a_table(store: Store) -> None:
+    def groups(**more: Any) -> Pipeline:
+        pipeline = Pipeline("shop")
+        table = pipeline.table("orders", time="t")
+        table.group_by(key_of, name="g").agg(n=agg.count(), **more).to("out")
+        return pipeline
+
+    store.append("orders", line(1), key=b"1")
+    groups().run(store, until="end")
+    with pytest.raises(UsageError, match="means something else"):
+        groups(x=agg.sum("x")).migrate(store)
 
 
 # --- crashes -----------------------------------------------------------------------------------

@@ -237,7 +237,7 @@ class AsofModel(Model):
     waiting: list[Row] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.far = 10**9 if self.within is None else self.within
+        self.far = 1 << 70 if self.within is None else self.within
         self.delay = 0 if self.direction == "backward" else self.far
 
     def step(self, inputs: Sequence[list[Row]], before: int, after: int) -> list[Row]:
