@@ -49,13 +49,25 @@ def to_ms(value: object) -> int:
     return value
 
 
-def all_ms(column: Sequence[object], *, ints: bool = False) -> bool:
-    """Whether the whole column is good milliseconds already, found without a loop in Python.
+def newest_ms(
+    column: Sequence[object], *, ints: bool = False, unsigned: bool = False
+) -> int | None:
+    """The greatest time of a column of good milliseconds, found without a loop in Python.
 
     Args:
         column: Of any values.
         ints: Whether they are known to be ints.
+        unsigned: Whether those are known not to be negative.
+
+    Returns:
+        None if the column is empty, or one of it is not good milliseconds already.
+
+    >>> newest_ms([3, -9]), newest_ms([3, "1970-01-01T00:00Z"]), newest_ms([2**63])
+    (3, None, None)
     """
     if not column or (not ints and set(map(type, column)) != {int}):
-        return False
-    return bool(min(column) >= EVENT_TIME_MIN and max(column) <= INT64_MAX)  # type: ignore[type-var,operator]  # all are int
+        return None
+    newest: int = max(column)  # type: ignore[type-var,assignment]  # all are int
+    if newest > INT64_MAX or (not (ints and unsigned) and min(column) < EVENT_TIME_MIN):  # type: ignore[type-var,operator]  # all are int
+        return None
+    return newest

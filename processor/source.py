@@ -14,7 +14,7 @@ import msgspec
 
 from .columns import Chunk, InputBatch, MicroBatch, Rows
 from .errors import REJECTED, convert, reason, record_error
-from .event_time import all_ms, to_ms
+from .event_time import newest_ms, to_ms
 from .fields import Field, field_getter
 from .ingest import rejection
 from .nodes import SourceNode
@@ -107,6 +107,8 @@ class SourceStage:
         self.appended_ms: dict[int, int] = {}
         """When the last batch of each partition was appended, as far as that is known."""
         self._columns: FrameReader | None = None
+        self._newest_ms: int | None = None
+        """The greatest time of the batch that was read last, if that is known."""
         self._decode = value_decoder(node.type)
         self._decode_joined = None if node.tombstones else objects_decoder(node.type)
         if node.tombstones:
@@ -169,9 +171,10 @@ class SourceStage:
     def _advance_awake(self, partition: int, piece: Rows) -> tuple[Sequence[int], Sequence[int]]:
         if self._columns is not None and not isinstance(piece, Chunk):
             return self._columns.advance(self.watermark, partition, piece, exact=self.exact)
-        advance = self.watermark.advance if self.exact else self.watermark.jump
         rows = piece.as_chunk()
-        return advance(partition, rows.rows, rows.times)
+        if self.exact:
+            return self.watermark.advance(partition, rows.rows, rows.times)
+        return self.watermark.jump(partition, rows.rows, rows.times, self._newest_ms)
 
     def _whole(self, pieces: Sequence[Rows], batch: MicroBatch) -> Rows:
         """The rows of all batches, as columns where they can be."""
@@ -220,8 +223,10 @@ class SourceStage:
         rows = range(first, first + part.record_count)
         rejected_before = self.faults.count
         values = self._decoded(batch, number, rows)
-        times: Sequence[object] = part.timestamps_ms
-        if node.time is not None:
+        newest: int | None = None
+        if node.time is None:
+            times: Sequence[object] = part.timestamps_ms
+        else:
             getter = field_getter(node.time, values, self._kind)
             assert getter is not None
             if node.missing_time == "append_time":
@@ -234,32 +239,35 @@ class SourceStage:
             if node.tombstones and None in values:
                 times = _timed(times, values, part)
             ints = self._timed_by_int and self.faults.count == rejected_before
-            if not all_ms(times, ints=ints):
+            newest = newest_ms(times, ints=ints, unsigned=ints and _is_unsigned(part))
+            if newest is None:
                 times = self._convert(times, to_ms, "bad event time", batch, rows)
         if node.max_ahead_ms is not None and part.append_timestamp_ms is not None:
             times = self._not_ahead(times, part.append_timestamp_ms, batch, rows)
+        self._newest_ms = newest if self.faults.count == rejected_before else None
         if self.faults.count == rejected_before:
-            return rows, times, values  # type: ignore[return-value]  # all_ms or to_ms made sure
+            return rows, times, values  # type: ignore[return-value]  # newest_ms or to_ms made sure
         good = [
             time is not REJECTED and value is not REJECTED
             for time, value in zip(times, values, strict=True)
         ]
         return (
             list(compress(rows, good)),
-            list(compress(times, good)),  # type: ignore[arg-type]  # all_ms or to_ms made sure
+            list(compress(times, good)),  # type: ignore[arg-type]  # newest_ms or to_ms made sure
             list(compress(values, good)),
         )
 
     def _decoded(self, batch: MicroBatch, number: int, rows: range) -> list[object]:
         """The values of a batch, in one call where that is possible."""
         part = batch.batches[number]
-        if self.node.source is None and self._decode_joined is not None:
+        taken_in = self.node.source is not None and any(part.headers)
+        if self._decode_joined is not None and not taken_in:
             joined = part.joined_values
             together = None if joined is None else self._decode_joined(*joined)
             if together is not None:
                 return together
         raw: Sequence[object] = part.values
-        if self.node.source is not None:
+        if taken_in:
             raw = self._not_rejected(batch, number)
         return self._convert(raw, self._decode, "cannot decode the value", batch, rows)
 
@@ -342,6 +350,12 @@ def _is_int(kind: type | None, field: Field) -> bool:
     # A default is taken as it is.
     known = msgspec.structs.fields(kind)
     return any(each.name == field and each.type is int and each.required for each in known)
+
+
+def _is_unsigned(part: InputBatch) -> bool:
+    """Whether no number in the values of a batch can be negative: there is no minus in them."""
+    joined = part.joined_values
+    return joined is not None and joined[0].find(b"-", joined[1][0], joined[1][-1]) < 0
 
 
 def _or_none(getter: Callable[[object], object]) -> Callable[[object], object]:

@@ -158,14 +158,25 @@ class Watermark:
         return moved_rows, levels
 
     def jump(
-        self, partition: int, rows: Sequence[int], times: Sequence[int]
+        self,
+        partition: int,
+        rows: Sequence[int],
+        times: Sequence[int],
+        newest: int | None = None,
     ) -> tuple[list[int], list[int]]:
-        """As `advance`, for rows that nobody judges one by one: W moves with the last of them."""
+        """As `advance`, for rows that nobody judges one by one: W moves with the last of them.
+
+        Args:
+            partition: See `advance`.
+            rows: See `advance`.
+            times: See `advance`.
+            newest: The greatest of `times`, if that is known.
+        """
         if not times:
             return [], []
         before = self.level
         last = len(rows) - 1
-        self.advance(partition, rows[last:], [max(times)])
+        self.advance(partition, rows[last:], [max(times) if newest is None else newest])
         return ([rows[last]], [self.level]) if self.level > before else ([], [])
 
     def _active(self) -> Iterable[tuple[int, int]]:
