@@ -7,10 +7,10 @@ when it is added, while it is still in the processor's caches. Per-record work h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from itertools import accumulate, chain, pairwise
 from struct import error as StructError, pack, unpack  # noqa: N812 - it is a class
-from typing import Final, overload
+from typing import Any, Final, overload
 
 from .errors import UsageError
 from .format import INT64_MAX, NO_TIMESTAMP
@@ -44,11 +44,15 @@ class JoinedBytes(Sequence[bytes]):
         if values:
             self.extend(values)
 
-    def extend(self, values: Sequence[bytes], joined: bytes | None = None) -> None:
+    @overload
+    def extend(self, values: Sequence[bytes]) -> None: ...
+    @overload
+    def extend(self, values: Sequence[Sized], joined: bytes) -> None: ...
+    def extend(self, values: Sequence[Any], joined: bytes | None = None) -> None:
         """Append many entries.
 
         Args:
-            values: The entries.
+            values: The entries; anything as long as they are will do, where `joined` is given.
             joined: All of them put together, if that is known.
 
         Raises:

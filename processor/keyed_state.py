@@ -12,7 +12,6 @@ the value was put with: the wall clock has no say, so that every run forgets at 
 from __future__ import annotations
 
 import heapq
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import filterfalse, islice, repeat
@@ -91,6 +90,8 @@ class KeyedState(Generic[V]):
         """Keys put or removed since `changes`."""
         self._fresh: set[object] = set()
         """Those of `_changed` that no record is about."""
+        self._removed = False
+        """Whether some of `_changed` may have no value."""
         self._times: dict[object, int] = {}
         """Newest event time of each key, with a time to live."""
         self._waits: dict[object, int] = {}
@@ -151,6 +152,7 @@ class KeyedState(Generic[V]):
             return None
         if key not in self._changed:
             self._note(key)
+        self._removed = True
         self._times.pop(key, None)
         self._waits.pop(key, None)
         return self._values.pop(key)
@@ -176,13 +178,15 @@ class KeyedState(Generic[V]):
             default: What keys without a value get, unless it is None.
         """
         assert self.ttl_ms is None
-        new = dict.fromkeys(filterfalse(self._values.__contains__, keys))
-        if new:
-            self._fresh.update(new.keys() - self._changed.keys())
-            if default is not None:
-                self._values.update(dict.fromkeys(new, default))
-        # The deque keeps nothing: it is there to call `setdefault` for each in C.
-        deque(map(self._changed.setdefault, keys), 0)
+        # One pass in C; what has changed before has been looked at before.
+        others = dict.fromkeys(filterfalse(self._changed.__contains__, keys))
+        new = dict.fromkeys(filterfalse(self._values.__contains__, others))
+        self._fresh.update(new)
+        self._changed.update(others)
+        if default is not None:
+            if self._removed:
+                new = dict.fromkeys(filterfalse(self._values.__contains__, keys))
+            self._values.update(dict.fromkeys(new, default))
         return self._values
 
     def expire(self, level: int) -> list[object]:
@@ -243,7 +247,7 @@ class KeyedState(Generic[V]):
             UsageError: A value cannot be kept in state.
         """
         changed, fresh, values = self._changed, self._fresh, self._values
-        self._changed, self._fresh = {}, set()
+        self._changed, self._fresh, self._removed = {}, set(), False
         if changed.keys() <= values.keys():
             return self._entries(list(changed))
         removed = [key for key in changed if key not in values and key not in fresh]

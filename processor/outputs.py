@@ -19,7 +19,7 @@ from .columns import Chunk, MicroBatch
 from .cutting import cuts, fits, values_bytes
 from .errors import apply
 from .nodes import SinkNode
-from .serde import encode_json, encode_keys, encode_value, json_values
+from .serde import encode_json, encode_keys, encode_value, joined_keys, json_values
 
 
 class _Piece(NamedTuple):
@@ -28,13 +28,21 @@ class _Piece(NamedTuple):
     rows: Sequence[int]
     values: Sequence[bytes | None]
     keys: Sequence[bytes | None] | None
-    """None where no record has a key."""
+    """None where no record has a key, or where they are texts."""
     timestamps_ms: Sequence[int]
-    headers: list[Headers] | None
+    headers: list[Headers] | None = None
     """None where no record has headers."""
+    texts: Sequence[str] = ()
+    """Keys in ASCII, not yet made bytes one by one."""
+    joined_texts: bytes = b""
+    """All of them put together."""
+
+    def with_keys(self) -> _Piece:
+        """The same with keys as bytes."""
+        return self._replace(keys=encode_keys(self.texts), texts=()) if self.texts else self
 
     def cut(self, start: int, stop: int) -> _Piece:
-        """The records [start, stop)."""
+        """The records [start, stop), of a piece without texts."""
         return _Piece(
             self.rows[start:stop],
             self.values[start:stop],
@@ -64,6 +72,12 @@ class OutputBatch:
     """None while no record has headers."""
     values_bytes: int = 0
 
+    @property
+    def size_bytes(self) -> int:
+        """Rough memory of the records: where one of many has no key, keys are not counted."""
+        keys_bytes = self.keys.size_bytes if isinstance(self.keys, JoinedBytes) else 0
+        return len(self.values) * _RECORD_BYTES + self.values_bytes + keys_bytes
+
     def rows(self) -> Iterator[tuple[int, bytes | None, bytes | None, Headers]]:
         """Timestamp, key, value and headers of each record."""
         keys = repeat(None) if self.keys is None else self.keys
@@ -80,9 +94,14 @@ class OutputBatch:
         if piece.headers is not None or self.headers is not None:
             headers = [()] * before if self.headers is None else self.headers
             self.headers = headers + ([()] * count if piece.headers is None else piece.headers)
-        if piece.keys is not None or self.keys is not None:
+        if piece.texts and before == 0:
+            self.keys = JoinedBytes()
+        if piece.texts and isinstance(self.keys, JoinedBytes):
+            self.keys.extend(piece.texts, piece.joined_texts)
+        elif piece.texts or piece.keys is not None or self.keys is not None:
             keys = _none(before) if self.keys is None else self.keys
-            self.keys = _extended(keys, _none(count) if piece.keys is None else piece.keys)
+            new = piece.with_keys().keys
+            self.keys = _extended(keys, _none(count) if new is None else new)
         self.values = _extended(self.values, piece.values, joined)
         self.timestamps_ms.extend(piece.timestamps_ms)
 
@@ -117,8 +136,13 @@ def encode_rows(node: SinkNode, chunk: Chunk, batch: MicroBatch) -> _Piece:
     if encoded is None:
         encode = encode_json if plain else encode_value
         encoded = apply(encode, chunk.values, node.label, batch, chunk)  # type: ignore[arg-type]  # of any value
-    keys = batch.keys(chunk.rows) if chunk.keys is None else encode_keys(chunk.keys)
-    return _Piece(chunk.rows, encoded, keys, chunk.times, None)
+    if chunk.keys is None:
+        return _Piece(chunk.rows, encoded, batch.keys(chunk.rows), chunk.times)
+    joined = joined_keys(chunk.keys)
+    if joined is None:
+        return _Piece(chunk.rows, encoded, encode_keys(chunk.keys), chunk.times)
+    texts: Sequence[str] = chunk.keys  # type: ignore[assignment]  # joined_keys has seen to that
+    return _Piece(chunk.rows, encoded, None, chunk.times, None, texts, joined)
 
 
 def dead_letters(messages: Mapping[int, str], batch: MicroBatch) -> _Piece:
@@ -166,13 +190,13 @@ class Outputs:
         pieces = [piece for piece in pieces if piece.values]
         if not pieces:
             return
-        piece = pieces[0] if len(pieces) == 1 else _merge(pieces)
+        piece = pieces[0] if len(pieces) == 1 else _merge([each.with_keys() for each in pieces])
         self.record_count += len(piece.values)
-        self.size_bytes += len(piece.values) * _RECORD_BYTES
         count = self.partitions_of(topic)
         if count == 1:
             self._extend(TopicPartition(topic, 0), piece)
             return
+        piece = piece.with_keys()
         places = [
             source % count if key is None else partition_of(key, count)
             for key, source in zip(
@@ -190,6 +214,7 @@ class Outputs:
         if not fits(len(piece.values), values_bytes):
             ranges = list(cuts(piece.values))
             if len(ranges) > 1:
+                piece = piece.with_keys()
                 for start, stop in ranges:
                     self._extend(place, piece.cut(start, stop))
                 return
@@ -198,10 +223,10 @@ class Outputs:
         if not isinstance(last, OutputBatch) or not last.has_room(piece, values_bytes):
             last = OutputBatch()
             batches.append(last)
+        before = last.size_bytes
         last.extend(piece, joined)
         last.values_bytes += values_bytes
-        keys_bytes = 0 if piece.keys is None else sum(map(len, filter(None, piece.keys)))
-        self.size_bytes += values_bytes + keys_bytes
+        self.size_bytes += last.size_bytes - before
 
     def batches(self) -> Iterator[tuple[TopicPartition, OutputBatch]]:
         """The records, as they will be appended, of a topology that writes no columns."""

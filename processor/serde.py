@@ -194,6 +194,18 @@ def encode_keys(keys: Sequence[object]) -> list[bytes]:
         return list(map(encode_key, keys))
 
 
+def joined_keys(keys: Sequence[object]) -> bytes | None:
+    """All keys as `encode_key` does it, put together, if each is as long as its bytes: ASCII text.
+
+    >>> joined_keys(["u1", "u2"]), joined_keys(["u1", 7]), joined_keys([chr(228)])
+    (b'u1u2', None, None)
+    """
+    if set(map(type, keys)) != {str}:
+        return None
+    joined = "".join(keys)  # type: ignore[arg-type]  # all are str
+    return joined.encode() if joined.isascii() else None
+
+
 def ordered_keys(keys: Sequence[object]) -> list[object]:
     """The keys in the order of their bytes.
 

@@ -463,3 +463,31 @@ def test_keys_of_input_records_follow_them_whether_all_have_one_or_not() -> None
             records = list(store.read("out"))
             assert keys == [record.key for record in records]
             assert values == [record.value for record in records]
+
+
+def test_grouping_keys_are_written_as_their_bytes_whatever_they_are() -> None:
+    keys = ["a", "b", "\u00e4", "", "c", 7, ("x", 1), "\u65e5\u672c", "d", "e"]
+    expected = [
+        b"a",
+        b"b",
+        "\u00e4".encode(),
+        b"",
+        b"c",
+        b"7",
+        b'["x",1]',
+        "\u65e5\u672c".encode(),
+        b"d",
+        b"e",
+    ]
+    pipeline = Pipeline("keys")
+    rows = pipeline.source("orders", time="t", type=dict[str, int])
+    rows.key_by(lambda row: keys[row["t"]]).to("out")
+    # A row without a key of its own, between those that have one.
+    rows.filter(lambda row: row["t"] == 4).to("out")
+    expected.insert(5, None)
+    for batch_records in (None, 1, 2, 5):
+        with millstream.open(":memory:") as store:
+            store.create_topic("orders")
+            store.append_many("orders", [b'{"t":%d}' % time for time in range(len(keys))])
+            pipeline.run(store, until="end", batch_records=batch_records, epoch_ms=100_000)
+            assert expected == [record.key for record in store.read("out")]
