@@ -98,6 +98,7 @@ cli.lazy = MappingProxyType(
         "graph": "pipelines:graph",
         "checkpoints": "pipelines:checkpoints",
         "fork": "pipelines:fork",
+        "diff": "pipelines:diff",
         "state": "state:state",
         "dump": "inspect:dump",
         "verify": "inspect:verify",

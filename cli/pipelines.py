@@ -1,15 +1,16 @@
-"""`millstream graph`, `checkpoints` and `fork`: pipelines seen from outside."""
+"""`millstream graph`, `checkpoints`, `fork` and `diff`: pipelines seen from outside."""
 
 from __future__ import annotations
 
 import click
 
-from millstream.processor import fork as fork_pipeline, list_pipelines
+from millstream.processor import compare_fork, fork as fork_pipeline, list_pipelines
 
 from .command import Command, examples
 from .format_string import rfc3339
 from .loading import load_pipeline
-from .output import Row, print_rows
+from .output import Row, print_document, print_rows
+from .replay import EXIT_DIFFERS
 from .settings import settings
 
 _CHECKPOINT_COLUMNS = (
@@ -78,9 +79,56 @@ def fork(pipeline: str, name: str) -> None:
     """Copy state, offsets and event time of PIPELINE to a new pipeline NAME, all or nothing.
 
     Run new code as `Pipeline(NAME)` from there, with outputs of its own; or verify the original
-    from there: `millstream verify MODULE:PIPELINE --since NAME`.
+    from there: `millstream verify MODULE:PIPELINE --since NAME`. `millstream diff` compares
+    what the two have written.
     """
     current = settings()
     with current.open() as store:
         fork_pipeline(store, pipeline, name)
     current.say(f"{name} goes on where {pipeline} stood")
+
+
+@click.command(
+    cls=Command,
+    short_help="Compare what a fork has written with its original.",
+    epilog=examples("millstream diff revenue-fix totals=totals.fix late=late.fix"),
+)
+@click.argument("name")
+@click.argument("topics", metavar="TOPIC=TOPIC...", nargs=-1, required=True)
+def diff(name: str, topics: tuple[str, ...]) -> int:
+    """Hold what the fork NAME has written against what the original has written since.
+
+    Each TOPIC=TOPIC names a topic of the original and that of the fork. Run both to the same end
+    of the input first. Prints the first difference of each partition; exit code 1 if there is one.
+    """
+    current = settings()
+    pairs = _pairs(topics)
+    with current.open(read_only=True) as store:
+        found = compare_fork(store, name, pairs)
+    if current.mode in {"json", "jsonl"}:
+        document = {
+            "ok": found.ok,
+            "pipeline": found.pipeline,
+            "records_compared": found.records_compared,
+            "differences": list(map(str, found.differences)),
+        }
+        print_document(document, "jsonl" if current.mode == "jsonl" else "json")
+    else:
+        for difference in found.differences:
+            click.echo(str(difference))
+    current.say(
+        f"{name} and {found.pipeline}: {found.records_compared} records are the same,"
+        f" {len(found.differences) or 'no'} partition{'s' * (len(found.differences) != 1)}"
+        f" differ{'s' * (len(found.differences) == 1)}"
+    )
+    return 0 if found.ok else EXIT_DIFFERS
+
+
+def _pairs(topics: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for each in topics:
+        topic, equals, copy = each.partition("=")
+        if not (topic and equals and copy) or topic in found:
+            raise click.BadParameter(f"{each!r} is not TOPIC=TOPIC, or the first is there twice")
+        found[topic] = copy
+    return found

@@ -26,6 +26,7 @@ from .deliver import Deliverer, sink_lag, sink_position
 from .driver import Driver
 from .expressions import Expression, col, lit, parse_expression, when
 from .fork import fork
+from .fork_diff import ForkComparison, ForkDifference, compare_fork
 from .ingest import Ingestor
 from .migrate import Migration
 from .pipeline import Pipeline
@@ -75,6 +76,8 @@ __all__ = [
     "Driver",
     "Expression",
     "FixedWindows",
+    "ForkComparison",
+    "ForkDifference",
     "GroupedTable",
     "Ingestor",
     "JoinResults",
@@ -112,6 +115,7 @@ __all__ = [
     "WindowedStream",
     "agg",
     "col",
+    "compare_fork",
     "counting",
     "csv_files",
     "daily",

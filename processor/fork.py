@@ -20,6 +20,7 @@ import msgspec
 from millstream import Store, TopicInfo, TopicPartition, Transaction, UsageError
 
 from .checkpoint import Checkpoint, OperatorState, encode_checkpoint
+from .fork_diff import ForkPoint, encode_fork_point, fork_checkpoint
 from .ingest import (
     ensure_topic,
     is_source_of_another,
@@ -103,6 +104,8 @@ def fork(store: Store, pipeline: str, name: str) -> None:
                 if not is_source_of_another(place.topic, name)
             }
             transaction.commit_offsets(name, own)
+            point = ForkPoint(pipeline, checkpoint.outputs)
+            transaction.put_checkpoint(fork_checkpoint(name), encode_fork_point(point))
             transaction.put_checkpoint(checkpoint_name(name), encode_checkpoint(copied))
 
 

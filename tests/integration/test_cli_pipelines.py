@@ -82,6 +82,26 @@ def test_verify_replays_a_pipeline(home: Path) -> None:
     run(home, "verify", "orders", "--since", "point", code=2)
 
 
+def test_a_fork_is_compared_with_its_original(home: Path) -> None:
+    run(home, "process", "app:pipeline", "--until", "end")
+    run(home, "fork", "revenue", "trial")
+    trial = APP.replace('"revenue"', '"trial"').replace('to("totals")', 'to("trial.totals")')
+    (home / "trial.py").write_text(trial)
+    with millstream.open(home / "data") as store:
+        store.append("orders", b'{"user":"u1","amount":8,"ts":130000}')
+    for module in ("app", "trial"):
+        run(home, "process", f"{module}:pipeline", "--until", "end")
+    found = json.loads(run(home, "diff", "trial", "totals=trial.totals", "--output", "json"))
+    assert (True, "revenue", 1) == (found["ok"], found["pipeline"], found["records_compared"])
+    with millstream.open(home / "data") as store:
+        store.append("trial.totals", b"more")
+    assert "trial.totals/0: only the fork has" in run(
+        home, "diff", "trial", "totals=trial.totals", code=1
+    )
+    run(home, "diff", "trial", "totals", code=2)
+    run(home, "diff", "revenue", "totals=trial.totals", code=2)
+
+
 def test_a_key_read_by_a_function_from_now_on_needs_a_word(home: Path) -> None:
     run(home, "process", "app:pipeline", "--until", "end")
     assert 'key_by("user")' in APP

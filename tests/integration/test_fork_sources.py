@@ -18,6 +18,7 @@ from millstream.processor import (
     Pipeline,
     SourceBatch,
     agg,
+    compare_fork,
     fork,
     from_iterable,
     jsonl_files,
@@ -152,6 +153,39 @@ def test_replays_start_from_the_fork_and_compare(store: Store, world: World) -> 
     other = world.pipeline("trial").verify(store, since="trial-point")
     assert ["trial.windows"] == [each.topic for each in other.differences]
     assert world.pipeline("shop").verify(store).ok
+
+
+def test_what_a_fork_writes_is_compared_with_the_original(store: Store, world: World) -> None:
+    topics = {f"shop.{each}": f"trial.{each}" for each in ("windows", "counts")}
+    world.grow(0, 40)
+    world.pipeline("shop").run(store, until="end")
+    fork(store, "shop", "trial")
+    fork(store, "shop", "changed")
+    world.grow(40, 80)
+    for name, factor in (("shop", 1), ("trial", 1), ("changed", 10)):
+        world.pipeline(name, factor).run(store, until="end")
+    found = compare_fork(store, "trial", topics)
+    assert (True, "shop") == (found.ok, found.pipeline)
+    written = sum(store.offsets(topic)[0].end for topic in topics.values())
+    assert written == found.records_compared > 40
+
+    (difference,) = compare_fork(
+        store, "changed", {topic: topic.replace("shop", "changed") for topic in topics}
+    ).differences
+    assert ("shop.windows", "changed.windows") == (difference.topic, difference.copy)
+    assert "the original has Record(" in str(difference)
+
+    store.append("trial.counts", b"more")
+    world.grow(80, 100)
+    world.pipeline("shop").run(store, until="end")
+    first, second = map(str, compare_fork(store, "trial", topics).differences)
+    assert "shop.windows/0: only the original has" in first
+    assert "shop.counts/0: the original has" in second
+    with pytest.raises(UsageError, match="there is no fork 'shop' here"):
+        compare_fork(store, "shop", topics)
+    store.create_topic("wide", partitions=2)
+    with pytest.raises(UsageError, match=r"'shop\.counts' has 1 partitions, 'wide' 2"):
+        compare_fork(store, "trial", {"shop.counts": "wide"})
 
 
 def test_a_fork_of_a_fork_and_its_migration_know_no_strangers(store: Store, world: World) -> None:
