@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from struct import Struct
 from typing import Final, NamedTuple
 
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64, xxh3_64_intdigest
 
 from .compression import compress, decompress
 from .errors import CorruptBatchError, UsageError
@@ -70,10 +70,23 @@ class Directory(NamedTuple):
 class Chunk(NamedTuple):
     """One column on its way to the disk."""
 
-    raw: Buffer
+    parts: Sequence[Buffer]
+    """Its raw bytes in order, of one byte an item. They are not joined where none is compressed."""
     null_count: int
     limits: tuple[int | float, int | float] | None = None
     dictionary_bytes: int = 0
+
+
+class PackedChunk(NamedTuple):
+    """A chunk as it is stored."""
+
+    chunk: Chunk
+    parts: Sequence[Buffer]
+    stored_bytes: int
+    raw_bytes: int
+    hash: int
+    codec: int
+    """CODEC_NONE where compression did not pay."""
 
 
 class ColumnSection(NamedTuple):
@@ -92,15 +105,35 @@ class ColumnSection(NamedTuple):
         return b"".join(self.parts)
 
 
-def encode_section(schema: bytes, chunks: Sequence[Chunk], codec: int) -> ColumnSection:
-    """Compress and hash chunks, and put the directory before them.
+def pack(chunk: Chunk, codec: int) -> PackedChunk:
+    """Compress and hash a chunk. Thread-safe; most of it runs without the interpreter lock.
+
+    Raises:
+        UsageError: It takes more bytes than one batch can hold.
+    """
+    raw_bytes = sum(map(len, chunk.parts))
+    if raw_bytes > SECTION_RAW_BYTES_MAX:
+        raise UsageError(f"columns of one batch exceed {SECTION_RAW_BYTES_MAX} bytes")
+    parts = chunk.parts
+    if codec != CODEC_NONE:
+        parts = (compress(codec, parts[0] if len(parts) == 1 else b"".join(parts)),)
+    stored_bytes = sum(map(len, parts))
+    digest = xxh3_64()
+    for part in parts:
+        digest.update(part)
+    used = codec if stored_bytes < raw_bytes else CODEC_NONE
+    return PackedChunk(chunk, parts, stored_bytes, raw_bytes, digest.intdigest(), used)
+
+
+def encode_section(schema: bytes, chunks: Sequence[PackedChunk]) -> ColumnSection:
+    """Put the directory before chunks.
 
     Raises:
         UsageError: More columns or bytes than one batch can hold.
     """
     if not 1 <= len(chunks) <= COLUMNS_MAX:
         raise UsageError(f"a topic has 1 to {COLUMNS_MAX} columns, not {len(chunks)}")
-    if sum(len(chunk.raw) for chunk in chunks) + len(schema) > SECTION_RAW_BYTES_MAX:
+    if sum(chunk.raw_bytes for chunk in chunks) + len(schema) > SECTION_RAW_BYTES_MAX:
         raise UsageError(f"columns of one batch exceed {SECTION_RAW_BYTES_MAX} bytes")
     schema_padding = bytes(-len(schema) % 8)
     size_bytes = DIRECTORY_HEADER.size + len(schema + schema_padding) + ENTRY.size * len(chunks)
@@ -108,25 +141,25 @@ def encode_section(schema: bytes, chunks: Sequence[Chunk], codec: int) -> Column
     entries: list[bytes] = []
     parts: list[Buffer] = [bytes(position - size_bytes)]
     for number, chunk in enumerate(chunks):
-        stored = compress(codec, chunk.raw)
-        entries.append(_entry(position, chunk, stored, codec))
-        after = position + len(stored)
+        entries.append(_entry(position, chunk))
+        after = position + chunk.stored_bytes
         padding = 0 if number + 1 == len(chunks) else _aligned(after) - after
-        parts += (stored, bytes(padding))
+        parts += (*chunk.parts, bytes(padding))
         position = after + padding
-        raw_bytes += len(chunk.raw) + padding
+        raw_bytes += chunk.raw_bytes + padding
     lead = DIRECTORY_HEADER.pack(size_bytes, len(chunks), len(schema), 0)
     directory = b"".join((lead, schema, schema_padding, *entries))
     tail = bytes(-position % 8)
     return ColumnSection(
-        tuple(part for part in (directory, *parts, tail) if part),
+        tuple(part for part in (directory, *parts, tail) if len(part)),
         position + len(tail),
         raw_bytes + len(tail),
         xxh3_64_intdigest(directory),
     )
 
 
-def _entry(position: int, chunk: Chunk, stored: Buffer, codec: int) -> bytes:
+def _entry(position: int, packed: PackedChunk) -> bytes:
+    chunk = packed.chunk
     bounds, minimum, maximum = NO_BOUNDS, bytes(8), bytes(8)
     if chunk.limits is not None:
         whole = isinstance(chunk.limits[0], int)
@@ -134,15 +167,15 @@ def _entry(position: int, chunk: Chunk, stored: Buffer, codec: int) -> bytes:
         minimum, maximum = map(kind.pack, chunk.limits)
     return ENTRY.pack(
         position,
-        len(stored),
-        len(chunk.raw),
+        packed.stored_bytes,
+        packed.raw_bytes,
         chunk.null_count,
-        xxh3_64_intdigest(stored),
+        packed.hash,
         minimum,
         maximum,
         bounds,
         DICTIONARY if chunk.dictionary_bytes else PLAIN,
-        codec if len(stored) < len(chunk.raw) else CODEC_NONE,
+        packed.codec,
         chunk.dictionary_bytes,
     )
 
@@ -152,14 +185,14 @@ def recompress(section: Buffer, directory_hash: int, codec: int) -> ColumnSectio
     directory = open_directory(section, directory_hash)
     chunks = [
         Chunk(
-            open_chunk(entry, section[entry.position : entry.position + entry.stored_bytes]),
+            (open_chunk(entry, section[entry.position : entry.position + entry.stored_bytes]),),
             entry.null_count,
             entry.limits(),
             entry.dictionary_bytes,
         )
         for entry in directory.entries
     ]
-    return encode_section(directory.schema, chunks, codec)
+    return encode_section(directory.schema, [pack(chunk, codec) for chunk in chunks])
 
 
 def directory_bytes(section: Buffer) -> int:

@@ -183,7 +183,8 @@ class StoreWriting:
         Args:
             topic: An existing topic with a schema.
             data: A pyarrow Table or RecordBatch, or what speaks the Arrow C interface: a frame of
-                Polars or pandas, a relation of DuckDB.
+                Polars or pandas, a relation of DuckDB. It is written from where it is in memory:
+                NumPy arrays below it must not change until the call returns.
             keys: Of the records, one per row, None for none: a binary or string array, or a list of
                 bytes. Without them, and where one is None, the declared key.
             timestamps_ms: Of the records, UTC ms, one per row; without them the declared time.

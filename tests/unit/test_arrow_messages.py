@@ -7,7 +7,7 @@ import pytest
 
 from millstream.arrow_batch import section_columns
 from millstream.arrow_messages import is_compressed
-from millstream.column_section import Chunk, encode_section
+from millstream.column_section import Chunk, encode_section, pack
 from millstream.errors import CorruptBatchError
 
 
@@ -27,7 +27,7 @@ def test_a_message_compressed_inside_is_damage(compression: str | None) -> None:
     column = pa.array([1] * 1000)
     schema = pa.schema([("a", pa.int64())])
     raw = message(column, compression)
-    section = encode_section(bytes(schema.serialize()), [Chunk(raw, 0)], 0)
+    section = encode_section(bytes(schema.serialize()), [pack(Chunk([raw], 0), 0)])
     columns = section_columns(section.stored, section.hash, 1000)
 
     if compression is None:

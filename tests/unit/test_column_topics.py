@@ -21,7 +21,16 @@ from millstream import (
     UsageError,
 )
 from millstream.arrow_batch import section_columns
-from millstream.column_section import Chunk, encode_section, open_directory
+from millstream.arrow_columns import encode_columns
+from millstream.column_section import (
+    DICTIONARY,
+    PLAIN,
+    Chunk,
+    encode_section,
+    open_directory,
+    pack,
+)
+from millstream.format import CODEC_BY_NAME, CODEC_NONE
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -126,21 +135,66 @@ def test_slices_and_record_columns(store: Store) -> None:
         batch.arrow(["nowhere"])
 
 
-def test_a_text_of_few_values_takes_a_dictionary_and_reads_the_same(store: Store) -> None:
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_a_text_of_few_values_takes_a_dictionary_and_reads_the_same(
+    store: Store, compression: str
+) -> None:
     schema = pa.schema([("text", pa.string())])
-    store.create_topic("few", schema=schema)
-    store.create_topic("many", schema=schema)
+    store.create_topic("few", schema=schema, compression=compression)
+    expected: list[str] = []
     for distinct in (1, 100, 127, 128, 5000):
         texts = [f"a text of some length {n % distinct}" for n in range(80_000)]
-        data = pa.table({"text": texts})
-        store.append_arrow("few", data)
-    expected = [
-        f"a text of some length {n % distinct}"
-        for distinct in (1, 100, 127, 128, 5000)
-        for n in range(80_000)
-    ]
+        store.append_arrow("few", pa.table({"text": texts}))
+        expected += texts
+        section = encode_columns(pa.record_batch({"text": texts}), CODEC_BY_NAME[compression])
+        (entry,) = open_directory(section.stored, section.hash).entries
+        assert (entry.encoding == DICTIONARY) is (distinct < 1000)
     assert table_of(store, "few")["text"].to_pylist() == expected
-    assert sum(each.size_bytes for each in store.segments("few", 0)) < len("".join(expected)) // 3
+
+
+def test_without_compression_buffers_go_to_the_disk_as_they_are_in_memory() -> None:
+    batch = bids(20_000).to_batches()[0]
+    section = encode_columns(batch, CODEC_NONE)
+    own = [
+        buffer.address
+        for column in batch.columns
+        for buffer in column.buffers()
+        if buffer is not None and buffer.size > 8192
+    ]
+    written = {pa.py_buffer(part).address for part in section.parts}
+    assert len(own) > 8
+    assert set(own) <= written
+    for entry in open_directory(section.stored, section.hash).entries:
+        assert entry.encoding == PLAIN
+
+
+@pytest.mark.parametrize("start", [0, 1, 8, 13])
+@pytest.mark.parametrize("compression", ["none", "lz4"])
+def test_large_slices_come_back_as_they_were(store: Store, start: int, compression: str) -> None:
+    rows = bids(40_000)
+    store.create_topic("bids", schema=Bid, compression=compression)
+    store.append_arrow("bids", rows.slice(start, 30_000))
+    assert table_of(store, "bids").to_pylist() == rows.slice(start, 30_000).to_pylist()
+    found = section_limits(store, "bids")
+    prices = rows["price"].slice(start, 30_000).to_pylist()
+    assert found["price"] == (min(prices), max(prices))
+
+
+@pytest.mark.parametrize("values", [[1.0, float("nan")], [float("nan"), None], [None, None]])
+def test_bounds_are_not_kept_of_columns_with_a_nan_or_without_values(
+    store: Store, values: list[float | None]
+) -> None:
+    rows = pa.table({"price": pa.array(values, pa.float64())})
+    store.create_topic("t", schema=rows.schema)
+    store.append_arrow("t", rows)
+    assert "price" not in section_limits(store, "t")
+
+
+def section_limits(store: Store, topic: str) -> dict[str, tuple[int | float, int | float]]:
+    """Of the one batch of a topic."""
+    (batch,) = store.read(topic).batches(max_bytes=1 << 30)
+    section = encode_columns(batch.arrow(), CODEC_NONE)
+    return section_columns(section.stored, section.hash, batch.record_count).limits()
 
 
 @pytest.mark.parametrize(
@@ -405,7 +459,7 @@ def test_without_the_extra_the_error_says_what_to_install(
 
 def test_chunks_that_are_not_arrow_are_damage(store: Store) -> None:
     schema = pa.schema([("a", pa.int64())])
-    section = encode_section(bytes(schema.serialize()), [Chunk(b"not a message" * 9, 0)], 0)
+    section = encode_section(bytes(schema.serialize()), [pack(Chunk([b"not a message" * 9], 0), 0)])
     open_directory(section.stored, section.hash)
     with pytest.raises(CorruptBatchError, match="column 'a' does not decode"):
         section_columns(section.stored, section.hash, 3).column(schema.field("a"))
