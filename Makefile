@@ -48,8 +48,8 @@ bench: $(VENV)/.dev ## the benchmarks, as ratios to the limit measured beside th
 	@$(BIN)/python tools/write_readme_benchmarks.py
 
 crash: $(VENV)/.flights ## the whole campaign, hours: make crash SEED=7 MINUTES=5
-	@MILLSTREAM_SEED=$(SEED) $(BIN)/pytest -q -m crash $(ARGS)
-	@MILLSTREAM_SEED=$(SEED) MILLSTREAM_FLIPS=1000 MILLSTREAM_CATALOG_FLIPS=all \
+	@MILLSTREAM_SEED=$(SEED) MILLSTREAM_CELLS=all $(BIN)/pytest -q -m crash $(ARGS)
+	@MILLSTREAM_SEED=$(SEED) MILLSTREAM_CELLS=all MILLSTREAM_FLIPS=1000 MILLSTREAM_CATALOG_FLIPS=all \
 		MILLSTREAM_FUZZ_EXAMPLES=600 MILLSTREAM_MODEL_EXAMPLES=100 MILLSTREAM_PLANS=1000 \
 		MILLSTREAM_SEGMENTS=100000 MILLSTREAM_TOPICS=1000 \
 		$(BIN)/pytest -q -n $(JOBS) -m "not crash" --hypothesis-seed=$(SEED) \

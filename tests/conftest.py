@@ -9,9 +9,12 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
+
+import matrix
 
 settings.register_profile(
     "millstream",
@@ -20,3 +23,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("millstream")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests that ask for a cell over the matrix of `support/matrix.py`."""
+    for name in {"cell", "any_cell"} & set(metafunc.fixturenames):
+        mark = metafunc.definition.get_closest_marker("cells")
+        wanted = mark.kwargs if mark is not None else {}
+        cells = matrix.chosen(metafunc.function.__name__, columns=name == "any_cell", **wanted)
+        metafunc.parametrize(name, cells, ids=str)

@@ -5,10 +5,15 @@
 A test says in its name what it covers: `test_scenario_16_...` covers case 16, `test_e19_e20_...`
 and `test_..._e19_e20` the cases E19 and E20. Tests written into a row by hand stay there as long
 as they exist. A case without any says open. A test compares the page with what this would write.
+
+Below "The matrix" it says which of the scenarios of the log run over codecs, segments and restarts
+(`tests/support/matrix.py`), by the tests that ask for a cell; the others have their reason in
+`NOT_OVER_THE_MATRIX`. Whoever takes a scenario out of the matrix has to say why there.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +22,39 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "robustness.md"
 _ROW = re.compile(r"^\| (E?\d+) \|")
 _OPEN = "open"
+_BEGIN = "<!-- matrix: written by tools/write_robustness_tests.py -->\n"
+_END = "<!-- end of matrix -->\n"
+_CELLS = {"cell", "any_cell"}
+SCENARIOS = 84
+
+NOT_OVER_THE_MATRIX = {
+    49: "about locks: no batch is read",
+    50: "about owners and their epochs: no batch is read",
+    51: "about handles after a fork",
+    52: "open: its processes roll and trim by themselves, of one codec",
+    53: "a batch is cut before any section is unpacked; one segment has the end",
+    54: "about lock files and leases",
+    55: "open: real signals in one codec; 47 and 48 stop a writer anywhere, over the matrix",
+    56: "about what the interpreter still does at its exit",
+    61: "open: of one codec and several segments",
+    62: "open: of one codec and several segments",
+    65: "about numbers in the catalog and in headers, which are never compressed",
+    66: "about the snapshot of producers, a file of its own",
+    68: "open: of one codec; 71 compacts over the matrix",
+    69: "about owners and their timeouts",
+    72: "open: of one codec; 71 compacts over the matrix",
+    73: "open: of one codec; 71 compacts over the matrix",
+    74: "open: of one codec; 71 compacts over the matrix",
+    75: "open: real processes, of one codec; 71 compacts over the matrix",
+    76: "about times in headers, which are never compressed, and many segments",
+    78: "about sizes and counts: the largest ones do not fit the matrix",
+    79: "about numbers in headers, which are never compressed",
+    80: "stores of released versions are as they are; a codec without its library is its subject",
+    81: "draws codec, sizes of segments and restarts itself",
+    82: "gives any bytes to each parser alone, to each codec, too",
+    83: "about the simulated machine, not about what it stores",
+}
+"""Why a scenario is not run for each codec, number of segments and number of restarts."""
 
 
 def tests() -> Iterator[tuple[str, str]]:
@@ -39,8 +77,73 @@ def cases(name: str) -> set[str]:
     return found
 
 
+def tests_with_cells() -> Iterator[tuple[str, str]]:
+    """Name of every test that asks for a cell of the matrix, and how many it takes of them."""
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        functions = {each.name: each for each in tree.body if isinstance(each, ast.FunctionDef)}
+        asking, grown = set(_CELLS), True
+        while grown:  # a fixture may ask for one that asks
+            found = {name for name, each in functions.items() if asking & _arguments(each)}
+            grown, asking = not found <= asking, asking | found
+        for name, function in functions.items():
+            if name.startswith("test_") and name in asking:
+                yield name, _marked(function)
+
+
+def _arguments(function: ast.FunctionDef) -> set[str]:
+    return {argument.arg for argument in function.args.args}
+
+
+def _marked(function: ast.FunctionDef) -> str:
+    """Which cells the mark of a test takes."""
+    for decorator in function.decorator_list:
+        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func).endswith(".cells"):
+            marked = {each.arg: ast.literal_eval(each.value) for each in decorator.keywords}
+            if "count" in marked:
+                return f"{marked['count']} drawn, or all"
+            return f"those of {marked['segments']} segments"
+    return "all"
+
+
+def matrix() -> str:
+    """The table of what runs over the matrix and what does not.
+
+    Raises:
+        ValueError: A scenario is neither, or both.
+    """
+    over: dict[int, list[str]] = {}
+    for name, cells in tests_with_cells():
+        for number in cases(name):
+            if number.isdigit() and int(number) <= SCENARIOS:
+                over.setdefault(int(number), []).append(cells)
+    lines = ["| # | cells, per test | why not |", "|---|---|---|"]
+    for number in range(1, SCENARIOS + 1):
+        if (number in over) == (number in NOT_OVER_THE_MATRIX):
+            raise ValueError(
+                f"scenario {number} must either have a test that takes `cell` or `any_cell`, or a"
+                " reason in NOT_OVER_THE_MATRIX, not both"
+            )
+        kinds = over.get(number, [])
+        counts = [f"{kinds.count(kind)} x {kind}" for kind in sorted(set(kinds))]
+        lines.append(
+            f"| no. {number} | {'; '.join(counts)} | {NOT_OVER_THE_MATRIX.get(number, '')} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def with_matrix(page: str) -> str:
+    """`page` with the table of the matrix as it should be."""
+    before, _, rest = page.partition(_BEGIN)
+    _, found, after = rest.partition(_END)
+    if not found:
+        raise ValueError(f"docs/robustness.md has lost the lines around its matrix: {_BEGIN}")
+    return before + _BEGIN + "\n" + matrix() + "\n" + _END + after
+
+
 def with_tests(page: str) -> str:
-    """`page` with the last cell of each case as it should be."""
+    """`page` with the last cell of each case, and the matrix, as they should be."""
+    page = with_matrix(page)
     existing = dict(tests())
     lines = page.split("\n")
     for index, line in enumerate(lines):

@@ -12,10 +12,12 @@ import os
 from collections import Counter
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
 
 import pytest
 from compacted_model import CompactedModel
 from interrupted_process import Killed, ProcessStorage
+from matrix import CELLS
 from restarts import explained, unexpected_files
 from simulated_stores import START_MS, abandon, kill, log_of, open_quietly
 from store_children import hear, say, spawn
@@ -25,6 +27,9 @@ from millstream import Store, TopicPartition
 from millstream.config import Compression
 from millstream.storage_protocols import Storage
 from millstream.testing import ManualClock, MemoryStorage, SimulatedCrash, crash_cases
+
+if TYPE_CHECKING:
+    from matrix import Cell
 
 DAY = 86_400_000
 T0 = TopicPartition("t", 0)
@@ -86,10 +91,10 @@ class Life:
         value = bytes(random.choices(letters, k=random.randrange(500)))
         return b"key-%d" % random.randrange(6), None if random.random() < 0.2 else value
 
-    def go_on(self, storage: MemoryStorage, model: CompactedModel) -> None:
-        """Restart twice on what a crash has left."""
+    def go_on(self, storage: MemoryStorage, model: CompactedModel, restarts: int = 2) -> None:
+        """Restart that often on what a crash has left."""
         asked = model.start
-        for number in range(2):
+        for number in range(restarts):
             store = open_quietly(storage, ManualClock(START_MS + 10 * DAY))
             self.create(store)
             model.start = store.offsets("t")[0].start
@@ -97,7 +102,7 @@ class Life:
             model.check(store)
             model.settle(store)
             model.append(store, b"key-%d" % number, b"after the crash")
-            if number:
+            if number == restarts - 1:
                 store.compact("t")
                 model.check(store, compacted=True)
                 store.close()
@@ -121,8 +126,9 @@ LIVES = pytest.mark.parametrize(
 
 @pytest.mark.slow
 @pytest.mark.crash
-@LIVES
-def test_scenario_71_power_fails_at_any_operation_of_compactions(life: Life) -> None:
+@pytest.mark.cells(count=4)
+def test_scenario_71_power_fails_at_any_operation_of_compactions(cell: Cell) -> None:
+    life = Life(1 + CELLS.index(cell), cell.codec, cell.segment_bytes)
     model = CompactedModel()
 
     def work(storage: MemoryStorage) -> None:
@@ -133,7 +139,7 @@ def test_scenario_71_power_fails_at_any_operation_of_compactions(life: Life) -> 
     kinds: Counter[str] = Counter()
     for case in crash_cases(work, seeds=(life.seed,), every=EVERY):
         with explained(str(case)):
-            life.go_on(case.storage, copy.deepcopy(model))
+            life.go_on(case.storage, copy.deepcopy(model), cell.restarts)
         kinds[case.kind] += 1
     assert kinds["rename"] >= 10 // EVERY
     assert kinds["sync_directory"] >= 10 // EVERY
@@ -191,13 +197,14 @@ SWAP_POINTS = {
 """Kind of operation, which of its kind within the swap, and what has been done before it."""
 
 
+@pytest.mark.cells(segments=3)
 @pytest.mark.parametrize("point", SWAP_POINTS)
 @pytest.mark.parametrize("keep", ["none", "all"])
-def test_scenario_70_the_six_points_of_a_swap(point: int, keep: str) -> None:
+def test_scenario_70_the_six_points_of_a_swap(cell: Cell, point: int, keep: str) -> None:
     kind, nth, what = SWAP_POINTS[point]
     storage, model = MemoryStorage(), CompactedModel()
     store = open_quietly(storage)
-    store.create_topic("t", compact=True, segment_bytes=1 << 20)
+    store.create_topic("t", compact=True, compression=cell.codec, segment_bytes=1 << 20)
     for number in range(12):
         model.append(store, b"key-%d" % (number % 5), b"%d" % number)
         if number % 3 == 2:
@@ -214,12 +221,14 @@ def test_scenario_70_the_six_points_of_a_swap(point: int, keep: str) -> None:
             store.compact("t")
         abandon(store)
         after = storage.crash(keep=keep)  # type: ignore[arg-type] # one of the two
-        with open_quietly(after) as again:
-            found = {record.key: record.value for record in model.check(again)}
-            assert {b"key-%d" % (n % 5): b"%d" % n for n in range(7, 12)} == found
-            again.compact("t")
-            model.check(again, compacted=True)
-        assert [] == unexpected_files(after)
+        for _ in range(cell.restarts):
+            with open_quietly(after) as again:
+                found = {record.key: record.value for record in model.check(again)}
+                assert {b"key-%d" % (n % 5): b"%d" % n for n in range(7, 12)} == found
+                again.compact("t")
+                model.check(again, compacted=True)
+            assert [] == unexpected_files(after)
+            after = after.crash(keep="none")
 
 
 def _operations(storage: MemoryStorage) -> list[str]:

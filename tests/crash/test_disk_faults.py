@@ -18,16 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from restarts import crash_everywhere, fill_the_disk_everywhere, restart_twice
+from restarts import crash_everywhere, fill_the_disk_everywhere, restart
 from simulated_stores import abandon, log_of, open_quietly
 from workload import Workload, fresh_model
 
 import millstream
 from millstream import PoisonedError, StorageError, Store
-from millstream.testing import FaultPlan, MemoryStorage
+from millstream.testing import FaultPlan, Keep, MemoryStorage
 
 if TYPE_CHECKING:
     from log_model import Model
+    from matrix import Cell
 
 THREADS = 8
 TIMEOUT = 30
@@ -39,12 +40,39 @@ def storage() -> MemoryStorage:
 
 
 @pytest.fixture
-def store(storage: MemoryStorage) -> Iterator[Store]:
+def store(storage: MemoryStorage, cell: Cell) -> Iterator[Store]:
+    """A store of the matrix: in its last segment one record, in the two before it, one each."""
     store = open_quietly(storage)
-    store.create_topic("t")
+    store.create_topic("t", compression=cell.codec)
+    for number in range(cell.sealed):
+        store.append("t", SEALED[number])
+        store.roll("t", 0)
     store.append("t", b"first")
     yield store
     abandon(store)
+
+
+SEALED = (b"of a sealed segment", b"of another")
+
+
+@pytest.fixture
+def before(cell: Cell) -> list[bytes | None]:
+    """What is there before the fault."""
+    return [*SEALED[: cell.sealed], b"first"]
+
+
+def restarted(
+    storage: MemoryStorage, cell: Cell, keep: Keep, expected: list[bytes | None]
+) -> MemoryStorage:
+    """Restart as often as the cell says, writing each time; what is left by the last crash."""
+    for number in range(cell.restarts):
+        storage = storage.crash(keep=keep if number == 0 else "none")
+        again = open_quietly(storage)
+        assert expected == values(again)
+        assert len(expected) == again.append("t", b"restarted").offset
+        expected.append(b"restarted")
+        abandon(again)
+    return storage.crash(keep="none")
 
 
 def values(store: Store) -> list[bytes | None]:
@@ -54,7 +82,9 @@ def values(store: Store) -> list[bytes | None]:
 # --- 39, 46: a sync fails ----------------------------------------------------------------------
 
 
-def test_scenario_39_a_sync_fails_once(store: Store, storage: MemoryStorage) -> None:
+def test_scenario_39_a_sync_fails_once(
+    store: Store, storage: MemoryStorage, cell: Cell, before: list[bytes | None]
+) -> None:
     storage.faults.fail_next("sync", errno.EIO)
     with pytest.raises(PoisonedError, match="open it again"):
         store.append("t", b"unknown")
@@ -62,27 +92,26 @@ def test_scenario_39_a_sync_fails_once(store: Store, storage: MemoryStorage) -> 
     for durability in ("sync", "interval", "os"):
         with pytest.raises(PoisonedError):
             store.append("t", b"refused", durability=durability)
-    assert [b"first"] == values(store)
+    assert before == values(store)
     with pytest.raises(PoisonedError):
         store.sync()
 
     store.close()
     with open_quietly(storage) as again:
-        assert [b"first", b"unknown"] == values(again)
+        assert [*before, b"unknown"] == values(again)
         again.append("t", b"next")
         abandon(again)
-    with open_quietly(storage.crash(keep="none")) as again:
-        assert [b"first", b"unknown", b"next"] == values(again)
+    restarted(storage, cell, "none", [*before, b"unknown", b"next"])
 
 
-def test_scenario_39_the_power_fails_after_the_sync(store: Store, storage: MemoryStorage) -> None:
+def test_scenario_39_the_power_fails_after_the_sync(
+    store: Store, storage: MemoryStorage, cell: Cell, before: list[bytes | None]
+) -> None:
     storage.faults.fail_next("sync", errno.EIO)
     with pytest.raises(PoisonedError):
         store.append("t", b"lost")
 
-    with open_quietly(storage.crash(keep="none")) as again:
-        assert [b"first"] == values(again)
-        assert 1 == again.append("t", b"next").offset
+    restarted(storage, cell, "none", before)
 
 
 def test_scenario_39_other_handles_of_the_store_are_refused_too(
@@ -100,8 +129,9 @@ def test_scenario_39_other_handles_of_the_store_are_refused_too(
     other.close()
 
 
+@pytest.mark.cells(count=3)
 def test_scenario_46_every_waiter_of_a_failed_sync_fails_once(
-    store: Store, storage: MemoryStorage
+    store: Store, storage: MemoryStorage, cell: Cell
 ) -> None:
     start = threading.Barrier(THREADS)
     outcomes: list[str] = []
@@ -132,10 +162,11 @@ def test_scenario_46_every_waiter_of_a_failed_sync_fails_once(
 
     acknowledged = outcomes.count("acknowledged")
     assert THREADS == outcomes.count("poisoned")
-    assert 1 + acknowledged == len(values(store))
-    storage = storage.crash(keep="none")
-    with open_quietly(storage) as again:
-        assert 1 + acknowledged <= len(values(again))
+    assert cell.segments + acknowledged == len(values(store))
+    for _ in range(cell.restarts):
+        storage = storage.crash(keep="none")
+        with open_quietly(storage) as again:
+            assert cell.segments + acknowledged <= len(values(again))
 
 
 # --- 40, 41, 45: other operations fail ---------------------------------------------------------
@@ -152,7 +183,7 @@ def test_scenario_46_every_waiter_of_a_failed_sync_fails_once(
 )
 @pytest.mark.parametrize("fresh", [True, False], ids=["a new partition", "a roll"])
 def test_scenario_40_44_45_a_segment_cannot_be_made(
-    store: Store, storage: MemoryStorage, kind: str, number: int, fresh: bool
+    store: Store, storage: MemoryStorage, cell: Cell, kind: str, number: int, fresh: bool
 ) -> None:
     store.create_topic("u")
     if kind == "sync_directory":
@@ -170,23 +201,26 @@ def test_scenario_40_44_45_a_segment_cannot_be_made(
     store.roll("t", 0)
     store.append("t", b"c")
     abandon(store)
-    with open_quietly(storage.crash(keep="none")) as again:
-        assert [b"first", b"b", b"c"] == values(again)
+    expected: list[bytes | None] = [*SEALED[: cell.sealed], b"first", b"b", b"c"]
+    with open_quietly(restarted(storage, cell, "none", expected)) as again:
+        assert expected == values(again)
         assert [b"a"] == [record.value for record in again.read("u")]
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
-def test_scenario_41_any_read_fails(store: Store, storage: MemoryStorage, number: int) -> None:
+def test_scenario_41_any_read_fails(
+    store: Store, storage: MemoryStorage, before: list[bytes | None], number: int
+) -> None:
     """A segment that cannot be read is an error; an index changes speed, never answers."""
     store.roll("t", 0)
     store.append("t", b"second")
-    before = len(storage.trace)
+    expected, changes = [*before, b"second"], len(storage.trace)
     outcomes: list[tuple[int | None, str] | None] = []
     for nth in itertools.count():
         storage.faults = FaultPlan(fail={("read", nth): number})
         storage.machine._counts.clear()
         try:
-            assert [b"first", b"second"] == values(store)
+            assert expected == values(store)
         except StorageError as error:
             outcomes.append((error.errno, str(error.path)[-7:]))
         else:
@@ -195,13 +229,15 @@ def test_scenario_41_any_read_fails(store: Store, storage: MemoryStorage, number
             break
 
     assert {(number, "segment"), None} == set(outcomes)
-    assert outcomes.count((number, "segment")) >= 2, "two segments are read"
+    assert outcomes.count((number, "segment")) >= len(expected), "each segment is read"
     storage.faults.clear()
-    assert [b"first", b"second"] == values(store)
-    assert before == len(storage.trace), "nothing was changed"
+    assert expected == values(store)
+    assert changes == len(storage.trace), "nothing was changed"
 
 
-def test_scenario_41_an_index_cannot_be_read(store: Store, storage: MemoryStorage) -> None:
+def test_scenario_41_an_index_cannot_be_read(
+    store: Store, storage: MemoryStorage, before: list[bytes | None]
+) -> None:
     """An index changes speed, never answers: where it cannot be read, the segment is."""
     store.roll("t", 0)
     store.append("t", b"second")
@@ -214,7 +250,7 @@ def test_scenario_41_an_index_cannot_be_read(store: Store, storage: MemoryStorag
             again.machine._counts.clear()
             try:
                 assert 0 == opened.offset_at("t", 0, "@1970-01-01T00:00:00.001Z")
-                assert [b"first", b"second"] == values(opened)
+                assert [*before, b"second"] == values(opened)
             except StorageError as error:
                 paths.append(str(error.path).rsplit(".", 1)[-1])
             done = again.machine._counts["read"] <= nth
@@ -231,27 +267,26 @@ def test_scenario_41_an_index_cannot_be_read(store: Store, storage: MemoryStorag
 
 @pytest.mark.slow
 @pytest.mark.crash
-@pytest.mark.parametrize("seed", [0, 1, 5])
-def test_scenario_42_the_disk_is_full_at_each_write_and_then_has_space(seed: int) -> None:
-    segment_bytes = 4096 if seed % 2 else 1 << 26
+@pytest.mark.cells(count=3)
+def test_scenario_42_the_disk_is_full_at_each_write_and_then_has_space(cell: Cell) -> None:
+    workload = Workload(seed=5, compression=cell.codec, segment_bytes=cell.segment_bytes)
 
-    assert fill_the_disk_everywhere(Workload(seed=seed, segment_bytes=segment_bytes)) > 80
+    assert fill_the_disk_everywhere(workload, restarts=cell.restarts) > 80
 
 
 def test_scenario_42_an_append_that_did_not_fit_leaves_nothing(
-    store: Store, storage: MemoryStorage
+    store: Store, storage: MemoryStorage, cell: Cell, before: list[bytes | None]
 ) -> None:
     storage.faults.fail["write"] = errno.ENOSPC
     storage.faults.partial_writes = True
     with pytest.raises(StorageError, match="disk is full"):
         store.append("t", b"too much" * 1000)
-    assert [b"first"] == values(store)
+    assert before == values(store)
 
     storage.faults.clear()
-    assert 1 == store.append("t", b"small").offset
+    assert cell.segments == store.append("t", b"small").offset
     abandon(store)
-    with open_quietly(storage.crash(keep="all")) as again:
-        assert [b"first", b"small"] == values(again)
+    restarted(storage, cell, "all", [*before, b"small"])
 
 
 def test_scenario_42_a_full_disk_can_be_read_and_opened(storage: MemoryStorage) -> None:
@@ -270,10 +305,13 @@ def test_scenario_42_a_full_disk_can_be_read_and_opened(storage: MemoryStorage) 
 
 @pytest.mark.slow
 @pytest.mark.crash
-def test_scenario_43_writes_come_in_pieces_and_the_power_fails_between_them() -> None:
-    workload = ShortWrites(seed=8, steps=8)
+@pytest.mark.cells(count=3)
+def test_scenario_43_writes_come_in_pieces_and_the_power_fails_between_them(cell: Cell) -> None:
+    workload = ShortWrites(
+        seed=8, steps=8, compression=cell.codec, segment_bytes=cell.segment_bytes
+    )
 
-    assert crash_everywhere(workload, seeds=(1,)) > 200
+    assert crash_everywhere(workload, seeds=(1,), restarts=cell.restarts) > 200
 
 
 class ShortWrites(Workload):
@@ -284,11 +322,12 @@ class ShortWrites(Workload):
         super().run(storage, model)
 
 
-def test_scenario_43_writes_come_in_pieces(storage: MemoryStorage) -> None:
-    workload, model = ShortWrites(seed=3), fresh_model()
+def test_scenario_43_writes_come_in_pieces(storage: MemoryStorage, cell: Cell) -> None:
+    workload = ShortWrites(seed=3, compression=cell.codec, segment_bytes=cell.segment_bytes)
+    model = fresh_model()
     workload.run(storage, model)
 
-    restart_twice(storage.crash(keep="none"), workload, model, "none")
+    restart(storage.crash(keep="none"), workload, model, "none", restarts=cell.restarts)
 
 
 # --- 44: no descriptors left -------------------------------------------------------------------

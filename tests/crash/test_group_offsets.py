@@ -1,11 +1,12 @@
 """Scenarios 57 to 59 and 63: what groups have committed, and logs that lost or hide their end.
 
-For every codec, one segment and three, one restart and two.
+Over the matrix of `support/matrix.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 from simulated_stores import START_MS, abandon, kill, log_of, open_quietly
@@ -19,8 +20,12 @@ from millstream import (
     UnknownTopicError,
     UsageError,
 )
-from millstream.config import Compression
 from millstream.testing import ManualClock, MemoryStorage
+
+if TYPE_CHECKING:
+    from matrix import Cell
+
+    from millstream.config import Compression
 
 T0 = TopicPartition("t", 0)
 LEASE_MS = 10 * 60_000
@@ -58,17 +63,9 @@ def with_log(storage: MemoryStorage) -> None:
     abandon(store)
 
 
-CASES = [
-    Case(codec, segments, restarts)
-    for codec in ("none", "lz4", "zstd")
-    for segments in (1, 3)
-    for restarts in (1, 2)
-]
-
-
-@pytest.fixture(params=CASES, ids=str)
-def case(request: pytest.FixtureRequest) -> Case:
-    return request.param
+@pytest.fixture
+def case(cell: Cell) -> Case:
+    return Case(cell.codec, cell.segments, cell.restarts)
 
 
 @pytest.fixture

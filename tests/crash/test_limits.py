@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
 
 import pytest
 from log_model import Model
@@ -24,6 +25,9 @@ from millstream.segment_list import UNSAVED_MIN
 from millstream.storage import OpenMode, PosixFile, PosixStorage
 from millstream.testing import ManualClock, MemoryStorage
 
+if TYPE_CHECKING:
+    from matrix import Cell
+
 CODECS: tuple[Compression, ...] = ("none", "lz4", "zstd")
 SEGMENTS = int(os.environ.get("MILLSTREAM_SEGMENTS", "1000"))
 TOPICS_COUNT = int(os.environ.get("MILLSTREAM_TOPICS", "100"))
@@ -31,27 +35,22 @@ TOPICS_COUNT = int(os.environ.get("MILLSTREAM_TOPICS", "100"))
 # --- 77: by time -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("restarts", [0, 1, 2])
-@pytest.mark.parametrize("segments", [1, 3])
-@pytest.mark.parametrize("codec", CODECS)
-def test_scenario_77_times_before_between_and_after_in_any_order(
-    codec: Compression, segments: int, restarts: int
-) -> None:
-    random = Random(segments)
+def test_scenario_77_times_before_between_and_after_in_any_order(cell: Cell) -> None:
+    random = Random(cell.segments)
     storage = MemoryStorage()
     stamps: list[int] = []
     with open_quietly(storage) as store:
-        store.create_topic("t", compression=codec)
+        store.create_topic("t", compression=cell.codec)
         for number in range(30):
             batch = [number * 100 + random.randrange(-300, 300) for _ in range(5)]
             if number % 7 == 0:
                 batch = [batch[0]] * 5
             stamps += batch
             store.append_many("t", [b"x" * 400] * 5, timestamps_ms=batch)
-            if segments == 3 and number in {10, 20}:
+            if cell.sealed and number in {10, 20}:
                 store.roll("t", 0)
         ask_for_times(store, stamps)
-    for _ in range(restarts):
+    for _ in range(cell.restarts):
         storage = storage.crash(keep="none")
         with open_quietly(storage) as store:
             ask_for_times(store, stamps)

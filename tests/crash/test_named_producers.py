@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
 
 import pytest
 from restarts import explained
@@ -21,6 +22,9 @@ import millstream
 from millstream import Store
 from millstream.config import Compression
 from millstream.testing import MemoryStorage, SimulatedCrash, crash_cases
+
+if TYPE_CHECKING:
+    from matrix import Cell
 
 SEED = int(os.environ.get("MILLSTREAM_SEED", "1"))
 EVERY = int(os.environ.get("MILLSTREAM_EVERY", "0"))
@@ -112,21 +116,17 @@ def lines_of(store: Store) -> list[bytes]:
 
 @pytest.mark.slow
 @pytest.mark.crash
-@pytest.mark.parametrize(
-    ("compression", "segment_bytes", "every"),
-    [("none", 4096, 1), ("lz4", 1 << 26, 4), ("zstd", 4096, 4)],
-)
-def test_scenario_64_power_fails_at_any_operation_and_all_is_sent_again(
-    compression: Compression, segment_bytes: int, every: int
-) -> None:
-    life = Life(compression, segment_bytes)
-    every = EVERY or every
+@pytest.mark.cells(count=3)
+def test_scenario_64_power_fails_at_any_operation_and_all_is_sent_again(cell: Cell) -> None:
+    life = Life(cell.codec, cell.segment_bytes)
+    every = EVERY or 4
     cases = 0
     for case in crash_cases(life.run, seeds=(SEED,), every=every):
         with explained(f"{case}"):
-            life.check(case.storage, 20 + case.index % 2, life.acknowledged)
-            again = case.storage.crash(keep="none")
-            life.check(again, 24, 20 + case.index % 2)
+            storage, acknowledged, total = case.storage, life.acknowledged, 20 + case.index % 2
+            for _ in range(cell.restarts):
+                life.check(storage, total, acknowledged)
+                storage, acknowledged, total = storage.crash(keep="none"), total, 24
         cases += 1
     assert cases * every > 100
 

@@ -6,11 +6,17 @@ more of the same with other seeds (`crash/campaign.py`).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
+from matrix import CELLS
 from restarts import crash_everywhere, kill_everywhere
 from workload import Workload
 
 from millstream import segment_list
+
+if TYPE_CHECKING:
+    from matrix import Cell
 
 MANY_SEGMENTS = 4096
 ONE_SEGMENT = 1 << 26
@@ -24,23 +30,14 @@ def chain_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.crash
-@pytest.mark.parametrize(
-    ("seed", "compression", "segment_bytes"),
-    [
-        (1, "none", MANY_SEGMENTS),
-        (2, "none", ONE_SEGMENT),
-        (3, "lz4", MANY_SEGMENTS),
-        (4, "lz4", ONE_SEGMENT),
-        (5, "zstd", MANY_SEGMENTS),
-        (6, "zstd", ONE_SEGMENT),
-    ],
-)
-def test_nothing_acknowledged_is_lost_whenever_the_power_goes(
-    seed: int, compression: str, segment_bytes: int
+@pytest.mark.cells(count=6)
+def test_scenario_36_37_38_84_nothing_acknowledged_is_lost_whenever_the_power_goes(
+    cell: Cell,
 ) -> None:
-    workload = Workload(seed=seed, compression=compression, segment_bytes=segment_bytes)
+    seed = 1 + CELLS.index(cell)
+    workload = Workload(seed=seed, compression=cell.codec, segment_bytes=cell.segment_bytes)
 
-    assert crash_everywhere(workload, seeds=(seed, seed + 100)) > 200
+    assert crash_everywhere(workload, seeds=(seed, seed + 100), restarts=cell.restarts) > 200
 
 
 @pytest.mark.slow
@@ -75,8 +72,10 @@ def test_nothing_acknowledged_is_lost_of_what_several_processes_wrote() -> None:
 
 @pytest.mark.slow
 @pytest.mark.crash
-@pytest.mark.parametrize("seed", [3, 4, 7])
-def test_a_killed_process_leaves_others_everything_it_acknowledged(seed: int) -> None:
-    segment_bytes = MANY_SEGMENTS if seed % 2 else ONE_SEGMENT
+@pytest.mark.cells(count=3)
+def test_scenario_47_48_a_killed_process_leaves_others_everything_it_acknowledged(
+    cell: Cell,
+) -> None:
+    workload = Workload(seed=3, compression=cell.codec, segment_bytes=cell.segment_bytes)
 
-    assert kill_everywhere(Workload(seed=seed, segment_bytes=segment_bytes)) > 50
+    assert kill_everywhere(workload, restarts=cell.restarts) > 50

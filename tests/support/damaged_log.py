@@ -3,9 +3,10 @@
 `prepare` leaves a log as a power failure would: some segments, batches that were synced, and after
 them batches that were not. Every test damages a copy of it and says what must come of it:
 
-- `assert_prefix` (P): a prefix of the records is kept exactly, appending goes on behind it, and two
+- `assert_prefix` (P): a prefix of the records is kept exactly, appending goes on behind it, and
   more power failures change nothing about that.
-- `assert_refused` (E): a typed error that says where, and no byte of the log has changed.
+- `assert_refused` (E): a typed error that says where, and no byte of the log has changed; so it is
+  after restarts, too.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from __future__ import annotations
 import base64
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
@@ -27,6 +29,9 @@ from millstream.format import BatchHeader
 from millstream.segment import QUARANTINE, base_offset_of, scan_headers
 from millstream.simulated_disk import walk
 from millstream.testing import MemoryStorage
+
+if TYPE_CHECKING:
+    from matrix import Cell
 
 DIRECTORY = "topics/t/0"
 AFTER = b'{"text":"after"}'
@@ -68,12 +73,14 @@ class DamagedLog:
     durable: int
     """How many of the batches are known to be synced."""
     places: list[Place] = field(default_factory=list)
+    restarts: int = 2
+    """How often the machine restarts in `assert_prefix` and `assert_refused`."""
 
     def copy(self) -> DamagedLog:
         """The same on a disk of its own, after a restart of the machine."""
         disk = self.storage
         self.storage = disk.crash(keep="all")
-        return DamagedLog(disk.crash(keep="all"), self.values, self.durable, list(self.places))
+        return replace(self, storage=disk.crash(keep="all"), places=list(self.places))
 
     def records(self, batches: int) -> list[bytes | None]:
         """The values of that many batches."""
@@ -125,6 +132,7 @@ def prepare(
     value_bytes: int = 700,
     records: int = 4,
     columns: bool = False,
+    restarts: int = 2,
 ) -> DamagedLog:
     """A log of `sealed` segments of two batches each, then an active one.
 
@@ -136,6 +144,7 @@ def prepare(
         value_bytes: Size of a value, half of which is random.
         records: In each batch.
         columns: Whether the topic has a schema, and its values are stored as columns.
+        restarts: How often the machine restarts afterwards.
     """
     random = Random(1)
     storage = MemoryStorage()
@@ -165,10 +174,31 @@ def prepare(
         append("os")
     log_of(store)
     abandon(store)
-    log = DamagedLog(storage, values, sealed * 2 + durable).copy()
+    log = DamagedLog(storage, values, sealed * 2 + durable, restarts=restarts).copy()
     log.places = places(log.storage)
     assert len(values) == len(log.places)
     return log
+
+
+def prepare_cell(
+    cell: Cell,
+    *,
+    durable: int = 1,
+    unsynced: int = 2,
+    value_bytes: int = 700,
+    records: int = 4,
+) -> DamagedLog:
+    """A log as a cell of the matrix says: one segment, or the last of three."""
+    return prepare(
+        codec=cell.codec,
+        sealed=cell.sealed,
+        durable=durable,
+        unsynced=unsynced,
+        value_bytes=value_bytes,
+        records=records,
+        columns=cell.columns,
+        restarts=cell.restarts,
+    )
 
 
 def segments(storage: MemoryStorage) -> list[str]:
@@ -217,7 +247,7 @@ def read_all(store: Store) -> list[bytes | None]:
 
 
 def assert_prefix(log: DamagedLog, batches: int, *, saved: bool | None = None) -> None:
-    """The first `batches` are there, exactly; the log goes on behind them, over two restarts.
+    """The first `batches` are there, exactly; the log goes on behind them, over all restarts.
 
     Args:
         log: The damaged log.
@@ -232,7 +262,7 @@ def assert_prefix(log: DamagedLog, batches: int, *, saved: bool | None = None) -
             assert saved == bool(quarantined(log.storage))
         assert_saved(before, log.storage)
     storage = log.storage.crash(keep="none")
-    for _ in range(2):
+    for _ in range(log.restarts):
         with using(storage) as store:
             assert expected == read_all(store)
             assert len(expected) == store.append("t", AFTER).offset
@@ -265,6 +295,8 @@ def assert_refused(
 ) -> DataError:
     """Reading ends in a typed error after that many batches, and no byte of the log changes.
 
+    The same after each restart of the machine.
+
     Args:
         log: The damaged log.
         error: Its type, of which the error of the reader is returned.
@@ -273,12 +305,15 @@ def assert_refused(
         placed: It names the file, too.
     """
     before = image(log.storage)
-    found: list[bytes | None] = []
-    with using(log.storage) as store:
-        with pytest.raises(error, match=match) as caught:
-            found.extend(record.value for record in store.read("t", isolation="uncommitted"))
-        assert log.records(readable) == found
-        assert before == image(log.storage)
+    for number in range(log.restarts):
+        if number:
+            log.storage = log.storage.crash(keep="none")
+        found: list[bytes | None] = []
+        with using(log.storage) as store:
+            with pytest.raises(error, match=match) as caught:
+                found.extend(record.value for record in store.read("t", isolation="uncommitted"))
+            assert log.records(readable) == found
+            assert before == image(log.storage)
     found_error = caught.value
     assert ("t", 0) == (found_error.topic, found_error.partition)
     if placed:

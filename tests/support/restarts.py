@@ -1,6 +1,6 @@
-"""Restart after a crash, twice: what must be there, and that the store works on.
+"""Restart after a crash, once or twice: what must be there, and that the store works on.
 
-The first restart checks what the crash left, then writes to every partition. The second follows
+The first restart checks what the crash left, then writes to every partition. A second one follows
 another power failure that keeps nothing unsynced, and checks the same plus what was written since:
 appending behind a tail that was not repaired well would lose it here.
 """
@@ -32,7 +32,9 @@ from millstream.testing import (
 LATER_MS = START_MS + 3_600_000
 
 
-def crash_everywhere(workload: Workload, *, seeds: tuple[int, ...], every: int = 1) -> int:
+def crash_everywhere(
+    workload: Workload, *, seeds: tuple[int, ...], every: int = 1, restarts: int = 2
+) -> int:
     """Crash a workload before each of its operations, in every manner; how many cases that was."""
     model = fresh_model()
 
@@ -45,23 +47,24 @@ def crash_everywhere(workload: Workload, *, seeds: tuple[int, ...], every: int =
     for case in crash_cases(work, seeds=seeds, every=every):
         with explained(f"{workload}: {case}"):
             seed = case.seed + case.index
-            restart_twice(case.storage, workload, copy.deepcopy(model), case.keep, seed)
+            left = copy.deepcopy(model)
+            restart(case.storage, workload, left, case.keep, seed, restarts=restarts)
         count += 1
     return count
 
 
-def kill_everywhere(workload: Workload, *, every: int = 1) -> int:
+def kill_everywhere(workload: Workload, *, every: int = 1, restarts: int = 1) -> int:
     """Kill a process before and after each of its operations, while another goes on; how often."""
     index, finished = 0, False
     while not finished:
         for after in (False, True):
             with explained(f"{workload}: kill at operation {index}, {after=}"):
-                finished = _kill(workload, index, after=after)
+                finished = _kill(workload, index, after=after, restarts=restarts)
         index += every
     return 2 * -(-index // every)
 
 
-def _kill(workload: Workload, index: int, *, after: bool) -> bool:
+def _kill(workload: Workload, index: int, *, after: bool, restarts: int) -> bool:
     """One kill and what comes of it; whether the workload was done before."""
     storage, model = MemoryStorage(), fresh_model()
     survivor = open_quietly(storage, ManualClock(LATER_MS))
@@ -83,12 +86,15 @@ def _kill(workload: Workload, index: int, *, after: bool) -> bool:
     model.check(survivor, "acknowledged")
     abandon(survivor)
     abandon(newcomer)
-    with reopened(storage.crash(keep="none"), workload) as store:
-        model.check(store, "durable")
+    for _ in range(restarts):
+        storage = storage.crash(keep="none")
+        with reopened(storage, workload) as store:
+            model.check(store, "durable")
+            write_everywhere(store, model)
     return process.operations <= index
 
 
-def fill_the_disk_everywhere(workload: Workload) -> int:
+def fill_the_disk_everywhere(workload: Workload, *, restarts: int = 1) -> int:
     """Let the disk fill up at each operation that needs space, then free some; how often."""
     storage, model = MemoryStorage(), fresh_model()
     workload.run(storage, model)
@@ -97,11 +103,11 @@ def fill_the_disk_everywhere(workload: Workload) -> int:
     for index in places:
         for partial in (False, True):
             with explained(f"{workload}: full disk at operation {index}, {partial=}"):
-                _fill_the_disk(workload, index, partial=partial)
+                _fill_the_disk(workload, index, partial=partial, restarts=restarts)
     return 2 * len(places)
 
 
-def _fill_the_disk(workload: Workload, index: int, *, partial: bool) -> None:
+def _fill_the_disk(workload: Workload, index: int, *, partial: bool, restarts: int) -> None:
     faults = FaultPlan(fail={index: errno.ENOSPC}, partial_writes=partial, seed=index)
     storage, model = MemoryStorage(faults), fresh_model()
     clock = ManualClock(START_MS)
@@ -130,29 +136,36 @@ def _fill_the_disk(workload: Workload, index: int, *, partial: bool) -> None:
     write_everywhere(store, model, clock.now_ms())
     model.check(store, "acknowledged")
     abandon(store)
-    with reopened(storage.crash(keep="none"), workload) as store:
-        model.check(store, "durable")
-        write_everywhere(store, model)
+    for _ in range(restarts):
+        storage = storage.crash(keep="none")
+        with reopened(storage, workload) as store:
+            model.check(store, "durable")
+            write_everywhere(store, model)
 
 
-def restart_twice(
-    storage: MemoryStorage, workload: Workload, model: Model, keep: Keep, seed: int = 0
+def restart(
+    storage: MemoryStorage,
+    workload: Workload,
+    model: Model,
+    keep: Keep,
+    seed: int = 0,
+    *,
+    restarts: int = 2,
 ) -> None:
-    """Open what a crash has left, check, write, crash again, check again."""
+    """Open what a crash has left, check and write; crash again, as often as said."""
     reach: Reach = "acknowledged" if keep == "all" else "durable"
     if seed % 3 == 0:
         storage = crash_during_recovery(storage, workload, model, seed)
-    with reopened(storage, workload) as store:
-        model.check(store, reach)
-        write_everywhere(store, model)
-        if seed % 2:
-            store.close()
-    storage = storage.crash(keep="none")
-    with reopened(storage, workload) as store:
-        model.check(store, "durable")
-        write_everywhere(store, model)
-        store.close()
-        assert [] == unexpected_files(storage), "something was left lying about"
+    for number in range(1, restarts + 1):
+        with reopened(storage, workload) as store:
+            model.check(store, reach if number == 1 else "durable")
+            write_everywhere(store, model)
+            if number == restarts:
+                store.close()
+                assert [] == unexpected_files(storage), "something was left lying about"
+            elif seed % 2:
+                store.close()
+        storage = storage.crash(keep="none")
 
 
 def crash_during_recovery(
