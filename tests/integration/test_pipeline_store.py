@@ -6,7 +6,9 @@ The expected records always come from the same pipeline run over lists in one st
 from __future__ import annotations
 
 import gc
+import os
 import random
+import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 
 import millstream
 from millstream import (
+    DataError,
     LockedError,
     Record,
     RecordError,
@@ -25,6 +28,7 @@ from millstream import (
     partition_of,
 )
 from millstream.processor import FixedWindows, Metrics, Pipeline, agg, tumbling
+from millstream.processor.state_log import read_checkpoint
 
 Written = dict[int, list[tuple[int, bytes | None, bytes | None]]]
 """(timestamp, key, value) of the records of each partition."""
@@ -105,6 +109,56 @@ def test_outputs_do_not_depend_on_the_micro_batch(
     assert outputs(store) == expected(store)
     assert outputs(store, "orders.dead") == expected(store, "orders.dead")
     assert len(outputs(store)[0]) > 50
+
+
+@pytest.mark.parametrize("partitions", range(1, 9))
+def test_e60_a_fresh_run_gives_the_recorded_bytes_with_any_number_of_partitions(
+    store: Store, partitions: int
+) -> None:
+    chance, lines = random.Random(partitions), orders(300, partitions)
+    store.create_topic("out", partitions=partitions)
+    for start in range(0, len(lines), 50):
+        fill(store, lines[start : start + 50], partitions)
+        size = chance.choice([1, 3, 20, None])
+        totals().run(store, until="end", batch_records=size, epoch_ms=chance.choice([0, 3]))
+    recorded = outputs(store), outputs(store, "orders.dead")
+    assert partitions == 1 or len(recorded[0]) > 1
+    assert sum(map(len, recorded[0].values())) > 30
+    assert totals().verify(store).ok
+    dead = store.offsets("orders.dead")[0].end
+    store.delete_topic("out")
+    store.create_topic("out", partitions=partitions)
+    totals("fresh").run(store, until="end")
+    assert recorded[0] == outputs(store)
+    assert recorded[1] == written(list(store.read("orders.dead", dead)))
+
+
+@pytest.mark.parametrize("torn_bytes", [1, 24, 2000, 4119])
+def test_e62_a_commit_torn_in_the_log_of_the_catalog_never_was(
+    tmp_path: Path, torn_bytes: int
+) -> None:
+    """The machine dies while SQLite writes the last commit of the pipeline, after its outputs."""
+    with millstream.open(tmp_path / "store") as store:
+        fill(store, orders(200))
+        totals().run(store, until="end", batch_records=7, epoch_ms=0)
+        right = expected(store)
+        shutil.copytree(tmp_path / "store", tmp_path / "torn")
+    with (tmp_path / "torn" / "catalog.db-wal").open("r+b") as file:
+        file.truncate(file.seek(0, os.SEEK_END) - torn_bytes)
+    with millstream.open(tmp_path / "torn") as store:
+        committed = read_checkpoint(store, "totals").next_offsets()
+        assert {TopicPartition("orders", 0): 200} != committed, "the last commit is gone"
+        totals().run(store, until="end")
+        assert right == outputs(store)
+        assert totals().verify(store).ok
+
+
+def test_e62_a_run_whose_state_was_deleted_is_refused(store: Store) -> None:
+    fill(store, orders(50))
+    totals().run(store, until="end")
+    store.delete_topic("@state/totals/orders.window")
+    with pytest.raises(DataError, match="was deleted with its topic: restore the store"):
+        totals().run(store, until="end")
 
 
 @pytest.mark.parametrize("step", [1, 10, 60])

@@ -144,6 +144,29 @@ def test_e9_a_partition_with_unread_records_is_not_idle(store: Store, clock: Man
     assert [] == starts(store), "both became idle at once, so W holds at 3"
 
 
+def test_e9_a_partition_whose_rows_are_all_filtered_is_not_idle(
+    store: Store, clock: ManualClock
+) -> None:
+    def filtered() -> Pipeline:
+        pipeline = Pipeline("filtered")
+        rows = pipeline.source("in", time="t", idle=500).filter(lambda row: row["t"] % 2 == 0)
+        rows.key_by("k").window(tumbling(10)).agg(n=agg.count()).to("out")
+        return pipeline
+
+    add(store, 1, 3)
+    add(store, 0, 2, 28)
+    clock.advance(600)
+    add(store, 1, 5)
+    assert 5 == run(filtered(), store).watermark_ms
+    assert [] == starts(store), "the partition got a row, though nothing came of it"
+    clock.advance(600)
+    run(filtered(), store)
+    assert [] == starts(store), "both are idle now, and W holds"
+    add(store, 0, 30)
+    run(filtered(), store)
+    assert [0, 20] == starts(store)
+
+
 @pytest.mark.parametrize(("elapsed_ms", "closed"), [(499, []), (500, [0])])
 def test_e10_idleness_counts_from_the_last_append(
     store: Store, clock: ManualClock, elapsed_ms: int, closed: list[int]

@@ -75,7 +75,7 @@ def test_an_order_of_nan_is_no_order() -> None:
 
 
 @given(st.lists(st.none() | st.integers(-3, 3) | st.sampled_from(["a", b"a", 1.0, True, NAN])))
-def test_distinct_counts_different_values(values: list[Any]) -> None:
+def test_distinct_counts_different_values_and_passes_over_none_e37(values: list[Any]) -> None:
     expected = len(set(plain(values))) + any(value != value for value in values)
     assert expected == result_of(agg.distinct(), values)
 
