@@ -26,6 +26,8 @@ GATHER_BYTES: Final = 4 << 20
 
 Batches = Callable[[Sequence[str]], Iterator[pa.RecordBatch]]
 """Makes a new pass over a table: batches of these columns, in this order."""
+Filtered = Callable[[Sequence[str], Any], Iterator[pa.RecordBatch]]
+"""The same of the rows for which a pyarrow.compute expression, if there is one, is true."""
 
 _HEADERS: Final = pa.list_(
     pa.struct([pa.field("name", pa.string(), nullable=False), pa.field("value", pa.binary())])
@@ -39,15 +41,21 @@ class ArrowTable(dataset.Dataset):  # type: ignore[misc] # pyarrow has no types
         schema: Of all its columns.
         batches: Makes one pass.
         failed: Told of our own errors in a pass, because Arrow hands on no more than their text.
+        filtered: Makes a pass that filters by itself; else rows are filtered here.
     """
 
     def __init__(
-        self, schema: pa.Schema, batches: Batches, failed: Callable[[MillstreamError], None]
+        self,
+        schema: pa.Schema,
+        batches: Batches,
+        failed: Callable[[MillstreamError], None],
+        filtered: Filtered | None = None,
     ) -> None:
         # Not the constructor above: a dataset of pyarrow's own is one of its C++ objects.
         self._columns = schema
         self._batches = batches
         self._failed = failed
+        self._filtered = filtered
 
     @property
     def schema(self) -> pa.Schema:
@@ -65,6 +73,8 @@ class ArrowTable(dataset.Dataset):  # type: ignore[misc] # pyarrow has no types
         names = self._columns.names if columns is None else list(columns)
         if filter is None:
             return _Pass(self._reader(names))
+        if self._filtered is not None:
+            return _Pass(self._reader(names, filter))
         read = [each for each in self._columns.names if each in names or self._uses(filter, each)]
         return dataset.Scanner.from_batches(self._reader(read), columns=names, filter=filter)
 
@@ -76,13 +86,16 @@ class ArrowTable(dataset.Dataset):  # type: ignore[misc] # pyarrow has no types
             return True
         return False
 
-    def _reader(self, names: Sequence[str]) -> pa.RecordBatchReader:
+    def _reader(self, names: Sequence[str], condition: Any = None) -> pa.RecordBatchReader:
         schema = pa.schema([self._columns.field(name) for name in names])
-        return pa.RecordBatchReader.from_batches(schema, self._told(names))
+        return pa.RecordBatchReader.from_batches(schema, self._told(names, condition))
 
-    def _told(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def _told(self, names: Sequence[str], condition: Any) -> Iterator[pa.RecordBatch]:
         try:
-            yield from self._batches(names)
+            if condition is None or self._filtered is None:
+                yield from self._batches(names)
+            else:
+                yield from self._filtered(names, condition)
         except MillstreamError as error:
             self._failed(error)
             raise

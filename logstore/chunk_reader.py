@@ -55,14 +55,13 @@ class ChunkReader:
             raise CorruptBatchError("section A of the batch is cut or fails its checksum")
         return section
 
-    def project(self, columns: Sequence[str]) -> Projection:
-        """The directory and the chunks of these columns; names it does not have are passed over.
+    def project(self, directory: Directory, columns: Sequence[str]) -> Projection:
+        """The chunks of these columns; names the directory does not have are passed over.
 
         Raises:
-            CorruptBatchError: The directory or one of the chunks is cut or damaged.
+            CorruptBatchError: One of the chunks is cut or damaged.
             MissingExtraError: pyarrow is not installed.
         """
-        directory = self._directory()
         names = directory_schema(directory).names
         wanted = sorted({names.index(name) for name in columns if name in names})
         chunks: dict[int, Buffer] = {}
@@ -85,7 +84,12 @@ class ChunkReader:
     def _section(self) -> int:
         return self._start + self._header.sections[0].stored_bytes
 
-    def _directory(self) -> Directory:
+    def directory(self) -> Directory:
+        """The directory of the columns, verified.
+
+        Raises:
+            CorruptBatchError: It is cut or damaged.
+        """
         stored_bytes, _, directory_hash = self._header.sections[1]
         lead = self._read(self._section, min(DIRECTORY_HEADER.size, stored_bytes))
         size_bytes = min(directory_bytes(lead), stored_bytes)

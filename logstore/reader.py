@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Self
 
 from .batch import decode_batch
+from .batch_filter import BatchFilter
 from .chunk_reader import ChunkReader
 from .config import Isolation
 from .engine import Engine
@@ -64,6 +65,7 @@ class PartitionCursor:
         offset: int,
         isolation: Isolation,
         columns: Sequence[str] | None = None,
+        where: BatchFilter | None = None,
     ) -> None:
         self.log = log
         self.next_offset = offset
@@ -76,6 +78,7 @@ class PartitionCursor:
         self._engine = engine
         self._isolation = isolation
         self._columns = columns
+        self._where = where
         self._chunk_bytes = CHUNK_BYTES if columns is None else HEADERS_BYTES
         self._file: File | None = None
         self._segment: SegmentHeader | None = None
@@ -123,8 +126,10 @@ class PartitionCursor:
                 continue
             if max_records <= 0:
                 return  # behind what holds no records, so that the position passes it
-            taken += self._take(header)
-            max_records -= self.queue[-1].record_count
+            size_bytes = self._take(header)
+            if size_bytes:
+                taken += size_bytes
+                max_records -= self.queue[-1].record_count
 
     def filled(self, visible: int) -> bool:
         """Whether everything below `visible` has been queued."""
@@ -233,15 +238,16 @@ class PartitionCursor:
             )
 
     def _take(self, header: BatchHeader) -> int:
-        """Verify and queue the batch at the current position; its size in bytes."""
+        """Verify and queue the batch at the current position; its size in bytes, 0 if left out."""
         if self._columns is not None and header.flags & COLUMNS:
             try:
                 batch = self._take_columns(header, self._columns)
             except DataError as error:
                 raise self._at(error) from None
-            self.queue.append(batch.from_offset(self._scan_offset))
+            if batch is not None:
+                self.queue.append(batch.from_offset(self._scan_offset))
             self._skip(header)
-            return header.total_bytes
+            return 0 if batch is None else header.total_bytes
         start = self._position + BATCH_HEADER_BYTES
         at = start - self._chunk_start
         if at + header.body_bytes <= len(self._chunk):
@@ -259,11 +265,17 @@ class PartitionCursor:
         self._skip(header)
         return header.total_bytes
 
-    def _take_columns(self, header: BatchHeader, columns: Sequence[str]) -> RecordBatch:
-        """The batch at the current position with some of its columns; the others are not read."""
+    def _take_columns(self, header: BatchHeader, columns: Sequence[str]) -> RecordBatch | None:
+        """The batch at the current position with some of its columns; the others are not read.
+
+        None: by its header and directory no row of it is wanted; nothing else was read.
+        """
         log = self.log
         reader = ChunkReader(self._bytes, self._position + BATCH_HEADER_BYTES, header)
-        projection = reader.project(columns)
+        directory = reader.directory()
+        if self._where and not self._where.may_hold(log.partition, header, directory):
+            return None
+        projection = reader.project(directory, columns)
         section = reader.leading()
         return open_columns(
             log.topic, log.partition, header, section, log.config.schema, projection
@@ -346,12 +358,14 @@ class LogReader:
         *,
         isolation: Isolation,
         columns: Sequence[str] | None = None,
+        where: BatchFilter | None = None,
     ) -> None:
         if isolation not in ("committed", "uncommitted"):
             raise UsageError(f"isolation is {isolation!r}; choose committed or uncommitted")
         self._engine = engine
         self._isolation: Isolation = isolation
         self._columns = columns
+        self._where = where
         self._cursors: dict[TopicPartition, PartitionCursor] = {}
         self._held_since: float | None = None
         """Since when nothing was handed out although some partition has unacknowledged records."""
@@ -370,7 +384,7 @@ class LogReader:
         log = self._engine.log(*partition)
         self._check(log, offset)
         self._cursors[partition] = PartitionCursor(
-            self._engine, log, offset, self._isolation, self._columns
+            self._engine, log, offset, self._isolation, self._columns, self._where
         )
 
     def remove(self, partition: TopicPartition) -> None:

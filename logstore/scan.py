@@ -7,6 +7,7 @@ from itertools import chain
 from typing import Any
 
 from .arrow_batch import chosen_fields
+from .batch_filter import BatchFilter
 from .config import Isolation
 from .engine import Engine
 from .errors import UsageError
@@ -30,6 +31,7 @@ class Scan:
         stops: One past the last offset per partition; None follows for ever.
         isolation: committed or uncommitted.
         columns: Read these columns only, of a topic with a schema; None reads records.
+        where: Leave out batches without rows of this kind; needs `columns`.
     """
 
     def __init__(
@@ -39,9 +41,11 @@ class Scan:
         stops: Mapping[TopicPartition, int] | None,
         isolation: Isolation,
         columns: Sequence[str] | None = None,
+        where: BatchFilter | None = None,
     ) -> None:
         self._engine = engine
         self._columns = None if columns is None else tuple(columns)
+        self._where = where
         self._starts = dict(starts)
         self._stops = dict(stops) if stops is not None else None
         self._isolation: Isolation = isolation
@@ -62,7 +66,7 @@ class Scan:
         else:
             yield from self._bounded(self._stops, max_records, max_bytes)
 
-    def arrow(self, columns: Sequence[str] | None = None) -> Any:
+    def arrow(self, columns: Sequence[str] | None = None, where: Any = None) -> Any:
         """The values as a pyarrow.RecordBatchReader, which reads as it is iterated over.
 
         Polars, pandas and DuckDB take a scan as it is, by `__arrow_c_stream__`.
@@ -70,9 +74,13 @@ class Scan:
         Args:
             columns: These only, as in `RecordBatch.arrow`: no other is read from disk. None: those
                 the scan was made with, else all fields.
+            where: A pyarrow.compute expression; only rows for which it is true. It may be about any
+                column, whether or not it is among `columns`. Of a batch whose bounds say that it
+                has no such row, only header and directory are read.
 
         Raises:
-            UsageError: The topic has no schema or no such column, or the scan has no end.
+            UsageError: The topic has no schema or no such column, the scan has no end, or `where`
+                is no expression over the columns.
             MissingExtraError: pyarrow is not installed.
             DataError: While reading, as `batches`.
         """
@@ -89,15 +97,35 @@ class Scan:
         names = self._columns if columns is None else tuple(columns)
         fields = chosen_fields(declared, names)
         chosen = [field.name for field in fields]
-        scan = Scan(self._engine, self._starts, self._stops, self._isolation, chosen)
-        batches = (batch.arrow(chosen) for batch in scan.batches())
-        return pa.RecordBatchReader.from_batches(pa.schema(fields), batches)
+        condition = None if where is None else BatchFilter(where, declared)
+        read = chosen
+        if condition is not None:
+            read = [*chosen, *(name for name in condition.names if name not in chosen)]
+        scan = Scan(self._engine, self._starts, self._stops, self._isolation, read, condition)
+        return pa.RecordBatchReader.from_batches(
+            pa.schema(fields), scan._chosen(chosen, read, condition)
+        )
+
+    def _chosen(
+        self, chosen: list[str], read: list[str], condition: BatchFilter | None
+    ) -> Iterator[Any]:
+        for batch in self.batches():
+            if condition is None:
+                yield batch.arrow(chosen)
+            elif (rows := condition.keep(batch.arrow(read))).num_rows:
+                yield rows.select(chosen)
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         return self.arrow().__arrow_c_stream__(requested_schema)
 
     def _reader(self, starts: Mapping[TopicPartition, int]) -> LogReader:
-        return LogReader(self._engine, starts, isolation=self._isolation, columns=self._columns)
+        return LogReader(
+            self._engine,
+            starts,
+            isolation=self._isolation,
+            columns=self._columns,
+            where=self._where,
+        )
 
     def _follow(self, max_records: int | None, max_bytes: int) -> Iterator[RecordBatch]:
         with self._reader(self._starts) as reader:

@@ -216,8 +216,14 @@ def _add_tables(
 ) -> None:
     from . import arrow_tables  # noqa: PLC0415 - an extra
 
-    def add(schema: str, name: str, columns: pa.Schema, batches: arrow_tables.Batches) -> None:
-        table = arrow_tables.ArrowTable(columns, batches, failures.append)
+    def add(
+        schema: str,
+        name: str,
+        columns: pa.Schema,
+        batches: arrow_tables.Batches,
+        filtered: arrow_tables.Filtered | None = None,
+    ) -> None:
+        table = arrow_tables.ArrowTable(columns, batches, failures.append, filtered)
         if schema == "main":
             connection.register(name, table)
             return
@@ -239,27 +245,43 @@ def _add_tables(
                 if declared is None
                 else arrow_tables.declared_schema(declared)
             )
-            read = _topic(store, topic.name, columns, declared=declared is not None)
-            add(schema, topic.name, columns, _ambiguous(topic.name) if twice else read)
+            scan = _once(store, topic.name)
+            if twice:
+                add(schema, topic.name, columns, _ambiguous(topic.name))
+            elif declared is None:
+                add(schema, topic.name, columns, _records(scan, columns))
+            else:
+                add(schema, topic.name, columns, _columns(scan), _filtered(scan))
     for table in tables(store) if tables else ():
         columns = arrow_tables.text_schema(table.columns)
         add(table.schema, table.name, columns, _rows(table, columns))
 
 
-def _topic(store: Store, topic: str, columns: pa.Schema, *, declared: bool) -> arrow_tables.Batches:
-    """Passes over a topic. All of them end where the first does: one query, one answer."""
-    from . import arrow_tables  # noqa: PLC0415 - an extra
-
+def _once(store: Store, topic: str) -> Callable[[], Scan]:
+    """A scan of a topic. All passes over it end where the first does: one query, one answer."""
     scans: list[Scan] = []
 
-    def batches(names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def scan() -> Scan:
         if not scans:
             scans.append(store.read(topic))
-        if declared:
-            return iter(scans[0].arrow(names))
-        return arrow_tables.record_batches(scans[0], columns, names)
+        return scans[0]
 
-    return batches
+    return scan
+
+
+def _records(scan: Callable[[], Scan], columns: pa.Schema) -> arrow_tables.Batches:
+    from . import arrow_tables  # noqa: PLC0415 - an extra
+
+    return lambda names: arrow_tables.record_batches(scan(), columns, names)
+
+
+def _columns(scan: Callable[[], Scan]) -> arrow_tables.Batches:
+    return lambda names: iter(scan().arrow(names))
+
+
+def _filtered(scan: Callable[[], Scan]) -> arrow_tables.Filtered:
+    """Passes that leave out batches by what they hold."""
+    return lambda names, condition: iter(scan().arrow(names, condition))
 
 
 def _ambiguous(topic: str) -> arrow_tables.Batches:
