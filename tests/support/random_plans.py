@@ -373,7 +373,7 @@ class RandomPlan:
             self.checked_aggregates += check_aggregates(window, window.rows)
             value = summed(window.key, window.rows, window.end, status)
             if isinstance(model, DailyModel):
-                value["x"] += window.end - window.start
+                value["x"] += (window.end - window.start - DAY) // 60_000
             return self.made(value)
 
         assert STATUSES

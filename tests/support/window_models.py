@@ -76,7 +76,7 @@ class FixedModel(Model):
 
 @dataclass
 class DailyModel(FixedModel):
-    """Days of a time zone; their length shows in the results."""
+    """Days of a time zone; by how many minutes they are longer than others shows in the results."""
 
     zone: str = "UTC"
     offset: int = 0
@@ -87,7 +87,7 @@ class DailyModel(FixedModel):
     def say(self, end: int, key: Any, status: str) -> Row:
         row = super().say(end, key, status)
         start = max(edge for edge in day_edges(self.zone, self.offset, end - 1) if edge < end)
-        return row._replace(value=row.value | {"x": row.value["x"] + end - start})
+        return row._replace(value=row.value | {"x": row.value["x"] + (end - start - DAY) // 60_000})
 
 
 def day_edges(zone: str, offset: int, time: int) -> set[int]:
