@@ -303,6 +303,11 @@ class WindowNode(AggregatingNode):
     grace_ms: int
 
     @property
+    def place_text(self) -> str:
+        """See `StatefulNode.place_text`."""
+        return "in memory" if self.emission.updating else "spills"
+
+    @property
     def windows_text(self) -> str:
         """The windows in words."""
         return f"{self.windows}, grace {duration_text(self.grace_ms)}"

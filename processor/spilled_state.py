@@ -33,7 +33,7 @@ _OBJECT_FACTOR: Final = 4
 _EXPIRE_ROWS: Final = 5_000
 """Rows taken from the file at a time that are over."""
 
-_FIND_KEYS: Final = 500
+FIND_KEYS: Final = 500
 """Keys looked up with one statement."""
 
 
@@ -107,8 +107,8 @@ class SpillTable:
 
     def find(self, keys: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
         """The values of those of the keys that are there."""
-        for start in range(0, len(keys), _FIND_KEYS):
-            piece = keys[start : start + _FIND_KEYS]
+        for start in range(0, len(keys), FIND_KEYS):
+            piece = keys[start : start + FIND_KEYS]
             marks = ",".join("?" * len(piece))
             yield from self._database.query(f"{self._find} ({marks})", piece)  # type: ignore[misc]
 
@@ -212,8 +212,7 @@ class SpilledState(KeyedState[V]):
 
     @property
     def _entry_bytes(self) -> int:
-        count, size = self._sized
-        return _ENTRY_BYTES + _OBJECT_FACTOR * size // count
+        return entry_bytes(*self._sized)
 
     def turn(self) -> None:
         """Forget the older generation; the younger is the older from here on."""
@@ -244,7 +243,7 @@ class SpilledState(KeyedState[V]):
             self._read(unknown)
 
     def _read(self, keys: Sequence[object]) -> None:
-        wanted = dict(zip(map(_stored_key, keys), keys, strict=True))
+        wanted = dict(zip(map(stored_key, keys), keys, strict=True))
         for stored, value in self.table.find(sorted(wanted)):
             key = wanted.pop(stored)
             content = decode_content(value)
@@ -284,7 +283,7 @@ class SpilledState(KeyedState[V]):
         stored, after = list[object](), b""
         while rows := self.table.after(after):
             after = rows[-1][0]
-            stored += [_shown_key(shown or key) for key, shown, _ in rows]
+            stored += [shown_key(shown or key) for key, shown, _ in rows]
         known = [key for key in stored if key not in self._pending and key not in self._changed]
         changed = dict.fromkeys([*self._pending, *self._changed])
         return ordered_keys(known + [key for key in changed if key in self._values])
@@ -315,7 +314,7 @@ class SpilledState(KeyedState[V]):
         last = level - self.ttl_ms
         while self._stored_due is not None and self._stored_due <= last and not self._overdrawn:
             rows = self.table.over(self._expired_to, last, _EXPIRE_ROWS)
-            keys = [(time, _shown_key(shown or key)) for time, key, shown in rows]
+            keys = [(time, shown_key(shown or key)) for time, key, shown in rows]
             keys = [each for each in keys if not self._is_dirty(each[1])]
             self.load(key for _, key in keys)
             for time, key in keys:
@@ -357,7 +356,7 @@ class SpilledState(KeyedState[V]):
         rows: list[_Row] = []
         gone: list[bytes] = []
         for key, packed in self._pending.items():
-            stored, shown = _stored_key(key), encode_state(key)
+            stored, shown = stored_key(key), encode_state(key)
             if packed is None:
                 gone.append(stored)
             else:
@@ -393,7 +392,7 @@ class SpilledState(KeyedState[V]):
         while rows := self.table.after(after):
             after = rows[-1][0]
             if self._pending:
-                rows = [row for row in rows if _shown_key(row[0]) not in self._pending]
+                rows = [row for row in rows if shown_key(row[0]) not in self._pending]
             yield StateRecords(
                 [self._head + (shown or key) for key, shown, _ in rows],
                 [value for _, _, value in rows],
@@ -411,7 +410,12 @@ class SpilledState(KeyedState[V]):
         self._room.write()
 
 
-def _stored_key(key: object) -> bytes:
+def entry_bytes(count: int, size: int) -> int:
+    """What an entry costs in memory, about, when `count` of them are `size` bytes of msgpack."""
+    return _ENTRY_BYTES + _OBJECT_FACTOR * size // count
+
+
+def stored_key(key: object) -> bytes:
     """A key as the file has it."""
     if type(key) in {str, bytes, int}:
         return encode_state(key)
@@ -429,6 +433,6 @@ def _plain_key(key: object) -> object:
     return key
 
 
-def _shown_key(data: bytes) -> object:
+def shown_key(data: bytes) -> object:
     """A key from its bytes."""
     return restored_key(decode_state(data))

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 from millstream import CacheDatabase, FencedError, Store, SystemClock
 
@@ -41,6 +41,48 @@ CREATE TABLE states (
 """
 
 
+class SpilledTable(Protocol):
+    """What is known here of a table."""
+
+    def create(self) -> None:
+        """Make it, if it is not there; in a transaction."""
+        ...
+
+    def clear(self) -> None:
+        """Make it empty; in a transaction."""
+        ...
+
+
+class Spilling(Protocol):
+    """What is known here of a state that spills; see `SpilledState`."""
+
+    name: str
+    """Of its operator."""
+
+    @property
+    def table(self) -> SpilledTable:
+        """Where it spills to."""
+        ...
+
+    @property
+    def young_bytes(self) -> int:
+        """Memory that it could do with less of, about."""
+        ...
+
+    @property
+    def dirty_bytes(self) -> int:
+        """Memory that must not be forgotten, because the file does not have it, about."""
+        ...
+
+    def turn(self) -> None:
+        """Forget what was not used lately, and the file has."""
+        ...
+
+    def write(self) -> None:
+        """Give the file what `changes` has given, in a transaction. All of it is committed."""
+        ...
+
+
 class SpilledStates(States):
     """Makes keyed states that spill. A context manager; not thread-safe.
 
@@ -54,7 +96,7 @@ class SpilledStates(States):
         self._database = database
         self._cache_bytes = cache_bytes
         self._epoch = epoch
-        self._states: list[SpilledState[Any]] = []
+        self._states: list[Spilling] = []
         self._settled = True
         """Whether all that `changes` has given is committed."""
         self._marks: dict[str, StateMark | None] = {}
@@ -110,6 +152,13 @@ class SpilledStates(States):
         ttl_ms: int | None = None,
     ) -> KeyedState[Any]:
         """See `States.make`."""
+        table = SpillTable(*self.place(name, prefix))
+        state = SpilledState[Any](table, self, name, codec, prefix=prefix, ttl_ms=ttl_ms)
+        self.add(state)
+        return state
+
+    def place(self, name: str, prefix: tuple[object, ...]) -> tuple[CacheDatabase, int]:
+        """Where the table of a state is, and its number; it is made by `add`."""
         where = name, encode_state(prefix)
         with self._database.transaction("open a state"):
             self._database.query(
@@ -119,11 +168,13 @@ class SpilledStates(States):
                 "SELECT number FROM states WHERE operator = ? AND prefix = ?", where
             )
             assert isinstance(number, int)
-            table = SpillTable(self._database, number)
-            table.create()
-        state = SpilledState[Any](table, self, name, codec, prefix=prefix, ttl_ms=ttl_ms)
+        return self._database, number
+
+    def add(self, state: Spilling) -> None:
+        """Count a state in, and make its table."""
+        with self._database.transaction("open a state"):
+            state.table.create()
         self._states.append(state)
-        return state
 
     @property
     def full(self) -> bool:

@@ -65,11 +65,11 @@ from .regrouping import RegroupOperator
 from .running import RunningOperator
 from .session_windowing import SessionOperator
 from .source import Faults, Rejects, RoutedFaults, SourceStage
+from .spilled_windowing import window_operator
 from .stateful import MAIN, StatefulOperator, Step
 from .table_join import TableJoinOperator
 from .table_nodes import RecordKeyNode, RegroupNode, RunningNode
 from .ticks import Tick
-from .updating import window_operator
 from .watermark import BEFORE_TIME, Progress, Watermark, least
 
 _NOTHING: Final = MicroBatch(())
@@ -96,7 +96,6 @@ _STATELESS: Final[Mapping[type[Node], Callable[[Any, Topology], Operator]]] = {
 }
 # Here it takes the node and how far behind W its rows may lie.
 _STATEFUL: Final[Mapping[type[Node], Callable[[Any, int], StatefulOperator]]] = {
-    WindowNode: window_operator,
     SessionNode: SessionOperator,
     CountNode: CountOperator,
     IntervalJoinNode: IntervalJoinOperator,
@@ -108,6 +107,7 @@ _KEYED: Final[Mapping[type[Node], Callable[[Any, int, States], StatefulOperator]
     RunningNode: RunningOperator,
     RegroupNode: RegroupOperator,
     TableJoinNode: TableJoinOperator,
+    WindowNode: window_operator,
 }
 
 

@@ -191,10 +191,3 @@ class UpdatingWindowOperator(WindowOperator):
                 for key, slot in window.slots.items()
                 if window.columns[_SINCE][slot]
             }
-
-
-def window_operator(node: WindowNode, delay_ms: int) -> WindowOperator:
-    """The operator for a window node: row by row only where rows have something to say."""
-    if node.emission.updating:
-        return UpdatingWindowOperator(node, delay_ms)
-    return WindowOperator(node, delay_ms)

@@ -323,10 +323,15 @@ class WindowOperator(StatefulOperator):
     ) -> NoReturn:
         fail(f"window {self.node.name}, agg {name}", error, batch, list(part.rows)[index])
 
+    def _new_window(self, end: int) -> Window:
+        """A window of no keys."""
+        del end
+        return Window(self._aggregates)
+
     def _window(self, end: int) -> Window:
         window = self._open.get(end)
         if window is None:
-            window = self._open[end] = Window(self._aggregates)
+            window = self._open[end] = self._new_window(end)
             heapq.heappush(self._ends, end)
         return window
 

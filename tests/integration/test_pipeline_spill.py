@@ -256,7 +256,7 @@ def test_explain_says_what_spills_and_what_does_not(store: Store) -> None:
         "words.join": "spills",
         "words.process": "spills",
         "words.process-2": "spills, timers in memory",
-        "words.window": "in memory",
+        "words.window": "spills",
         "words.dedup": "in memory",
     } == told
     with store.cache_database("kinds") as database:
