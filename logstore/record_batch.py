@@ -57,6 +57,7 @@ class _Columns:
         "_body",
         "_headers",
         "_joined",
+        "_joined_known",
         "_keys",
         "_lead",
         "_parsed",
@@ -84,6 +85,7 @@ class _Columns:
         self._keys: list[bytes | None] | None = None
         self._values: list[bytes | None] | None = None
         self._joined: tuple[bytes, Sequence[int]] | None = None
+        self._joined_known = False
         self._headers: list[Headers] | None = None
 
     def _section(self, number: int) -> Buffer:
@@ -169,13 +171,12 @@ class _Columns:
 
     @property
     def joined_values(self) -> tuple[bytes, Sequence[int]] | None:
-        header = self.header
-        if (
-            self._joined is None
-            and header.record_count
-            and not header.flags & (COLUMNS | NULL_VALUES)
-        ):
-            self._joined = decode_joined(self._section(_SECTION_B), header.record_count)
+        if not self._joined_known:
+            header = self.header
+            if header.record_count and not header.flags & (COLUMNS | NULL_VALUES):
+                self._joined = decode_joined(self._section(_SECTION_B), header.record_count)
+            # Also that there are none: a batch may be handed out a record at a time.
+            self._joined_known = True
         return self._joined
 
     @property

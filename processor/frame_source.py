@@ -68,9 +68,9 @@ class FrameReader:
                 times = self._time(frame)
         except (NotInColumnsError, RecordError):
             return None
-        if times.null_count or not pa.types.is_int64(times.type):
+        found = None if times.null_count else _times_ms(times)
+        if found is None:
             return None
-        found: Ints = times.to_numpy()
         ahead_ms = self._node.max_ahead_ms
         if ahead_ms is not None and int(found.max()) > part.append_timestamp_ms + ahead_ms:
             return None
@@ -117,11 +117,13 @@ class FrameReader:
         def load(name: str) -> Array:
             return normal(part.arrow([name]).column(0), name)
 
+        # In JSON they may have zones, which a column does not keep; and in a dict they are text.
+        times = part.columnar and self._fields is not None
         if not part.columnar:
             load(names[0])  # all of them are parsed at once, or none
         for name in names:
             kind = known[name].type
-            _require_plain(name, kind)
+            _require_plain(name, kind, times=times)
             array = None
             if pa.types.is_floating(kind) and name not in limits:
                 # NaN leaves a column without limits, and so do nulls alone.
@@ -141,12 +143,20 @@ class FrameReader:
         return ColumnFrame(part.record_count, names, self._kind, load, types)
 
 
-def _require_plain(name: str, kind: Any) -> None:
+def _times_ms(times: Array) -> Ints | None:
+    """Event times as UTC milliseconds, rounded down; None if they are neither ints nor times."""
+    if pa.types.is_timestamp(times.type):
+        microseconds: Ints = times.view(pa.int64()).to_numpy()
+        return microseconds // 1000
+    return times.to_numpy() if pa.types.is_int64(times.type) else None
+
+
+def _require_plain(name: str, kind: Any, *, times: bool) -> None:
     t = pa.types
-    plain = (
-        t.is_boolean(kind) or t.is_floating(kind) or t.is_string(kind) or t.is_large_string(kind)
-    )
-    if not plain and (not t.is_integer(kind) or t.is_uint64(kind)):
+    text = t.is_string(kind) or t.is_large_string(kind)
+    number = t.is_floating(kind) or (t.is_integer(kind) and not t.is_uint64(kind))
+    time = times and t.is_timestamp(kind) and kind.tz == "UTC"
+    if not (text or number or time or t.is_boolean(kind)):
         raise NotInColumnsError(f"{name} is {kind}")
 
 
@@ -157,6 +167,8 @@ def _same_kind(wanted: Any, kind: Any) -> bool:
         return bool(t.is_floating(kind))
     if t.is_integer(wanted):
         return bool(t.is_integer(kind))
+    if t.is_timestamp(wanted):
+        return bool(t.is_timestamp(kind))
     if t.is_boolean(wanted):
         return bool(t.is_boolean(kind))
     return bool(t.is_string(kind) or t.is_large_string(kind))

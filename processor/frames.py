@@ -1,8 +1,9 @@
 """Rows between operators as Arrow columns that become Python objects only when somebody asks.
 
 A frame stands for a list of values: Structs of plain fields, or dicts. It gives their fields as
-columns of int64, float64, bool or string, nulls for None, and it gives the values themselves, both
-made when they are first asked for. A `FrameChunk` is to a frame what a `Chunk` is to a list.
+columns of int64, float64, bool, string or times in UTC, nulls for None, and it gives the values
+themselves, both made when they are first asked for. A `FrameChunk` is to a frame what a `Chunk` is
+to a list.
 
 What is not such a column is refused with `NotInColumnsError`, among it NaN and infinity: JSON has
 neither, so the rows do not mean what the columns say. Nothing is computed here; what operators do
@@ -16,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cache
 from operator import attrgetter
 from types import NoneType
@@ -40,6 +42,7 @@ _TYPES: Final[Mapping[object, Any]] = {
     float: pa.float64(),
     bool: pa.bool_(),
     str: pa.string(),
+    datetime: pa.timestamp("us", "UTC"),
 }
 """What a field of a Struct may be declared as, with its column."""
 
@@ -90,6 +93,11 @@ def normal(array: Array, name: str) -> Array:
     kind, t = array.type, pa.types
     if t.is_int64(kind) or t.is_string(kind) or t.is_boolean(kind) or t.is_null(kind):
         return array
+    if t.is_timestamp(kind) and kind.tz == "UTC":
+        try:
+            return array if kind.unit == "us" else array.cast(pa.timestamp("us", "UTC"))
+        except pa.ArrowInvalid as error:
+            raise NotInColumnsError(f"{name}: {error}") from None
     if t.is_floating(kind):
         array = array if t.is_float64(kind) else array.cast(pa.float64())
         if not all_finite(array):
@@ -114,6 +122,10 @@ def all_finite(array: Array) -> bool:
 
 def to_list(array: Array) -> list[Any]:
     """The values of a column as Python objects."""
+    if pa.types.is_timestamp(array.type):
+        # The zone must be that of a decoded value, not one that just equals it.
+        naive = array.cast(pa.timestamp("us")).to_pylist()
+        return [None if each is None else each.replace(tzinfo=UTC) for each in naive]
     if array.null_count or pa.types.is_string(array.type) or pa.types.is_null(array.type):
         return array.to_pylist()  # type: ignore[no-any-return]
     return array.to_numpy(zero_copy_only=False).tolist()  # type: ignore[no-any-return]
@@ -134,7 +146,7 @@ class Frame(ABC):
 
     @abstractmethod
     def column(self, name: str) -> Array:
-        """A field of all values: int64, float64, bool, string or null.
+        """A field of all values: int64, float64, bool, string, timestamp[us, UTC] or null.
 
         Raises:
             NotInColumnsError: It is none of those, or there is no such field.
@@ -243,8 +255,9 @@ class ValueFrame(Frame):
         found = self._columns.get(name)
         if found is None:
             declared = _struct_fields(self.kind).get(name)
-            if declared is None:
-                raise NotInColumnsError(f"no field {name}")
+            if declared is None or pa.types.is_timestamp(declared.type):
+                # A time that was decoded keeps its zone, a column would not.
+                raise NotInColumnsError(f"no column {name}")
             try:
                 found = pa.array(list(map(attrgetter(name), self._values)), declared.type)
             except (pa.ArrowException, OverflowError, UnicodeEncodeError, TypeError) as error:

@@ -31,6 +31,7 @@ from millstream.processor import (
     Timer,
     Windowed,
     agg,
+    col,
     hopping,
     session,
     tumbling,
@@ -201,8 +202,8 @@ def questions() -> Pipeline:
     """All questions over one reading of the flights."""
     pipeline = Pipeline("questions")
     flights = pipeline.source("flights", type=Flight, time="scheduled", disorder="1d")
-    departures = flights.filter(lambda flight: flight.delay is not None)
-    aircraft = departures.filter(lambda flight: flight.tailnum is not None).key_by("tailnum")
+    departures = flights.filter(col("delay").is_not_null())
+    aircraft = departures.filter(col("tailnum").is_not_null()).key_by("tailnum")
     ask_aircraft(aircraft)
     ask_weather(pipeline, departures)
     ask_planes(pipeline, aircraft)
@@ -258,11 +259,11 @@ def observations() -> tuple[list[int], list[bytes]]:
     return times, list(map(msgspec.json.encode, rows))
 
 
-def produce(store: millstream.Store) -> None:
-    """Everything, flights and weather by turns."""
+def produce(store: millstream.Store, *, columns: bool) -> None:
+    """Everything, flights and weather by turns, as columns or as JSON."""
     produce_tables(store)
-    store.create_topic("flights")
-    store.create_topic("weather")
+    store.create_topic("flights", schema=flights_year.Stored if columns else None)
+    store.create_topic("weather", schema=Weather if columns else None)
     year, (times_ms, weather) = flights_year.year(), observations()
     seen = 0
     for start, stop in pairwise([*range(0, flights_year.COUNT, CHUNK_RECORDS), flights_year.COUNT]):
@@ -272,12 +273,14 @@ def produce(store: millstream.Store) -> None:
         seen = until
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[millstream.Store]:
+@pytest.fixture(scope="module", params=["json", "columns"])
+def store(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[millstream.Store]:
     """The data, and the answers of the pipelines."""
     directory = tmp_path_factory.mktemp("questions") / "store"
     with millstream.open(directory, durability="os") as opened:
-        produce(opened)
+        produce(opened, columns=request.param == "columns")
         metrics = questions().run(opened, until="end", on_end="flush", epoch_ms=1000)
         assert (metrics.late, metrics.dead_letters) == (0, 0)
         assert metrics.records_in > flights_year.COUNT
@@ -348,7 +351,7 @@ _STREAKS = f"""
 """
 
 _SESSIONS = f"""
-    CREATE TABLE sessions AS
+    CREATE OR REPLACE TABLE sessions AS
     WITH begun AS (
         SELECT tailnum, scheduled,
                coalesce(scheduled - lag(scheduled) OVER aircraft >= {GAP_MS}, true) AS first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import flights_year
@@ -37,6 +38,19 @@ def year(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Year]:
         flights_year.produce(store, batch_records=LARGEST)
         hourly("plain").run(store, until="end", on_end="flush")
         yield Year(store, content(store, "plain"), content(store, "plain.late"))
+
+
+def test_columns_give_the_same(tmp_path: Path, year: Year) -> None:
+    """The flights as columns: judged, filtered and summed up without a Python object per row."""
+    pytest.importorskip("pyarrow")
+    with millstream.open(tmp_path / "store", durability="os") as store:
+        flights_year.produce(store, batch_records=LARGEST, schema=flights_year.Stored)
+        job = hourly("plain")
+        (windows,) = (line for line in job.explain(store).splitlines() if "tumbling" in line)
+        assert windows.endswith("[columns]")
+        job.run(store, until="end", on_end="flush")
+        assert year.hours == content(store, "plain")
+        assert year.late == content(store, "plain.late")
 
 
 def test_the_records_are_those_of_the_demo() -> None:

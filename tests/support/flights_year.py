@@ -28,7 +28,7 @@ from typing import NamedTuple, TypeAlias
 import msgspec
 
 import millstream
-from millstream.processor import Pipeline, agg, epoch, tumbling
+from millstream.processor import Pipeline, agg, col, epoch, tumbling
 
 COUNT = 336_776
 HOUR_MS = 3_600_000
@@ -51,6 +51,13 @@ class Flight(msgspec.Struct):
     delay: int | None
 
 
+class Stored(Flight, kw_only=True):
+    """All fields of a record, for a topic with a schema."""
+
+    tailnum: str | None
+    distance: int
+
+
 def hourly(name: str) -> Pipeline:
     """Departures, mean and maximum delay per origin and scheduled hour, exact about late rows.
 
@@ -60,7 +67,7 @@ def hourly(name: str) -> Pipeline:
     pipeline = Pipeline(name)
     flights = pipeline.source(TOPIC, type=Flight, time="scheduled", disorder=DISORDER_MS)
     hours = (
-        flights.filter(lambda flight: flight.delay is not None)
+        flights.filter(col("delay").is_not_null())
         .key_by("origin")
         .window(tumbling("1h"), grace=GRACE_MS)
         .agg(departures=agg.count(), mean_delay=agg.mean("delay"), max_delay=agg.max("delay"))
@@ -149,9 +156,15 @@ def _null_or_text(value: str | None) -> str:
     return "null" if value is None else f'"{value}"'
 
 
-def produce(store: millstream.Store, *, batch_records: int, count: int = COUNT) -> None:
+def produce(
+    store: millstream.Store,
+    *,
+    batch_records: int,
+    count: int = COUNT,
+    schema: type | None = None,
+) -> None:
     """Create the topic and append the first `count` records in batches of that many."""
-    store.create_topic(TOPIC)
+    store.create_topic(TOPIC, schema=schema)
     columns = year()
     cuts = [*range(0, count, batch_records), count]
     for start, stop in pairwise(cuts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 import msgspec
@@ -20,6 +21,7 @@ from millstream.processor.operators import FilterOperator, KeyByOperator, MapOpe
 from millstream.processor.windowing import WindowOperator
 
 HOUR_MS = 3_600_000
+DAY = timedelta(days=1)
 
 
 class Event(msgspec.Struct):
@@ -255,6 +257,47 @@ def test_columns_that_the_lane_does_not_know_become_rows(store: Store) -> None:
     job.run(store, until="end")
 
     assert [[1]] * 8 == [msgspec.json.decode(each.value)["list"] for each in store.read("out")]
+
+
+class Visit(msgspec.Struct):
+    page: str
+    at: datetime
+    left: datetime | None = None
+
+
+def test_times_are_columns_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def declared() -> Pipeline:
+        job = Pipeline("job")
+        visits = job.source("visits", type=Visit, time="at").filter(col("left").is_not_null())
+        visits.to("kept")
+        visits.peek(lambda visit: zones.add(visit.at.tzinfo)).to("seen")
+        first = visits.key_by("page").window(tumbling("1h")).agg(first=agg.min("at"), n=agg.count())
+        first.to("first")
+        return job
+
+    at = [datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC) + each * DAY for each in range(5)]
+    left = [None, *(each + DAY / 7 for each in at[1:])]
+    zones: set[Any] = set()
+    with millstream.open() as store:
+        store.create_topic("visits", schema=Visit)
+        store.create_topic("kept", schema=Visit)
+        store.append_columns("visits", {"page": list("abaab"), "at": at, "left": left})
+        rows = [msgspec.json.decode(each.value, type=Visit) for each in store.read("visits")]
+        monkeypatch.setattr("millstream.record_batch.to_json", never)
+        declared().run(store, until="end", on_end="flush")
+        monkeypatch.undo()
+        found = {
+            topic: [(each.timestamp_ms, each.key, each.value) for each in store.read(topic)]
+            for topic in ("kept", "seen", "first")
+        }
+    expected = declared().test({"visits": rows})
+
+    assert {UTC} == zones
+    assert found == {
+        topic: [(each.timestamp_ms, each.key, each.value) for each in expected.records(topic)]
+        for topic in found
+    }
+    assert -1 + 86_400_000 == found["kept"][0][0], "rounded down, also before 1970"
 
 
 # --- what leaves it ------------------------------------------------------------------------------
