@@ -17,7 +17,14 @@ from typing import Final
 
 import msgspec
 
-from millstream import Store, TopicInfo, TopicPartition, Transaction, UsageError
+from millstream import (
+    OffsetOutOfRangeError,
+    Store,
+    TopicInfo,
+    TopicPartition,
+    Transaction,
+    UsageError,
+)
 
 from .checkpoint import Checkpoint, OperatorState, encode_checkpoint
 from .fork_diff import ForkPoint, encode_fork_point, fork_checkpoint
@@ -31,7 +38,7 @@ from .ingest import (
 from .plan import PlanBuilder
 from .state import encode_entries
 from .state_log import checkpoint_name, read_checkpoint, state_topic, write_state_records
-from .state_view import StateItem, read_state
+from .state_view import StateItem, state_as_of
 
 _PIECE: Final = 10_000
 
@@ -121,21 +128,36 @@ def _settled(store: Store, pipeline: str) -> _Original:
             for topic, _, _ in checkpoint.positions
             if topic.startswith(own)
         }
+        positions, ends = _taken_in(store, pipeline, sources)
+        try:
+            items = {
+                operator: state_as_of(store, pipeline, operator, known)
+                for operator, known in checkpoint.operators.items()
+            }
+        except OffsetOutOfRangeError:
+            # A sweep has ended since the checkpoint was read, and what came before it is gone.
+            if read_checkpoint(store, pipeline).epoch == checkpoint.epoch:
+                raise
+            continue
+        dated = all(known.end_offset is not None for known in checkpoint.operators.values())
+        if not dated and read_checkpoint(store, pipeline).epoch != checkpoint.epoch:
+            continue  # a checkpoint of an early version does not say where its state ended
+        return _Original(checkpoint, items, sources, positions, ends)
+
+
+def _taken_in(
+    store: Store, pipeline: str, sources: Mapping[str, str]
+) -> tuple[dict[str, bytes], dict[TopicPartition, int]]:
+    """How far sources have been taken in, and where the topics ended by then."""
+    while True:
         positions = _positions(store, pipeline, sources.values())
         ends = {
             TopicPartition(topic, partition): held.end
             for topic in sources
             for partition, held in store.offsets(topic).items()
         }
-        items = {
-            operator: list(read_state(store, pipeline, operator))
-            for operator in checkpoint.operators
-        }
-        if (
-            read_checkpoint(store, pipeline).epoch == checkpoint.epoch
-            and _positions(store, pipeline, sources.values()) == positions
-        ):
-            return _Original(checkpoint, items, sources, positions, ends)
+        if positions == _positions(store, pipeline, sources.values()):
+            return positions, ends
 
 
 # --- sources outside the store -------------------------------------------------------------------

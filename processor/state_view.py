@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from millstream import OffsetOutOfRangeError, Store, TopicPartition, UsageError
 
+from .checkpoint import OperatorState
 from .state_log import read_checkpoint, state_entries, state_topic
 
 _PREFIX = "@state/"
@@ -115,19 +116,32 @@ def read_state(
                 f"pipeline {pipeline!r} has no state called {operator!r}; it has"
                 f" {', '.join(names) or 'none'}"
             )
-        items: dict[tuple[Any, ...], list[Any]] = {}
         try:
-            for path, value in state_entries(store, state_topic(pipeline, operator), known):
-                if value is not None:
-                    if key is None or _has_key(path, key):
-                        items[path] = value
-                elif items.pop(path, None) is None:
-                    for gone in [each for each in items if each[: len(path)] == path]:
-                        del items[gone]
+            items = state_as_of(store, pipeline, operator, known, key)
         except OffsetOutOfRangeError:
             # A sweep has ended since the checkpoint was read, and what came before it is gone.
             if read_checkpoint(store, pipeline).operators.get(operator) == known:
                 raise
             continue
-        yield from (StateItem(path, value) for path, value in items.items())
+        yield from items
         return
+
+
+def state_as_of(
+    store: Store, pipeline: str, operator: str, known: OperatorState, key: object = None
+) -> list[StateItem]:
+    """What an operator kept as of a checkpoint, also when the pipeline has gone on since.
+
+    Raises:
+        OffsetOutOfRangeError: It was written again since, and the records of then are gone.
+        DataError: It is damaged.
+    """
+    items: dict[tuple[Any, ...], list[Any]] = {}
+    for path, value in state_entries(store, state_topic(pipeline, operator), known):
+        if value is not None:
+            if key is None or _has_key(path, key):
+                items[path] = value
+        elif items.pop(path, None) is None:
+            for gone in [each for each in items if each[: len(path)] == path]:
+                del items[gone]
+    return [StateItem(path, value) for path, value in items.items()]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from millstream.processor import (
     tumbling,
 )
 from millstream.processor.ingest import Ingestor
+from millstream.processor.state_log import read_checkpoint
 from millstream.testing import MemoryStorage, crash_cases
 
 Written = list[tuple[int, bytes | None, bytes | None]]
@@ -88,6 +91,10 @@ def store() -> Iterator[Store]:
         yield opened
 
 
+def line(number: int) -> bytes:
+    return b'{"k":"k","t":%d,"x":%d}' % (number, number)
+
+
 def written(store: Store, topic: str, start: int = 0) -> Written:
     return [(each.timestamp_ms, each.key, each.value) for each in store.read(topic, start)]
 
@@ -134,6 +141,51 @@ def test_what_was_taken_in_and_not_processed_comes_to_the_fork(store: Store, wor
         assert new == written(store, topic.replace("shop", "trial"))
     lag = {(each.topic, each.lag) for each in store.group_lag("trial")}
     assert {("@source/trial/files", 0), ("@source/trial/payments", 0), ("orders", 0)} == lag
+
+
+@pytest.mark.slow
+def test_a_pipeline_that_never_pauses_can_be_forked(store: Store, world: World) -> None:
+    """Its state takes longer to read than its epochs take."""
+
+    def pipeline(name: str) -> Pipeline:
+        made = Pipeline(name)
+        files = made.source(jsonl_files(f"{world.path}/in-*.jsonl", name="files"), time="t")
+        keyed = files.merge(made.source("orders", time="t")).key_by("x")
+        keyed.agg(n=agg.count()).to(f"{name}.out")
+        return made
+
+    world.grow(0, 20)
+    store.append_many("orders", [line(number) for number in range(100_000)])
+    pipeline("shop").run(store, until="end")
+    stop = threading.Event()
+
+    def feed() -> None:
+        number = 0
+        while not stop.is_set():
+            store.append("orders", line(number % 100_000))
+            number += 1
+
+    def run() -> None:
+        pipeline("shop").run(store, stop=stop, epoch_ms=0)
+
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(feed), pool.submit(run)]
+        before = read_checkpoint(store, "shop").epoch
+        while read_checkpoint(store, "shop").epoch < before + 3:
+            assert not any(each.done() for each in running)
+        try:
+            fork(store, "shop", "trial")
+            forked_at = read_checkpoint(store, "trial").epoch
+        finally:
+            stop.set()
+        for each in running:
+            each.result()
+    assert forked_at >= before + 3
+    for name in ("shop", "trial"):
+        pipeline(name).run(store, until="end")
+    found = compare_fork(store, "trial", {"shop.out": "trial.out"})
+    assert found.ok, found.differences
+    assert found.records_compared > 0
 
 
 def test_replays_start_from_the_fork_and_compare(store: Store, world: World) -> None:
