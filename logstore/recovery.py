@@ -22,6 +22,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from .backup_manifest import MANIFEST, MANIFEST_BYTES_MAX, Manifest
 from .batch import verify_body
 from .catalog import LogCheckpoint
 from .chain_file import known_segments
@@ -65,6 +66,10 @@ from .tail import COUNTER_BITS
 
 PROBE_BYTES = 1 << 20
 
+UNSYNCED_SEGMENTS_MANY = 64
+"""From so many on they are synced by several threads."""
+SYNC_THREADS = 8
+
 
 @dataclass(slots=True)
 class Examination:
@@ -98,6 +103,8 @@ def examine(storage: Storage, facts: PartitionFacts) -> Examination:
     """
     try:
         found = _examine(storage, facts)
+        if storage.exists(MANIFEST):
+            _refuse_rotten_backup(storage, facts, found)
         if facts.generation is not None:
             _check_generation(facts, found.end, facts.generation)
     except DataError as error:
@@ -145,6 +152,31 @@ def _examine(storage: Storage, facts: PartitionFacts) -> Examination:
         result.tear = result.tear or Tear(end.segment_base, end.position, tear.reason, blank=True)
         result.later_segments.append(tear.segment_base)
     return result
+
+
+def _refuse_rotten_backup(storage: Storage, facts: PartitionFacts, found: Examination) -> None:
+    """A backup that is used as a store began with whole batches: there is no torn tail in them.
+
+    Its catalog need not know that the last of them were synced. Its manifest does.
+    """
+    base, position = found.end.segment_base, found.end.position
+    if found.tear is not None:
+        base, position = found.tear.segment_base, found.tear.position
+    path = segment_path(facts.directory, base)
+    file = storage.open(MANIFEST, "r")
+    try:
+        manifest = Manifest.from_json(file.read(min(file.size(), MANIFEST_BYTES_MAX), 0))
+    finally:
+        file.close()
+    for each in manifest.files:
+        if each.path == path and position < each.size_bytes:
+            raise CorruptBatchError(
+                f"this store is a backup that was opened as it is, and {path} has been damaged"
+                f" since: {each.size_bytes} bytes of it were whole. Use another backup; or, if"
+                f" you have repaired this one, or made the topic anew, remove {MANIFEST}",
+                path=path,
+                position=position,
+            )
 
 
 def _before_checkpoint(
@@ -458,7 +490,8 @@ def rewrite_unsynced(storage: Storage, facts: PartitionFacts, found: Examination
     A sync alone would not do. After one that failed, the kernel may hold pages which can be read
     and are on no disk, and count them as clean; only writing them again brings them there.
     """
-    for base, start in found.unsynced:
+
+    def rewrite(base: int, start: int) -> None:
         position = start
         file = storage.open(segment_path(facts.directory, base), "rw")
         try:
@@ -469,6 +502,18 @@ def rewrite_unsynced(storage: Storage, facts: PartitionFacts, found: Examination
             file.sync()
         finally:
             file.close()
+
+    if len(found.unsynced) < UNSYNCED_SEGMENTS_MANY:
+        for base, start in found.unsynced:
+            rewrite(base, start)
+        return
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - only very many need it
+
+    # Each sync waits for the disk, which answers several at once: a log of very many segments
+    # without a checkpoint would spend almost all of its first opening waiting for one at a time.
+    with ThreadPoolExecutor(SYNC_THREADS, "millstream-recovery") as pool:
+        for done in pool.map(rewrite, *zip(*found.unsynced, strict=True)):
+            assert done is None  # or the error of this segment is raised here
 
 
 def _remove_derived(storage: Storage, directory: str, base: int) -> None:

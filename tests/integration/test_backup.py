@@ -160,6 +160,55 @@ def test_a_backup_whose_rows_have_rotten_is_refused(
     assert not (tmp_path / "restored").exists()
 
 
+@pytest.mark.parametrize("read_only", [True, False])
+@pytest.mark.parametrize("damage", ["flipped", "zeroed", "cut", "header"])
+def test_a_rotten_backup_that_is_opened_as_it_is_is_not_cut(
+    tmp_path: Path, damage: str, read_only: bool
+) -> None:
+    """In a store the damaged last batch is cut; a backup has promised all that it holds."""
+    copy = tmp_path / "copy"
+    with millstream.open(tmp_path / "store") as store:
+        store.create_topic("t")
+        store.append("t", b"first")
+        store.roll("t", 0)
+        store.append("t", b"value last")
+        store.backup(copy)
+    segment = max((copy / "topics/t/0").glob("*.segment"))
+    data = bytearray(segment.read_bytes())
+    at = data.index(b"value last")
+    if damage == "flipped":
+        data[at] ^= 1
+    elif damage == "header":
+        data[at - 100] ^= 1
+    else:
+        data[at:] = bytes(len(data) - at) if damage == "zeroed" else b""
+    segment.write_bytes(data)
+    for _ in range(2):
+        with (
+            millstream.open(copy, read_only=read_only) as store,
+            pytest.raises(DataError, match=r"is a backup.*Use another") as caught,
+        ):
+            list(store.read("t"))
+        assert ("t", 0) == (caught.value.topic, caught.value.partition)
+        assert bytes(data) == segment.read_bytes()
+
+
+def test_a_backup_that_was_gone_on_with_is_a_store_like_others(tmp_path: Path) -> None:
+    """What was written to it since may be torn, and is cut as everywhere."""
+    copy = tmp_path / "copy"
+    with millstream.open(tmp_path / "store") as store:
+        store.create_topic("t")
+        store.append("t", b"first")
+        store.backup(copy)
+    (segment,) = (copy / "topics/t/0").glob("*.segment")
+    with segment.open("ab") as file:
+        file.write(b"torn")
+    for number in range(2):
+        with millstream.open(copy) as store:
+            assert 1 + number == store.append("t", b"more").offset
+            assert [b"first", *[b"more"] * (number + 1)] == [r.value for r in store.read("t")]
+
+
 def test_a_store_that_lost_what_a_group_had_read_is_restored(tmp_path: Path) -> None:
     """Offsets behind the end of a log are the trace of a power failure, not of a damaged backup."""
     storage = MemoryStorage()

@@ -5,13 +5,14 @@ Damage in all its forms is in tests/crash.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 
 import pytest
 from damaged_log import DIRECTORY, DamagedLog, prepare, quarantined, read_all, using
 from simulated_stores import abandon, log_of, open_quietly
 
-from millstream import Store
+from millstream import StorageError, Store, recovery
 from millstream.errors import CorruptBatchError, CorruptSegmentError, DataError
 from millstream.recovery import Examination, examine, repair, rewrite_unsynced
 from millstream.segment_chain import PartitionFacts
@@ -48,6 +49,23 @@ def test_only_what_may_be_unsynced_is_verified_and_written_again() -> None:
     rewrite_unsynced(storage, facts, found)
     kinds = [kind for kind, _ in storage.trace[before:]]
     assert ["write", "sync"] == kinds
+
+
+def test_very_many_segments_are_synced_several_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = prepare(sealed=9, durable=2, unsynced=3)
+    facts = facts_of(log, durable_offset=0)
+    found = examine(log.storage, facts)
+    assert 10 == len(found.unsynced)
+    monkeypatch.setattr(recovery, "UNSYNCED_SEGMENTS_MANY", 10)
+    before = len(log.storage.trace)
+    rewrite_unsynced(log.storage, facts, found)
+    paths = [path for kind, path in log.storage.trace[before:] if kind == "sync"]
+    assert sorted({place.path for place in log.places}) == sorted(paths)
+
+    log.storage.faults.fail_next("sync", errno.EIO)
+    with pytest.raises(StorageError) as caught:
+        rewrite_unsynced(log.storage, facts, found)
+    assert errno.EIO == caught.value.errno
 
 
 def test_nothing_is_written_where_all_is_durable() -> None:
