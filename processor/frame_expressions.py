@@ -34,9 +34,19 @@ from .expression_tree import (
     Not,
     Operation,
     Tree,
+    require_shallow,
 )
 from .frame_errors import NotInColumnsError
-from .frame_functions import FUNCTIONS, Value, finite, is_null, on_ints, require
+from .frame_functions import (
+    FUNCTIONS,
+    Value,
+    finite,
+    is_null,
+    on_ints,
+    quotient,
+    remainder,
+    require,
+)
 
 Mask: TypeAlias = "np.ndarray[Any, np.dtype[np.bool_]]"
 
@@ -53,6 +63,7 @@ _KERNELS: Final[dict[str, Callable[..., Value]]] = {
     ">=": pc.greater_equal,
 }
 _INT, _FLOAT, _TEXT, _BOOL = pa.int64(), pa.float64(), pa.string(), pa.bool_()
+_INT_END: Final = 2.0**63
 _FEW: Final = 8
 """So many constants a float is compared with one by one."""
 
@@ -78,7 +89,11 @@ def compile_columns(tree: Tree) -> Callable[[Fields], Any]:
     """The function that computes a tree for many rows, as a pyarrow.Array.
 
     It raises NotInColumnsError where rows have to say.
+
+    Raises:
+        UsageError: The tree is nested too deeply.
     """
+    require_shallow(tree)
     compute = _compiled(tree)
 
     def whole(fields: Fields) -> Any:
@@ -219,7 +234,7 @@ def _floored(operator: str, left: Value, right: Value) -> Value:
     """Quotient and remainder of ints, rounded down as Python does."""
     require(left, _INT)
     require(right, _INT)
-    function = np.floor_divide if operator == "//" else np.remainder
+    function = quotient if operator == "//" else remainder
 
     def compute(one: Any, other: Any) -> Any:
         if np.any(other == 0) or np.any(other == -1):
@@ -244,6 +259,8 @@ def _is_in(value: Value, constants: Sequence[Any]) -> Value:
             raise NotInColumnsError("many floats")
         return reduce(pc.or_, [pc.equal(value, each) for each in constants])
     found = pc.is_in(value, value_set=pa.array(constants, value.type))
+    if isinstance(value, pa.Array) and not value.null_count:
+        return found
     return pc.if_else(pc.is_valid(value), found, pa.scalar(None, _BOOL))
 
 
@@ -270,7 +287,14 @@ def _cast(name: str, value: Value) -> Value:
         require(value, _INT, _FLOAT)
         return pc.not_equal(value, pa.scalar(0, kind))
     require(value, _FLOAT, _BOOL)
-    return pc.cast(pc.trunc(value) if kind == _FLOAT else value, _INT, safe=True)
+    if kind == _BOOL:
+        return pc.cast(value, _INT)
+    # Arrow compares with what it has cast, and 2**63 may have become 2**63 - 1, which is equal.
+    numbers = pc.fill_null(value, 0.0)
+    most = numbers.as_py() if isinstance(value, pa.Scalar) else np.max(numbers, initial=0.0)
+    if most >= _INT_END:
+        raise NotInColumnsError("a float that leaves 64 bits")
+    return pc.cast(pc.trunc(value), _INT, safe=True)
 
 
 def _case(

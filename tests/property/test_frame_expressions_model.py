@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from millstream import UsageError
 from millstream.processor import col, lit, parse_expression, when
 from millstream.processor.expression_scalar import scalar
 from millstream.processor.expression_tree import (
@@ -40,11 +41,12 @@ from millstream.processor.serde import same_plain
 
 ODD_INTS = [0, 1, -1, 2, 3, 60_000, 2**31, 2**53, 2**53 + 1, -(2**53) - 1, 2**63 - 1, -(2**63)]
 ODD_FLOATS = [0.0, -0.0, 0.1, 0.5, -2.5, 3.0, 2.0**53, 1e300, -1e300, 5e-324, 1e19]
+ODD_FLOATS += [2.0**63, -(2.0**63)]
 ODD_TEXTS = ["", "a", "A", "ab", "\u00c4B", "\u00df", "\u65e5\u672c", "\x1f x ", "true", "12"]
 ODD_TEXTS += ["\U0001f600", "z" * 50]
 COLUMNS: dict[str, tuple[Any, list[Any]]] = {
     "i": (pa.int64(), ODD_INTS),
-    "j": (pa.int64(), [0, 1, 2, 3, -7, 1_700_000_000_000]),
+    "j": (pa.int64(), [0, 1, 2, 3, -7, 1_700_000_000_000, 1_709_251_199_999]),
     "f": (pa.float64(), ODD_FLOATS),
     "g": (pa.float64(), [0.25, 1.0, 2.0, -3.5]),
     "t": (pa.string(), ODD_TEXTS),
@@ -127,7 +129,8 @@ def trees(draw: st.DrawFn, kind: str, depth: int = 3) -> Tree:  # noqa: C901
             part, other = (Literal(draw(st.sampled_from(ODD_TEXTS))) for _ in range(2))
             return Call("replace", (below("text"), part, other))
         if way == 8:
-            return Call("date", (below("int"),))
+            zone = draw(st.sampled_from([(), ("UTC",), ("America/New_York",)]))
+            return Call("date", (below("int"), *map(Literal, zone)))
         return Cast("str", below(draw(st.sampled_from(KINDS))))
     if way < 6:
         of = "int" if kind == "int" else number()
@@ -137,7 +140,9 @@ def trees(draw: st.DrawFn, kind: str, depth: int = 3) -> Tree:  # noqa: C901
     if kind == "int" and way == 7:
         if draw(st.booleans()):
             return Call("length", (below("text"),))
-        return Call(draw(st.sampled_from(OF_TIME[:-1])), (below("int"),))
+        zone = draw(st.sampled_from([(), ("UTC",), ("Asia/Tokyo",)]))
+        name = draw(st.sampled_from(OF_TIME[:-1]))
+        return Call(name, (below("int"), *map(Literal, zone)))
     if kind == "int" and way == 8:
         return Call("truncate", (below("int"), Literal(draw(st.sampled_from(["1m", "7ms", "1d"])))))
     return Cast("int" if kind == "int" else "float", below(draw(st.sampled_from(KINDS))))
@@ -242,3 +247,37 @@ def test_a_condition_that_is_null_is_not_fulfilled() -> None:
     assert [False, False] == condition_mask(pa.nulls(2)).tolist()
     with pytest.raises(NotInColumnsError):
         condition_mask(pa.array([1, 0]))
+
+
+@pytest.mark.parametrize("name", OF_TIME)
+def test_other_time_zones_are_left_to_rows(name: str) -> None:
+    rows = [{**ORDINARY[0], "j": 1_700_000_000_000}]
+
+    with pytest.raises(NotInColumnsError, match="zone"):
+        compile_columns(getattr(col("j"), name)("Asia/Tokyo").tree)(Fields(rows))
+    utc = getattr(col("j"), name)("UTC")
+    assert [utc(rows[0])] == to_list(compile_columns(utc.tree)(Fields(rows)))
+
+
+def test_dates_of_many_days_nulls_and_times_before_1970_are_those_of_rows() -> None:
+    times = [None, -1, 0, 86_399_999, 86_400_000, *range(-(10**12), 10**12, 7_777_777_777), -1]
+    rows = [{**ORDINARY[0], "j": time} for time in times]
+
+    for name in OF_TIME:
+        expression = getattr(col("j"), name)()
+        found = compile_columns(expression.tree)(Fields(rows))
+        assert [expression(row) for row in rows] == to_list(found), name
+
+
+def test_an_expression_nested_too_deeply_is_refused() -> None:
+    deep = col("i")
+    for _ in range(3000):
+        deep = -deep
+
+    with pytest.raises(UsageError, match="nested"):
+        compile_columns(deep.tree)
+
+
+@pytest.mark.parametrize("expression", EVERY_DAY, ids=str)
+def test_no_rows_are_no_values(expression: Any) -> None:
+    assert [] == to_list(compile_columns(expression.tree)(Fields([])))
