@@ -202,11 +202,11 @@ class DedupOperator(StatefulOperator):
                 if end in self._buckets:
                     yield self._entries(end, identities[start : start + SWEEP_RECORDS])
 
+    def _path(self, end: int, identity: Identity) -> tuple[object, ...]:
+        return (end, *identity) if self._node.keyed else (end, identity)
+
     def _entries(self, end: int, identities: Sequence[Identity]) -> StateRecords:
-        if self._node.keyed:
-            paths = [(end, *identity) for identity in identities]
-        else:
-            paths = [(end, identity) for identity in identities]
+        paths = [self._path(end, identity) for identity in identities]
         start = end - self._bucket_ms
         values = []
         for identity in identities:

@@ -361,6 +361,11 @@ class DedupNode(StatefulNode):
     """Whether only rows of one key can be duplicates."""
 
     @property
+    def place_text(self) -> str:
+        """See `StatefulNode.place_text`."""
+        return "spills"
+
+    @property
     def passes_rows(self) -> bool:
         """It does."""
         return True

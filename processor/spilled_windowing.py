@@ -43,7 +43,7 @@ _RESTORE_RECORDS: Final = 20_000
 """Records of a restart that are written to the file together."""
 
 
-class _Row(NamedTuple):
+class WindowRow(NamedTuple):
     """A row of the file: one key of one window."""
 
     window: bytes
@@ -117,7 +117,7 @@ class WindowTable:
         return number
 
     def write(
-        self, ended: Sequence[bytes], gone: Sequence[tuple[bytes, bytes]], rows: Sequence[_Row]
+        self, ended: Sequence[bytes], gone: Sequence[tuple[bytes, bytes]], rows: Sequence[WindowRow]
     ) -> None:
         """Remove windows and keys, then set rows; in a transaction."""
         self._database.execute_many(self._end, [(window,) for window in ended])
@@ -304,7 +304,7 @@ class SpilledWindowOperator(WindowOperator):
 
     def write(self) -> None:
         """Give the file what `changes` has given, in a transaction. All of it is committed."""
-        rows: list[_Row] = []
+        rows: list[WindowRow] = []
         gone: list[tuple[bytes, bytes]] = []
         for window in self._spilling.values():
             for key, value in window.pending.items():
@@ -313,7 +313,7 @@ class SpilledWindowOperator(WindowOperator):
                     gone.append((window.name, stored))
                 else:
                     other = None if shown == stored else shown
-                    rows.append(_Row(window.name, stored, other, value))
+                    rows.append(WindowRow(window.name, stored, other, value))
             window.pending = {}
         rows.sort(key=lambda row: row[:2])
         self.table.write(self._ended, gone, rows)

@@ -19,7 +19,6 @@ from millstream import TopicPartition
 from .asof_join import AsofJoinOperator
 from .columns import Chunk, InputBatch, MicroBatch, Rows
 from .count_windowing import CountOperator
-from .dedup import DedupOperator
 from .interval_join import IntervalJoinOperator
 from .join_nodes import AsofJoinNode, IntervalJoinNode, TableJoinNode
 from .keyed_state import IN_MEMORY, States
@@ -65,6 +64,7 @@ from .regrouping import RegroupOperator
 from .running import RunningOperator
 from .session_windowing import SessionOperator
 from .source import Faults, Rejects, RoutedFaults, SourceStage
+from .spilled_dedup import dedup_operator
 from .spilled_windowing import window_operator
 from .stateful import MAIN, StatefulOperator, Step
 from .table_join import TableJoinOperator
@@ -227,7 +227,8 @@ class Topology:
         elif kind in _KEYED:
             self.stateful[node.id] = _KEYED[kind](node, delay_ms, self.states)
         elif isinstance(node, DedupNode):
-            self.stateful[node.id] = DedupOperator(node, delay_ms, self.rejects(node))
+            rejects = self.rejects(node)
+            self.stateful[node.id] = dedup_operator(node, delay_ms, rejects, self.states)
         elif isinstance(node, SinkNode):
             self._sinks[node.topic].append(node)
 

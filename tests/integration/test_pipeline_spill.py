@@ -257,7 +257,7 @@ def test_explain_says_what_spills_and_what_does_not(store: Store) -> None:
         "words.process": "spills",
         "words.process-2": "spills, timers in memory",
         "words.window": "spills",
-        "words.dedup": "in memory",
+        "words.dedup": "spills",
     } == told
     with store.cache_database("kinds") as database:
         states = SpilledStates(database, 1 << 20)

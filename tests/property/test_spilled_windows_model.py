@@ -1,8 +1,8 @@
-"""Windows that spill are windows in memory: the same results and state, whatever happens."""
+"""Windows and dedup that spill are those in memory: the same results and state."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hypothesis import given, strategies as st
@@ -10,6 +10,7 @@ from pipeline_runs import Run, as_batches
 
 from millstream.processor import FixedWindows, Pipeline, Row, agg
 from millstream.processor.holding import StatePlace
+from millstream.processor.spilled_dedup import SpilledDedupOperator
 from millstream.processor.spilled_windowing import SpilledWindowOperator
 from millstream.processor.state import decode_entry
 
@@ -24,15 +25,29 @@ windows = st.builds(FixedWindows, st.integers(1, 30), st.integers(1, 20), st.int
 marks = st.lists(st.sampled_from(["", "sweep", "crash", "step"]), min_size=1, max_size=9)
 
 
+def hashable(key: Any) -> Any:
+    return tuple(key) if isinstance(key, list) else key
+
+
 def pipeline_of(state: StatePlace, fixed: FixedWindows, grace: int) -> Pipeline:
     pipeline = Pipeline("p", state=state)
     rows = pipeline.source("in", time="t", disorder=grace)
-    keyed = rows.key_by(lambda row: tuple(row["k"]) if isinstance(row["k"], list) else row["k"])
+    keyed = rows.key_by(lambda row: hashable(row["k"]))
     results = keyed.window(fixed, grace=grace).agg(
         n=agg.count(), ids=agg.collect("n", limit=5), most=agg.max("n"), mean=agg.mean("n")
     )
     results.map(lambda row: [repr(row.key), row.end, row.n, row.ids, row.most, row.mean]).to("out")
     results.late.to("late")
+    return pipeline
+
+
+def dedup_of(state: StatePlace, within: int, grace: int, *, keyed: bool) -> Pipeline:
+    pipeline = Pipeline("p", state=state)
+    rows = pipeline.source("in", time="t", disorder=grace)
+    stream: Any = rows.key_by(lambda row: row["n"] % 2) if keyed else rows
+    once = stream.dedup(lambda row: hashable(row["k"]), within=within)
+    once.map(lambda row: row["n"]).to("out")
+    once.late.map(lambda row: row["n"]).to("late")
     return pipeline
 
 
@@ -48,32 +63,34 @@ def folded(records: Sequence[tuple[bytes, bytes | None]]) -> dict[Any, Any]:
     return known
 
 
-@given(events, windows, st.integers(0, 20), st.integers(1, 20), marks, st.sampled_from([0, FAR]))
-def test_windows_that_spill_are_windows_in_memory(
+def compare(
+    pipeline: Callable[[StatePlace], Pipeline],
     events: list[tuple[int, Any]],
-    fixed: FixedWindows,
-    grace: int,
     batch_records: int,
     marks: list[str],
     base: int,
 ) -> None:
+    """Run both, with the same steps, commits, sweeps and crashes."""
     inputs = {
         "in": [
             Row({"n": number, "k": key, "t": time + base}, timestamp_ms=time + base)
             for number, (time, key) in enumerate(events)
         ]
     }
-    memory, spilled = (Run(pipeline_of(state, fixed, grace)) for state in ("memory", "sqlite"))
+    memory, spilled = (Run(pipeline(state)) for state in ("memory", "sqlite"))
+    name = next(iter(memory.topology.stateful.values())).name
     for run in (memory, spilled):
         (operator,) = run.topology.stateful.values()
-        assert (run is spilled) == isinstance(operator, SpilledWindowOperator)
+        assert (run is spilled) == isinstance(
+            operator, SpilledWindowOperator | SpilledDedupOperator
+        )
     for number, batches in enumerate(as_batches(inputs, batch_records)):
         mark = marks[number % len(marks)]
         for run in (memory, spilled):
             run.topology.process(batches)
             if mark != "step":
                 run.commit(sweep=mark == "sweep")
-        left, right = memory.state.get("in.window", []), spilled.state.get("in.window", [])
+        left, right = memory.state.get(name, []), spilled.state.get(name, [])
         assert folded(left) == folded(right)
         if "crash" not in marks:
             # A restart finds keys in another order, and what was given twice shows nothing new.
@@ -88,7 +105,43 @@ def test_windows_that_spill_are_windows_in_memory(
         run.topology.flush()
         run.commit()
     assert memory.out == spilled.out
-    assert folded(memory.state["in.window"]) == folded(spilled.state["in.window"])
+    assert folded(memory.state.get(name, [])) == folded(spilled.state.get(name, []))
+
+
+@given(events, windows, st.integers(0, 20), st.integers(1, 20), marks, st.sampled_from([0, FAR]))
+def test_windows_that_spill_are_windows_in_memory(
+    events: list[tuple[int, Any]],
+    fixed: FixedWindows,
+    grace: int,
+    batch_records: int,
+    marks: list[str],
+    base: int,
+) -> None:
+    compare(lambda state: pipeline_of(state, fixed, grace), events, batch_records, marks, base)
+
+
+@given(
+    events,
+    st.integers(1, 20),
+    st.integers(0, 12),
+    st.booleans(),
+    st.integers(1, 20),
+    marks,
+    st.sampled_from([0, FAR]),
+)
+def test_dedup_that_spills_is_dedup_in_memory(
+    events: list[tuple[int, Any]],
+    within: int,
+    grace: int,
+    keyed: bool,
+    batch_records: int,
+    marks: list[str],
+    base: int,
+) -> None:
+    def pipeline(state: StatePlace) -> Pipeline:
+        return dedup_of(state, within, grace, keyed=keyed)
+
+    compare(pipeline, events, batch_records, marks, base)
 
 
 def test_only_what_is_in_use_stays_in_memory() -> None:
@@ -103,4 +156,17 @@ def test_only_what_is_in_use_stays_in_memory() -> None:
     assert sum(window.held_count for window in operator._spilling.values()) <= 20
     run.topology.flush()
     run.commit()
+    assert 500 == len(run.out["out"])
+
+
+def test_only_what_dedup_looks_at_stays_in_memory() -> None:
+    run = Run(dedup_of("sqlite", 1_000, 0, keyed=False))
+    rows = [Row({"n": n, "k": f"k{n % 500}", "t": n % 50}, timestamp_ms=n % 50) for n in range(600)]
+    for batches in as_batches({"in": rows}, 10):
+        run.topology.process(batches)
+        run.commit()
+    (operator,) = run.topology.stateful.values()
+    assert isinstance(operator, SpilledDedupOperator)
+    assert (500, 100) == (operator.live_count, operator.duplicate_count)
+    assert operator.held_count <= 20
     assert 500 == len(run.out["out"])
