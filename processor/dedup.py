@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 
 from millstream import DataError
 
-from .columns import Chunk, MicroBatch
+from .columns import Chunk, MicroBatch, Rows
 from .errors import REJECTED, convert, reason
 from .fields import field_getter
 from .nodes import LATE, DedupNode
@@ -86,7 +86,7 @@ class DedupOperator(StatefulOperator):
         """None: nothing waits for time."""
         return None
 
-    def process(self, step: Step) -> dict[str, Chunk]:
+    def process(self, step: Step) -> dict[str, Rows]:
         """Let rows pass.
 
         Returns:
@@ -96,15 +96,26 @@ class DedupOperator(StatefulOperator):
             RecordError: A row has no identity and dead letters go nowhere.
         """
         chunk, identities = self._identified(step.chunks[0], step.batch)
-        late = self._late(chunk, step.progress)
+        passes, late = self._judge(identities, chunk.rows, chunk.times, step.progress)
+        return {MAIN: keep(chunk, passes), LATE: keep(chunk, late)}
+
+    def _judge(
+        self,
+        identities: Sequence[Identity],
+        rows: Sequence[int],
+        times: Sequence[int],
+        progress: Progress,
+    ) -> tuple[list[bool], list[bool]]:
+        """Which rows pass, and which are late; what passes is remembered."""
+        late = self._late(rows, times, progress)
         passes: list[bool] = []
-        for identity, time, is_late in zip(identities, chunk.times, late, strict=True):
+        for identity, time, is_late in zip(identities, times, late, strict=True):
             passes.append(not is_late and self._is_first(identity, time))
-        self._forget(step.progress.end - self.delay_ms)
+        self._forget(progress.end - self.delay_ms)
         late_count = sum(late)
         self.late_count += late_count
         self.duplicate_count += len(passes) - sum(passes) - late_count
-        return {MAIN: keep(chunk, passes), LATE: keep(chunk, late)}
+        return passes, late
 
     def _identified(self, chunk: Chunk, batch: MicroBatch) -> tuple[Chunk, Sequence[Identity]]:
         """The rows that have an identity, and what it is."""
@@ -130,12 +141,12 @@ class DedupOperator(StatefulOperator):
             return chunk, list(zip(chunk.keys, found, strict=True))
         return chunk, found
 
-    def _late(self, chunk: Chunk, progress: Progress) -> list[bool]:
+    def _late(self, rows: Sequence[int], times: Sequence[int], progress: Progress) -> list[bool]:
         hold_ms = self._node.within_ms + self.delay_ms
-        if not chunk.times or min(chunk.times) + hold_ms > progress.end:
-            return [False] * len(chunk.times)
-        levels = progress.before(chunk.rows)
-        return [time + hold_ms <= level for time, level in zip(chunk.times, levels, strict=True)]
+        if not times or min(times) + hold_ms > progress.end:
+            return [False] * len(times)
+        levels = progress.before(rows)
+        return [time + hold_ms <= level for time, level in zip(times, levels, strict=True)]
 
     def _is_first(self, identity: Identity, time: int) -> bool:
         """Whether no row like it has passed around `time`; if so, this one does."""

@@ -24,6 +24,7 @@ from .expressions import Expression
 from .fields import Field
 from .frame_reasons import why_not
 from .nodes import (
+    DedupNode,
     FilterNode,
     KeyByNode,
     MapBatchNode,
@@ -191,6 +192,12 @@ def _of_key(_plan: Plan, node: KeyByNode) -> str | None:
     return _of_field(node.key)
 
 
+def _of_dedup(plan: Plan, node: DedupNode) -> str | None:
+    if plan.holding.spills:
+        return "its state may be on disk"
+    return "it looks at whole rows" if node.on is None else _of_field(node.on)
+
+
 def _of_window(plan: Plan, node: WindowNode) -> str | None:
     if not isinstance(node.windows, FixedWindows):
         return "windows of the calendar"
@@ -227,6 +234,7 @@ _REASONS: dict[type[Node], Callable[[Plan, Any], str | None]] = {
     MapBatchNode: _of_map_batch,
     FilterNode: _of_filter,
     KeyByNode: _of_key,
+    DedupNode: _of_dedup,
     WindowNode: _of_window,
     PortNode: lambda _plan, _node: None,
     SinkNode: lambda _plan, _node: None,

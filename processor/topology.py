@@ -221,7 +221,7 @@ class Topology:
                 operator = _on_columns(node, operator)
             self._operators[node.id] = operator
         elif node.id in self.lane:
-            self.stateful[node.id] = _windows_on_columns(node, delay_ms)
+            self.stateful[node.id] = _state_on_columns(node, delay_ms, self)
         elif kind in _STATEFUL:
             self.stateful[node.id] = _STATEFUL[kind](node, delay_ms)
         elif kind in _KEYED:
@@ -493,9 +493,12 @@ def _on_columns(node: Node, operator: Operator) -> Operator:
     return on_columns(node, operator)
 
 
-def _windows_on_columns(node: Node, delay_ms: int) -> StatefulOperator:
-    """The operator of a window node that takes columns, too."""
+def _state_on_columns(node: Node, delay_ms: int, topology: Topology) -> StatefulOperator:
+    """The operator with state of a node that takes columns, too."""
+    from .frame_dedup import FrameDedupOperator  # noqa: PLC0415 - an extra
     from .frame_windowing import FrameWindowOperator  # noqa: PLC0415 - an extra
 
+    if isinstance(node, DedupNode):
+        return FrameDedupOperator(node, delay_ms, topology.rejects(node))
     assert isinstance(node, WindowNode)
     return FrameWindowOperator(node, delay_ms)

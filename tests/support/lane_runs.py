@@ -141,8 +141,10 @@ def pipeline(rng: random.Random) -> Pipeline:
         elif turn < 0.75:
             chosen = rng.sample(FIELDS, rng.randrange(1, 4))
             stream = stream.with_columns(**{name: make() for name, make in chosen})
-        elif turn < 0.8:
+        elif turn < 0.79:
             stream = stream.map(lambda row: row)
+        elif turn < 0.87:
+            stream = stream.dedup(rng.choice(KEYS)(), within=rng.choice(("1s", "1m")))
         else:
             stream.filter(rng.choice(CONDITIONS)()).to("side")
     if rng.random() < 0.15:

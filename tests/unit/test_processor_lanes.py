@@ -203,6 +203,25 @@ def test_without_the_extra_everything_runs_on_rows(
     assert "[rows: the extra arrow is not installed]" in job.explain(store)
 
 
+def test_dedup_keeps_columns(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def declared() -> Pipeline:
+        job = Pipeline("job")
+        source = job.source("events", type=Event, time="ts", disorder="1s")
+        users = source.dedup("user", within="1h").key_by("user").dedup(col("ts") // 100, within=9)
+        users.to("seen")
+        return job
+
+    expected = declared().test({"events": events(2_000).to_pylist()})
+    store.create_topic("seen", schema=Event)
+    forbid_rows(monkeypatch)
+    monkeypatch.setattr("millstream.processor.dedup.keep", never)
+    declared().run(store, until="end")
+    monkeypatch.undo()
+
+    assert expected["seen"] == [msgspec.json.decode(each.value) for each in store.read("seen")]
+    assert 17 == len(expected["seen"])
+
+
 def doubled(rows: pa.RecordBatch) -> Any:
     """Polars code of a user."""
     return polars.from_arrow(rows).with_columns(
