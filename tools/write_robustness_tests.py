@@ -36,8 +36,6 @@ NOT_OVER_THE_MATRIX = {
     54: "about lock files and leases",
     55: "open: real signals in one codec; 47 and 48 stop a writer anywhere, over the matrix",
     56: "about what the interpreter still does at its exit",
-    61: "open: of one codec and several segments",
-    62: "open: of one codec and several segments",
     65: "about numbers in the catalog and in headers, which are never compressed",
     66: "about the snapshot of producers, a file of its own",
     68: "open: of one codec; 71 compacts over the matrix",

@@ -58,15 +58,16 @@ def run_uninterrupted(store: Path, name: str) -> Figures:
         return Figures(opened - begun, time.monotonic() - opened)
 
 
-def run_and_kill(store: Path, name: str, after_s: float, *, from_start: bool) -> bool:
-    """Kill a child that long after it was started, or after it has opened the store.
+def run_and_kill(store: Path, name: str, after_s: float, *, epochs: int | None) -> bool:
+    """Kill a child that long after it was started, or after it has committed so many epochs.
 
     False if it had finished before.
     """
     with child(store, name) as process:
         assert process.stdout is not None
-        if not from_start:
+        if epochs is not None:
             process.stdout.readline()
+            process.stdout.read(epochs)
         try:
             assert process.wait(after_s) == 0
         except subprocess.TimeoutExpired:
@@ -128,10 +129,14 @@ def test_a_pipeline_killed_at_random_moments_gives_the_results_of_an_uninterrupt
     places: list[int] = []
     while len(places) < KILLS:
         left = KILLS - len(places)
-        remaining = figures.work * (1 - shaken.committed / COUNT)
+        remaining = (COUNT - shaken.committed) // BATCH_RECORDS
         from_start = choice.random() < 0.25 or remaining == 0
-        longest = 1.5 * figures.start if from_start else 2 * remaining / (0.75 * left + 1)
-        if run_and_kill(store, "shaken", choice.uniform(0, longest), from_start=from_start):
+        # Counted, not timed: beside other work a child would be killed before its first epoch.
+        epochs = (
+            None if from_start else choice.randrange(int(2 * remaining / (0.75 * left + 1)) + 1)
+        )
+        longest = 1.5 * figures.start if from_start else 2 * figures.work * BATCH_RECORDS / COUNT
+        if run_and_kill(store, "shaken", choice.uniform(0, longest), epochs=epochs):
             shaken.look()
             places.append(shaken.committed)
             note = f"seed {SEED}, kill {len(places)}"

@@ -283,13 +283,23 @@ _LATE = """
 
 
 def run_as_child(directory: str, name: str, batch_records: int) -> None:
-    """Run to the end, closing all windows; write a line when the work begins."""
+    """Run to the end, closing all windows; write a line when work begins, a dot per commit."""
+
+    def committed(_metrics: object) -> None:
+        sys.stdout.write(".")
+        sys.stdout.flush()
+
     epoch.SNAPSHOT_RECORDS_MIN = SNAPSHOT_RECORDS  # type: ignore[misc] # see the module
     with millstream.open(directory) as store:
         sys.stdout.write("open\n")
         sys.stdout.flush()
         hourly(name).run(
-            store, until="end", on_end="flush", batch_records=batch_records, epoch_ms=0
+            store,
+            until="end",
+            on_end="flush",
+            batch_records=batch_records,
+            epoch_ms=0,
+            on_progress=committed,
         )
 
 

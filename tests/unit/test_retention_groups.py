@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
-from simulated_stores import START_MS, log_of, open_quietly
+from simulated_stores import START_MS, abandon, log_of, open_quietly
 
 from millstream import (
     OffsetOutOfRangeError,
@@ -16,6 +17,9 @@ from millstream import (
     UsageError,
 )
 from millstream.testing import ManualClock, MemoryStorage
+
+if TYPE_CHECKING:
+    from matrix import Cell
 
 HOUR_MS = 3_600_000
 T0 = TopicPartition("t", 0)
@@ -168,10 +172,11 @@ def test_options_come_back_as_they_were_given(storage: MemoryStorage) -> None:
         assert () == store.configure_topic("t", retention_groups=None).config.retention_groups
 
 
+@pytest.mark.cells(segments=3)
 def test_scenario_61_a_group_below_the_log_start_goes_on_at_the_earliest(
-    store: Store, caplog: pytest.LogCaptureFixture
+    store: Store, storage: MemoryStorage, cell: Cell, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store.create_topic("t")
+    store.create_topic("t", compression=cell.codec)
     fill(store, 3)
     commit(store, "g", 5)
     reader = store.reader({T0: 5})
@@ -184,22 +189,28 @@ def test_scenario_61_a_group_below_the_log_start_goes_on_at_the_earliest(
         assert list(range(20, 30)) == [record.offset for record in consumer]
     assert "20" in caplog.text
     assert [10] == [lag.lag for lag in store.group_lag("g")]
+    abandon(store)
+    for _ in range(cell.restarts):
+        storage = storage.crash(keep="none")
+        with open_quietly(storage) as again, again.consumer("t", group="g") as consumer:
+            assert list(range(20, 30)) == [record.offset for record in consumer]
 
 
 def test_scenario_62_retention_removes_everything_and_offsets_go_on(
-    storage: MemoryStorage, clock: ManualClock
+    storage: MemoryStorage, clock: ManualClock, cell: Cell
 ) -> None:
+    end = 10 * cell.segments
     with open_quietly(storage, clock) as store:
-        store.create_topic("t", retention="1h")
-        fill(store, 2)
+        store.create_topic("t", retention="1h", compression=cell.codec)
+        fill(store, cell.segments)
         clock.advance(2 * HOUR_MS)
         store.apply_retention()
-        assert (20, 20) == store.offsets("t")[0]
-    for number in range(2):
+        assert (end, end) == store.offsets("t")[0]
+    for number in range(cell.restarts):
         storage = storage.crash(keep="none")
         with open_quietly(storage, clock) as store:
-            assert 20 + number == store.append("t", b"x").offset
-            assert [*range(20, 21 + number)] == [record.offset for record in store.read("t")]
+            assert end + number == store.append("t", b"x").offset
+            assert [*range(end, end + 1 + number)] == [record.offset for record in store.read("t")]
             assert store.verify(deep=True).ok
 
 
