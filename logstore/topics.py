@@ -69,9 +69,31 @@ def create(
                 "the topic exists with another schema: change it with configure_topic(schema=)",
                 topic=name,
             ) from None
+        _require_same_columns(info, config)
         return info
     engine.tail.bump("topics_version")
     return info
+
+
+def _require_same_columns(info: TopicInfo, config: TopicConfig) -> None:
+    """Refuse what a topic with a schema can never become.
+
+    Raises:
+        TopicExistsError: It has another declared key or time, or stores its values otherwise.
+    """
+    found, wanted = _declared(info.config), _declared(config)
+    for what, one, other in zip(("key", "time", "values"), found, wanted, strict=True):
+        if one != other:
+            raise TopicExistsError(
+                f"the topic exists with {what}={one!r}, not {other!r}, which cannot be changed:"
+                " give what it has, or make another topic",
+                topic=info.name,
+            ) from None
+
+
+def _declared(config: TopicConfig) -> tuple[str | None, str | None, str]:
+    """Key, time and values, as `create_topic` takes them."""
+    return config.key_column, config.time_column, "columns" if config.columnar else "json"
 
 
 def _create(engine: Engine, name: str, partitions: int, config: TopicConfig) -> TopicInfo:

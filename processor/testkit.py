@@ -57,8 +57,9 @@ class TestOutput(dict[str, list[Json]]):
         ends = Counter[TopicPartition]()
         for place, batch in outputs.batches():
             for row in batch.rows():
-                record = Record(place.topic, place.partition, ends[place], *row)
-                self._records[names[place.topic]].append(record)
+                name = names[place.topic]
+                record = Record(name, place.partition, ends[place], *row)
+                self._records[name].append(record)
                 ends[place] += 1
         for topic, records in self._records.items():
             self[topic] = [decoded(record.value) for record in records]

@@ -31,7 +31,6 @@ from millstream.processor import (
     SourceRecord,
     agg,
     csv_files,
-    fork,
     from_iterable,
     jsonl_files,
     sink_lag,
@@ -325,15 +324,6 @@ def test_a_source_is_free_again_after_a_run_that_failed(store: Store) -> None:
             pipeline.run(store, until="end")
     with store.own("source/p/in"), pytest.raises(LockedError):
         pipeline.run(store, until="end")
-
-
-def test_a_pipeline_with_sources_outside_cannot_be_forked(store: Store) -> None:
-    pipeline = Pipeline("p")
-    pipeline.source(from_iterable([1], name="in"), type=int).to("out")
-    pipeline.run(store, until="end")
-
-    with pytest.raises(UsageError, match="which a fork would take in once more"):
-        fork(store, "p", "q")
 
 
 # --- declaring and testing ---------------------------------------------------------------------

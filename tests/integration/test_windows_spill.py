@@ -20,7 +20,7 @@ TEXT = "x" * 1_000
 """What is kept of each key: 40 MB of text in all."""
 
 WINDOW_MS = 4_000
-ROOM_BYTES = 32 << 20
+ROOM_BYTES = 40 << 20
 """What a run may take beside what it takes with nothing in its state."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -541,3 +542,24 @@ def test_columns_of_a_transaction_that_aborts_are_never_seen(store: Store) -> No
 
     store.append_arrow("t", pa.table({"n": [3]}))
     assert [b'{"n":3}'] == [each.value for each in store.read("t")]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"key": "m"}, "key='n', not 'm'"),
+        ({"key": None}, "key='n', not None"),
+        ({"time": "n"}, "time=None, not 'n'"),
+        ({"values": "json"}, "values='columns', not 'json'"),
+    ],
+)
+def test_a_topic_that_is_there_has_the_same_key_time_and_values(
+    store: Store, given: dict[str, Any], message: str
+) -> None:
+    schema = pa.schema([pa.field("n", pa.int64(), nullable=False), ("m", pa.int64())])
+    declared: dict[str, Any] = {"schema": schema, "key": "n"}
+    created = store.create_topic("t", **declared)
+
+    assert created == store.create_topic("t", **declared, exist_ok=True)
+    with pytest.raises(TopicExistsError, match=message):
+        store.create_topic("t", **(declared | given), exist_ok=True)
