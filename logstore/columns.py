@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
 from itertools import accumulate, chain, repeat
 from operator import is_not
-from struct import Struct, error as StructError, pack, unpack  # noqa: N812 - it is a class
+from struct import Struct, calcsize, error as StructError, pack, unpack  # noqa: N812 - it is a class
 from typing import Final
 
 from .errors import CorruptBatchError, UsageError
@@ -203,6 +203,20 @@ def decode_selected(
     return entries
 
 
+def decode_integers(typecode: str, section: Buffer, position: int, count: int) -> list[int]:
+    """The `count` little-endian integers of a struct typecode at `position` of `section`."""
+    end = position + calcsize(f"<{count}{typecode}")
+    if end > len(section):
+        raise CorruptBatchError("column runs past its section")
+    return list(unpack(f"<{count}{typecode}", section[position:end]))
+
+
+def require_end(section: Buffer, position: int) -> None:
+    """Refuse a section that goes on behind its last column."""
+    if position != len(section):
+        raise CorruptBatchError(f"section of {len(section)} bytes ends at {position}")
+
+
 def decode_headers(section: Buffer, count: int) -> list[Headers]:
     """The headers of `count` records, which fill `section`.
 
@@ -214,8 +228,7 @@ def decode_headers(section: Buffer, count: int) -> list[Headers]:
     total = bounds[-1]
     names, position = decode_binary(section, position, total, nullable=False)
     values, end = decode_binary(section, position, total, nullable=True)
-    if end != len(section):
-        raise CorruptBatchError(f"section of {len(section)} bytes ends at {end}")
+    require_end(section, end)
     try:
         texts = [str(name, "utf-8") for name in names if name is not None]
     except UnicodeDecodeError as error:

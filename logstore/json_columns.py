@@ -11,7 +11,8 @@ This module needs the extra `arrow`.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -21,47 +22,96 @@ import pyarrow.json as pj
 from .columns import padded
 from .errors import CorruptBatchError
 from .format import Buffer
+from .topic_schema import stored_schema
 
 _JOINED_BYTES_MAX: Final = 1 << 30
 _BLOCK_BYTES: Final = 1 << 17
+_BLOCK_BYTES_MAX: Final = 1 << 20
 _BEGIN, _END = ord("{"), ord("}")
 
 
-def parse_objects(section: Buffer, count: int, schema: Any) -> Any | None:
-    """The values of a batch, none of which is a tombstone, as a pyarrow.RecordBatch.
+class JsonBatch(Protocol):
+    """A batch whose values may be JSON objects."""
+
+    schema: str | None
+    """The stored form of the schema of its topic."""
+    parsed: Any
+    """Its values as a pyarrow.RecordBatch, or None."""
+
+    @property
+    def objects(self) -> tuple[Buffer, int] | None:
+        """Section B and the number of its values, if they are objects to be parsed."""
+        ...
+
+
+def parse_together(batches: Sequence[JsonBatch]) -> None:
+    """Set `parsed` of batches of one topic, if Arrow can; else each has to be parsed strictly.
+
+    Raises:
+        CorruptBatchError: The buffers do not fit a section.
+    """
+    found = [(each, part) for each in dict.fromkeys(batches) if (part := each.objects) is not None]
+    if not found:
+        return
+    declared = found[0][0].schema
+    assert declared is not None
+    whole = parse_objects([part for _, part in found], stored_schema(declared))
+    start = 0
+    for batch, (_, count) in found:
+        if whole is not None and batch.schema == declared:
+            batch.parsed = whole.slice(start, count)
+        start += count
+
+
+def parse_objects(parts: Sequence[tuple[Buffer, int]], schema: Any) -> Any | None:
+    """The values of batches, none of which is a tombstone, as one pyarrow.RecordBatch.
 
     Args:
-        section: Section B, decompressed.
-        count: Number of values.
+        parts: Of each batch section B, decompressed, and the number of its values. Together they
+            are parsed on all processors, which a small one by itself is not.
         schema: The pyarrow.Schema they were checked against.
 
     Returns:
         None where the strict way has to say.
 
     Raises:
-        CorruptBatchError: The buffers do not fit the section.
+        CorruptBatchError: The buffers do not fit a section.
     """
-    if not count or not all(map(_is_plain, schema)):
+    count = sum(number for _, number in parts)
+    found = _lines(parts) if all(map(_is_plain, schema)) else None
+    if found is None:
         return None
-    lines, longest_bytes = _joined(section, count)
-    if lines is None:
-        return None
+    whole, longest_bytes = found
     options = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
     # Blocks are parsed side by side; a value must not be longer than one.
-    reading = pj.ReadOptions(block_size=max(_BLOCK_BYTES, 2 * longest_bytes))
+    block_bytes = min(max(_BLOCK_BYTES, whole.size // 4), _BLOCK_BYTES_MAX)
+    reading = pj.ReadOptions(block_size=max(block_bytes, 2 * longest_bytes))
     try:
-        table = pj.read_json(pa.BufferReader(lines), reading, options).combine_chunks()
+        table = pj.read_json(pa.BufferReader(whole), reading, options).combine_chunks()
         table.validate(full=True)
     except pa.ArrowException:
         return None
     if table.num_rows != count or table.schema.names != schema.names:
         return None
     (batch,) = table.to_batches()
-    if not all(
-        _is_same(column, field) for column, field in zip(batch.columns, schema, strict=True)
-    ):
+    pairs = zip(batch.columns, schema, strict=True)
+    if not all(_is_same(column, field) for column, field in pairs):
         return None
     return pa.RecordBatch.from_arrays(batch.columns, schema=schema)
+
+
+def _lines(parts: Sequence[tuple[Buffer, int]]) -> tuple[Any, int] | None:
+    """All values with a newline between them, as one buffer, and the size of the longest."""
+    joined, longest_bytes = [], 0
+    for section, number in parts:
+        lines, size_bytes = _joined(section, number)
+        if lines is None:
+            return None
+        joined.append(lines)
+        longest_bytes = max(longest_bytes, size_bytes)
+    if not joined or sum(lines.size + 1 for lines in joined) > _JOINED_BYTES_MAX:
+        return None
+    return joined[0] if len(joined) == 1 else pa.py_buffer(b"\n".join(joined)), longest_bytes
 
 
 def _is_plain(field: Any) -> bool:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import repeat
-from struct import calcsize, unpack
 from typing import Any, Final
 
 from .arrow_batch import ArrowColumns, Projection, chosen_fields, section_columns
@@ -19,10 +19,12 @@ from .columns import (
     decode_binary,
     decode_bitmap,
     decode_headers,
+    decode_integers,
     decode_joined,
     decode_offsets,
     decode_selected,
     padded,
+    require_end,
 )
 from .compression import decompress
 from .errors import CorruptBatchError, DataError, UsageError
@@ -60,10 +62,10 @@ class _Columns:
         "_joined_known",
         "_keys",
         "_lead",
-        "_parsed",
         "_projection",
         "_values",
         "header",
+        "parsed",
         "schema",
     )
 
@@ -78,7 +80,7 @@ class _Columns:
         self.schema = schema
         self._projection = projection
         self._arrow: ArrowColumns | None = None
-        self._parsed: Any = None
+        self.parsed: Any = None
         # Slices of a view copy nothing; only the entries of a column become bytes of their own.
         self._body = memoryview(body)
         self._lead: tuple[list[int], Sequence[int], int, Buffer] | None = None
@@ -110,18 +112,18 @@ class _Columns:
         if header.flags & UNIFORM_TIMESTAMP:
             timestamps = [header.min_timestamp_ms] * count
         else:
-            timestamps = _integers("q", section, position, count)
+            timestamps = decode_integers("q", section, position, count)
             position += 8 * count
         base = header.base_offset
         offsets: Sequence[int] = range(base, base + count)
         if header.flags & OFFSET_DELTAS:
-            deltas = _integers("I", section, position, count)
+            deltas = decode_integers("I", section, position, count)
             position += padded(4 * count)
             if sorted(set(deltas)) != deltas or deltas[-1] > header.last_offset_delta:
                 raise CorruptBatchError("offset deltas do not rise within the batch")
             offsets = [base + delta for delta in deltas]
         if not header.flags & HAS_KEYS:
-            _require_end(section, position)
+            require_end(section, position)
         self._lead = (timestamps, offsets, position, section)
         return self._lead
 
@@ -144,7 +146,7 @@ class _Columns:
                 _, _, position, section = self._leading()
                 nullable = bool(header.flags & NULL_KEYS)
                 keys, end = decode_binary(section, position, header.record_count, nullable=nullable)
-                _require_end(section, end)
+                require_end(section, end)
                 self._keys = keys
             else:
                 self._keys = [None] * header.record_count
@@ -165,7 +167,7 @@ class _Columns:
                 return self._values
             nullable = bool(header.flags & NULL_VALUES)
             values, end = decode_binary(section, 0, header.record_count, nullable=nullable)
-            _require_end(section, end)
+            require_end(section, end)
             self._values = values
         return self._values
 
@@ -195,21 +197,27 @@ class _Columns:
         """One column of the values as a pyarrow.Array."""
         if self.header.flags & COLUMNS:
             return self.arrow.column(field)
-        if self._parsed is None:
-            self._parsed = self._parse()
-        return self._parsed.column(field.name)
+        if self.parsed is None:
+            self.parsed = self._parse()
+        return self.parsed.column(field.name)
+
+    @property
+    def objects(self) -> tuple[Buffer, int] | None:
+        """Section B and its count where values are JSON that Arrow may parse; else None."""
+        header = self.header
+        if self.parsed is not None or self._values is not None or not header.record_count:
+            return None
+        strict = self.schema is None or header.flags & (COLUMNS | NULL_VALUES)
+        return None if strict else (self._section(_SECTION_B), header.record_count)
 
     def _parse(self) -> Any:
         """The JSON values as a pyarrow.RecordBatch of the schema of the topic."""
-        assert self.schema is not None
-        header = self.header
-        if self._values is None and not header.flags & NULL_VALUES:
-            from .json_columns import parse_objects  # noqa: PLC0415 - an extra
+        from .json_columns import parse_together  # noqa: PLC0415 - an extra
 
-            section, schema = self._section(_SECTION_B), stored_schema(self.schema)
-            parsed = parse_objects(section, header.record_count, schema)
-            if parsed is not None:
-                return parsed
+        parse_together([self])
+        if self.parsed is not None:
+            return self.parsed
+        assert self.schema is not None
         offsets = self.offsets
         return from_json(self.values, self.schema, lambda row, why: bad_record(offsets[row], why))
 
@@ -500,6 +508,14 @@ class RecordBatch:
         batch = pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
         return batch if self._whole else batch.slice(self._start, self.record_count)
 
+    @staticmethod
+    def parse_together(batches: Sequence[RecordBatch]) -> None:
+        """Parse JSON values of a topic with a schema for `arrow`, faster than batch by batch."""
+        from .json_columns import parse_together  # noqa: PLC0415 - an extra
+
+        with suppress(DataError):  # who asks for the batch is told, with its place
+            parse_together([batch._columns for batch in batches])  # noqa: SLF001 - its own kind
+
     def limits(self) -> dict[str, tuple[int | float, int | float]]:
         """Lowest and highest value of columns in the whole batch, by name, from its directory.
 
@@ -556,18 +572,6 @@ class RecordBatch:
         if isinstance(offsets, range):
             return min(max(0, offset - offsets.start), len(offsets))
         return bisect_left(offsets, offset)
-
-
-def _integers(typecode: str, section: Buffer, position: int, count: int) -> list[int]:
-    end = position + calcsize(f"<{count}{typecode}")
-    if end > len(section):
-        raise CorruptBatchError("column runs past its section")
-    return list(unpack(f"<{count}{typecode}", section[position:end]))
-
-
-def _require_end(section: Buffer, position: int) -> None:
-    if position != len(section):
-        raise CorruptBatchError(f"section of {len(section)} bytes ends at {position}")
 
 
 def open_columns(

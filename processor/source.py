@@ -136,6 +136,8 @@ class SourceStage:
         moved_rows: list[int] = []
         levels: list[int] = []
         woken: tuple[int, int] | None = None
+        if self._columns is not None:
+            self._columns.prepare(batch)
         for number, part in enumerate(batch.batches):
             if part.topic != self.node.topic:
                 continue

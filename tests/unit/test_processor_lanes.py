@@ -148,6 +148,28 @@ def test_rows_of_a_column_topic_are_made_without_json(
     assert expected == seen
 
 
+@pytest.mark.parametrize("compression", ["none", "lz4"])
+def test_batches_of_json_are_parsed_together(compression: str) -> None:
+    class Some(msgspec.Struct):
+        n: int
+        text: str | None = None
+
+    rows = [Some(n, None if n % 3 else f"{{{n}}}") for n in range(100)]
+    values = list(map(msgspec.json.encode, rows))
+    with millstream.open() as store:
+        store.create_topic("some", schema=Some, values="json", compression=compression)
+        for start, stop in ((0, 40), (40, 41), (41, 100)):
+            store.append_many("some", values[start:stop])
+        first, second, third = store.read("some").batches()
+        parts = [first.slice(10, 20), first.slice(20), second, third]
+        millstream.RecordBatch.parse_together(parts)
+        parsed = [part._columns.parsed for part in parts]
+        found = [row for part in parts for row in part.arrow().to_pylist()]
+
+    assert [40, 40, 1, 59] == [each.num_rows for each in parsed]
+    assert [msgspec.to_builtins(row) for row in rows[10:]] == found
+
+
 def test_only_what_is_asked_for_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     original = millstream.RecordBatch.arrow
