@@ -19,6 +19,7 @@ from millstream import parse_duration_ms
 
 from .calendar_windows import DAY_MS
 from .frame_errors import NotInColumnsError
+from .frames import all_finite
 
 Value: TypeAlias = Any
 """A pyarrow.Array, or a pyarrow.Scalar that stands for the same value in every row."""
@@ -54,11 +55,7 @@ def finite(value: Value) -> Value:
         if isinstance(value, pa.Scalar):
             good = value.as_py() is None or np.isfinite(value.as_py())
         else:
-            numbers = value.fill_null(0.0) if value.null_count else value
-            numbers = numbers.to_numpy(zero_copy_only=False)
-            with np.errstate(all="ignore"):
-                # The sum is finite only if all are; where it is not, it may have overflowed.
-                good = np.isfinite(numbers.sum()) or np.isfinite(numbers).all()
+            good = all_finite(value)
         if not good:
             raise NotInColumnsError("infinity or NaN")
     return value

@@ -7,6 +7,7 @@ the rows have the last word, errors and dead letters included.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -28,7 +29,7 @@ _KEY_TYPES: Final = (pa.string(), pa.int64(), pa.bool_())
 """Of floats 1.0 is the same key as 1: rows know that."""
 
 
-class FrameOperator:
+class FrameOperator(ABC):
     """An operator that takes frames, as far as `_on_columns` can.
 
     Args:
@@ -48,13 +49,13 @@ class FrameOperator:
                 pass  # the rows say what it is
         return self._rows.process([chunk.as_chunk()], batch)
 
+    @abstractmethod
     def _on_columns(self, chunk: FrameChunk) -> FrameChunk:
         """The rows of `MAIN`.
 
         Raises:
             NotInColumnsError: Rows have to say.
         """
-        raise NotImplementedError
 
 
 class FrameFilterOperator(FrameOperator):
