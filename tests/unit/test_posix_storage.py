@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from millstream.errors import StorageError
-from millstream.storage import PosixStorage
+from millstream.storage import WRITE_BYTES_MAX, PosixStorage
 
 
 def create(storage: PosixStorage, path: str) -> None:
@@ -120,6 +120,24 @@ def test_short_writes_and_short_reads_are_continued(
         assert file.read(12, 4) == b"cdefghijklmn"
 
 
+def test_long_writes_go_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwritev, sizes = os.pwritev, []
+
+    def counted(descriptor: int, buffers: list[bytes], position: int) -> int:
+        sizes.append(pwritev(descriptor, buffers, position))
+        return sizes[-1]
+
+    monkeypatch.setattr(os, "pwritev", counted)
+    most = WRITE_BYTES_MAX
+    wide = memoryview(bytes(range(256)) * (most // 256)).cast("q")
+    buffers = [b"a" * (most - 1), b"", wide, b"b" * (2 * most)]
+    with contextlib.closing(PosixStorage(tmp_path).open("f", "x")) as file:
+        file.write([b"c" * most], 3)
+        file.write(buffers, most + 3)
+        assert file.read(6 * most, 3) == b"".join([b"c" * most, *buffers])
+    assert [most, most - 3, most, most, most, 2] == sizes
+
+
 def test_a_system_that_accepts_nothing_is_an_error_not_a_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,7 +204,7 @@ def start(storage: PosixStorage, script: str) -> subprocess.Popen[str]:
     """Run `script` in another process, with `storage` and `say` defined; returns after `say`."""
     prelude = """
 import os, sys
-from millstream.storage import PosixStorage
+from millstream.storage import WRITE_BYTES_MAX, PosixStorage
 storage = PosixStorage(sys.argv[1])
 def say(text):
     print(text, flush=True)
