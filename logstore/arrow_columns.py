@@ -28,8 +28,9 @@ from .column_section import (
     open_chunk,
     pack,
 )
+from .compression import RAW_BYTES_MIN, compress, pays
 from .errors import CorruptBatchError, DataError, RecordError, UsageError
-from .format import Buffer
+from .format import CODEC_LZ4, Buffer
 from .topic_schema import message_schema, pyarrow, row_type, stored_schema
 
 _DICTIONARY_ROWS_MIN: Final = 1024
@@ -69,7 +70,7 @@ def encode_columns(batch: Any, codec: int) -> ColumnSection:
     schema = batch.schema
 
     def packed(number: int) -> PackedChunk:
-        return pack(_chunk(batch.column(number), schema.field(number), codec), codec)
+        return pack(_chunk(batch.column(number), schema.field(number), codec), codec, _squeezed)
 
     numbers = range(len(schema))
     threads = min(len(schema), os.cpu_count() or 1, _THREADS_MAX)
@@ -93,6 +94,28 @@ def _chunk(column: Any, field: Any, codec: int) -> Chunk:
     lead = _message(numbered.dictionary, field.with_nullable(True))
     both = (*lead, *_message(numbered.indices, None))
     return Chunk(both, column.null_count, None, sum(map(len, lead)))
+
+
+def _squeezed(codec: int, parts: Sequence[Buffer]) -> Sequence[Buffer]:
+    """What `compress` makes of the parts together, in memory that Arrow keeps for the next column.
+
+    Memory that is fresh from the system for each column took a third of the time.
+    """
+    joined = parts[0] if len(parts) == 1 else _joined(parts)
+    if codec != CODEC_LZ4 or len(joined) < RAW_BYTES_MIN:
+        stored = compress(codec, joined)
+        return parts if stored is joined else (stored,)
+    found = memoryview(pyarrow().Codec("lz4_raw").compress(joined)).cast("B")
+    return (found,) if pays(len(found), len(joined)) else parts
+
+
+def _joined(parts: Sequence[Buffer]) -> memoryview:
+    whole = memoryview(pyarrow().allocate_buffer(sum(map(len, parts)))).cast("B")
+    end = 0
+    for part in parts:
+        start, end = end, end + len(part)
+        whole[start:end] = part
+    return whole
 
 
 class _Pieces:

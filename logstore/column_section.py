@@ -7,9 +7,9 @@ and their chunks, and checks no more than that. What is inside a chunk, an Arrow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from xxhash import xxh3_64, xxh3_64_intdigest
 
@@ -77,6 +77,9 @@ class Chunk(NamedTuple):
     dictionary_bytes: int = 0
 
 
+Squeeze: TypeAlias = Callable[[int, Sequence[Buffer]], Sequence[Buffer]]
+
+
 class PackedChunk(NamedTuple):
     """A chunk as it is stored."""
 
@@ -105,8 +108,17 @@ class ColumnSection(NamedTuple):
         return b"".join(self.parts)
 
 
-def pack(chunk: Chunk, codec: int) -> PackedChunk:
+def _squeezed(codec: int, parts: Sequence[Buffer]) -> Sequence[Buffer]:
+    return (compress(codec, parts[0] if len(parts) == 1 else b"".join(parts)),)
+
+
+def pack(chunk: Chunk, codec: int, squeeze: Squeeze = _squeezed) -> PackedChunk:
     """Compress and hash a chunk. Thread-safe; most of it runs without the interpreter lock.
+
+    Args:
+        chunk: To be stored.
+        codec: By which, if that pays.
+        squeeze: Compresses what is put together of buffers, or gives them back if it does not pay.
 
     Raises:
         UsageError: It takes more bytes than one batch can hold.
@@ -116,7 +128,7 @@ def pack(chunk: Chunk, codec: int) -> PackedChunk:
         raise UsageError(f"columns of one batch exceed {SECTION_RAW_BYTES_MAX} bytes")
     parts = chunk.parts
     if codec != CODEC_NONE:
-        parts = (compress(codec, parts[0] if len(parts) == 1 else b"".join(parts)),)
+        parts = squeeze(codec, parts)
     stored_bytes = sum(map(len, parts))
     digest = xxh3_64()
     for part in parts:

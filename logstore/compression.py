@@ -60,7 +60,12 @@ def compress(codec: int, raw: Buffer) -> Buffer:
         stored = _zstd_compress(raw)
     else:
         raise UsageError(f"unknown codec {codec}")
-    return stored if len(stored) * 100 <= len(raw) * (100 - SAVING_MIN_PERCENT) else raw
+    return stored if pays(len(stored), len(raw)) else raw
+
+
+def pays(stored_bytes: int, raw_bytes: int) -> bool:
+    """Whether compressing saved enough to be kept."""
+    return stored_bytes * 100 <= raw_bytes * (100 - SAVING_MIN_PERCENT)
 
 
 def decompress(codec: int, stored: Buffer, raw_bytes: int) -> bytes:

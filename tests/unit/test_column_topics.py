@@ -27,9 +27,11 @@ from millstream.column_section import (
     DICTIONARY,
     PLAIN,
     Chunk,
+    check_section,
     encode_section,
     open_directory,
     pack,
+    recompress,
 )
 from millstream.format import CODEC_BY_NAME, CODEC_NONE
 
@@ -167,6 +169,31 @@ def test_without_compression_buffers_go_to_the_disk_as_they_are_in_memory() -> N
     assert set(own) <= written
     for entry in open_directory(section.stored, section.hash).entries:
         assert entry.encoding == PLAIN
+
+
+@pytest.mark.parametrize("rows", [1, 3, 200_000])
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_arrow_compresses_as_a_compaction_does_without_it(compression: str, rows: int) -> None:
+    rng = random.Random(rows)
+    batch = pa.record_batch(
+        {
+            "rising": pa.array(range(rows)),
+            "noise": pa.array([rng.random() for _ in range(rows)]),
+            "text": [f"{rng.randrange(10**9)} of some length" for _ in range(rows)],
+        }
+    )
+    codec = CODEC_BY_NAME[compression]
+    plain = encode_columns(batch, CODEC_NONE)
+    expected = recompress(plain.stored, plain.hash, codec)
+    section = encode_columns(batch, codec)
+    check_section(section.stored, section.hash)
+    before = open_directory(expected.stored, expected.hash).entries
+    after = open_directory(section.stored, section.hash).entries
+    assert [(each.codec, each.raw_bytes) for each in before] == [
+        (each.codec, each.raw_bytes) for each in after
+    ]
+    columns = section_columns(section.stored, section.hash, rows)
+    assert [columns.column(field) for field in batch.schema] == batch.columns
 
 
 @pytest.mark.parametrize("start", [0, 1, 8, 13])
