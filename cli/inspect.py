@@ -172,6 +172,8 @@ def _record_document(record: Record, with_data: bool) -> dict[str, object]:
     epilog=examples(
         "millstream verify",
         "millstream verify app:pipeline             replay it and compare, writing nothing",
+        "millstream verify app:pipeline --since 42  from a checkpoint that was kept on",
+        "millstream verify app:pipeline --from @-1h the results of the last hour alone",
         "millstream verify orders --deep --json",
         "millstream verify --deep --explain",
     ),
@@ -179,11 +181,28 @@ def _record_document(record: Record, with_data: bool) -> dict[str, object]:
 @click.argument(
     "topic", metavar="[TOPIC|MODULE:PIPELINE]", required=False, shell_complete=complete_topic
 )
-@click.option("--since", metavar="NAME", help="Replay a pipeline from this fork of it on.")
+@click.option(
+    "--since",
+    metavar="EPOCH|NAME",
+    help="Replay a pipeline from a checkpoint that was kept, or from a fork of it, on.",
+)
+@click.option(
+    "--from",
+    "start",
+    metavar="POSITION",
+    help="Compare what comes of the input from here on: an offset, @TIME, -10.",
+)
 @click.option("--deep", is_flag=True, help="Check every byte, and that every record decodes.")
 @click.option("--explain", is_flag=True, help="Also say what is lost and what `repair` would do.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def verify(topic: str | None, since: str | None, deep: bool, explain: bool, as_json: bool) -> int:
+def verify(
+    topic: str | None,
+    since: str | None,
+    start: str | None,
+    deep: bool,
+    explain: bool,
+    as_json: bool,
+) -> int:
     """Check TOPIC, or the whole store and its catalog: headers, links, offsets, sizes, indexes.
 
     Findings go to stdout with topic, partition, file, position and offset. With --deep, none means
@@ -192,12 +211,17 @@ def verify(topic: str | None, since: str | None, deep: bool, explain: bool, as_j
     findings. --explain needs the store to be closed by all who write, and reads all of it.
 
     MODULE:PIPELINE is replayed over what it has read, ticks of the clock included, and compared
-    record by record with what it has written. Exit code 1 if something differs.
+    record by record with what it has written; nothing is written. It starts at the beginning of the
+    input, or with the state of a checkpoint (`millstream checkpoints` lists those that are kept).
+    --from starts at the last one before a position, and passes over what was written up to there.
+    Exit code 1 if something differs; the first difference of each partition is printed.
     """
     if topic is not None and ":" in topic:
-        return verify_pipeline(topic, since, as_json=as_json)
-    if since is not None:
-        raise click.UsageError("--since goes with MODULE:PIPELINE")
+        if deep or explain:
+            raise click.UsageError("--deep and --explain go with topics, not with a pipeline")
+        return verify_pipeline(topic, since, start, as_json=as_json)
+    if since is not None or start is not None:
+        raise click.UsageError("--since and --from go with MODULE:PIPELINE")
     current = settings()
     try:
         with current.open(read_only=True) as store:

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import click
 
-from millstream.processor import compare_fork, fork as fork_pipeline, list_pipelines
+from millstream import Store
+from millstream.processor import (
+    PipelineInfo,
+    compare_fork,
+    forget_checkpoints,
+    fork as fork_pipeline,
+    keep_checkpoint,
+    list_checkpoints,
+    list_pipelines,
+)
 
 from .command import Command, examples
 from .format_string import rfc3339
@@ -21,6 +32,7 @@ _CHECKPOINT_COLUMNS = (
     "offset",
     "lag",
     "watermark",
+    "kept",
 )
 
 
@@ -39,43 +51,78 @@ def graph(target: str, text: bool) -> None:
 
 @click.command(
     cls=Command,
-    short_help="Show where pipelines stand.",
-    epilog=examples("millstream checkpoints", "millstream checkpoints revenue --output json"),
+    short_help="Show where pipelines stand; keep checkpoints.",
+    epilog=examples(
+        "millstream checkpoints",
+        "millstream checkpoints revenue --output json",
+        "millstream checkpoints revenue --keep        to come back to it",
+        "millstream checkpoints revenue --forget 42",
+    ),
 )
 @click.argument("pipeline", required=False)
-def checkpoints(pipeline: str | None) -> None:
-    """Show the last checkpoint of PIPELINE, or of all: epoch, next offsets, lag, event time."""
+@click.option("--keep", is_flag=True, help="Keep the last checkpoint until it is forgotten.")
+@click.option(
+    "--forget", metavar="EPOCH", type=int, multiple=True, help="Keep a checkpoint no more."
+)
+def checkpoints(pipeline: str | None, keep: bool, forget: tuple[int, ...]) -> None:
+    """Show the checkpoints of PIPELINE, or of all: epoch, next offsets, lag, event time.
+
+    The last one is that a run goes on from. Those with a time under `kept` can be gone back to:
+    `verify --since EPOCH`, `fork --at EPOCH`, `state get --at EPOCH`. `process --keep-every 1h`
+    keeps some as it runs. To keep one is to keep the state that was written since, on disk; nothing
+    is copied. --keep and --forget are for pipelines that do not run.
+    """
     current = settings()
-    rows: list[Row] = []
-    with current.open(read_only=True) as store:
-        found = [one for one in list_pipelines(store) if pipeline in {None, one.name}]
-        for one in found:
-            for (topic, partition), offset in sorted(one.positions.items()):
-                level = one.watermarks_ms.get(topic)
-                rows.append(
-                    {
-                        "pipeline": one.name,
-                        "epoch": one.epoch,
-                        "topic": topic,
-                        "partition": partition,
-                        "offset": offset,
-                        "lag": store.offsets(topic)[partition].end - offset,
-                        "watermark": None if level is None else rfc3339(level),
-                    }
-                )
-    if pipeline is not None and not found:
-        raise click.ClickException(f"no pipeline {pipeline!r} has run here")
+    if (keep or forget) and pipeline is None:
+        raise click.UsageError("--keep and --forget go with PIPELINE")
+    with current.open(read_only=not keep and not forget) as store:
+        names = [one.name for one in list_pipelines(store) if pipeline in {None, one.name}]
+        if pipeline is not None and not names:
+            raise click.ClickException(f"no pipeline {pipeline!r} has run here")
+        for name in names:
+            if forget:
+                forget_checkpoints(store, name, forget)
+            if keep:
+                keep_checkpoint(store, name)
+        rows = [
+            row
+            for name in names
+            for one in list_checkpoints(store, name)
+            for row in _rows(one, store)
+        ]
     print_rows("checkpoints", rows, _CHECKPOINT_COLUMNS, current.mode)
+
+
+def _rows(checkpoint: PipelineInfo, store: Store) -> Iterator[Row]:
+    """A row for each input partition."""
+    kept_ms = checkpoint.kept_ms
+    there = {info.name for info in store.topics(internal=True)}
+    for (topic, partition), offset in sorted(checkpoint.positions.items()):
+        level = checkpoint.watermarks_ms.get(topic)
+        yield {
+            "pipeline": checkpoint.name,
+            "epoch": checkpoint.epoch,
+            "topic": topic,
+            "partition": partition,
+            "offset": offset,
+            "lag": store.offsets(topic)[partition].end - offset if topic in there else None,
+            "watermark": None if level is None else rfc3339(level),
+            "kept": None if kept_ms is None else rfc3339(kept_ms),
+        }
 
 
 @click.command(
     cls=Command,
     short_help="Copy a pipeline's state and place under another name.",
-    epilog=examples("millstream fork revenue revenue-fix"),
+    epilog=examples(
+        "millstream fork revenue revenue-fix",
+        "millstream fork revenue revenue-fix --at 42     as it was at a checkpoint that was kept",
+    ),
 )
 @click.argument("pipeline")
 @click.argument("name")
-def fork(pipeline: str, name: str) -> None:
+@click.option("--at", "epoch", metavar="EPOCH", type=int, help="Of a checkpoint that was kept.")
+def fork(pipeline: str, name: str, epoch: int | None) -> None:
     """Copy state, offsets and event time of PIPELINE to a new pipeline NAME, all or nothing.
 
     Run new code as `Pipeline(NAME)` from there, with outputs of its own; or verify the original
@@ -84,8 +131,9 @@ def fork(pipeline: str, name: str) -> None:
     """
     current = settings()
     with current.open() as store:
-        fork_pipeline(store, pipeline, name)
-    current.say(f"{name} goes on where {pipeline} stood")
+        fork_pipeline(store, pipeline, name, epoch=epoch)
+    stood = "stood" if epoch is None else f"stood at epoch {epoch}"
+    current.say(f"{name} goes on where {pipeline} {stood}")
 
 
 @click.command(

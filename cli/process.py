@@ -51,6 +51,18 @@ _OPERATOR_COLUMNS: Final = (
     help="With --until end: keep open windows for the next run, or close them all.",
 )
 @click.option("--batch-records", type=click.IntRange(min=1), help="Most records per step.")
+@click.option(
+    "--keep-every", metavar="DURATION", help="Keep a checkpoint so often, to go back to: 1h, 1d."
+)
+@click.option(
+    "--keep",
+    "keep_count",
+    metavar="COUNT",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="With --keep-every: as many are kept; the oldest goes first.",
+)
 @click.option("--epoch", metavar="DURATION", help="Commit about so often: 100ms, 1s.")
 @click.option(
     "--from",
@@ -107,6 +119,8 @@ def process(
                 on_end="flush" if options["on_end"] == "flush" else "hold",
                 batch_records=_int_or_none(options["batch_records"]),
                 epoch_ms=100 if epoch is None else parse_duration_ms(str(epoch)),
+                keep_every=options["keep_every"],
+                keep_count=int(options["keep_count"] or 0),
                 stop=stop,
                 on_progress=show,
             )

@@ -62,17 +62,18 @@ def ls(pipeline: str | None) -> None:
 @click.argument("pipeline")
 @click.argument("operator")
 @click.argument("key")
-def get(pipeline: str, operator: str, key: str) -> int:
+@click.option("--at", "epoch", metavar="EPOCH", type=int, help="As of a checkpoint that was kept.")
+def get(pipeline: str, operator: str, key: str, epoch: int | None) -> int:
     """Print what OPERATOR of PIPELINE keeps for KEY: JSON lines with path and value.
 
     KEY is text; where nothing is kept for the text, it is read as JSON. Exit code 5 if there is
     nothing.
     """
     with settings().open(read_only=True) as store:
-        found = list(read_state(store, pipeline, operator, key))
+        found = list(read_state(store, pipeline, operator, key, epoch=epoch))
         other = None if found else _decoded(key)
         if other is not None:
-            found = list(read_state(store, pipeline, operator, other))
+            found = list(read_state(store, pipeline, operator, other, epoch=epoch))
     for item in found:
         _print(item)
     return 0 if found else EXIT_NOT_FOUND
@@ -93,10 +94,11 @@ def _decoded(key: str) -> object:
 )
 @click.argument("pipeline")
 @click.argument("operator")
-def dump(pipeline: str, operator: str) -> None:
+@click.option("--at", "epoch", metavar="EPOCH", type=int, help="As of a checkpoint that was kept.")
+def dump(pipeline: str, operator: str, epoch: int | None) -> None:
     """Print everything OPERATOR of PIPELINE keeps: JSON lines with path and value."""
     with settings().open(read_only=True) as store:
-        for item in read_state(store, pipeline, operator):
+        for item in read_state(store, pipeline, operator, epoch=epoch):
             _print(item)
 
 

@@ -28,6 +28,7 @@ from .expressions import Expression, col, lit, parse_expression, when
 from .fork import fork
 from .fork_diff import ForkComparison, ForkDifference, compare_fork
 from .ingest import Ingestor
+from .kept import forget_checkpoints, keep_checkpoint
 from .migrate import Migration
 from .pipeline import Pipeline
 from .plan import Plan
@@ -43,6 +44,7 @@ from .state_view import (
     PipelineInfo,
     StateInfo,
     StateItem,
+    list_checkpoints,
     list_pipelines,
     list_state,
     read_state,
@@ -120,10 +122,13 @@ __all__ = [
     "csv_files",
     "daily",
     "dry_run",
+    "forget_checkpoints",
     "fork",
     "from_iterable",
     "hopping",
     "jsonl_files",
+    "keep_checkpoint",
+    "list_checkpoints",
     "list_pipelines",
     "list_state",
     "lit",

@@ -35,6 +35,7 @@ from .changed_plan import refuse_changed_plan
 from .checkpoint import Checkpoint, OperatorState, source_state
 from .epoch_write import EpochContent, EpochWriter, StateContent
 from .ingest import ensure_topic
+from .kept import NOTHING_KEPT, Keeping
 from .keyed_state import IN_MEMORY, StateMark, States
 from .lanes import column_topics
 from .plan import Plan
@@ -70,16 +71,22 @@ class Epochs:
         plan: What runs.
         ownership: The exclusive right to run it.
         beside: Where commits are written while the caller goes on, one thread; None: by `commit`.
+        keeping: Which checkpoints are kept, beside the last one.
     """
 
     def __init__(
-        self, store: Store, plan: Plan, ownership: Ownership, beside: Executor | None = None
+        self,
+        store: Store,
+        plan: Plan,
+        ownership: Ownership,
+        beside: Executor | None = None,
+        keeping: Keeping = NOTHING_KEPT,
     ) -> None:
         self._store = store
         self._plan = plan
         self._owner = ownership.epoch
         self._identities = plan.identities()
-        self._writer = EpochWriter(store, plan.name, ownership)
+        self._writer = EpochWriter(store, plan.name, ownership, keeping)
         self._beside = beside
         self._writing: Future[Checkpoint] | None = None
         """The commit that is not finished; one that failed never is."""

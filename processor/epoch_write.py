@@ -19,7 +19,9 @@ from millstream import AppendMetadata, Ownership, Store, TopicPartition, Transac
 
 from .checkpoint import Checkpoint, OperatorState, SourceState, encode_checkpoint
 from .ingest import ensure_topic
+from .kept import Keeping, encode_kept, kept_name, kept_starts, read_kept
 from .outputs import Output, OutputBatch, OutputColumns
+from .serde import INT64_MAX
 from .state import StateRecords
 from .state_log import (
     checkpoint_name,
@@ -77,9 +79,10 @@ class EpochWriter:
         store: Where everything is.
         pipeline: Its name.
         ownership: The exclusive right to run it.
+        keeping: Which of its checkpoints it keeps.
     """
 
-    def __init__(self, store: Store, pipeline: str, ownership: Ownership) -> None:
+    def __init__(self, store: Store, pipeline: str, ownership: Ownership, keeping: Keeping) -> None:
         self.checkpoint = read_checkpoint(store, pipeline)
         """The last committed one."""
         self.write_s = 0.0
@@ -89,6 +92,10 @@ class EpochWriter:
         self._ownership = ownership
         self._sweep_offsets: dict[str, int] = {}
         """Where the sweeps began that are under way, by operator."""
+        self._keeping = keeping
+        self._kept = read_kept(store, pipeline)
+        self._kept_starts = kept_starts(self._kept, pipeline, self.checkpoint.topics)
+        """State records that a kept checkpoint needs begin here, by operator."""
 
     def write(self, content: EpochContent) -> Checkpoint:
         """Make the epoch durable and visible, all at once. Returns its checkpoint.
@@ -122,9 +129,17 @@ class EpochWriter:
                 self._write_journal(transaction, content.journal),
             )
             transaction.commit_offsets(name, content.positions)
-            transaction.put_checkpoint(checkpoint_name(name), encode_checkpoint(checkpoint))
+            data = encode_checkpoint(checkpoint)
+            transaction.put_checkpoint(checkpoint_name(name), data)
+            kept = self._keeping.extended(self._kept, store.clock.now_ms(), data)
+            if kept is not None:
+                transaction.put_checkpoint(kept_name(name), encode_kept(kept))
+        starts = self._needed_from()
         self.checkpoint = checkpoint
-        self._trim(former)
+        if kept is not None:
+            self._kept = kept
+            self._kept_starts = kept_starts(kept, name, checkpoint.topics)
+        self._trim(starts)
         self.write_s = store.clock.monotonic() - started_s
         return checkpoint
 
@@ -159,12 +174,18 @@ class EpochWriter:
         written = transaction.append_many(topic, values, None, times, 0)
         return written[-1].base_offset + written[-1].record_count
 
-    def _trim(self, former: Checkpoint) -> None:
-        """Remove the state records that a sweep has made superfluous."""
-        for operator, state in self.checkpoint.operators.items():
-            known = former.operators.get(operator)
-            if known is not None and known.snapshot_offset < state.snapshot_offset:
-                self._store.trim(state_topic(self._name, operator), {0: state.snapshot_offset})
+    def _needed_from(self) -> dict[str, int]:
+        """Before which offset nobody needs the state topic of each operator any more."""
+        return {
+            operator: min(state.snapshot_offset, self._kept_starts.get(operator, INT64_MAX))
+            for operator, state in self.checkpoint.operators.items()
+        }
+
+    def _trim(self, former: Mapping[str, int]) -> None:
+        """Remove the state records that a sweep, or a checkpoint kept no more, made superfluous."""
+        for operator, start in self._needed_from().items():
+            if former.get(operator, start) < start:
+                self._store.trim(state_topic(self._name, operator), {0: start})
 
 
 def _write_outputs(

@@ -35,6 +35,7 @@ from .ingest import (
     position_prefix,
     source_topic,
 )
+from .kept import kept_checkpoint
 from .plan import PlanBuilder
 from .state import encode_entries
 from .state_log import checkpoint_name, read_checkpoint, state_topic, write_state_records
@@ -58,7 +59,7 @@ class _Original:
     """Where what was taken in up to there ends."""
 
 
-def fork(store: Store, pipeline: str, name: str) -> None:
+def fork(store: Store, pipeline: str, name: str, *, epoch: int | None = None) -> None:
     """Copy state, offsets and event time of a pipeline to a new one, as of its last commit.
 
     All or nothing. The original may be running. Run the fork as `Pipeline(name)` with the same
@@ -72,16 +73,17 @@ def fork(store: Store, pipeline: str, name: str) -> None:
         store: Where both are.
         pipeline: The one to copy.
         name: Of the copy; has never run here.
+        epoch: Of a checkpoint that was kept, to fork the pipeline as it was then.
 
     Raises:
-        UsageError: The original has never run, or the name is taken.
+        UsageError: The original has never run, the name is taken, or no such checkpoint is kept.
         LockedError: A pipeline called `name` is running.
     """
     PlanBuilder(name)  # checks the name
     with store.own(checkpoint_name(name)) as ownership:
         if store.checkpoint(checkpoint_name(name)) is not None:
             raise UsageError(f"there is a pipeline {name!r} already: choose another name")
-        original = _settled(store, pipeline)
+        original = _settled(store, pipeline, epoch)
         checkpoint = original.checkpoint
         topics = dict(checkpoint.topics)
         operators: dict[str, OperatorState] = {}
@@ -116,10 +118,13 @@ def fork(store: Store, pipeline: str, name: str) -> None:
             transaction.put_checkpoint(checkpoint_name(name), encode_checkpoint(copied))
 
 
-def _settled(store: Store, pipeline: str) -> _Original:
+def _settled(store: Store, pipeline: str, epoch: int | None) -> _Original:
     """Everything as of one commit, though the pipeline goes on meanwhile."""
     while True:
-        checkpoint = read_checkpoint(store, pipeline)
+        if epoch is None:
+            checkpoint = read_checkpoint(store, pipeline)
+        else:
+            checkpoint = kept_checkpoint(store, pipeline, epoch)
         if checkpoint.epoch == 0:
             raise UsageError(f"pipeline {pipeline!r} has never run here: there is nothing to fork")
         own = source_topic(pipeline, "")
@@ -136,7 +141,7 @@ def _settled(store: Store, pipeline: str) -> _Original:
             }
         except OffsetOutOfRangeError:
             # A sweep has ended since the checkpoint was read, and what came before it is gone.
-            if read_checkpoint(store, pipeline).epoch == checkpoint.epoch:
+            if epoch is not None or read_checkpoint(store, pipeline).epoch == checkpoint.epoch:
                 raise
             continue
         dated = all(known.end_offset is not None for known in checkpoint.operators.values())

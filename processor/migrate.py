@@ -20,6 +20,7 @@ from .carried_time import carry_time
 from .changed_plan import MigrationStep, migration_steps
 from .checkpoint import Checkpoint, OperatorState, SourceState, encode_checkpoint
 from .ingest import is_source_of_another
+from .kept import kept_state_topics
 from .plan import Plan
 from .state import StateRecords, encode_entries, encode_removed
 from .state_log import (
@@ -265,8 +266,9 @@ def _extended(
 
 
 def _remove_unused(store: Store, pipeline: str, checkpoint: Checkpoint) -> None:
-    """Remove the state topics that belong to no operator; only who owns the pipeline may."""
+    """Remove the state topics that no checkpoint points to; only who owns the pipeline may."""
     used = {state_topic(pipeline, operator) for operator in checkpoint.operators}
+    used |= kept_state_topics(store, pipeline)
     for topic in store.topics(internal=True):
         if topic.name.startswith(state_topic(pipeline, "")) and topic.name not in used:
             store.delete_topic(topic.name)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeVar, Unpack, overload
 
-from millstream import Store
+from millstream import Position, Store
 
 from .connectors import Source
 from .driver import Driver
@@ -261,6 +261,13 @@ class Pipeline:
                 on_end: What `until="end"` does with open windows: "hold" (the default) keeps them
                 for the next run, "flush" closes them, and later rows for them are late.
 
+                keep_every: Keep a checkpoint so often, by the clock, such as "1h": `verify`, `fork`
+                and `query` can go back to it. Nothing is copied, but state topics grow. None (the
+                default) keeps none.
+
+                keep_count: Keep the newest so many of them; 10 by default. Those of
+                `keep_checkpoint` come on top.
+
                 stop: Setting this `threading.Event` ends the run after the step under way, with
                 its epoch committed. Without it Ctrl-C in the main thread does so.
 
@@ -301,7 +308,13 @@ class Pipeline:
         """
         return Driver(self.plan, start_ms, partitions)
 
-    def verify(self, store: Store, *, since: str | None = None) -> Replay:
+    def verify(
+        self,
+        store: Store,
+        *,
+        since: str | int | None = None,
+        start: int | str | Position | None = None,
+    ) -> Replay:
         """Run again over what has been read, and compare with what has been written.
 
         Nothing is written; the pipeline may be running meanwhile. It compares up to the last
@@ -309,17 +322,23 @@ class Pipeline:
 
         Args:
             store: May be open read-only.
-            since: Start from a fork of this pipeline, with its state, instead of with nothing at
-                the beginning of the input. See `fork`.
+            since: Start with the state of a checkpoint that was kept, given by its epoch, or of a
+                fork of this pipeline, given by its name, instead of with nothing at the beginning
+                of the input. See `keep_checkpoint` and `fork`.
+            start: Compare what comes of the input from this position on: an offset of each
+                partition, "@<time>", "-10". The replay starts at the last checkpoint that was kept
+                before it, or at the beginning, and passes over what was written up to there: it
+                must give as many records, which may be others.
 
         Returns:
             What was compared, and the first difference of each output partition.
 
         Raises:
-            UsageError: It has never run, or the plan differs from that of the fork.
+            UsageError: It has never run, no such checkpoint is kept, or the plan differs from that
+                of the checkpoint or fork.
             OffsetOutOfRangeError: The beginning of the input is gone.
         """
-        return replay(self.plan, store, since=since)
+        return replay(self.plan, store, since=since, start=start)
 
     def migrate(
         self,
@@ -376,15 +395,18 @@ class Pipeline:
         """
         return migrate(self.plan, store, rename or {}, drop, same=same, dry_run=dry_run)
 
-    def query(self, store: Store, operator: str, key: object = None) -> list[StateItem]:
+    def query(
+        self, store: Store, operator: str, key: object = None, *, epoch: int | None = None
+    ) -> list[StateItem]:
         """What an operator keeps, as of the last commit; also while the pipeline runs.
 
         Args:
             store: May be open read-only.
             operator: The name of its state, as `explain()` tells it.
             key: Only what is kept for this grouping key; None for everything.
+            epoch: Of a checkpoint that was kept, to see what it kept then.
         """
-        return list(read_state(store, self.name, operator, key))
+        return list(read_state(store, self.name, operator, key, epoch=epoch))
 
     def test(
         self,

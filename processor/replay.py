@@ -5,8 +5,10 @@ records in the same order in every output partition. Where it does not, a functi
 something else, its code has changed, somebody else writes to the topic, or a disk has lied; the
 first difference tells which record.
 
-A replay starts with nothing at the beginning of the input, or where a fork was made, with its
-state (fork.py). It ends where the pipeline stood at its last commit.
+A replay starts with nothing at the beginning of the input, or with the state of a checkpoint that
+was kept (kept.py) or of a fork (fork.py). It ends where the pipeline stood at its last commit. If
+only what comes of the input from some position on is asked for, it starts at the nearest such place
+before it, and passes over what was written up to there.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import NamedTuple
 
 import msgspec
 
@@ -31,6 +34,7 @@ from millstream import (
 
 from .changed_plan import plan_changes
 from .checkpoint import EMPTY, Checkpoint
+from .kept import kept_checkpoint, read_kept
 from .keyed_state import States
 from .outputs import OutputBatch
 from .plan import Plan
@@ -41,6 +45,9 @@ from .topology import Topology
 
 _INPUT_BYTES = 1 << 19
 _INPUT_RECORDS = 1 << 16
+
+_TEXT_LENGTH = 200
+"""Characters shown of a key or value that differs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +66,36 @@ class Difference:
     def __str__(self) -> str:
         place = f"{self.topic}/{self.partition}"
         if self.written is None:
-            return f"{place}: the replay gives a record more: {self.replayed}"
+            return f"{place}: nothing was written where the replay gives {_text(self.replayed)}"
         if self.replayed is None:
-            return f"{place}: the replay does not give the record at offset {self.offset}"
+            return (
+                f"{place}: offset {self.offset} holds {_text(self.written)}, the replay gives"
+                " nothing more"
+            )
         return (
-            f"{place}: offset {self.offset} holds {self.written}, the replay gives {self.replayed}"
+            f"{place}: offset {self.offset} holds {_text(self.written)}, the replay gives"
+            f" {_text(self.replayed)}"
         )
+
+
+def _text(record: Record | None) -> str:
+    """What is compared of a record."""
+    assert record is not None
+    parts = [f"key {_short(record.key)}", f"value {_short(record.value)}"]
+    parts += [f"headers {list(record.headers)!r}"] * bool(record.headers)
+    return f"{', '.join(parts)} at time {record.timestamp_ms}"
+
+
+def _short(data: bytes | None) -> str:
+    """Bytes as text where they are text, so that one reads what differs."""
+    if data is None:
+        return "none"
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        text = repr(data)
+    text = text if text.isprintable() else repr(data)
+    return text if len(text) <= _TEXT_LENGTH else f"{text[:_TEXT_LENGTH]}... ({len(data)} bytes)"
 
 
 @dataclass(slots=True)
@@ -73,6 +104,8 @@ class Replay:
 
     records_in: int = 0
     records_compared: int = 0
+    started_at: str = "the beginning"
+    """With whose state it started, in words."""
     differences: list[Difference] = field(default_factory=list)
     """The first of each output partition that differs."""
     skipped: list[TopicPartition] = field(default_factory=list)
@@ -148,6 +181,13 @@ class _Written:
                     self._differ(place, found, each)
                     break
 
+    def skip(self, outputs: Iterable[tuple[TopicPartition, OutputBatch]]) -> None:
+        """Pass over what one step gives: as many records were written."""
+        for place, batch in outputs:
+            if place not in self._differing:
+                count = sum(1 for _ in batch.rows())
+                deque(islice(self._reader(place), count), 0)
+
     def finish(self) -> None:
         """Note what was written that no step gave."""
         for place in self._end:
@@ -196,52 +236,120 @@ def _same(left: Record, right: Record) -> bool:
     )
 
 
-def replay(plan: Plan, store: Store, *, since: str | None = None) -> Replay:
+class _Start(NamedTuple):
+    """Where a replay starts, and where it begins to compare."""
+
+    checkpoint: Checkpoint
+    pipeline: str
+    """In whose name the state is kept."""
+    text: str
+    compared: dict[TopicPartition, int]
+    """Passes over what was written before a record at or behind these offsets is processed."""
+
+
+def replay(
+    plan: Plan,
+    store: Store,
+    *,
+    since: str | int | None = None,
+    start: int | str | Position | None = None,
+) -> Replay:
     """Run a plan again over what its pipeline has read; see `Pipeline.verify`."""
     plan.check()
     end = read_checkpoint(store, plan.name)
     if end.epoch == 0:
         raise UsageError(f"pipeline {plan.name!r} has never run here: there is nothing to verify")
-    start = EMPTY if since is None else read_checkpoint(store, since)
-    if since is not None and start.epoch == 0:
-        raise UsageError(f"there is no pipeline {since!r} here to start from: fork one first")
-    changes = plan_changes(plan, start)
+    begin = _start(plan, store, since, start)
+    changes = plan_changes(plan, begin.checkpoint)
     if changes:
-        raise UsageError(f"fork {since!r} has state of another plan:\n{changes}")
+        raise UsageError(f"{begin.text} has state of another plan:\n{changes}")
     with temporary_states(plan.holding) as states:
-        topology = _topology(plan, store, start, since or plan.name, states)
-        return _replay(topology, store, start, end)
+        topology = _topology(plan, store, begin.checkpoint, begin.pipeline, states)
+        return _replay(topology, store, begin, end)
 
 
-def _replay(topology: Topology, store: Store, start: Checkpoint, end: Checkpoint) -> Replay:
+def _start(
+    plan: Plan, store: Store, since: str | int | None, start: int | str | Position | None
+) -> _Start:
+    compared = {} if start is None else _positions(plan, store, start)
+    if isinstance(since, int):
+        checkpoint = kept_checkpoint(store, plan.name, since)
+        return _Start(checkpoint, plan.name, f"the checkpoint of epoch {since}", compared)
+    if since is not None:
+        checkpoint = read_checkpoint(store, since)
+        if checkpoint.epoch == 0:
+            raise UsageError(
+                f"there is no pipeline {since!r} here to start from: fork one first, or give the"
+                " epoch of a checkpoint that is kept"
+            )
+        return _Start(checkpoint, since, f"fork {since!r}", compared)
+    for kept in reversed(read_kept(store, plan.name)) if compared else ():
+        checkpoint = kept.checkpoint
+        reached = checkpoint.next_offsets()
+        before = all(reached.get(place, 0) <= offset for place, offset in compared.items())
+        if before and not plan_changes(plan, checkpoint):
+            return _start(plan, store, checkpoint.epoch, start)
+    return _Start(EMPTY, plan.name, "the beginning", compared)
+
+
+def _positions(plan: Plan, store: Store, start: int | str | Position) -> dict[TopicPartition, int]:
+    return {
+        TopicPartition(topic, partition): store.offset_at(topic, partition, start)
+        for topic in plan.input_topics()
+        for partition in store.offsets(topic)
+    }
+
+
+def _replay(topology: Topology, store: Store, start: _Start, end: Checkpoint) -> Replay:
     plan = topology.plan
-    result = Replay()
-    written = _Written(store, start, end, result)
+    result = Replay(started_at=start.text)
+    written = _Written(store, start.checkpoint, end, result)
+    steps = _Steps(topology, written, start.compared)
     positions = _start_positions(plan, store, start)
     with store.reader(positions) as reader:
         source = _Input(reader)
-        for entry in _journal(store, plan.name, start.journal_end, end.journal_end):
-            _steps(topology, source, entry.next_offsets(), written)
+        journal_end = start.checkpoint.journal_end
+        for entry in _journal(store, plan.name, journal_end, end.journal_end):
+            steps.process(source, entry.next_offsets())
             topology.tick(entry.tick)
-            _compare(topology, written)
-        _steps(topology, source, end.next_offsets(), written)
+            steps.compare()
+        steps.process(source, end.next_offsets())
     written.finish()
     result.records_in = topology.row_count
     return result
 
 
-def _steps(
-    topology: Topology, source: _Input, until: Mapping[TopicPartition, int], written: _Written
-) -> None:
-    for batches in source.before(until):
-        topology.process(batches)
-        _compare(topology, written)
+class _Steps:
+    """The steps of a replay: first those whose results are passed over, then those compared."""
 
+    def __init__(
+        self, topology: Topology, written: _Written, compared: Mapping[TopicPartition, int]
+    ) -> None:
+        self._topology = topology
+        self._written = written
+        self._compared = compared
+        self._comparing = not compared
 
-def _compare(topology: Topology, written: _Written) -> None:
-    written.compare(topology.outputs.batches())
-    topology.outputs.clear()
-    topology.settle()
+    def process(self, source: _Input, until: Mapping[TopicPartition, int]) -> None:
+        """Process the input up to some positions."""
+        if not self._comparing:
+            before = {place: min(at, self._compared.get(place, at)) for place, at in until.items()}
+            for batches in source.before(before):
+                self._step(batches)
+        for batches in source.before(until):
+            self._comparing = True
+            self._step(batches)
+
+    def _step(self, batches: list[RecordBatch]) -> None:
+        self._topology.process(batches)
+        self.compare()
+
+    def compare(self) -> None:
+        """Hold what has come out against what was written, or pass over it."""
+        outputs = self._topology.outputs
+        (self._written.compare if self._comparing else self._written.skip)(outputs.batches())
+        outputs.clear()
+        self._topology.settle()
 
 
 def _topology(plan: Plan, store: Store, start: Checkpoint, name: str, states: States) -> Topology:
@@ -255,8 +363,8 @@ def _topology(plan: Plan, store: Store, start: Checkpoint, name: str, states: St
     return topology
 
 
-def _start_positions(plan: Plan, store: Store, start: Checkpoint) -> dict[TopicPartition, int]:
-    known = start.next_offsets()
+def _start_positions(plan: Plan, store: Store, start: _Start) -> dict[TopicPartition, int]:
+    known = start.checkpoint.next_offsets()
     positions = {}
     for topic in plan.input_topics():
         for partition, held in store.offsets(topic).items():
@@ -265,12 +373,19 @@ def _start_positions(plan: Plan, store: Store, start: Checkpoint) -> dict[TopicP
             if positions[place] < held.start:
                 raise OffsetOutOfRangeError(
                     f"the input from offset {positions[place]} to {held.start} is gone: a replay"
-                    " from the beginning is not possible any more; start from a fork",
+                    f" from {start.text} is not possible any more. {_elsewhere(store, plan.name)}",
                     topic=topic,
                     partition=partition,
                     offset=positions[place],
                 )
     return positions
+
+
+def _elsewhere(store: Store, pipeline: str) -> str:
+    epochs = ", ".join(str(kept.checkpoint.epoch) for kept in read_kept(store, pipeline))
+    if epochs:
+        return f"Start from a checkpoint that is kept (since=): there is epoch {epochs}"
+    return "Start from a fork (since=NAME); runs with keep_every keep checkpoints to start from"
 
 
 def _journal(store: Store, pipeline: str, start: int, end: int) -> Iterator[JournalEntry]:
@@ -293,11 +408,7 @@ def dry_run(
         start: A position: "earliest", an offset, "@<time>", "-10".
     """
     plan.check()
-    positions = {
-        TopicPartition(topic, partition): store.offset_at(topic, partition, start)
-        for topic in plan.input_topics()
-        for partition in store.offsets(topic)
-    }
+    positions = _positions(plan, store, start)
     ends = {
         TopicPartition(topic, partition): held.end
         for topic in plan.input_topics()

@@ -17,13 +17,15 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from types import FrameType
 from typing import Final, Literal, TypedDict
 
-from millstream import LogReader, Store, TopicPartition, UsageError
+from millstream import LogReader, Store, TopicPartition, UsageError, parse_duration_ms
 
 from .connections import Connections
 from .epoch import Epochs
+from .kept import KEPT_COUNT, Keeping
 from .plan import Plan
 from .state_log import checkpoint_name
 from .ticker import TICK_MS, Ticker
@@ -83,6 +85,8 @@ class RunOptions(TypedDict, total=False):
     epoch_ms: int
     tick_ms: int
     on_end: Literal["hold", "flush"]
+    keep_every: str | int | timedelta | None
+    keep_count: int
     stop: threading.Event | None
     on_progress: Callable[[Metrics], None] | None
 
@@ -111,7 +115,7 @@ def run_over_store(
         store.own(checkpoint_name(plan.name)) as ownership,
         _thread() if overlap else nullcontext() as beside,
         Connections(store, plan) as connections,
-        Epochs(store, plan, ownership, beside) as epochs,
+        Epochs(store, plan, ownership, beside, _keeping(options)) as epochs,
         _interruptible(options.get("stop")) as stop,
     ):
         # The input first: with a source missing nothing is created for the output.
@@ -147,6 +151,17 @@ def _check(options: RunOptions) -> None:
         raise UsageError("epoch_ms cannot be negative")
     if options.get("tick_ms", TICK_MS) < 1:
         raise UsageError("tick_ms must be at least 1")
+    _keeping(options)
+
+
+def _keeping(options: RunOptions) -> Keeping:
+    every = options.get("keep_every")
+    keeping = Keeping(
+        None if every is None else parse_duration_ms(every), options.get("keep_count", KEPT_COUNT)
+    )
+    if keeping.limit < 1:
+        raise UsageError("keep_count must be at least 1")
+    return keeping
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from millstream import OffsetOutOfRangeError, Store, TopicPartition, UsageError
 
-from .checkpoint import OperatorState
+from .checkpoint import Checkpoint, OperatorState
+from .kept import kept_checkpoint, read_kept
 from .state_log import read_checkpoint, state_entries, state_topic
 
 _PREFIX = "@state/"
@@ -50,7 +51,7 @@ def _has_key(path: tuple[Any, ...], key: object) -> bool:
 
 
 class PipelineInfo(NamedTuple):
-    """Where a pipeline stood at its last commit."""
+    """Where a pipeline stood at its last commit, or at a checkpoint that was kept."""
 
     name: str
     epoch: int
@@ -58,6 +59,8 @@ class PipelineInfo(NamedTuple):
     """Next offset of each input partition."""
     watermarks_ms: dict[str, int | None]
     """W of each source by topic; None before the first row."""
+    kept_ms: int | None = None
+    """When this checkpoint was kept, UTC ms; None: it is that of the last commit."""
 
 
 def list_pipelines(store: Store) -> list[PipelineInfo]:
@@ -66,10 +69,21 @@ def list_pipelines(store: Store) -> list[PipelineInfo]:
     for group in sorted(store.groups()):
         checkpoint = read_checkpoint(store, group)
         if checkpoint.epoch:
-            levels = {topic: source.level for topic, source in checkpoint.sources.items()}
-            positions = checkpoint.next_offsets()
-            found.append(PipelineInfo(group, checkpoint.epoch, positions, levels))
+            found.append(_info(group, checkpoint))
     return found
+
+
+def list_checkpoints(store: Store, pipeline: str) -> list[PipelineInfo]:
+    """Where a pipeline stood at the checkpoints that are kept of it, and stands, in this order."""
+    kept = [_info(pipeline, each.checkpoint, each.at_ms) for each in read_kept(store, pipeline)]
+    kept.sort(key=lambda info: info.epoch)
+    last = read_checkpoint(store, pipeline)
+    return [*kept, _info(pipeline, last)] if last.epoch else kept
+
+
+def _info(name: str, checkpoint: Checkpoint, kept_ms: int | None = None) -> PipelineInfo:
+    levels = {topic: source.level for topic, source in checkpoint.sources.items()}
+    return PipelineInfo(name, checkpoint.epoch, checkpoint.next_offsets(), levels, kept_ms)
 
 
 def list_state(store: Store, pipeline: str | None = None) -> list[StateInfo]:
@@ -92,7 +106,7 @@ def list_state(store: Store, pipeline: str | None = None) -> list[StateInfo]:
 
 
 def read_state(
-    store: Store, pipeline: str, operator: str, key: object = None
+    store: Store, pipeline: str, operator: str, key: object = None, *, epoch: int | None = None
 ) -> Iterator[StateItem]:
     """What an operator keeps, as of its pipeline's last commit.
 
@@ -103,15 +117,20 @@ def read_state(
         pipeline: Its name.
         operator: The name of the state; `list_state` and `explain()` tell it.
         key: Only what is kept for this grouping key; None for everything.
+        epoch: Of a checkpoint that was kept, to read the state as it was then.
 
     Raises:
-        UsageError: There is no such state.
+        UsageError: There is no such state, or no such checkpoint is kept.
         DataError: It is damaged.
     """
     while True:
-        known = read_checkpoint(store, pipeline).operators.get(operator)
+        if epoch is None:
+            checkpoint = read_checkpoint(store, pipeline)
+        else:
+            checkpoint = kept_checkpoint(store, pipeline, epoch)
+        known = checkpoint.operators.get(operator)
         if known is None:
-            names = [info.operator for info in list_state(store, pipeline)]
+            names = sorted(checkpoint.operators)
             raise UsageError(
                 f"pipeline {pipeline!r} has no state called {operator!r}; it has"
                 f" {', '.join(names) or 'none'}"
@@ -120,7 +139,8 @@ def read_state(
             items = state_as_of(store, pipeline, operator, known, key)
         except OffsetOutOfRangeError:
             # A sweep has ended since the checkpoint was read, and what came before it is gone.
-            if read_checkpoint(store, pipeline).operators.get(operator) == known:
+            now = read_checkpoint(store, pipeline).operators.get(operator)
+            if epoch is not None or now == known:
                 raise
             continue
         yield from items

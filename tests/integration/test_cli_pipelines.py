@@ -82,6 +82,39 @@ def test_verify_replays_a_pipeline(home: Path) -> None:
     run(home, "verify", "orders", "--since", "point", code=2)
 
 
+def test_checkpoints_are_kept_and_gone_back_to(home: Path) -> None:
+    run(home, "process", "app:pipeline", "--until", "end", "--keep-every", "0ms", "--keep", "1")
+    shown = json.loads(run(home, "checkpoints", "--output", "json"))["checkpoints"]
+    assert [1, 1] == [row["epoch"] for row in shown]
+    assert [True, False] == [row["kept"] is not None for row in shown]
+    with millstream.open(home / "data") as store:
+        store.append("orders", b'{"user":"u1","amount":1,"ts":60002}')
+        store.append("orders", b'{"user":"u9","amount":1,"ts":200000}')
+    run(home, "process", "app:pipeline", "--until", "end")
+    for option, value in (("--since", "1"), ("--from", "3"), ("--from", "-2")):
+        found = json.loads(run(home, "verify", "app:pipeline", option, value, "--json"))
+        assert (True, 1) == (found["ok"], found["records_compared"])
+        assert ("the checkpoint of epoch 1", 2) == (found["started_at"], found["records_in"])
+
+    get = ("state", "get", "revenue", "orders.window", "u1", "--at", "1")
+    assert {"path": [120_000, "u1"], "value": [1, 6]} == json.loads(run(home, *get))
+    run(home, "fork", "revenue", "then", "--at", "1")
+    with millstream.open(home / "data", read_only=True) as store:
+        assert {2} == {each.lag for each in store.group_lag("then")}
+
+    (home / "app.py").write_text(APP.replace("n=agg.count()", 'n=agg.max("amount")'))
+    found = run(home, "verify", "app:pipeline", code=1)
+    assert found.startswith("totals/0: offset 0 holds key u1, value {")
+    assert found.count("\n") == 1
+    for wrong in (("--since", "7"), ("--since", "nobody"), ("--from", "someday"), ("--deep",)):
+        run(home, "verify", "app:pipeline", *wrong, code=2)
+    run(home, "checkpoints", "revenue", "--forget", "7", code=2)
+    run(home, "checkpoints", "--keep", code=2)
+    run(home, "checkpoints", "revenue", "--forget", "1", "--keep")
+    shown = json.loads(run(home, "checkpoints", "revenue", "--output", "json"))["checkpoints"]
+    assert [2, 2] == [row["epoch"] for row in shown]
+
+
 def test_a_fork_is_compared_with_its_original(home: Path) -> None:
     run(home, "process", "app:pipeline", "--until", "end")
     run(home, "fork", "revenue", "trial")

@@ -110,7 +110,7 @@ def test_a_replay_from_a_fork_begins_with_its_state(store: Store, clock: ManualC
     fork(store, "shop", "point")
     live(store, clock, shop(), 10, 2)
     store.trim("orders", {0: store.offsets("orders")[0].end // 3})
-    with pytest.raises(OffsetOutOfRangeError, match="start from a fork"):
+    with pytest.raises(OffsetOutOfRangeError, match="Start from a fork"):
         shop().verify(store)
     found = shop().verify(store, since="point")
     after = sum(len(list(store.read(topic))) for topic in ("totals", "visits", "reminders"))
