@@ -155,6 +155,28 @@ class Accumulators(ABC):
             NotInColumnsError: They do not fit.
         """
 
+    @abstractmethod
+    def reset(self, slots: Slots) -> None:
+        """Make slots fresh again."""
+
+    def can_merge(self, slots: Slots, inputs: Inputs) -> bool:
+        """Whether slots may be merged with each other while rows are added to them, exactly.
+
+        Args:
+            slots: All that take part, each once.
+            inputs: The rows, which are accepted.
+        """
+        del slots, inputs
+        return True
+
+    @abstractmethod
+    def merge(self, left: Slots, right: Slots) -> None:
+        """Add what the slots of `right` have to those of `left`; no slot is there twice.
+
+        Raises:
+            AddError: The aggregate raised; nothing else may be done with the accumulators.
+        """
+
 
 def accumulators_for(aggregate: Aggregate[Any, Any, Any], inputs: Inputs) -> Accumulators:
     """Accumulators for an aggregate whose first inputs are these."""
@@ -201,6 +223,14 @@ class Counts(Accumulators):
         """Take counts."""
         self._counts = _as_array(accumulators, np.dtype(np.int64), int)
 
+    def reset(self, slots: Slots) -> None:
+        """Zero."""
+        self._counts[slots] = 0
+
+    def merge(self, left: Slots, right: Slots) -> None:
+        """Add counts."""
+        self._counts[left] += self._counts[right]
+
 
 class Sums(Accumulators):
     """Sums of numbers of one type. Until a slot has had one, its sum is the int 0."""
@@ -219,7 +249,12 @@ class Sums(Accumulators):
             return inputs.null_only
         if inputs.dtype != self._dtype:
             return False
-        return self._dtype == np.float64 or self._bound + _weight(inputs.numbers) < _INT64
+        if self._dtype == np.float64:
+            return True
+        weight = _weight(inputs.numbers)
+        if self._bound + weight >= _INT64:
+            self._bound = _greatest(self._sums)  # what was added may be gone by now
+        return self._bound + weight < _INT64
 
     def grow(self, count: int) -> None:
         """See `Accumulators.grow`."""
@@ -264,6 +299,25 @@ class Sums(Accumulators):
             self._sums = _as_array(sums, self._dtype, int)
             self._bound = max(map(abs, sums), default=0)
         self._counts = np.array(counts, np.int64)
+
+    def reset(self, slots: Slots) -> None:
+        """Nothing added."""
+        self._sums[slots] = 0
+        self._counts[slots] = 0
+
+    def can_merge(self, slots: Slots, inputs: Inputs) -> bool:
+        """Whether the sum of all of them fits."""
+        if self._dtype == np.float64:
+            return True
+        total: int = sum(map(abs, self._sums[slots].tolist()))
+        return total + (0 if inputs.numbers is None else _weight(inputs.numbers)) < _INT64
+
+    def merge(self, left: Slots, right: Slots) -> None:
+        """Add sums, the earlier ones plus the later ones."""
+        self._sums[left] += self._sums[right]
+        self._counts[left] += self._counts[right]
+        if self._dtype != np.float64:
+            self._bound = max(self._bound, _greatest(self._sums[left]))
 
 
 class Means(Sums):
@@ -348,6 +402,17 @@ class Extremes(Accumulators):
         if np.signbit(self._found[self._found == 0]).any():
             raise NotInColumnsError("zeros of both signs")
 
+    def reset(self, slots: Slots) -> None:
+        """Nothing seen."""
+        self._found[slots] = self._worst
+        self._seen[slots] = False
+
+    def merge(self, left: Slots, right: Slots) -> None:
+        """Replace what is worse."""
+        better = np.minimum if self._least else np.maximum
+        self._found[left] = better(self._found[left], self._found[right])
+        self._seen[left] |= self._seen[right]
+
 
 class Objects(Accumulators):
     """The accumulators of any aggregate, as it has them."""
@@ -395,6 +460,20 @@ class Objects(Accumulators):
         """Take accumulators."""
         self._held = list(accumulators)
 
+    def reset(self, slots: Slots) -> None:
+        """Others, which nobody else has."""
+        for slot in slots.tolist():
+            self._held[slot] = self._aggregate.init()
+
+    def merge(self, left: Slots, right: Slots) -> None:
+        """Let the aggregate merge them."""
+        held, merge = self._held, self._aggregate.merge
+        for number, (slot, later) in enumerate(zip(left.tolist(), right.tolist(), strict=True)):
+            try:
+                held[slot] = merge(held[slot], held[later])
+            except Exception as error:
+                raise AddError(number) from error
+
 
 def add_ones(counts: npt.NDArray[np.int64], slots: Slots) -> None:
     """Add 1 at each slot, as often as it is there."""
@@ -406,9 +485,12 @@ def add_ones(counts: npt.NDArray[np.int64], slots: Slots) -> None:
 
 def _weight(numbers: Numbers) -> int:
     """At least the sum of the absolute values of ints."""
-    if not len(numbers):
-        return 0
-    return len(numbers) * max(abs(int(numbers.min())), abs(int(numbers.max())))
+    return len(numbers) * _greatest(numbers)
+
+
+def _greatest(numbers: Numbers) -> int:
+    """The greatest absolute value of ints."""
+    return max(abs(int(numbers.min())), abs(int(numbers.max()))) if len(numbers) else 0
 
 
 def _grown(array: Numbers, count: int, fresh: Any = 0) -> Numbers:

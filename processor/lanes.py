@@ -31,6 +31,7 @@ from .nodes import (
     MapNode,
     Node,
     PortNode,
+    SessionNode,
     SinkNode,
     SourceNode,
     WindowNode,
@@ -208,6 +209,12 @@ def _of_window(plan: Plan, node: WindowNode) -> str | None:
     return _first(_of_aggregate(aggregate) for _, aggregate in node.aggregates)
 
 
+def _of_session(_plan: Plan, node: SessionNode) -> str | None:
+    if node.emission.updating:
+        return "updates before the final result"
+    return _first(_of_aggregate(aggregate) for _, aggregate in node.aggregates)
+
+
 def _of_aggregate(aggregate: Aggregate[Any, Any, Any]) -> str | None:
     if aggregate.field is None:
         return None if type(aggregate) is Count else f"{aggregate.describe()} takes whole rows"
@@ -236,6 +243,7 @@ _REASONS: dict[type[Node], Callable[[Plan, Any], str | None]] = {
     KeyByNode: _of_key,
     DedupNode: _of_dedup,
     WindowNode: _of_window,
+    SessionNode: _of_session,
     PortNode: lambda _plan, _node: None,
     SinkNode: lambda _plan, _node: None,
 }

@@ -16,7 +16,7 @@ from typing import Any, Final
 from millstream import DataError
 
 from .aggregating import FINAL_RESULT, RETRACTED, UPDATE, Results, SlottedAggregates, result_type
-from .columns import Chunk, MicroBatch
+from .columns import Chunk, MicroBatch, Rows
 from .nodes import LATE, SessionNode
 from .serde import INT64_MAX, ordered_keys
 from .sessions import OpenSessions, Session, Taken
@@ -83,7 +83,7 @@ class SessionOperator(StatefulOperator):
 
     # --- rows ----------------------------------------------------------------------------------
 
-    def process(self, step: Step) -> dict[str, Chunk]:
+    def process(self, step: Step) -> dict[str, Rows]:
         """Put rows into sessions and close those that are complete.
 
         Raises:

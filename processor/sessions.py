@@ -232,13 +232,18 @@ class OpenSessions(Generic[K]):
             due.sort(key=lambda one: (one.last_ms, one.first_ms, rank[one.key]))
         return due
 
-    def restore(self, key: K, first_ms: int, last_ms: int, content: Any) -> None:
+    def of(self, key: K) -> list[Session[K]]:
+        """The sessions of a key by time."""
+        return self._of_key.get(key, [])
+
+    def restore(self, key: K, first_ms: int, last_ms: int, content: Any) -> Session[K]:
         """Put in a session that state kept, which must be a gap away from the others of its key."""
         sessions = self._of_key.setdefault(key, [])
         restored = Session(key, first_ms, last_ms, content)
         sessions.insert(bisect_left(sessions, first_ms, key=_FIRST), restored)
         self.count += 1
         self._enqueue(restored)
+        return restored
 
     def _enqueue(self, one: Session[K]) -> None:
         deadline = one.last_ms + self._hold_ms

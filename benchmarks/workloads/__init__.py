@@ -53,6 +53,7 @@ WORKLOADS: tuple[Workload, ...] = (
     counting.WORKLOAD,
     restoring.WORKLOAD,
     visiting.WORKLOAD,
+    lanes.SESSIONS,
     joining.WORKLOAD,
     nexmark.WORKLOAD,
 )

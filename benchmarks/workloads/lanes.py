@@ -1,4 +1,4 @@
-"""The column lane: P1 and P2 over JSON with a schema, P3 over a column topic.
+"""The column lane: P1 and P2 over JSON with a schema, P3 and sessions over a column topic.
 
 The limits are batch engines over the same rows, on one thread: over a file of JSON lines where ours
 reads JSON, else over an Arrow table in memory. They compute one result and are done; ours reads a
@@ -18,6 +18,7 @@ import pyarrow as pa
 import millstream
 from benchmarks import data
 from benchmarks.harness import Context, Sample, Stopwatch, Target, Workload
+from benchmarks.workloads import visiting
 from benchmarks.workloads.pipeline import Event
 from millstream.processor import Pipeline, agg, col, tumbling
 
@@ -154,18 +155,70 @@ def totals_of_json(context: Context) -> Sample:
     return _run(context, _totals(), "totals", TOTALS, values="json")
 
 
+# --- sessions: totals by user and visit ----------------------------------------------------------
+
+
+def duckdb_visits(context: Context) -> Sample:
+    """DuckDB, from a table to a table: sorted by user and time, cut where there is a gap."""
+    connection, table = _duckdb(), _table(context)
+    connection.register("events", table)
+    query = f"""select "user", min(ts) as first, max(ts) as last, count(*) as n,
+        sum(amount) as total
+        from (select *, sum(begins) over (partition by "user" order by ts) as visit
+        from (select *, coalesce(ts - lag(ts) over (partition by "user" order by ts)
+        >= {visiting.GAP_MS}, true)::int as begins from events)) group by "user", visit"""
+    with Stopwatch() as watch:
+        found = connection.sql(query).to_arrow_table()
+    return {**watch.sample(context.records), "kept": float(found.num_rows)}
+
+
+def polars_visits(context: Context) -> Sample:
+    """Polars, from a frame to a frame, in the same way."""
+    polars = _polars()
+    frame = polars.from_arrow(_table(context))
+    with Stopwatch() as watch:
+        ts = polars.col("ts")
+        begins = (ts.diff() >= visiting.GAP_MS) | (polars.col("user") != polars.col("user").shift())
+        visit = begins.fill_null(value=True).cum_sum().alias("visit")
+        wanted = ts.min().alias("first"), ts.max().alias("last"), polars.len()
+        cut = frame.lazy().sort("user", "ts").with_columns(visit)
+        found = cut.group_by("user", "visit").agg(*wanted, polars.col("amount").sum()).collect()
+    return {**watch.sample(context.records), "kept": float(len(found))}
+
+
+def visits(context: Context) -> Sample:
+    """Ours, from a column topic to another."""
+    return _run(context, visiting.visits(), "visits", TOTALS)
+
+
+def visits_of_rows(context: Context) -> Sample:
+    """The same pipeline over a topic without a schema: on rows, from JSON to JSON."""
+    return _run(context, visiting.visits(), "visits", None, values="json", schemas=False)
+
+
 def _load() -> None:
     """Load what is loaded when it is needed: what the others load is not measured either."""
-    for name in ("json_columns", "processor.frame_outputs", "processor.frame_windowing"):
-        importlib.import_module(f"millstream.{name}")
+    for name in ("frame_outputs", "frame_session_windowing", "frame_windowing"):
+        importlib.import_module(f"millstream.processor.{name}")
+    importlib.import_module("millstream.json_columns")
 
 
 def _run(
-    context: Context, job: Pipeline, target: str, schema: Any, *, values: str = "columns"
+    context: Context,
+    job: Pipeline,
+    target: str,
+    schema: Any,
+    *,
+    values: str = "columns",
+    schemas: bool = True,
 ) -> Sample:
     with millstream.open(Path(context.directory, "store")) as store:
-        store.create_topic("events", schema=Event, values=values)
-        store.create_topic(target, schema=schema)
+        if schemas:
+            store.create_topic("events", schema=Event, values=values)
+            store.create_topic(target, schema=schema)
+        else:
+            store.create_topic("events")
+            store.create_topic(target)
         if values == "columns":
             store.append_arrow("events", _table(context))
         else:
@@ -195,6 +248,22 @@ P2 = Workload(
     durability="sync, an epoch every 100 ms",
     contestants={"duckdb": duckdb_lines, "columns": totals_of_json},
     targets=(Target("columns", "rate", 0.5, "duckdb"),),
+    prepare=prepare,
+)
+SESSIONS = Workload(
+    name="sessions columns",
+    title="totals by user and visit from columns, exactly once",
+    durability="sync, an epoch every 100 ms",
+    contestants={
+        "polars": polars_visits,
+        "duckdb": duckdb_visits,
+        "rows": visits_of_rows,
+        "columns": visits,
+    },
+    targets=(
+        Target("columns", "rate", 0.5, "duckdb"),
+        Target("columns", "rate", 10.0, "rows"),
+    ),
     prepare=prepare,
 )
 P3 = Workload(

@@ -93,12 +93,18 @@ def _close(
             del visits[user]
 
 
-def pipeline(context: Context) -> Sample:
-    """Ours, from a copy of the store, so that each round starts fresh."""
+def visits() -> Pipeline:
+    """The pipeline."""
     job = Pipeline("visits")
     events = job.source("events", type=Event, time="ts", disorder=data.DISORDER_MS)
-    visits = events.key_by("user").window(session(GAP_MS))
-    visits.agg(n=agg.count(), total=agg.sum("amount")).to("visits")
+    found = events.key_by("user").window(session(GAP_MS))
+    found.agg(n=agg.count(), total=agg.sum("amount")).to("visits")
+    return job
+
+
+def pipeline(context: Context) -> Sample:
+    """Ours, from a copy of the store, so that each round starts fresh."""
+    job = visits()
     copy_events(context)
     with millstream.open(Path(context.directory, "store")) as store:
         with Stopwatch() as watch:

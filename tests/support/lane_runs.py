@@ -12,7 +12,7 @@ import msgspec
 
 import millstream
 from millstream import MillstreamError, Store
-from millstream.processor import Pipeline, agg, col, hopping, lit, tumbling
+from millstream.processor import Pipeline, agg, col, hopping, lit, session, tumbling
 from millstream.processor.lanes import runs_on_columns
 
 EPOCH_MS = 1_700_000_000_000
@@ -100,6 +100,9 @@ WINDOWS = (
     hopping("10s", "3s"),
     hopping("2s", "5s"),
     tumbling("1h"),
+    session("1s"),
+    session("4s"),
+    session("1m"),
 )
 AGGREGATES: tuple[Callable[[], Any], ...] = (
     agg.count,

@@ -1,0 +1,457 @@
+"""The session operator on columns: what session_windowing.py does, with accumulators in arrays.
+
+Which rows form which session is found in frame_sessions.py. Rows that come as columns are added to
+arrays; as soon as something comes that arrays cannot hold exactly, all sessions turn into those of
+`SessionOperator`, and back once as many rows have come as there are sessions: so what turning costs
+is spread over rows. State is the same records for both, so a restart may go on in either lane.
+
+This module needs the extra `arrow`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from .aggregating import SlottedAggregates
+from .columns import Chunk, MicroBatch, Rows
+from .errors import fail
+from .frame_aggregates import Accumulators, AddError, Inputs, accumulators_for
+from .frame_errors import NotInColumnsError
+from .frame_fields import column_of
+from .frame_keys import KeyTable
+from .frame_sessions import TIME_MAX, SessionPlan, SessionSlots
+from .frames import ColumnFrame, FrameChunk, Ints, normal, to_list
+from .nodes import LATE, SessionNode
+from .session_windowing import Content, SessionOperator
+from .sessions import OpenSessions
+from .state import StateRecords, encode_entries, encode_removed
+from .stateful import MAIN, SWEEP_RECORDS, Step
+from .watermark import Progress
+
+_HOLD_MAX: Final = 1 << 60
+"""Longer gaps and graces are left to rows."""
+_LEVEL_MAX: Final = 1 << 62
+_UNWRITTEN: Final = -(1 << 63)
+"""Stands for the first time of a session that state does not hold."""
+_TABLE_KEYS_MIN: Final = 1 << 16
+"""A table with fewer keys is not made anew."""
+
+
+class _Prepared(NamedTuple):
+    """Rows of a step, as arrays."""
+
+    chunk: FrameChunk
+    inputs: Sequence[Inputs]
+    """What each aggregate adds."""
+
+
+class _Arrays:
+    """The open sessions in arrays.
+
+    Args:
+        sessions: Which there are.
+        accumulators: Of each aggregate.
+    """
+
+    def __init__(self, sessions: SessionSlots, accumulators: Sequence[Accumulators]) -> None:
+        self.sessions = sessions
+        self.accumulators = accumulators
+        self.changed = np.zeros(0, np.bool_)
+        """By slot: whether state does not hold it as it is."""
+        self.written = np.full(0, _UNWRITTEN, np.int64)
+        """By slot: the first time under which state holds it."""
+
+    def grow(self) -> None:
+        """Have room for all slots."""
+        missing = len(self.sessions.last) - len(self.changed)
+        if missing > 0:
+            self.changed = np.concatenate([self.changed, np.zeros(missing, np.bool_)])
+            more = np.full(missing, _UNWRITTEN, np.int64)
+            self.written = np.concatenate([self.written, more])
+            for each in self.accumulators:
+                each.grow(len(self.sessions.last))
+
+    def release(self, slots: Ints) -> None:
+        """Take out sessions, which state no longer has to hold."""
+        self.sessions.release(slots)
+        self.changed[slots] = False
+        self.written[slots] = _UNWRITTEN
+        for each in self.accumulators:
+            each.reset(slots.astype(np.int32))
+
+    def states(self, slots: Ints) -> list[tuple[Any, ...]]:
+        """What state keeps of sessions."""
+        of_slots = slots.astype(np.int32)
+        held = [each.state(of_slots) for each in self.accumulators]
+        last = self.sessions.last[slots].tolist()
+        return list(zip(last, repeat(0), repeat(False), *held))
+
+
+class FrameSessionOperator(SessionOperator):
+    """Sessions with one result each, on columns as far as possible. Not thread-safe."""
+
+    def __init__(self, node: SessionNode, delay_ms: int) -> None:
+        super().__init__(node, delay_ms)
+        self._hold_ms = node.windows.gap_ms + node.grace_ms
+        self._read = [
+            None if aggregate.field is None else column_of(aggregate.field)
+            for _, aggregate in node.aggregates
+        ]
+        self._table = KeyTable()
+        self._arrays: _Arrays | None = None
+        """None while the sessions are those of `SessionOperator`."""
+        self._rows_left = 0
+        """How many rows to take as such before arrays are tried again."""
+
+    @property
+    def live_count(self) -> int:
+        """Number of open sessions."""
+        return super().live_count if self._arrays is None else self._arrays.sessions.count
+
+    @property
+    def required_level(self) -> int | None:
+        """The W that closes every session; None when none is open."""
+        if self._arrays is None:
+            return super().required_level
+        return self._arrays.sessions.last_deadline
+
+    # --- rows ----------------------------------------------------------------------------------
+
+    def process(self, step: Step) -> dict[str, Rows]:
+        """Put rows into sessions and close those that are complete; see `SessionOperator`."""
+        (chunk,) = step.chunks
+        if isinstance(chunk, FrameChunk) and chunk.row_count and self._rows_left <= 0:
+            try:
+                with np.errstate(all="ignore"):  # what has overflowed is found in the result
+                    return self._process_columns(chunk, step)
+            except NotInColumnsError:
+                self._rows_left = self.live_count
+        elif self._arrays is not None and not chunk.row_count:
+            with np.errstate(all="ignore"):
+                return {MAIN: self._close_arrays(self._arrays, step), LATE: chunk}
+        self._to_rows()
+        self._rows_left -= chunk.row_count
+        return super().process(step._replace(chunks=[chunk.as_chunk()]))
+
+    def _process_columns(self, chunk: FrameChunk, step: Step) -> dict[str, Rows]:
+        """Take rows as columns.
+
+        Raises:
+            NotInColumnsError: Only rows can say; nothing has changed.
+        """
+        prepared = self._prepare(chunk)
+        arrays = self._arrays or self._as_arrays(prepared)
+        assert chunk.keys is not None
+        self._compact_table(arrays)
+        numbers = self._table.numbers_of(chunk.keys)
+        closed = _levels(step.progress, chunk.rows, self.delay_ms) - self._hold_ms
+        plan = arrays.sessions.plan(numbers, chunk.times, closed)
+        merging = plan.merging.astype(np.int32)
+        for each, inputs in zip(arrays.accumulators, prepared.inputs, strict=True):
+            if not each.accepts(inputs) or not each.can_merge(merging, inputs):
+                raise NotInColumnsError("a value that arrays cannot add")
+        self._follow(arrays, plan, prepared, step.batch)
+        late = plan.of_row < 0
+        self.late_count += int(np.count_nonzero(late))
+        results = self._close_arrays(arrays, step)
+        return {MAIN: results, LATE: chunk.pick(late) if late.any() else chunk.cut(0, 0)}
+
+    def _prepare(self, chunk: FrameChunk) -> _Prepared:
+        """What the rows of a chunk are about, with nothing changed.
+
+        Raises:
+            NotInColumnsError: Only rows can say.
+        """
+        times = chunk.times
+        if int(times.max()) > TIME_MAX or int(times.min()) < -TIME_MAX:
+            raise NotInColumnsError("times at the end of time")
+        if self._hold_ms + self.delay_ms > _HOLD_MAX:
+            raise NotInColumnsError("sessions that never end")
+        inputs = [
+            Inputs(None if read is None else normal(read(chunk.frame), "a field"))
+            for read in self._read
+        ]
+        return _Prepared(chunk, inputs)
+
+    def _follow(
+        self, arrays: _Arrays, plan: SessionPlan, prepared: _Prepared, batch: MicroBatch
+    ) -> None:
+        """Do what a plan says."""
+        slots = arrays.sessions.apply(plan)
+        arrays.grow()
+        self._add_rows(arrays, plan, slots, prepared, batch)
+        touched = np.zeros(len(slots) + 1, np.bool_)
+        touched[plan.of_row] = True
+        touched[-1] = False
+        arrays.changed[slots[touched[:-1]]] = True
+        absorbed = [one.right for phase in plan.merges for one in phase]
+        if absorbed:
+            self._release(arrays, slots[absorbed])
+
+    def _add_rows(
+        self,
+        arrays: _Arrays,
+        plan: SessionPlan,
+        slots: Ints,
+        prepared: _Prepared,
+        batch: MicroBatch,
+    ) -> None:
+        of_row = plan.of_row
+        for phase in range(len(plan.merges) + 1):
+            wanted = of_row >= 0
+            if plan.phases is not None:
+                wanted &= plan.phases == phase
+            places = np.flatnonzero(wanted)
+            inputs = prepared.inputs
+            if len(places) < len(of_row):
+                inputs = [each.at(places) for each in inputs]
+            where = slots[of_row[places]].astype(np.int32)
+            columns = zip(self.node.aggregates, arrays.accumulators, inputs, strict=True)
+            for (name, _), held, one in columns:
+                try:
+                    held.add(where, one)
+                except AddError as error:
+                    row = int(prepared.chunk.rows[int(places[error.index])])
+                    self._fail_add(f"agg {name}", error, batch, row)
+            if phase < len(plan.merges):
+                merges = plan.merges[phase]
+                left, right = (
+                    slots[[each[side] for each in merges]].astype(np.int32) for side in (0, 1)
+                )
+                for (name, _), held in zip(self.node.aggregates, arrays.accumulators, strict=True):
+                    try:
+                        held.merge(left, right)
+                    except AddError as error:
+                        row = int(prepared.chunk.rows[merges[error.index].row])
+                        self._fail_add(f"merge of {name}", error, batch, row)
+
+    def _fail_add(self, what: str, error: AddError, batch: MicroBatch, row: int) -> None:
+        cause = error.__cause__
+        assert isinstance(cause, Exception)
+        fail(f"window {self.node.name}, {what}", cause, batch, row)
+
+    # --- closing -------------------------------------------------------------------------------
+
+    def _close_arrays(self, arrays: _Arrays, step: Step) -> Rows:
+        """The results of the sessions that W has passed."""
+        progress, sessions = step.progress, arrays.sessions
+        levels = _clipped(progress.levels) - self.delay_ms
+        slots = sessions.due(int(levels[-1])) if len(levels) else _NO_SLOTS
+        if not len(slots):
+            return Chunk([], [], [], [])
+        moves = np.searchsorted(levels, sessions.last[slots] + sessions.hold_ms)
+        order = self._closing_order(arrays, slots, moves)
+        slots, moves = slots[order], moves[order]
+        rows = np.asarray(progress.rows, np.int64)[moves]
+        results = self._results_of(arrays, slots, rows, step.batch)
+        self._release(arrays, slots)
+        return results
+
+    def _closing_order(self, arrays: _Arrays, slots: Ints, moves: Ints) -> Ints:
+        """The order in which sessions close: by input row, end, start, and bytes of the key."""
+        first, last = arrays.sessions.first[slots], arrays.sessions.last[slots]
+        order = np.lexsort((first, last, moves))
+        columns = [column[order] for column in (moves, last, first)]
+        same = np.logical_and.reduce([column[1:] == column[:-1] for column in columns])
+        if same.any():
+            numbers = np.unique(arrays.sessions.keys[slots]).astype(np.int32)
+            rank = np.zeros(int(numbers[-1]) + 1, np.int64)
+            rank[numbers[self._table.ordered(numbers)]] = np.arange(len(numbers))
+            order = np.lexsort((rank[arrays.sessions.keys[slots]], first, last, moves))
+        return order
+
+    def _results_of(self, arrays: _Arrays, slots: Ints, rows: Ints, batch: MicroBatch) -> Rows:
+        sessions, of_slots = arrays.sessions, slots.astype(np.int32)
+        start, end = sessions.first[slots], sessions.last[slots] + self._gap_ms
+        keys = self._table.keys_of(sessions.keys[slots])
+        columns = {"key": keys, "start": pa.array(start), "end": pa.array(end)}
+        pairs = list(zip(self.node.aggregates, arrays.accumulators, strict=True))
+        try:
+            columns |= {name: held.results(of_slots) for (name, _), held in pairs}
+        except NotInColumnsError:
+            lists: list[Sequence[Any]] = [to_list(keys), start.tolist(), end.tolist()]
+            for (name, aggregate), held in pairs:
+                state = held.state(of_slots)
+                lists.append(_results(self.node, name, aggregate, state, batch, rows))
+            values = list(map(self._make, *lists))
+            return Chunk(rows.tolist(), (end - 1).tolist(), values, lists[0])
+        frame = ColumnFrame(len(slots), tuple(columns), self._make, columns.__getitem__)
+        return FrameChunk(rows, end - 1, frame, keys)
+
+    def _release(self, arrays: _Arrays, slots: Ints) -> None:
+        """Take out sessions; state is not to hold them any more."""
+        self._forget_written(arrays, slots)
+        arrays.release(slots)
+
+    def _forget_written(self, arrays: _Arrays, slots: Ints) -> None:
+        """Have what state holds of sessions removed."""
+        held = slots[arrays.written[slots] != _UNWRITTEN]
+        if len(held):
+            keys = self._keys_at(arrays, held)
+            paths = zip(keys, arrays.written[held].tolist(), strict=True)
+            self._removed.update(dict.fromkeys(paths))
+
+    def _keys_at(self, arrays: _Arrays, slots: Ints) -> list[Any]:
+        return to_list(self._table.keys_of(arrays.sessions.keys[slots]))
+
+    # --- lists and arrays ----------------------------------------------------------------------
+
+    def _as_arrays(self, prepared: _Prepared) -> _Arrays:
+        """All sessions in arrays; those of `SessionOperator` are gone then.
+
+        Raises:
+            NotInColumnsError: They cannot be; nothing has changed.
+        """
+        pairs = zip(self.node.aggregates, prepared.inputs, strict=True)
+        made = [accumulators_for(aggregate, one) for (_, aggregate), one in pairs]
+        arrays = _Arrays(SessionSlots(self._gap_ms, self.node.grace_ms), made)
+        self._table.clear()
+        open_now = list(self._sessions)
+        keys = [one.key for one in open_now]
+        if open_now:
+            self._table.begin(keys)
+            held = self._aggregates.accumulators([one.content.slot for one in open_now])
+            for each, column in zip(made, zip(*held, strict=True), strict=True):
+                each.restore(column)
+            first = np.array([one.first_ms for one in open_now], np.int64)
+            last = np.array([one.last_ms for one in open_now], np.int64)
+            if int(last.max()) > TIME_MAX or int(first.min()) < -TIME_MAX:
+                raise NotInColumnsError("times at the end of time")
+            arrays.sessions.restore(self._table.numbers_of_list(keys), first, last)
+            arrays.grow()
+            arrays.changed[: len(keys)] = [id(one) in self._changed for one in open_now]
+            is_written = [(one.key, one.first_ms) in self._written for one in open_now]
+            arrays.written[: len(keys)] = np.where(is_written, first, _UNWRITTEN)
+        assert prepared.chunk.keys is not None
+        self._table.numbers_of(prepared.chunk.keys)
+        self._sessions = OpenSessions(self._gap_ms, self.node.grace_ms)
+        self._aggregates = SlottedAggregates(f"window {self.node.name}", self.node.aggregates)
+        self._changed, self._written = {}, {}
+        self._arrays = arrays
+        return arrays
+
+    def _to_rows(self) -> None:
+        """All sessions as those of `SessionOperator`."""
+        arrays, self._arrays = self._arrays, None
+        if arrays is None:
+            return
+        sessions, slots = arrays.sessions, arrays.sessions.open_slots
+        moved = arrays.written[slots] != sessions.first[slots]
+        self._forget_written(arrays, slots[moved])
+        columns = (
+            self._keys_at(arrays, slots),
+            sessions.first[slots].tolist(),
+            sessions.last[slots].tolist(),
+            arrays.changed[slots].tolist(),
+            moved.tolist(),
+            [state[3:] for state in arrays.states(slots)],
+        )
+        for key, first, last, changed, is_moved, held in zip(*columns, strict=True):
+            content = Content(self._aggregates.open())
+            self._aggregates.put(content.slot, held)
+            session = self._sessions.restore(key, first, last, content)
+            if changed:
+                self._changed[id(session)] = session
+            if not is_moved:
+                self._written[key, first] = None
+        self._table.clear()
+
+    def _compact_table(self, arrays: _Arrays) -> None:
+        """Forget keys without sessions, once they are the most of the table."""
+        known = len(self._table)
+        if known < _TABLE_KEYS_MIN or known < 4 * arrays.sessions.count:
+            return
+        keys = self._table.keys_of(arrays.sessions.keys[arrays.sessions.open_slots])
+        self._table.clear()
+        arrays.sessions.renumber(self._table.numbers_of(keys))
+
+    # --- state ---------------------------------------------------------------------------------
+
+    def changes(self) -> StateRecords:
+        """What changed since the last call; see `SessionOperator.changes`."""
+        arrays = self._arrays
+        if arrays is None:
+            return super().changes()
+        slots = np.flatnonzero(arrays.changed)
+        first = arrays.sessions.first[slots]
+        self._forget_written(arrays, slots[arrays.written[slots] != first])
+        records = encode_removed(self._removed)
+        records.extend(self._array_entries(arrays, slots))
+        arrays.written[slots] = first
+        arrays.changed[slots] = False
+        self._removed = {}
+        return records
+
+    def _array_entries(self, arrays: _Arrays, slots: Ints) -> StateRecords:
+        keys, first = self._keys_at(arrays, slots), arrays.sessions.first[slots].tolist()
+        paths = list(zip(keys, first, strict=True))
+        return encode_entries(self.name, paths, arrays.states(slots))
+
+    def sweep(self) -> Iterator[StateRecords]:
+        """All sessions of the keys that have some now, as long as they have.
+
+        Between two pieces they may turn into arrays or back, so keys are what it goes by.
+
+        Raises:
+            UsageError: An accumulator cannot be kept in state.
+        """
+        if self._arrays is None:
+            keys = list(dict.fromkeys(one.key for one in self._sessions))
+        else:
+            slots = self._arrays.sessions.open_slots
+            keys = list(dict.fromkeys(self._keys_at(self._arrays, slots)))
+        for start in range(0, len(keys), SWEEP_RECORDS):
+            piece = keys[start : start + SWEEP_RECORDS]
+            arrays = self._arrays
+            if arrays is None:
+                yield self._entries([one for key in piece for one in self._sessions.of(key)])
+            else:
+                numbers = self._table.numbers_of_list(piece)
+                slots = arrays.sessions.open_slots
+                ours = np.isin(arrays.sessions.keys[slots], numbers)
+                yield self._array_entries(arrays, slots[ours])
+
+
+_NO_SLOTS: Final = np.zeros(0, np.int64)
+
+
+def _results(
+    node: SessionNode,
+    name: str,
+    aggregate: Any,
+    held: Sequence[Any],
+    batch: MicroBatch,
+    rows: Ints,
+) -> Sequence[Any]:
+    """What an aggregate says of accumulators, in lists.
+
+    Raises:
+        RecordError: It raised.
+    """
+    try:
+        return aggregate.result_column(list(held))  # type: ignore[no-any-return]
+    except Exception as raised:
+        for accumulator, row in zip(held, rows.tolist(), strict=True):
+            try:
+                aggregate.result(accumulator)
+            except Exception as error:
+                fail(f"window {node.name}, result of {name}", error, batch, row)
+        fail(f"window {node.name}, result of {name}", raised, batch, int(rows[0]))
+
+
+def _levels(progress: Progress, rows: Any, delay_ms: int) -> Ints:
+    """The W that each row is judged against, that before it."""
+    numbers = np.arange(rows.start, rows.stop) if isinstance(rows, range) else rows
+    levels = _clipped([progress.start, *progress.levels])
+    moved = np.searchsorted(np.asarray(progress.rows, np.int64), numbers)
+    return levels[moved] - delay_ms
+
+
+def _clipped(levels: Sequence[int]) -> Ints:
+    """Levels as an array; those beyond all times are cut to what means the same."""
+    return np.array([max(-_LEVEL_MAX, min(each, _LEVEL_MAX)) for each in levels], np.int64)
