@@ -19,7 +19,6 @@ from .config import PARTITIONS_MAX, TopicConfig, TopicInfo, check_group_name, ch
 from .database import Database, Row, SQLValue, as_bytes, as_count, as_int, as_number, as_text
 from .errors import (
     FencedError,
-    LockedError,
     MillstreamError,
     TopicExistsError,
     UnknownTopicError,
@@ -56,14 +55,6 @@ class PartitionRow(NamedTuple):
     checkpoint: LogCheckpoint | None
 
 
-class OwnerRow(NamedTuple):
-    """A transaction owner just acquired: its next transaction is number `decided + 1`."""
-
-    id: int
-    epoch: int
-    decided: int
-
-
 class OwnerState(NamedTuple):
     """What readers need to judge the transactions of one owner."""
 
@@ -72,8 +63,14 @@ class OwnerState(NamedTuple):
     """Transactions up to this number are committed, except those in `aborted`; later ones open."""
     aborted: frozenset[int]
     lock_path: str
+    """Held as long as it lives. Empty: it is closed and never begins another."""
     epoch: int
     pid: int
+
+    @property
+    def last_possible(self) -> int:
+        """The highest number the log may hold: it begins one when the one before is decided."""
+        return self.decided + bool(self.lock_path)
 
 
 class GroupOffset(NamedTuple):
@@ -310,42 +307,7 @@ class Catalog:
         )
         return as_int(rows[0][0])
 
-    # Transactions and their owners
-
-    def acquire_owner(
-        self, name: str, lock_path: str, *, pid: int = 0, expected_epoch: int | None = None
-    ) -> OwnerRow:
-        """Become the owner `name`, fencing whoever was it before.
-
-        On take-over the transaction the former owner may have left open is aborted. That the
-        former owner is dead, or is to be fenced, is for the caller to know: it reads
-        `owner_named`, asks for the lock and passes the epoch it saw (0: there was none).
-
-        Raises:
-            LockedError: The epoch is not `expected_epoch` any more: somebody else was faster.
-        """
-        with self.database.transaction(f"acquire owner {name}"):
-            rows = self.database.query(
-                "SELECT id, epoch, decided FROM owners WHERE name = ?", (name,)
-            )
-            epoch = as_int(rows[0][1]) if rows else 0
-            if expected_epoch is not None and epoch != expected_epoch:
-                raise LockedError(f"{name!r} was taken by another process just now")
-            if not rows:
-                rows = self.database.query(
-                    "INSERT INTO owners (name, epoch, decided, lock_path, pid)"
-                    " VALUES (?, 1, 0, ?, ?) RETURNING id, epoch, decided",
-                    (name, lock_path, pid),
-                )
-            else:
-                owner_id, _, decided = (as_int(value) for value in rows[0])
-                self._mark_aborted(owner_id, decided + 1)
-                rows = self.database.query(
-                    "UPDATE owners SET epoch = epoch + 1, decided = decided + 1, lock_path = ?,"
-                    " pid = ? WHERE id = ? RETURNING id, epoch, decided",
-                    (lock_path, pid, owner_id),
-                )
-            return OwnerRow(*(as_int(value) for value in rows[0]))
+    # Transactions; whose they are is owner_catalog.py
 
     def decide(  # noqa: PLR0913 - all that is decided with it
         self,
@@ -375,16 +337,17 @@ class Catalog:
                 "SELECT epoch, decided, name FROM owners WHERE id = ?", (owner_id,)
             )
             if not rows or rows[0][0] != epoch:
-                name = as_text(rows[0][2]) if rows else owner_id
+                name = owner_name(as_text(rows[0][2])) if rows else owner_id
                 raise FencedError(f"another process took over {name!r} or aborted it: no {what}")
             if rows[0][1] != number - 1:
+                name = owner_name(as_text(rows[0][2]))
                 raise FencedError(
-                    f"transaction {number} of {as_text(rows[0][2])!r} is not the next to decide;"
-                    f" transactions up to {as_int(rows[0][1])} are decided"
+                    f"transaction {number} of {name!r} is not the next to decide; transactions up"
+                    f" to {as_int(rows[0][1])} are decided"
                 )
             self.database.query("UPDATE owners SET decided = ? WHERE id = ?", (number, owner_id))
             if not committed:
-                self._mark_aborted(owner_id, number)
+                self.mark_aborted(owner_id, number)
                 return
             self.write_group_offsets(offsets)
             for checkpoint_name, data in (checkpoints or {}).items():
@@ -400,24 +363,14 @@ class Catalog:
         """The state of one owner's transactions, or None if there is no such owner."""
         return self._owner_state("id", owner_id)
 
+    def last_possible_transaction(self, owner_id: int) -> int | None:
+        """As `OwnerState.last_possible`; None if there is no such owner."""
+        state = self.owner(owner_id)
+        return state and state.last_possible
+
     def owner_named(self, name: str) -> OwnerState | None:
         """As `owner`, by name."""
         return self._owner_state("name", name)
-
-    def abort_dead_owner(self, owner_id: int, number: int) -> bool:
-        """Abort open transaction `number` of an owner seen dead; a zombie of it is fenced.
-
-        Returns False, changing nothing, if the transaction has been decided in the meantime.
-        """
-        with self.database.transaction("abort a dead owner's transaction"):
-            changed = self.database.query(
-                "UPDATE owners SET epoch = epoch + 1, decided = ?"
-                " WHERE id = ? AND decided = ? RETURNING id",
-                (number, owner_id, number - 1),
-            )
-            if changed:
-                self._mark_aborted(owner_id, number)
-            return bool(changed)
 
     # Checkpoints of pipelines
 
@@ -521,7 +474,8 @@ class Catalog:
             )
         return as_text(rows[0][0])
 
-    def _mark_aborted(self, owner_id: int, number: int) -> None:
+    def mark_aborted(self, owner_id: int, number: int) -> None:
+        """Enter a transaction as aborted, inside a transaction that says it is decided."""
         self.database.query(
             "INSERT INTO aborted (owner_id, number) VALUES (?, ?)", (owner_id, number)
         )
@@ -565,6 +519,11 @@ class Catalog:
             )
         except MillstreamError as error:
             raise error.at(topic=as_text(name), path=self.database.filename) from None
+
+
+def owner_name(stored: str) -> str:
+    """What an owner is called, or was called before another one got the name."""
+    return stored.partition("\n")[0]
 
 
 def _partition_row(row: Row) -> PartitionRow:

@@ -94,3 +94,9 @@ def decided_transactions(database: Database) -> dict[int, int]:
     """The number of the last decided transaction of each owner, by its id."""
     rows = database.query("SELECT id, decided FROM owners")
     return {as_int(owner_id): as_int(decided) for owner_id, decided in rows}
+
+
+def possible_transactions(database: Database) -> dict[int, int]:
+    """As `OwnerState.last_possible`, of each owner by its id."""
+    rows = database.query("SELECT id, decided + (lock_path <> '') FROM owners")
+    return {as_int(owner_id): as_int(last) for owner_id, last in rows}

@@ -96,7 +96,8 @@ def decide_unknown(
                         (owner_id, number, owner_id, number),
                     )
             database.query(
-                "UPDATE owners SET decided = max(decided, ?), epoch = epoch + 1 WHERE id = ?",
+                "UPDATE owners SET decided = max(decided, ?), epoch = epoch + 1, lock_path = ''"
+                " WHERE id = ?",
                 (highest, owner_id),
             )
 

@@ -16,12 +16,12 @@ from typing import Final, Literal, TypeAlias
 import msgspec
 from xxhash import xxh3_64_digest
 
-from .catalog import Catalog, GroupOffset, OwnerRow
+from .catalog import Catalog, GroupOffset
 from .clock import Clock
 from .database import BUSY_TIMEOUT_SECONDS, exists
 from .errors import DataError, LockedError, MillstreamError, UndecidedError
 from .liveness import Liveness
-from .owner_catalog import Outcome, OwnerCatalog, OwnerDatabase
+from .owner_catalog import Outcome, OwnerCatalog, OwnerDatabase, OwnerRow
 from .tail import Tail
 from .user_transaction import UserTransaction
 
@@ -98,7 +98,7 @@ class Decisions:
         """
         asked = self._owners.database(owner_id)
         if asked is None:
-            self._catalog.abort_dead_owner(owner_id, number)
+            self._owners.abort_dead(owner_id, number)
         else:
             self._ask(asked, number, fence=fence)
         self._tail.bump("transactions_version")
@@ -181,7 +181,7 @@ class Decisions:
             _logger.warning("a transaction stays open: %s", error)
 
     def acquire(self, name: str, lock_path: str, pid: int) -> OwnerRow:
-        """As `Catalog.acquire_owner`; what the former owner left open is decided first.
+        """As `OwnerCatalog.acquire`; what the former owner left open is decided first.
 
         Raises:
             UndecidedError, LockedError, DataError, StorageError: As `settle`.
@@ -189,7 +189,7 @@ class Decisions:
         former = self._catalog.owner_named(name)
         if former is not None and self._owners.database(former.id) is not None:
             self._wait_and_settle(former.id, former.decided + 1)
-        return self._catalog.acquire_owner(name, lock_path, pid=pid)
+        return self._owners.acquire(name, lock_path, pid=pid)
 
     def _wait_and_settle(self, owner_id: int, number: int) -> None:
         deadline = self._clock.monotonic() + BUSY_TIMEOUT_SECONDS

@@ -197,14 +197,14 @@ class Log:
             row.start_offset,
             durable,
             row.checkpoint,
+            last_possible=self._c.catalog.last_possible_transaction,
         )
 
     def recover_locked(self) -> None:
         """Find the end of the log, repair a torn tail, make what is kept durable, publish it.
 
         Raises:
-            DataError: damage below the durable watermark, or the catalog is older than the log;
-                nothing was changed.
+            DataError: damage below the durable watermark, or an older catalog; nothing was changed.
         """
         slot, generation = self.slot, self._c.tail.get("generation")
         if slot[Slot.POISONED] == POISONED_BY_SYNC and slot[Slot.GENERATION] == generation:
@@ -238,7 +238,7 @@ class Log:
         self.files.examined(found.known, found.segments)
         self._skip_lost_locked(facts.start_offset)
         self.ids.recovered_locked()
-        self.producers.recovered_locked(named=found.names_producers)
+        self.producers.recovered_locked(named=found.named.producers)
         slot[Slot.GENERATION] = generation
 
     def _skip_lost_locked(self, start_offset: int) -> None:

@@ -14,10 +14,10 @@ from typing import Final, NamedTuple
 
 from .errors import DataError, OffsetOutOfRangeError, StorageError
 from .log import Log
-from .owner_catalog import OwnerCatalog
+from .owner_catalog import NUMBER_BITS, OwnerCatalog
 from .segment import scan_headers
 from .tail import Slot
-from .transaction_states import NUMBER_BITS, TransactionStates
+from .transaction_states import TransactionStates
 
 SEGMENTS_AT_FIRST: Final = 2
 

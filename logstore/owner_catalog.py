@@ -1,7 +1,11 @@
-"""What others have to know about the transactions of an owner, in the catalog.
+"""Owners of transactions in the catalog: who they are, and what others have to know about them.
 
-A helper of catalog.py: speaks SQL, over the same `Database`. Owners themselves, and what they have
-decided, are in catalog.py. What is asked of a database of the user's is `decisions.py`.
+A helper of catalog.py: speaks SQL, over the same `Database`. What owners have decided is in
+catalog.py. What is asked of a database of the user's is `decisions.py`.
+
+Whoever acquires a name is a new owner, with a random id. So its transactions never have the id of
+others, even if the catalog has lost those who had the name or the number before; what the log
+holds of them is known to be of nobody. See docs/decisions/0023.
 """
 
 from __future__ import annotations
@@ -9,12 +13,25 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from .catalog import Catalog, GroupOffset
 from .database import Row, as_int, as_text
+from .errors import LockedError
+
+NUMBER_BITS: Final = 32
+NUMBERS_MAX: Final = (1 << NUMBER_BITS) - 1
+"""Of ids of owners, and of transactions of one."""
 
 _logger = logging.getLogger("millstream")
+
+
+class OwnerRow(NamedTuple):
+    """A transaction owner just acquired: its next transaction is number `decided + 1`."""
+
+    id: int
+    epoch: int
+    decided: int
 
 
 class DatabasePlace(NamedTuple):
@@ -49,7 +66,7 @@ class Outcome(NamedTuple):
 
 
 class OwnerCatalog:
-    """The terms of owners in one catalog. Thread-safe; errors as in `Catalog`."""
+    """The owners in one catalog, and their terms. Thread-safe; errors as in `Catalog`."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
@@ -58,6 +75,70 @@ class OwnerCatalog:
     def any(self) -> bool:
         """Whether anybody has ever begun a transaction."""
         return bool(self._database.query("SELECT 1 FROM owners LIMIT 1"))
+
+    # --- owners --------------------------------------------------------------------------------
+
+    def acquire(
+        self, name: str, lock_path: str, *, pid: int = 0, expected_epoch: int | None = None
+    ) -> OwnerRow:
+        """Become the owner `name`, fencing whoever was it before.
+
+        On take-over the transaction the former owner may have left open is aborted. That the
+        former owner is dead, or is to be fenced, is for the caller to know: it reads
+        `Catalog.owner_named`, asks for the lock and passes the epoch it saw (0: there was none).
+
+        Raises:
+            LockedError: The epoch is not `expected_epoch` any more: somebody else was faster.
+        """
+        with self._database.transaction(f"acquire owner {name}"):
+            rows = self._database.query("SELECT id, epoch FROM owners WHERE name = ?", (name,))
+            epoch = as_int(rows[0][1]) if rows else 0
+            if expected_epoch is not None and epoch != expected_epoch:
+                raise LockedError(f"{name!r} was taken by another process just now")
+            if rows:
+                self._replace(as_int(rows[0][0]))
+            owner = OwnerRow(self._unused_id(), epoch + 1, 0)
+            self._database.query(
+                "INSERT INTO owners (id, name, epoch, decided, lock_path, pid)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (owner.id, name, owner.epoch, owner.decided, lock_path, pid),
+            )
+        return owner
+
+    def _replace(self, former: int) -> None:
+        """Close a former owner, and give its name free."""
+        closed = self._database.query(
+            "UPDATE owners SET decided = decided + 1, lock_path = ''"
+            " WHERE id = ? AND lock_path <> '' RETURNING decided",
+            (former,),
+        )
+        if closed:
+            self._catalog.mark_aborted(former, as_int(closed[0][0]))
+        self._database.query(
+            "UPDATE owners SET name = name || char(10) || id, epoch = epoch + 1 WHERE id = ?",
+            (former,),
+        )
+
+    def _unused_id(self) -> int:
+        while True:
+            owner_id = secrets.randbelow(NUMBERS_MAX) + 1
+            if not self._database.query("SELECT 1 FROM owners WHERE id = ?", (owner_id,)):
+                return owner_id
+
+    def abort_dead(self, owner_id: int, number: int) -> bool:
+        """Abort open transaction `number` of an owner seen dead, and close it; a zombie is fenced.
+
+        Returns False, changing nothing, if the transaction has been decided in the meantime.
+        """
+        with self._database.transaction("abort a dead owner's transaction"):
+            changed = self._database.query(
+                "UPDATE owners SET epoch = epoch + 1, decided = ?, lock_path = ''"
+                " WHERE id = ? AND decided = ? AND lock_path <> '' RETURNING id",
+                (number, owner_id, number - 1),
+            )
+            if changed:
+                self._catalog.mark_aborted(owner_id, number)
+        return bool(changed)
 
     # --- terms ---------------------------------------------------------------------------------
 
@@ -129,15 +210,14 @@ class OwnerCatalog:
         )
 
     def decide(self, owner_id: int, number: int, *, committed: bool, fence: bool) -> None:
-        """Enter what became of the next transaction; `fence` the owner, or let it go on."""
-        self._database.query(
-            "UPDATE owners SET decided = ?, epoch = epoch + ? WHERE id = ?",
-            (number, int(fence), owner_id),
-        )
-        if not committed:
+        """Enter what became of the next transaction; `fence` closes the owner, too."""
+        self._database.query("UPDATE owners SET decided = ? WHERE id = ?", (number, owner_id))
+        if fence:
             self._database.query(
-                "INSERT INTO aborted (owner_id, number) VALUES (?, ?)", (owner_id, number)
+                "UPDATE owners SET epoch = epoch + 1, lock_path = '' WHERE id = ?", (owner_id,)
             )
+        if not committed:
+            self._catalog.mark_aborted(owner_id, number)
 
     def write(self, offsets: Sequence[GroupOffset]) -> list[tuple[GroupOffset, int | None]]:
         """As `Catalog.write_group_offsets`; returns them, each with what was committed before."""

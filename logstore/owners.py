@@ -11,11 +11,10 @@ import contextlib
 import threading
 from typing import Final, NamedTuple, Self
 
-from .catalog import OwnerRow
 from .clock import Clock
 from .engine import Engine
 from .errors import LockedError, MillstreamError, UsageError
-from .owner_catalog import DatabasePlace, OwnerCatalog
+from .owner_catalog import DatabasePlace, OwnerCatalog, OwnerRow
 from .storage import Lock
 
 TIMEOUT: Final = "10m"

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from .backup_manifest import MANIFEST, MANIFEST_BYTES_MAX, Manifest
 from .batch import verify_body
 from .catalog import LogCheckpoint
+from .catalog_age import check_generation, check_transaction
 from .chain_file import known_segments
 from .errors import (
     CorruptBatchError,
@@ -43,6 +44,7 @@ from .format import (
     SegmentHeader,
     parse_header,
 )
+from .owner_catalog import NUMBER_BITS
 from .retention import SegmentInfo
 from .segment import (
     QUARANTINE,
@@ -62,13 +64,30 @@ from .segment_chain import (
     superseded,
 )
 from .storage import File, Storage
-from .tail import COUNTER_BITS
 
 PROBE_BYTES = 1 << 20
 
 UNSYNCED_SEGMENTS_MANY = 64
 """From so many on they are synced by several threads."""
 SYNC_THREADS = 8
+
+
+@dataclass(slots=True)
+class Named:
+    """Whom the batches behind the checkpoint name, as far as was looked."""
+
+    producers: bool = False
+    """Whether one names a producer, or may have done before it was rewritten."""
+    transactions: dict[int, int] = field(default_factory=dict)
+    """The highest number of a transaction of each owner."""
+
+    def note(self, batch: BatchHeader) -> None:
+        """Take in a batch that is part of the log."""
+        if batch.producer_id:
+            self.producers = True
+        if batch.transaction_id:
+            owner_id, number = divmod(batch.transaction_id, 1 << NUMBER_BITS)
+            self.transactions[owner_id] = max(number, self.transactions.get(owner_id, 0))
 
 
 @dataclass(slots=True)
@@ -87,8 +106,7 @@ class Examination:
     obsolete_segments: list[int] = field(default_factory=list)
     """Left over by an interrupted retention, wholly below the start offset, or by an interrupted
     compaction, inside what a rewritten segment covers."""
-    names_producers: bool = False
-    """Whether a batch behind the checkpoint names a producer, as far as was looked."""
+    named: Named = field(default_factory=Named)
     known: list[SegmentInfo] = field(default_factory=list)
     """The segments before `segments`, whose headers were not read; see `chain_file.py`."""
 
@@ -105,24 +123,23 @@ def examine(storage: Storage, facts: PartitionFacts) -> Examination:
         found = _examine(storage, facts)
         if storage.exists(MANIFEST):
             _refuse_rotten_backup(storage, facts, found)
-        if facts.generation is not None:
-            _check_generation(facts, found.end, facts.generation)
+        _refuse_older_catalog(facts, found)
     except DataError as error:
         raise error.at(topic=facts.topic, partition=facts.partition) from None
     return found
 
 
-def _check_generation(facts: PartitionFacts, end: LogCheckpoint, generation: int) -> None:
-    """Sequences carry the generation they were given in, and the catalog has counted them all."""
-    written = end.sequence >> COUNTER_BITS
-    if written >= generation:
-        raise DataError(
-            f"the log was written in generation {written} of the store, the catalog knows only"
-            f" those before {generation}: catalog.db is older than the log. Restore both from the"
-            " same backup",
-            path=facts.directory,
-            offset=end.next_offset,
-        )
+def _refuse_older_catalog(facts: PartitionFacts, found: Examination) -> None:
+    """All that was written since the catalog was as it is lies behind its checkpoint."""
+    end = found.end
+    try:
+        if facts.generation is not None:
+            check_generation(end.sequence, facts.generation)
+        if facts.last_possible is not None:
+            for owner_id, number in found.named.transactions.items():
+                check_transaction(owner_id, number, facts.last_possible(owner_id))
+    except DataError as error:
+        raise error.at(path=facts.directory, offset=end.next_offset) from None
 
 
 def _examine(storage: Storage, facts: PartitionFacts) -> Examination:
@@ -212,7 +229,8 @@ def _scan(
     """Walk from the checkpoint (or the last segment that may be unsynced) to the end."""
     index, state = _scan_start(storage, facts, segments)
     # What was not looked at because it was rewritten may name one.
-    named = facts.checkpoint is not None and state.next_offset > facts.checkpoint.next_offset
+    skipped = facts.checkpoint is not None and state.next_offset > facts.checkpoint.next_offset
+    named = Named(producers=skipped)
     scanned = 0
     unsynced: list[tuple[int, int]] = []
     while True:
@@ -233,8 +251,7 @@ def _scan(
             else:
                 # Behind the end of a sealed segment there may be what a crash left of the zeros.
                 stop = size if last else min(size, segments[index + 1][1].previous_bytes)
-            state, damage, doubtful, names = _walk(file, stop, known, header, state)
-            named = named or names
+            state, damage, doubtful = _walk(file, stop, known, header, state, named)
             scanned += state.position - began
             if doubtful is not None:
                 unsynced.append((base, doubtful))
@@ -244,7 +261,7 @@ def _scan(
                 found = _judge(storage, facts, segments[index:], state, damage)
                 found.segments = segments[: index + 1]
                 found.scanned_bytes, found.unsynced = scanned, unsynced
-                found.names_producers = named
+                found.named = named
                 return found
             if last:
                 break
@@ -260,7 +277,7 @@ def _scan(
             position=state.position,
             offset=state.next_offset,
         )
-    return Examination(segments, state, size, scanned, unsynced, names_producers=named)
+    return Examination(segments, state, size, scanned, unsynced, named=named)
 
 
 def _scan_start(
@@ -302,23 +319,27 @@ def _scan_start(
 
 
 def _walk(
-    file: File, size: int, facts: PartitionFacts, header: SegmentHeader, state: LogCheckpoint
-) -> tuple[LogCheckpoint, DataError | None, int | None, bool]:
+    file: File,
+    size: int,
+    facts: PartitionFacts,
+    header: SegmentHeader,
+    state: LogCheckpoint,
+    named: Named,
+) -> tuple[LogCheckpoint, DataError | None, int | None]:
     """Follow the chain from `state` to the end of the valid batches of one segment.
 
-    Returns where that is, what is wrong there, the position of the first batch that is not known
-    to be synced, and whether a batch names a producer.
+    Returns where that is, what is wrong there, and the position of the first batch that is not
+    known to be synced. Whom the batches name goes to `named`.
     """
     scan = scan_headers(file, state.position, size, header.segment_uid)
     doubtful: int | None = None
-    named = False
     while True:
         try:
             position, batch = next(scan)
         except StopIteration:
-            return state, _leftover(file, size, state), doubtful, named
+            return state, _leftover(file, size, state), doubtful
         except CorruptBatchError as error:
-            return state, error, doubtful, named
+            return state, error, doubtful
         reason = _chain_break(batch, facts, state)
         end = position + BATCH_HEADER_BYTES + batch.body_bytes
         if reason is None and end > size:
@@ -330,11 +351,10 @@ def _walk(
                 reason = error.message
         if reason is not None:
             damage = CorruptBatchError(reason, path=file.path, position=position)
-            return state, damage, doubtful, named
+            return state, damage, doubtful
         if doubtful is None and batch.last_offset >= facts.durable_offset:
             doubtful = position
-        if batch.producer_id:
-            named = True
+        named.note(batch)
         state = LogCheckpoint(
             state.segment_base,
             state.segment_uid,

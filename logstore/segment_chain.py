@@ -8,6 +8,7 @@ segments"). What lies in the segments, and where the log ends, is for `recovery.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .catalog import LogCheckpoint
@@ -34,6 +35,9 @@ class PartitionFacts:
     checkpoint: LogCheckpoint | None
     generation: int | None = None
     """The store's generation if nothing was written to the partition in it yet, else None."""
+    last_possible: Callable[[int], int | None] | None = None
+    """The highest number of a transaction of an owner that the log may hold, as the catalog says;
+    None if it knows no such owner."""
 
 
 @dataclass(frozen=True, slots=True)

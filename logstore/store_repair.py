@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from . import catalog_repair
 from .catalog import Catalog
-from .catalog_checks import decided_transactions
+from .catalog_checks import decided_transactions, possible_transactions
 from .catalog_rebuild import catalog_problem, rebuild_catalog
 from .clock import Clock, SystemClock
 from .components import partition_directory
@@ -222,7 +222,7 @@ class _StoreRepair:
                         self._check(facts)
         finally:
             tail.close()
-        self._decide(catalog, decided)
+        self._decide(catalog)
         if self._generation > catalog.generation:
             reason = f"segments were written in generation {self._generation}"
             self._add(None, CATALOG_NAME, "raise the generation in the catalog", reason)
@@ -251,12 +251,13 @@ class _StoreRepair:
             where = (facts.topic, facts.partition, error.path)
             self._report.refused.append(RepairAction(*where, "none", error.message))
 
-    def _decide(self, catalog: Catalog, decided: dict[int, int]) -> None:
+    def _decide(self, catalog: Catalog) -> None:
         """Transactions beyond the next one of an owner cannot be open: the catalog is older."""
+        possible = possible_transactions(catalog.database)
         unknown = {
             owner: numbers
             for owner, numbers in self._transactions.items()
-            if owner not in decided or max(numbers) > decided[owner] + 1
+            if max(numbers) > possible.get(owner, 0)
         }
         if not unknown:
             return

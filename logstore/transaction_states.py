@@ -12,17 +12,16 @@ import logging
 from typing import Final, Literal, TypeAlias
 
 from .catalog import Catalog, OwnerState
+from .catalog_age import check_transaction
 from .clock import Clock
 from .decisions import Decisions
 from .errors import DataError, UnavailableError
 from .liveness import Liveness
-from .owner_catalog import OwnerCatalog
+from .owner_catalog import NUMBER_BITS, NUMBERS_MAX, OwnerCatalog
 from .tail import Tail
 
 TransactionState: TypeAlias = Literal["committed", "aborted", "open"]
 
-NUMBER_BITS: Final = 32
-NUMBERS_MAX: Final = (1 << NUMBER_BITS) - 1
 LIVENESS_INTERVAL_SECONDS: Final = 0.2
 """How often a reader that waits for an open transaction asks whether its owner still lives."""
 
@@ -77,21 +76,17 @@ class TransactionStates:
         """State of a transaction id found in a batch (not 0).
 
         Raises:
-            DataError: The catalog knows nothing of its owner: it is older than the log.
+            DataError: The catalog is older than the log: it does not know the owner, or not that
+                it has decided what came before.
         """
-        owner_id, number = transaction >> NUMBER_BITS, transaction & 0xFFFF_FFFF
+        owner_id, number = transaction >> NUMBER_BITS, transaction & NUMBERS_MAX
         cached = self._owners.get(owner_id)
         if cached is None or number > cached[1].decided:
             version = self._tail.get("transactions_version")
-            if cached is None or cached[0] != version:
+            if cached is None or cached[0] != version or number > cached[1].last_possible:
                 state = self._catalog.owner(owner_id)
-                if state is None:
-                    raise DataError(
-                        f"the log holds transaction {number} of owner {owner_id}, which the"
-                        " catalog does not know: catalog.db is older than the log. Restore both"
-                        " from the same backup",
-                        path="catalog.db",
-                    )
+                check_transaction(owner_id, number, state and state.last_possible)
+                assert state is not None
                 cached = (version, state)
                 self._owners[owner_id] = cached
             if number > cached[1].decided:
@@ -108,7 +103,7 @@ class TransactionStates:
             transaction: Its id.
             began_ms: When a batch of it was written, UTC milliseconds.
         """
-        owner_id, number = transaction >> NUMBER_BITS, transaction & 0xFFFF_FFFF
+        owner_id, number = transaction >> NUMBER_BITS, transaction & NUMBERS_MAX
         now = self._clock.monotonic()
         if now < self._checked.get(owner_id, 0.0):
             return False

@@ -15,6 +15,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 from . import catalog_checks
 from .catalog import LogCheckpoint
+from .catalog_age import check_generation, check_transaction
 from .config import TopicInfo
 from .engine import Engine, in_use
 from .errors import (
@@ -28,6 +29,7 @@ from .errors import (
 from .format import BATCH_HEADER_BYTES, INT64_MAX, BatchHeader, Rewrite, SegmentHeader
 from .index import SparseIndex
 from .log import Log
+from .owner_catalog import NUMBER_BITS
 from .segment import base_offset_of, index_path, read_header, read_segment_header, segment_path
 from .segment_chain import obsolete
 from .segment_walk import (
@@ -40,8 +42,7 @@ from .segment_walk import (
     walk,
 )
 from .storage import CATALOG_NAME, File, Storage
-from .tail import COUNTER_BITS, Slot
-from .transaction_states import NUMBER_BITS
+from .tail import Slot
 
 INDEX_BYTES_MAX: Final = 1 << 30
 
@@ -152,24 +153,19 @@ def _verify_catalog(
     try:
         for problem in catalog_checks.problems(database, deep=report.deep):
             add(problem)
-        decided = catalog_checks.decided_transactions(database)
+        possible = catalog_checks.possible_transactions(database)
     except DataError as error:
         add(error.message)
         return
-    generation = engine.catalog.generation
-    if sequence >> COUNTER_BITS > generation:
-        add(
-            f"the log was written in generation {sequence >> COUNTER_BITS} of the store, the"
-            f" catalog knows those up to {generation}: catalog.db is older than the log"
-        )
+    try:
+        check_generation(sequence, engine.catalog.generation + 1)
+    except DataError as error:
+        add(error.message)
     for owner_id, number in sorted(transactions.items()):
-        known = decided.get(owner_id)
-        if known is None or number > known + 1:
-            what = "nothing of it" if known is None else f"those up to {known} as decided"
-            add(
-                f"the log holds transaction {number} of owner {owner_id}, the catalog knows"
-                f" {what}: catalog.db is older than the log"
-            )
+        try:
+            check_transaction(owner_id, number, possible.get(owner_id))
+        except DataError as error:
+            add(error.message)
 
 
 def torn_bytes(storage: Storage, log: Log) -> int:

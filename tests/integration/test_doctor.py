@@ -222,7 +222,7 @@ def test_transactions_that_wait_for_a_lost_database_are_found_and_given_up(
     database = path.with_name("my.db")
     with millstream.open(path) as store:
         catalog = store._engine.catalog
-        owner = catalog.acquire_owner("dead", "locks/dead.lock")
+        owner = OwnerCatalog(catalog).acquire("dead", "locks/dead.lock")
         place = DatabasePlace(str(database), "uid", "locks/dead.lock")
         OwnerCatalog(catalog).set_terms(owner.id, None, place)
 

@@ -9,7 +9,7 @@ from typing import Literal
 import apsw
 import pytest
 
-from millstream.catalog import Catalog, GroupOffset, LogCheckpoint, OwnerRow
+from millstream.catalog import Catalog, GroupOffset, LogCheckpoint, OwnerState
 from millstream.clock import SystemClock
 from millstream.config import TopicConfig
 from millstream.database import Database, Row
@@ -24,6 +24,7 @@ from millstream.errors import (
     UnknownTopicError,
     UsageError,
 )
+from millstream.owner_catalog import OwnerCatalog, OwnerRow
 from millstream.testing import MemoryStorage
 
 U64 = 2**64 - 1
@@ -182,7 +183,7 @@ def test_a_start_offset_never_falls(catalog: Catalog) -> None:
 
 def test_a_committed_transaction_brings_its_offsets_and_checkpoints(catalog: Catalog) -> None:
     topic = catalog.create_topic("a", 1, TopicConfig(), 0)
-    owner = catalog.acquire_owner("p", "locks/1.lock", pid=42)
+    owner = OwnerCatalog(catalog).acquire("p", "locks/1.lock", pid=42)
     assert owner == OwnerRow(owner.id, epoch=1, decided=0)
 
     catalog.decide(
@@ -202,7 +203,7 @@ def test_a_committed_transaction_brings_its_offsets_and_checkpoints(catalog: Cat
 
 def test_an_aborted_transaction_leaves_no_offsets(catalog: Catalog) -> None:
     topic = catalog.create_topic("a", 1, TopicConfig(), 0)
-    owner = catalog.acquire_owner("p", "locks/1.lock")
+    owner = OwnerCatalog(catalog).acquire("p", "locks/1.lock")
 
     catalog.decide(owner.id, 1, 1, False, [GroupOffset("g", topic.id, 0, 9)], {"c": b"x"})
     catalog.decide(owner.id, 1, 2, True)
@@ -216,27 +217,33 @@ def test_an_aborted_transaction_leaves_no_offsets(catalog: Catalog) -> None:
 
 
 def test_taking_over_an_owner_fences_it_and_aborts_its_open_transaction(catalog: Catalog) -> None:
-    first = catalog.acquire_owner("p", "locks/1.lock")
+    first = OwnerCatalog(catalog).acquire("p", "locks/1.lock")
     catalog.decide(first.id, first.epoch, 1, True)
 
-    second = catalog.acquire_owner("p", "locks/2.lock")
+    second = OwnerCatalog(catalog).acquire("p", "locks/2.lock")
 
-    assert second == OwnerRow(first.id, epoch=2, decided=2)
+    assert second == OwnerRow(second.id, epoch=2, decided=0)
+    assert second.id != first.id
     with pytest.raises(FencedError, match="'p'"):
         catalog.decide(first.id, first.epoch, 2, True, [], {"c": b"zombie"})
     assert catalog.checkpoint("c") is None
-    catalog.decide(second.id, second.epoch, 3, True)
-    state = catalog.owner(first.id)
-    assert state is not None
-    assert (state.decided, state.aborted) == (3, frozenset({2}))
+    catalog.decide(second.id, second.epoch, 1, True)
+    states = catalog.owner(first.id), catalog.owner(second.id)
+    assert states == (
+        OwnerState(first.id, 2, frozenset({2}), "", 2, 0),
+        OwnerState(second.id, 1, frozenset(), "locks/2.lock", 2, 0),
+    )
+    assert catalog.owner_named("p") == states[1]
+    possible = [catalog.last_possible_transaction(owner.id) for owner in (first, second)]
+    assert possible == [2, 2]
 
 
 def test_of_two_who_saw_the_owner_dead_only_one_takes_over(catalog: Catalog) -> None:
-    catalog.acquire_owner("p", "locks/1.lock", expected_epoch=0)
-    catalog.acquire_owner("p", "locks/2.lock", expected_epoch=1)
+    OwnerCatalog(catalog).acquire("p", "locks/1.lock", expected_epoch=0)
+    OwnerCatalog(catalog).acquire("p", "locks/2.lock", expected_epoch=1)
 
     with pytest.raises(LockedError):
-        catalog.acquire_owner("p", "locks/3.lock", expected_epoch=1)
+        OwnerCatalog(catalog).acquire("p", "locks/3.lock", expected_epoch=1)
 
     state = catalog.owner_named("p")
     assert state is not None
@@ -245,19 +252,19 @@ def test_of_two_who_saw_the_owner_dead_only_one_takes_over(catalog: Catalog) -> 
 
 @pytest.mark.parametrize("number", [0, 2, 5])
 def test_transactions_are_decided_in_order(catalog: Catalog, number: int) -> None:
-    owner = catalog.acquire_owner("p", "locks/1.lock")
+    owner = OwnerCatalog(catalog).acquire("p", "locks/1.lock")
 
     with pytest.raises(FencedError):
         catalog.decide(owner.id, owner.epoch, number, True)
 
 
 def test_the_transaction_of_a_dead_owner_is_aborted_once(catalog: Catalog) -> None:
-    owner = catalog.acquire_owner("p", "locks/1.lock")
+    owner = OwnerCatalog(catalog).acquire("p", "locks/1.lock")
     catalog.decide(owner.id, owner.epoch, 1, True)
 
-    assert not catalog.abort_dead_owner(owner.id, 1)
-    assert catalog.abort_dead_owner(owner.id, 2)
-    assert not catalog.abort_dead_owner(owner.id, 2)
+    assert not OwnerCatalog(catalog).abort_dead(owner.id, 1)
+    assert OwnerCatalog(catalog).abort_dead(owner.id, 2)
+    assert not OwnerCatalog(catalog).abort_dead(owner.id, 2)
 
     with pytest.raises(FencedError):
         catalog.decide(owner.id, owner.epoch, 3, True)
@@ -269,7 +276,7 @@ def test_the_transaction_of_a_dead_owner_is_aborted_once(catalog: Catalog) -> No
 
 def test_a_commit_naming_a_deleted_topic_changes_nothing(catalog: Catalog) -> None:
     topic = catalog.create_topic("a", 1, TopicConfig(), 0)
-    owner = catalog.acquire_owner("p", "locks/1.lock")
+    owner = OwnerCatalog(catalog).acquire("p", "locks/1.lock")
 
     with pytest.raises(UnknownTopicError):
         catalog.decide(

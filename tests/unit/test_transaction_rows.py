@@ -25,7 +25,9 @@ from millstream import (
     UserDatabase,
 )
 from millstream.database import SQLValue
+from millstream.owner_catalog import OwnerCatalog
 from millstream.testing import MemoryStorage
+from millstream.transaction_states import transaction_id
 
 T0 = TopicPartition("t", 0)
 
@@ -264,12 +266,12 @@ def test_while_the_database_is_gone_nothing_is_decided(
             assert [] == values(store)
         assert "put it back" in caplog.text
         with pytest.raises(UndecidedError, match="put it back") as error:
-            store._engine.decisions.settle(1, 1)
+            store._engine.decisions.settle(only_owner(store), 1)
         assert str(path) == error.value.path
         with UserDatabase(path) as other, other.transaction("be another one"):
             other.query("CREATE TABLE rows (number)")
         with pytest.raises(UndecidedError, match="another one"):
-            store._engine.decisions.settle(1, 1)
+            store._engine.decisions.settle(only_owner(store), 1)
         path.unlink()
 
         away.rename(path)
@@ -277,6 +279,12 @@ def test_while_the_database_is_gone_nothing_is_decided(
         assert [b"1", b"after"] == values(store)
     finally:
         store.close()
+
+
+def only_owner(store: Store) -> int:
+    """The owner whose transaction a database decides."""
+    (asked,) = OwnerCatalog(store._engine.catalog).databases()
+    return asked.owner_id
 
 
 def die_between_and_move(storage: MemoryStorage, path: Path, away: Path) -> Store:
@@ -316,9 +324,10 @@ def test_a_damaged_decision_is_no_decision(storage: MemoryStorage, path: Path) -
         away.rename(path)
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
             connection.execute("UPDATE millstream_transactions SET data = x'00' WHERE number > 0")
+        owner_id = only_owner(store)
         with pytest.raises(DataError, match="checksum"):
-            store._engine.decisions.settle(1, 1)
-        assert "open" == store._engine.transactions.state((1 << 32) + 1)
+            store._engine.decisions.settle(owner_id, 1)
+        assert "open" == store._engine.transactions.state(transaction_id(owner_id, 1))
 
 
 def test_a_locked_database_is_asked_again_later(storage: MemoryStorage, path: Path) -> None:
@@ -327,7 +336,7 @@ def test_a_locked_database_is_asked_again_later(storage: MemoryStorage, path: Pa
         away.rename(path)
         with UserDatabase(path) as other, other.transaction("write"):
             with pytest.raises(LockedError):
-                store._engine.decisions.settle(1, 1)
+                store._engine.decisions.settle(only_owner(store), 1)
             assert [] == values(store)
         store._engine.clock.sleep(1)
         assert [b"1"] == values(store)

@@ -259,10 +259,10 @@ def test_the_catalog_and_the_log_disagree_about_transactions() -> None:
             database.query("UPDATE owners SET decided = 2")
         finding = only(store.verify())
         assert ("catalog", "catalog.db") == (finding.kind, finding.path)
-        assert "transaction 4 of owner 1" in finding.problem
+        assert "begin none after 3" in finding.problem
         with database.transaction("go back further"):
             database.query("DELETE FROM owners")
-        assert "knows nothing of it" in only(store.verify()).problem
+        assert "does not know that owner" in only(store.verify()).problem
 
 
 def test_a_transaction_that_is_open_is_no_finding() -> None:
