@@ -1,8 +1,9 @@
 """Give state a result more: what each record holds when an aggregate was added. Pure.
 
 An aggregate that is new begins empty in every window, session and key that is open. Those that were
-there must be there still, under the same names. A grouped table is left out: a row that leaves its
-group would be taken back from an aggregate that never had it.
+there must be there still, under the same names. In a grouped table it cannot begin empty: a row
+that leaves its group would be taken back from an aggregate that never had it. But the rows are
+there, so it is made of them; regrouping.py does that.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from .nodes import AggregatingNode, CountNode, SessionNode, StatefulNode
 from .plan import Plan
-from .table_nodes import RunningNode
+from .table_nodes import RegroupNode, RunningNode
 
 _AGGREGATES: Final = re.compile(r"^(.*[; ])agg (\w+=.*?)(, ttl \w+)?$", re.DOTALL)
 _NEXT: Final = re.compile(r", (?=\w+=\w+\()")
@@ -27,7 +28,17 @@ class AddedColumns(NamedTuple):
     names: tuple[str, ...]
     """The results that are new."""
     extend: Callable[[Value], Value]
-    """Makes what a record holds of what it held."""
+    """Makes what a record holds of what it held; of a group, without the rows' part in it."""
+    regrouped: RegroupNode | None
+    """The grouped table whose rows they are made of; None if they begin empty."""
+
+    @property
+    def reason(self) -> str:
+        """What is to be said of them."""
+        one = len(self.names) == 1
+        if self.regrouped is None:
+            return f"{', '.join(self.names)} begin{'s' * one} empty"
+        return f"{', '.join(self.names)} {'is' if one else 'are'} made of the rows of the table"
 
 
 def added_columns(plan: Plan, operator: str, former: str) -> AddedColumns | None:
@@ -39,7 +50,7 @@ def added_columns(plan: Plan, operator: str, former: str) -> AddedColumns | None
         former: The identity it had.
     """
     node = next((each for each in plan.stateful() if each.name == operator), None)
-    if not isinstance(node, AggregatingNode | RunningNode):
+    if not isinstance(node, AggregatingNode | RunningNode | RegroupNode):
         return None
     was, now = (_split(text) for text in (former, plan.identities()[operator]))
     if was is None or now is None or was[0] != now[0]:
@@ -49,7 +60,8 @@ def added_columns(plan: Plan, operator: str, former: str) -> AddedColumns | None
     if len(order) < len(was[1]) or len(now[1]) != len(names) or len(order) == len(names):
         return None
     added = tuple(name for number, name in enumerate(names) if number not in order)
-    return AddedColumns(added, _extender(node, order))
+    regrouped = node if isinstance(node, RegroupNode) else None
+    return AddedColumns(added, _extender(node, order), regrouped)
 
 
 def _split(identity: str) -> tuple[str, list[str]] | None:
@@ -62,7 +74,7 @@ def _split(identity: str) -> tuple[str, list[str]] | None:
 
 def _extender(node: StatefulNode, order: list[int]) -> Callable[[Value], Value]:
     """The function that puts accumulators into their places, and fresh ones into the others."""
-    assert isinstance(node, AggregatingNode | RunningNode)
+    assert isinstance(node, AggregatingNode | RunningNode | RegroupNode)
     aggregates = [aggregate for _, aggregate in node.aggregates]
 
     def filled(accumulators: Value) -> Value:
@@ -71,6 +83,8 @@ def _extender(node: StatefulNode, order: list[int]) -> Callable[[Value], Value]:
             made[place] = accumulator
         return made
 
+    if isinstance(node, RegroupNode):
+        return lambda value: [value[0], *filled(value[1:])]
     if isinstance(node, RunningNode):
         return lambda value: [filled(value[0]), *value[1:]]
     start = 3 if isinstance(node, SessionNode | CountNode) else 0

@@ -202,8 +202,7 @@ def migration_steps(
             renamed = "another name" if name != operator else "results of other names"
             steps.append(step._replace(action="carry", reason=renamed))
         elif added := added_columns(plan, name, state.identity):
-            reason = f"{', '.join(added.names)} begin{'s' * (len(added.names) == 1)} empty"
-            steps.append(step._replace(action="carry", reason=reason))
+            steps.append(step._replace(action="carry", reason=added.reason))
         elif name in same and alike[name].fullmatch(state.identity):
             steps.append(step._replace(action="carry", reason="it means the same, as you say"))
         else:

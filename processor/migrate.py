@@ -8,7 +8,7 @@ after it leaves at most topics that nobody reads; the next migration removes the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -22,6 +22,8 @@ from .checkpoint import Checkpoint, OperatorState, SourceState, encode_checkpoin
 from .ingest import is_source_of_another
 from .kept import kept_state_topics
 from .plan import Plan
+from .regrouping import RegroupOperator
+from .spilled_states import temporary_states
 from .state import StateRecords, encode_entries, encode_removed
 from .state_log import (
     checkpoint_name,
@@ -80,7 +82,9 @@ def migrate(
     if dry_run:
         checkpoint = _checkpoint(plan, store)
         recreated = _recreated(plan, checkpoint, store, same)
-        return replace(_migration(plan, checkpoint, rename, drop, same), recreated=recreated)
+        migration = _migration(plan, checkpoint, rename, drop, same)
+        steps = tuple(_tried(plan, store, checkpoint, step) for step in migration.steps)
+        return replace(migration, steps=steps, recreated=recreated)
     with store.own(checkpoint_name(plan.name)) as ownership:
         checkpoint = _checkpoint(plan, store)
         recreated = _recreated(plan, checkpoint, store, same)
@@ -145,6 +149,22 @@ def _migration(
         tuple(name for name in (*rename, *drop) if name not in checkpoint.operators),
         done=False,
     )
+
+
+def _tried(plan: Plan, store: Store, checkpoint: Checkpoint, step: MigrationStep) -> MigrationStep:
+    """The step, refused if what it would make of the rows there are cannot be made."""
+    if step.former is None or step.action != "carry":
+        return step
+    known = checkpoint.operators[step.former]
+    added = added_columns(plan, step.operator, known.identity)
+    if added is None or added.regrouped is None:
+        return step
+    try:
+        for _ in _regrouped(plan, store, state_topic(plan.name, step.former), known, added):
+            pass
+    except UsageError as error:
+        return step._replace(operator=step.former, action="refuse", reason=str(error))
+    return step
 
 
 def _recreated(
@@ -219,8 +239,12 @@ def _operators(
         source = state_topic(plan.name, step.former)
         topic = state_topic(plan.name, step.operator)
         added = added_columns(plan, step.operator, known.identity)
-        if added is not None:
-            known = _extended(store, transaction, source, known, topic, added)
+        if added is not None and added.regrouped is not None:
+            pieces = _regrouped(plan, store, source, known, added)
+            known = _written(transaction, topic, known, pieces)
+        elif added is not None:
+            pieces = _extended(store, source, known, topic, added)
+            known = _written(transaction, topic, known, pieces)
         elif step.former != step.operator:
             known = _copied(store, transaction, source, known, topic)
         identity = identities[step.operator]
@@ -242,15 +266,9 @@ def _copied(
 
 
 def _extended(
-    store: Store,
-    transaction: Transaction,
-    source: str,
-    known: OperatorState,
-    topic: str,
-    added: AddedColumns,
-) -> OperatorState:
-    """Write the records that make up some state anew, with what was added to each."""
-    count, start, end = 0, 0, 0
+    store: Store, source: str, known: OperatorState, topic: str, added: AddedColumns
+) -> Iterator[StateRecords]:
+    """The records that make up some state, with what was added to each."""
     for piece in state_entries(store, source, known).pieces():
         records = StateRecords([], [])
         for path, value in zip(piece.paths, piece.values, strict=True):
@@ -258,6 +276,42 @@ def _extended(
                 records.extend(encode_removed([path]))
             else:
                 records.extend(encode_entries(topic, [path], [tuple(added.extend(value))]))
+        yield records
+
+
+def _regrouped(
+    plan: Plan, store: Store, source: str, known: OperatorState, added: AddedColumns
+) -> Iterator[StateRecords]:
+    """The records of a grouped table, with results that are made of its rows.
+
+    Raises:
+        UsageError: They cannot be, exactly.
+    """
+    assert added.regrouped is not None
+    with temporary_states(plan.holding) as states:
+        operator = RegroupOperator(added.regrouped, 0, states)
+
+        def settle() -> None:
+            if states.full:
+                states.changing()
+                operator.changes()
+                states.committed({})
+
+        with states.restoring(operator.name, None, whole=False):
+            operator.restore(state_entries(store, source, known))
+        operator.extend(added.names, added.extend, settle)
+        states.changing()
+        operator.changes()
+        states.committed({})
+        yield from operator.sweep()
+
+
+def _written(
+    transaction: Transaction, topic: str, known: OperatorState, pieces: Iterable[StateRecords]
+) -> OperatorState:
+    """Write the records that make up some state, and say where they are."""
+    count, start, end = 0, 0, 0
+    for records in pieces:
         written = write_state_records(transaction, topic, records)
         if written is not None:
             start, end = start if count else written[0], written[1]

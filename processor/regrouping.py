@@ -7,14 +7,14 @@ are one group, once. A group without rows is deleted, and its accumulators with 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
-from millstream import DataError
+from millstream import DataError, UsageError
 
 from .aggregating import RowAggregates
 from .columns import Chunk, MicroBatch
-from .errors import apply, fail, record_error
+from .errors import apply, fail, reason, record_error
 from .fields import field_getter
 from .keyed_state import IN_MEMORY, KeyedState, States, restore_states
 from .row_codec import RowCodec
@@ -161,6 +161,61 @@ class RegroupOperator(StatefulOperator):
     def _inputs(self, value: object, batch: MicroBatch, row: int) -> tuple[object, ...]:
         (inputs,) = self._aggregates.inputs(Chunk([row], [0], [value], None), batch)
         return inputs
+
+    # --- results that were added ---------------------------------------------------------------
+
+    def extend(
+        self,
+        names: Collection[str],
+        extended: Callable[[list[Any]], list[Any]],
+        settle: Callable[[], None],
+    ) -> None:
+        """Make the accumulators of results that were added of the rows there are.
+
+        Args:
+            names: Of these results.
+            extended: Makes what a group holds of what it held, with fresh accumulators for them.
+            settle: Called now and then, to make room in memory.
+
+        Raises:
+            UsageError: A row cannot be added, or not be taken back exactly: what it adds up to
+                would depend on the order in which the rows came, and that is not kept.
+        """
+        for group in self._groups.ordered():
+            held = self._groups.get(group)
+            assert held is not None
+            self._groups.put(group, extended(held))
+            settle()
+        added = [number for number, (name, _) in enumerate(self._node.aggregates) if name in names]
+        for key in self._rows.ordered():
+            placed = self._rows.get(key)
+            assert placed is not None
+            group, row = placed
+            held = self._groups.get(group)
+            if held is None:
+                raise DataError(f"not the state of {self.name!r}: group {group!r} has no count")
+            changed = list(held)
+            for number in added:
+                changed[number + 1] = self._added(number, changed[number + 1], key, row)
+            self._groups.put(group, changed)
+            settle()
+
+    def _added(self, number: int, accumulator: Any, key: object, row: object) -> Any:
+        """An accumulator with a row more, if that could be taken back."""
+        name, aggregate = self._node.aggregates[number]
+        getter = field_getter(aggregate.field, [row])
+        try:
+            value = row if getter is None else getter(row)
+            taken = aggregate.remove(aggregate.add(aggregate.init(), value), value)
+            if taken == aggregate.init():
+                return aggregate.add(accumulator, value)
+            cause = f"{value!r} added and taken back leaves {taken!r}"
+        except Exception as error:
+            cause = reason(error)
+        raise UsageError(
+            f"{self._node.label}: {name} cannot be made of the rows of the table; of that of key"
+            f" {key!r}: {cause}. Drop the state, or give the pipeline another name"
+        )
 
     # --- state ---------------------------------------------------------------------------------
 

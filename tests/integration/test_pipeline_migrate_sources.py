@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +14,7 @@ from simulated_stores import abandon, open_quietly
 import millstream
 from millstream import Store, UsageError
 from millstream.processor import (
+    Aggregate,
     ChangedPlanError,
     Context,
     Pipeline,
@@ -339,17 +342,115 @@ def test_an_aggregate_is_added_to_an_operator_that_is_renamed(store: Store) -> N
     assert [[2, 2, None]] == [each.value for each in pipeline.query(store, "v")]
 
 
-def test_an_aggregate_cannot_be_added_to_the_groups_of_a_table(store: Store) -> None:
-    def groups(**more: Any) -> Pipeline:
-        pipeline = Pipeline("shop")
-        table = pipeline.table("orders", time="t")
-        table.group_by(key_of, name="g").agg(n=agg.count(), **more).to("out")
-        return pipeline
+class Squares(Aggregate[dict[str, Any], int, int]):
+    """The sum of squares, as a user writes it."""
 
-    store.append("orders", line(1), key=b"1")
+    def init(self) -> int:
+        return 0
+
+    def add(self, accumulator: int, value: dict[str, Any]) -> int:
+        return accumulator + value["x"] ** 2
+
+    def remove(self, accumulator: int, value: dict[str, Any]) -> int:
+        return accumulator - value["x"] ** 2
+
+    def result(self, accumulator: int) -> int:
+        return accumulator
+
+
+def groups(*, state: Any = "memory", **more: Any) -> Pipeline:
+    """A table by the key of its records, grouped by a field of its rows."""
+    pipeline = Pipeline("shop", state=state, state_cache_bytes="1MiB")
+    table = pipeline.table("orders", time="t")
+    table.group_by(key_of, name="g").agg(**{"n": agg.count(), "x": agg.sum("x"), **more}).to("out")
+    return pipeline
+
+
+def feed_table(store: Store, first: int, last: int, *, keys: int = 20, padding: str = "") -> None:
+    """Rows that come, change, move to other groups and go."""
+    chance = random.Random(first)
+    for number in range(first, last):
+        row = {"k": "abcdefgh"[chance.randrange(8)], "t": number, "x": chance.randrange(-9, 9)}
+        gone = chance.random() < 0.2
+        value = None if gone else msgspec.json.encode(row | {"padding": padding})
+        store.append("orders", value, key=b"%d" % chance.randrange(keys), timestamp_ms=number)
+
+
+ADDED: dict[str, Any] = {
+    "mean": agg.mean("x"),
+    "median": agg.quantile(0.5, "x"),
+    "squares": Squares(),
+    "some": agg.count("x"),
+}
+
+
+@pytest.mark.parametrize("state", ["memory", "sqlite"])
+def test_e63_an_aggregate_added_to_a_grouped_table_is_made_of_its_rows(state: str) -> None:
+    """From the migration on results are those of a pipeline that always had it."""
+    found = []
+    for migrating in (True, False):
+        with millstream.open(":memory:") as store:
+            store.create_topic("orders")
+            feed_table(store, 0, 300)
+            begun = groups(state=state, **({} if migrating else ADDED))
+            begun.run(store, until="end", batch_records=7, epoch_ms=0)
+            changed = groups(state=state, **ADDED)
+            if migrating:
+                with pytest.raises(ChangedPlanError, match=r"migrate\(store\)"):
+                    changed.run(store, until="end")
+                reason = "mean, median, squares, some are made of the rows of the table"
+                for dry_run in (True, False):
+                    (step,) = changed.migrate(store, dry_run=dry_run).steps
+                    assert ("g", "carry", reason) == (step.operator, step.action, step.reason)
+                assert not changed.migrate(store).changes
+            mark = store.offsets("out")[0].end
+            feed_table(store, 300, 500)
+            changed.run(store, until="end", batch_records=7, epoch_ms=0)
+            kept = {each.path: each.value for each in changed.query(store, "g")}
+            rows = store.read("out", mark)
+            found.append(([(each.key, each.value, each.timestamp_ms) for each in rows], kept))
+    assert found[0] == found[1]
+    assert len(found[0][0]) > 150
+
+
+def test_a_grouped_table_larger_than_memory_is_extended(store: Store) -> None:
+    feed_table(store, 0, 3_000, keys=2_000, padding="x" * 1_000)
+    groups(state="sqlite").run(store, until="end")
+    changed = groups(state="sqlite", mean=agg.mean("x"))
+    assert changed.migrate(store).changes
+    sums: dict[str, list[int]] = {}
+    for item in changed.query(store, "g"):
+        if item.path[0] == "row":
+            sums.setdefault(item.value[0][0], []).append(item.value[0][1]["x"])
+    held = {
+        item.path[1]: item.value[0]
+        for item in changed.query(store, "g", None)
+        if item.path[0] == "group"
+    }
+    assert {
+        group: [len(xs), len(xs), sum(xs), [len(xs), sum(xs)]] for group, xs in sums.items()
+    } == held
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"y": agg.sum("y")}, r"y cannot be made .* of that of key '1': TypeError: 0.5 cannot be"),
+        ({"y": agg.mean("z")}, r"y cannot be made .* of that of key '1': KeyError: 'z'"),
+    ],
+)
+def test_an_aggregate_that_rows_cannot_make_exactly_is_refused(
+    store: Store, more: dict[str, Any], reason: str
+) -> None:
+    store.append("orders", b'{"k":"a","t":1,"x":1,"y":0.5}', key=b"1")
     groups().run(store, until="end")
-    with pytest.raises(UsageError, match="means something else"):
-        groups(x=agg.sum("x")).migrate(store)
+    changed = groups(**more)
+    (step,) = changed.migrate(store, dry_run=True).refused
+    assert re.search(reason, step.reason)
+    with pytest.raises(UsageError, match=reason):
+        changed.migrate(store)
+    assert 0 == groups().run(store, until="end").epochs
+    changed.migrate(store, drop=["g"])
 
 
 # --- crashes -----------------------------------------------------------------------------------
