@@ -17,12 +17,14 @@ from typing import Any, Final
 import msgspec
 
 from .arrow_messages import is_compressed
+from .column_bounds import lower_bound, upper_bound
 from .column_section import (
     DICTIONARY,
     Chunk,
     ColumnEntry,
     ColumnSection,
     Directory,
+    Limits,
     PackedChunk,
     encode_section,
     open_chunk,
@@ -41,6 +43,9 @@ _FIRST_SAMPLE: Final = 1024
 _FIRST_SHARE: Final = 0.8
 """A column passes the second sample only if it has about 1,000 values; of these the first sample
 finds two thirds of its size. Where it finds more than this share, the second is not taken."""
+_TEXT_BOUNDS_ROWS_MIN: Final = 256
+"""Who looks for rows reads smaller batches whatever their bounds are (batch_filter.py)."""
+_ORDER_SAMPLE: Final = 64
 _ALIGNMENT_BYTES: Final = 8
 _JOINED_BYTES_MAX: Final = 4096
 _THREADS_BYTES_MIN: Final = 1 << 20
@@ -90,10 +95,11 @@ def _chunk(column: Any, field: Any, codec: int) -> Chunk:
     # out: making it was half of the cost of an append, and a reader has to undo it.
     numbered = _as_dictionary(column) if codec else None
     if numbered is None:
-        return Chunk(_message(column, field), column.null_count, _limits(column))
+        return Chunk(_message(column, field), column.null_count, _limits(column, codec))
     lead = _message(numbered.dictionary, field.with_nullable(True))
     both = (*lead, *_message(numbered.indices, None))
-    return Chunk(both, column.null_count, None, sum(map(len, lead)))
+    limits = _text_limits(numbered.dictionary)  # each of its entries is a value of a row
+    return Chunk(both, column.null_count, limits, sum(map(len, lead)))
 
 
 def _squeezed(codec: int, parts: Sequence[Buffer]) -> Sequence[Buffer]:
@@ -190,8 +196,8 @@ def _middle(column: Any, rows: int) -> Any:
     return column if len(column) <= rows else column.slice((len(column) - rows) // 2, rows)
 
 
-def _limits(column: Any) -> tuple[int | float, int | float] | None:
-    """Lowest and highest value of numbers and times; None if there are none, or a NaN."""
+def _limits(column: Any, codec: int) -> Limits | None:
+    """Lowest and highest value, of texts bounds; None if there are none, or a NaN."""
     pa, t = pyarrow(), pyarrow().types
     kind, functions = column.type, compute()
     if t.is_floating(kind):
@@ -206,11 +212,55 @@ def _limits(column: Any) -> tuple[int | float, int | float] | None:
         column = column.view(pa.int64())
     elif t.is_date32(kind):
         column = column.view(pa.int32())
-    elif not t.is_integer(kind) or t.is_uint64(kind):
+    elif _is_text(kind) or t.is_binary(kind) or t.is_large_binary(kind):
+        if len(column) < _TEXT_BOUNDS_ROWS_MIN or not (codec or _in_order(column)):
+            return None
+        return _text_limits(column)
+    elif not t.is_integer(kind):
         return None
     found = functions.min_max(column)
     low, high = found["min"].as_py(), found["max"].as_py()
     return None if low is None else (low, high)
+
+
+def _text_limits(column: Any) -> tuple[bytes, bytes] | None:
+    """Bounds of a column of texts or bytes."""
+    text = _is_text(column.type)
+    found = compute().min_max(_as_bytes(column))
+    low, high = found["min"].as_py(), found["max"].as_py()
+    if low is None:
+        return None
+    try:
+        above = upper_bound(high, text=text)
+    except UnicodeDecodeError:
+        return None
+    return None if above is None else (lower_bound(low, text=text), above)
+
+
+def _in_order(column: Any) -> bool:
+    """Whether texts seem to rise or fall, all in all.
+
+    Without compression to look for their bounds takes as long as all the rest of an append, and
+    they are worth it only if other batches have other values.
+    """
+    step = len(column) // _ORDER_SAMPLE
+    # Not at equal distances: values may come in a cycle, as numbers of a few devices do.
+    places = [number * step + number * number % step for number in range(_ORDER_SAMPLE)]
+    sample = _as_bytes(column).take(pyarrow().array(places)).drop_null().to_pylist()
+    return sample in (sorted(sample), sorted(sample, reverse=True))
+
+
+def _as_bytes(column: Any) -> Any:
+    """Texts as bytes, the same buffers: not even what is no UTF-8 is an error here."""
+    pa = pyarrow()
+    if not _is_text(column.type):
+        return column
+    return column.view(pa.large_binary() if column.type.equals(pa.large_string()) else pa.binary())
+
+
+def _is_text(kind: Any) -> bool:
+    t = pyarrow().types
+    return bool(t.is_string(kind) or t.is_large_string(kind))
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -276,8 +326,9 @@ def _read_dictionary(pa: Any, entry: ColumnEntry, field: Any, raw: memoryview, r
     values = _read_message(pa, raw[: entry.dictionary_bytes], field.with_nullable(True), None)
     width = pa.int8() if len(values) <= 127 else pa.int16() if len(values) <= 32767 else pa.int32()
     indices = _read_message(pa, raw[entry.dictionary_bytes :], pa.field("index", width), rows)
-    limits = _limits(indices)
-    if limits is not None and not 0 <= limits[0] <= limits[1] < len(values):
+    found = compute().min_max(indices)
+    low, high = found["min"].as_py(), found["max"].as_py()
+    if low is not None and not 0 <= low <= high < len(values):
         raise CorruptBatchError(f"column {field.name!r} has numbers outside of its dictionary")
     return values.take(indices)
 

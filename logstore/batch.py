@@ -131,7 +131,7 @@ class EncodedBatch:
         With `columns` these are section B, whatever `raw` says of it.
         """
         self.record_count, self.last_offset_delta = counts
-        self.flags = flags
+        self.flags = flags if columns is None else flags | columns.flags
         self.producer = NO_PRODUCER
         self.min_timestamp_ms, self.max_timestamp_ms = timestamps_ms
         a, b, c = raw

@@ -8,19 +8,21 @@ rows that are read are always filtered as well: `keep`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import product
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from .arrow_batch import RECORD_COLUMNS, chosen_fields
 from .arrow_columns import compute, directory_schema
 from .column_section import ColumnEntry, Directory
-from .errors import UsageError
+from .errors import CorruptBatchError, UsageError
 from .format import BatchHeader
 from .topic_schema import pyarrow
 
 ROWS_MIN: Final = 256
 """To decide costs as much as reading batches smaller than this."""
+Limit: TypeAlias = int | float | bytes
 _SPLIT_MAX: Final = 3
 """Columns with nulls of which rows with and without a value are judged apart."""
 
@@ -48,6 +50,8 @@ class BatchFilter:
             )
         fields = chosen_fields(declared, [*declared.names, *RECORD_COLUMNS])
         self._where = where
+        # Arrow takes "not below" for "at or above" when it judges a batch, which NaN is neither.
+        self._about_nan = re.search(r"\bnan\b", str(where)) is not None
         self._schema = pa.schema(fields)
         empty = self._schema.empty_table()
         try:
@@ -59,8 +63,12 @@ class BatchFilter:
         self.names = tuple(name for name in self._schema.names if _uses(where, empty, name))
 
     def may_hold(self, partition: int, header: BatchHeader, directory: Directory) -> bool:
-        """Whether a row of the batch may fulfil the condition."""
-        if header.record_count < ROWS_MIN:
+        """Whether a row of the batch may fulfil the condition.
+
+        Raises:
+            CorruptBatchError: What the directory says makes no sense.
+        """
+        if header.record_count < ROWS_MIN or self._about_nan:
             return True
         known = [
             *self._of_records(partition, header),
@@ -83,8 +91,18 @@ class BatchFilter:
         return self._possible(facts)
 
     def keep(self, batch: Any) -> Any:
-        """The rows of a pyarrow.RecordBatch with these columns that fulfil the condition."""
-        return batch.filter(self._where)
+        """The rows of a pyarrow.RecordBatch with these columns that fulfil the condition.
+
+        Raises:
+            UsageError: It has no value for a row: a number is too large, a text is no number.
+        """
+        try:
+            return batch.filter(self._where)
+        except pyarrow().ArrowInvalid as error:
+            raise UsageError(
+                f"where={self._where} has no value for a row: {error}; compare with a"
+                " pyarrow.scalar of the type of the column, or cast it"
+            ) from None
 
     def _of_records(self, partition: int, header: BatchHeader) -> Iterator[list[Any]]:
         ranges = {
@@ -111,14 +129,18 @@ class BatchFilter:
             entry: ColumnEntry = directory.entries[number]
             if entry.null_count == rows:
                 yield [field(name).is_null()]
-            elif (limits := entry.limits()) is not None:
-                found = [self._between(name, *limits, schema.field(number).type)]
+            elif (limits := directory.limits(number)) is not None:
+                low, high = limits
+                found = [self._between(name, low, high, schema.field(number).type)]
                 yield [*found, field(name).is_null()] if entry.null_count else found
 
-    def _between(self, name: str, low: float, high: float, kind: Any) -> Any:
+    def _between(self, name: str, low: Limit, high: Limit, kind: Any) -> Any:
         pa, field = pyarrow(), compute().field(name)
         wanted = self._schema.field(name).type
-        lowest, highest = (pa.scalar(each, kind).cast(wanted) for each in (low, high))
+        try:
+            lowest, highest = (pa.scalar(each, kind).cast(wanted) for each in (low, high))
+        except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+            raise CorruptBatchError(f"bounds of column {name!r} are none: {error}") from None
         return (field >= lowest) & (field <= highest)
 
     def _possible(self, facts: list[Any]) -> bool:
@@ -131,7 +153,10 @@ class BatchFilter:
         format_, files = dataset.IpcFileFormat(), fs.LocalFileSystem()
         fragments = [format_.make_fragment("-", files, partition_expression=one) for one in facts]
         whole = dataset.FileSystemDataset(fragments, self._schema, format_, files)
-        return any(True for _ in whole.get_fragments(filter=self._where))
+        try:
+            return any(True for _ in whole.get_fragments(filter=self._where))
+        except pyarrow().ArrowInvalid:
+            return True  # no value of a bound under the condition; perhaps of the rows there is one
 
 
 def _uses(where: Any, empty: Any, name: str) -> bool:

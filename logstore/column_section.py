@@ -7,15 +7,16 @@ and their chunks, and checks no more than that. What is inside a chunk, an Arrow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from struct import Struct
 from typing import Final, NamedTuple, TypeAlias
 
 from xxhash import xxh3_64, xxh3_64_intdigest
 
+from .column_bounds import BOUND_BYTES_MAX
 from .compression import compress, decompress
 from .errors import CorruptBatchError, UsageError
-from .format import CODEC_NONE, CODEC_ZSTD, SECTION_RAW_BYTES_MAX, Buffer
+from .format import BOUNDS, CODEC_NONE, CODEC_ZSTD, SECTION_RAW_BYTES_MAX, Buffer
 
 CHUNK_ALIGNMENT_BYTES: Final = 64
 COLUMNS_MAX: Final = 4096
@@ -24,10 +25,19 @@ ENTRY: Final = Struct("<IIIIQ8s8sBBBxI16x")
 NO_BOUNDS: Final = 0
 INT_BOUNDS: Final = 1
 FLOAT_BOUNDS: Final = 2
+UNSIGNED_BOUNDS: Final = 3
+BYTES_BOUNDS: Final = 4
 PLAIN: Final = 0
 DICTIONARY: Final = 1
 _INT: Final = Struct("<q")
 _FLOAT: Final = Struct("<d")
+_UNSIGNED: Final = Struct("<Q")
+_LENGTH: Final = Struct("<I4x")
+_NUMBERS: Final = {INT_BOUNDS: _INT, FLOAT_BOUNDS: _FLOAT, UNSIGNED_BOUNDS: _UNSIGNED}
+_INT_MAX: Final = (1 << 63) - 1
+
+Limits: TypeAlias = tuple[int, int] | tuple[float, float] | tuple[bytes, bytes]
+"""Lowest and highest value; of texts and bytes bounds that may be no values."""
 
 
 class ColumnEntry(NamedTuple):
@@ -51,11 +61,18 @@ class ColumnEntry(NamedTuple):
     """With DICTIONARY: bytes of the first of the two messages of the chunk; else 0."""
 
     def limits(self) -> tuple[int | float, int | float] | None:
-        """Lowest and highest value that is not null; None if they were not kept."""
-        if self.bounds == NO_BOUNDS:
+        """Lowest and highest number that is not null; None if they were not kept."""
+        kind = _NUMBERS.get(self.bounds)
+        if kind is None:
             return None
-        kind = _INT if self.bounds == INT_BOUNDS else _FLOAT
         return kind.unpack(self.minimum)[0], kind.unpack(self.maximum)[0]
+
+    @property
+    def bound_bytes(self) -> tuple[int, int]:
+        """Lengths of the bounds that are kept behind the entries."""
+        if self.bounds != BYTES_BOUNDS:
+            return 0, 0
+        return _LENGTH.unpack(self.minimum)[0], _LENGTH.unpack(self.maximum)[0]
 
 
 class Directory(NamedTuple):
@@ -65,6 +82,12 @@ class Directory(NamedTuple):
     schema: bytes
     """An Arrow schema message: names and types of the columns in order."""
     entries: tuple[ColumnEntry, ...]
+    texts: Mapping[int, tuple[bytes, bytes]]
+    """Bounds of columns of texts and bytes, by their number."""
+
+    def limits(self, number: int) -> Limits | None:
+        """No value of the column lies outside of these; None if they were not kept."""
+        return self.texts.get(number) or self.entries[number].limits()
 
 
 class Chunk(NamedTuple):
@@ -73,7 +96,8 @@ class Chunk(NamedTuple):
     parts: Sequence[Buffer]
     """Its raw bytes in order, of one byte an item. They are not joined where none is compressed."""
     null_count: int
-    limits: tuple[int | float, int | float] | None = None
+    limits: Limits | None = None
+    """Bounds of bytes have at most BOUND_BYTES_MAX."""
     dictionary_bytes: int = 0
 
 
@@ -101,6 +125,8 @@ class ColumnSection(NamedTuple):
     raw_bytes: int
     hash: int
     """Of the directory alone."""
+    flags: int
+    """What the header of the batch has to say of it: BOUNDS, or 0."""
 
     @property
     def stored(self) -> bytes:
@@ -147,45 +173,66 @@ def encode_section(schema: bytes, chunks: Sequence[PackedChunk]) -> ColumnSectio
         raise UsageError(f"a topic has 1 to {COLUMNS_MAX} columns, not {len(chunks)}")
     if sum(chunk.raw_bytes for chunk in chunks) + len(schema) > SECTION_RAW_BYTES_MAX:
         raise UsageError(f"columns of one batch exceed {SECTION_RAW_BYTES_MAX} bytes")
-    schema_padding = bytes(-len(schema) % 8)
-    size_bytes = DIRECTORY_HEADER.size + len(schema + schema_padding) + ENTRY.size * len(chunks)
+    described = [_bounds(chunk.chunk.limits) for chunk in chunks]
+    bounds = b"".join(each.content for each in described)
+    size_bytes = _directory_bytes(len(schema), len(chunks), len(bounds))
     position, raw_bytes = _aligned(size_bytes), _aligned(size_bytes)
     entries: list[bytes] = []
     parts: list[Buffer] = [bytes(position - size_bytes)]
     for number, chunk in enumerate(chunks):
-        entries.append(_entry(position, chunk))
+        entries.append(_entry(position, chunk, described[number]))
         after = position + chunk.stored_bytes
         padding = 0 if number + 1 == len(chunks) else _aligned(after) - after
         parts += (*chunk.parts, bytes(padding))
         position = after + padding
         raw_bytes += chunk.raw_bytes + padding
-    lead = DIRECTORY_HEADER.pack(size_bytes, len(chunks), len(schema), 0)
-    directory = b"".join((lead, schema, schema_padding, *entries))
+    lead = DIRECTORY_HEADER.pack(size_bytes, len(chunks), len(schema), len(bounds))
+    directory = b"".join((lead, _padded(schema), *entries, _padded(bounds)))
     tail = bytes(-position % 8)
     return ColumnSection(
         tuple(part for part in (directory, *parts, tail) if len(part)),
         position + len(tail),
         raw_bytes + len(tail),
         xxh3_64_intdigest(directory),
+        BOUNDS if any(each.kind >= UNSIGNED_BOUNDS for each in described) else 0,
     )
 
 
-def _entry(position: int, packed: PackedChunk) -> bytes:
+class _Bounds(NamedTuple):
+    """Bounds of a column as an entry has them."""
+
+    kind: int
+    minimum: bytes
+    maximum: bytes
+    content: bytes = b""
+    """What goes behind the entries."""
+
+
+def _bounds(limits: Limits | None) -> _Bounds:
+    if limits is None:
+        return _Bounds(NO_BOUNDS, bytes(8), bytes(8))
+    low, high = limits
+    if isinstance(low, bytes):
+        assert isinstance(high, bytes)
+        lengths = (_LENGTH.pack(len(low)), _LENGTH.pack(len(high)))
+        return _Bounds(BYTES_BOUNDS, *lengths, low + high)
+    kind = FLOAT_BOUNDS if isinstance(low, float) else INT_BOUNDS
+    if isinstance(high, int) and high > _INT_MAX:
+        kind = UNSIGNED_BOUNDS
+    return _Bounds(kind, _NUMBERS[kind].pack(low), _NUMBERS[kind].pack(high))
+
+
+def _entry(position: int, packed: PackedChunk, bounds: _Bounds) -> bytes:
     chunk = packed.chunk
-    bounds, minimum, maximum = NO_BOUNDS, bytes(8), bytes(8)
-    if chunk.limits is not None:
-        whole = isinstance(chunk.limits[0], int)
-        bounds, kind = (INT_BOUNDS, _INT) if whole else (FLOAT_BOUNDS, _FLOAT)
-        minimum, maximum = map(kind.pack, chunk.limits)
     return ENTRY.pack(
         position,
         packed.stored_bytes,
         packed.raw_bytes,
         chunk.null_count,
         packed.hash,
-        minimum,
-        maximum,
-        bounds,
+        bounds.minimum,
+        bounds.maximum,
+        bounds.kind,
         DICTIONARY if chunk.dictionary_bytes else PLAIN,
         packed.codec,
         chunk.dictionary_bytes,
@@ -199,10 +246,10 @@ def recompress(section: Buffer, directory_hash: int, codec: int) -> ColumnSectio
         Chunk(
             (open_chunk(entry, section[entry.position : entry.position + entry.stored_bytes]),),
             entry.null_count,
-            entry.limits(),
+            directory.limits(number),
             entry.dictionary_bytes,
         )
-        for entry in directory.entries
+        for number, entry in enumerate(directory.entries)
     ]
     return encode_section(directory.schema, [pack(chunk, codec) for chunk in chunks])
 
@@ -215,11 +262,10 @@ def directory_bytes(section: Buffer) -> int:
     """
     if len(section) < DIRECTORY_HEADER.size:
         raise CorruptBatchError("directory of columns is cut")
-    size_bytes, count, schema_bytes, reserved = DIRECTORY_HEADER.unpack_from(section)
-    least = DIRECTORY_HEADER.size + (schema_bytes + 7 & -8) + ENTRY.size * count
-    lead = DIRECTORY_HEADER.pack(size_bytes, count, schema_bytes, 0)
-    reserved = reserved or section[: DIRECTORY_HEADER.size] != lead
-    if reserved or not 1 <= count <= COLUMNS_MAX or size_bytes != least:
+    size_bytes, count, schema_bytes, bounds_bytes = DIRECTORY_HEADER.unpack_from(section)
+    lead = DIRECTORY_HEADER.pack(size_bytes, count, schema_bytes, bounds_bytes)
+    wrong = section[: DIRECTORY_HEADER.size] != lead or not 1 <= count <= COLUMNS_MAX
+    if wrong or size_bytes != _directory_bytes(schema_bytes, count, bounds_bytes):
         raise CorruptBatchError("directory of columns holds impossible values")
     if size_bytes > SECTION_RAW_BYTES_MAX:
         raise CorruptBatchError(f"directory of {size_bytes} bytes is over the limit")
@@ -245,15 +291,15 @@ def open_directory(
     directory = bytes(section[:size_bytes])
     if xxh3_64_intdigest(directory) != directory_hash:
         raise CorruptBatchError("directory of columns fails its checksum")
-    _, count, schema_bytes, _ = DIRECTORY_HEADER.unpack_from(directory)
+    _, count, schema_bytes, bounds_bytes = DIRECTORY_HEADER.unpack_from(directory)
     start = DIRECTORY_HEADER.size
     schema = directory[start : start + schema_bytes]
-    entries = tuple(
-        ColumnEntry._make(fields)
-        for fields in ENTRY.iter_unpack(directory[size_bytes - ENTRY.size * count :])
-    )
-    if b"".join(ENTRY.pack(*entry) for entry in entries) != directory[-ENTRY.size * count :]:
+    start += len(_padded(schema))
+    described = directory[start : start + ENTRY.size * count]
+    entries = tuple(ColumnEntry._make(fields) for fields in ENTRY.iter_unpack(described))
+    if b"".join(ENTRY.pack(*entry) for entry in entries) != described:
         raise CorruptBatchError("reserved bytes of a directory of columns are not zero")
+    texts = _texts(entries, directory[start + len(described) :], bounds_bytes)
     limit = len(section) if section_bytes is None else section_bytes
     end, total = size_bytes, 0
     for entry in entries:
@@ -264,7 +310,30 @@ def open_directory(
         end = entry.position + entry.stored_bytes
     if end + -end % 8 != limit or total > SECTION_RAW_BYTES_MAX:
         raise CorruptBatchError("columns and the size of their section disagree")
-    return Directory(size_bytes, schema, entries)
+    return Directory(size_bytes, schema, entries, texts)
+
+
+def _texts(
+    entries: Sequence[ColumnEntry], content: bytes, bounds_bytes: int
+) -> dict[int, tuple[bytes, bytes]]:
+    """The bounds behind the entries, by number of the column."""
+    texts: dict[int, tuple[bytes, bytes]] = {}
+    start = 0
+    for number, entry in enumerate(entries):
+        if entry.bounds != BYTES_BOUNDS:
+            continue
+        low_bytes, high_bytes = entry.bound_bytes
+        middle, end = start + low_bytes, start + low_bytes + high_bytes
+        low, high = content[start:middle], content[middle:end]
+        lengths = (_LENGTH.pack(low_bytes), _LENGTH.pack(high_bytes))
+        fault = lengths != (entry.minimum, entry.maximum) or low > high
+        if fault or max(low_bytes, high_bytes) > BOUND_BYTES_MAX:
+            raise CorruptBatchError("directory of columns holds impossible bounds")
+        texts[number] = (low, high)
+        start = end
+    if start != bounds_bytes or any(content[start:]):
+        raise CorruptBatchError("directory of columns holds impossible bounds")
+    return texts
 
 
 def _entry_fault(entry: ColumnEntry) -> str | None:
@@ -273,7 +342,7 @@ def _entry_fault(entry: ColumnEntry) -> str | None:
         return "sizes or codec of a chunk"
     if compressed != bool(entry.codec):
         return "a codec without compression"
-    if entry.bounds > FLOAT_BOUNDS or entry.encoding > DICTIONARY:
+    if entry.bounds > BYTES_BOUNDS or entry.encoding > DICTIONARY:
         return "an unknown encoding"
     if bool(entry.dictionary_bytes) != (entry.encoding == DICTIONARY):
         return "a dictionary without its encoding"
@@ -319,6 +388,15 @@ def check_section(section: Buffer, directory_hash: int) -> None:
         check_chunk(entry, view[entry.position : end])
     if any(view[end:]):
         raise CorruptBatchError("padding of the columns is not zero")
+
+
+def _directory_bytes(schema_bytes: int, count: int, bounds_bytes: int) -> int:
+    lead = DIRECTORY_HEADER.size + (schema_bytes + 7 & -8)
+    return lead + ENTRY.size * count + (bounds_bytes + 7 & -8)
+
+
+def _padded(content: bytes) -> bytes:
+    return content + bytes(-len(content) % 8)
 
 
 def _aligned(position: int) -> int:

@@ -54,7 +54,8 @@ CONTROL: Final = 64
 APPEND_TIME: Final = 128
 CLEANED: Final = 256
 COLUMNS: Final = 512
-KNOWN_FLAGS: Final = 1023
+BOUNDS: Final = 1024
+KNOWN_FLAGS: Final = 2047
 
 # --- segment header ------------------------------------------------------------------------------
 
@@ -473,8 +474,8 @@ def _columns_fault(header: BatchHeader) -> str | None:
         return "headers flag and header bytes disagree"
     if header.flags & NULL_KEYS and not header.flags & HAS_KEYS:
         return "null keys without keys"
-    if header.flags & COLUMNS and header.flags & NULL_VALUES:
-        return "tombstones among columns"
+    if header.flags & (BOUNDS if not header.flags & COLUMNS else NULL_VALUES):
+        return "tombstones among columns, or bounds without"
     # A column of n entries takes at least 4 (n + 1) bytes: bounds what decoding allocates.
     minimum = 4 * (header.record_count + 1)
     if (values < minimum and not header.flags & COLUMNS) or (

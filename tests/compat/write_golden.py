@@ -3,6 +3,7 @@
     python tests/compat/write_golden.py tests/compat/golden/v1
     python tests/compat/write_golden.py tests/compat/golden/v1-rewritten
     python tests/compat/write_golden.py tests/compat/golden/v1-columns
+    python tests/compat/write_golden.py tests/compat/golden/v1-column-bounds
 
 Run once per format, never again: what a released version wrote is what the tests read for ever.
 Beside each is a JSON file with what it must say (`test_golden.content`). Derived files (tail words,
@@ -17,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
+import pyarrow as pa
 
 import millstream
 from millstream.testing import ManualClock
@@ -140,6 +142,28 @@ def write_columns(directory: Path) -> None:
     _remove_derived(directory)
 
 
+def write_column_bounds(directory: Path) -> None:
+    """Batches whose directory has bounds of texts, bytes and large unsigned integers."""
+    schema = pa.schema([("text", pa.string()), ("code", pa.binary()), ("count", pa.uint64())])
+    clock = ManualClock(1_357_000_000_000)
+    with millstream.open(directory, clock=clock) as store:
+        for compression in ("none", "lz4", "zstd"):
+            store.create_topic(compression, schema=schema, compression=compression)
+            rows = range(300)
+            store.append_columns(
+                compression,
+                {
+                    "text": [None if n % 9 == 0 else "\u00e9" * 40 + str(n % 7) for n in rows],
+                    "code": [bytes([255 - n % 3]) * (n % 80) for n in rows],
+                    "count": [(1 << 63) + n % 5 for n in rows],
+                },
+            )
+        with store.transaction() as transaction:
+            transaction.put_checkpoint("golden", b"checkpoint")
+            transaction.commit_offsets("readers", {millstream.TopicPartition("none", 0): 17})
+    _remove_derived(directory)
+
+
 def _keyed(store: millstream.Store, topic: str, batch: int) -> None:
     numbers = range(batch * 20, batch * 20 + 20)
     store.append_many(
@@ -163,5 +187,10 @@ def _remove_derived(directory: Path) -> None:
 
 if __name__ == "__main__":
     target = Path(sys.argv[1])
-    writers = {"v1": write_golden, "v1-rewritten": write_rewritten, "v1-columns": write_columns}
+    writers = {
+        "v1": write_golden,
+        "v1-rewritten": write_rewritten,
+        "v1-columns": write_columns,
+        "v1-column-bounds": write_column_bounds,
+    }
     writers[target.name](target)

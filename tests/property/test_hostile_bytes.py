@@ -16,19 +16,26 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
+from pyarrow.compute import field
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
 import millstream
 from millstream import DataError
+from millstream.arrow_batch import section_columns
+from millstream.arrow_columns import encode_columns
 from millstream.backup_manifest import Manifest, ManifestFile
 from millstream.batch import BatchPlacement, buffers, decode_batch, encode_batch, seal
+from millstream.batch_filter import BatchFilter
 from millstream.catalog import GroupOffset
+from millstream.column_section import check_section, open_directory
 from millstream.config import TopicConfig
 from millstream.decisions import decode_outcome, encode_outcome
 from millstream.format import (
     REWRITTEN,
+    BatchHeader,
     Rewrite,
     SegmentHeader,
     encode_rewrite,
@@ -136,6 +143,35 @@ def batch() -> Parser:
 
     # A section may say that it unfolds to 128 MiB, and the buffer for that is made.
     return Parser("batch", b"".join(buffers(encoded, header)), parse, reseal, 130 << 20)
+
+
+def directory() -> Parser:
+    """A section of columns, behind the hash that its batch has of its directory."""
+    rows = pa.record_batch({"t": ["a" * 70, None] * 150, "u": pa.array([1 << 63] * 300, "u8")})
+    section = encode_columns(rows, 1)
+    assert section.flags
+
+    def parse(content: bytes) -> object:
+        stored = content[8:]
+        directory_hash = int.from_bytes(content[:8], "little")
+        check_section(stored, directory_hash)
+        found = open_directory(stored, directory_hash)
+        columns = section_columns(stored, directory_hash, 300)
+        values = [columns.column(field).to_pylist() for field in columns.schema]
+        header = BatchHeader._make([300] * len(BatchHeader._fields))
+        asked = [
+            BatchFilter(field("t") == "a", rows.schema).may_hold(0, header, found),
+            BatchFilter(field("u") == 7, rows.schema).may_hold(0, header, found),
+        ]
+        return values, asked
+
+    def reseal(content: bytearray) -> None:
+        (length,) = struct.unpack_from("<I", content.ljust(12, b"\0"), 8)
+        digest = xxh3_64_intdigest(bytes(content[8 : 8 + length]))
+        content[:8] = struct.pack("<Q", digest)
+
+    whole = struct.pack("<Q", section.hash) + section.stored
+    return Parser("directory of columns", whole, parse, reseal)
 
 
 def index() -> Parser:
@@ -246,6 +282,7 @@ PARSERS = [
     segment_header(rewritten=False),
     segment_header(rewritten=True),
     batch(),
+    directory(),
     index(),
     key_file(),
     producers(),

@@ -58,6 +58,9 @@ def rows(number: int) -> pa.Table:
                 pa.int64(),
             ),
             "text": pa.array([f"t{n % 5}" for n in counts], pa.string()),
+            "name": pa.array([f"{'long' * 20}-{number}-{n:05}" for n in counts], pa.string()),
+            "code": pa.array([bytes([number, n % 1000 // 4]) for n in counts], pa.binary()),
+            "big": pa.array([(number << 60) + n for n in counts], pa.uint64()),
         }
     )
 
@@ -100,6 +103,14 @@ def filled(store: Store, compression: str = "none", partitions: int = 1) -> pa.T
         (field("maybe") < 9000, 8),
         ((field("maybe") < 7100) & (field("n") > 6500), 2),
         (field("text") == "t3", 10),
+        (field("name") == "a", 0),
+        (field("name") > "longlong", 10),
+        (field("name") >= "m", 0),
+        (field("code") == b"\x04\x07", 1),
+        (field("code") > b"\x08", 2),
+        (field("code").isin([b"\x01", b"\x01\x80"]), 1),
+        (field("big") >= pa.scalar((9 << 60) + 9500, pa.uint64()), 1),
+        (field("big") < pa.scalar(1 << 60, pa.uint64()), 1),
         ((field("text") == "t3") & (field("n") < 500), 1),
         (scalar(False), 10),
     ],
@@ -205,3 +216,35 @@ def test_what_is_no_condition_on_the_columns_is_refused_at_once(store: Store, wh
     filled(store)
     with pytest.raises(UsageError, match="where"):
         store.read("t").arrow(where=where)
+
+
+def test_a_condition_without_a_value_for_a_row_says_so(store: Store) -> None:
+    store.create_topic("t", schema=pa.schema([("u", pa.uint64())]))
+    store.append_columns("t", {"u": [(1 << 63) + n for n in range(ROWS)]})
+    with pytest.raises(UsageError, match=r"where=\(u == 7\) has no value for a row"):
+        store.read("t").arrow(where=field("u") == 7).read_all()
+    seven = pa.scalar(7, pa.uint64())  # else Arrow makes int64 of the column
+    assert store.read("t").arrow(where=field("u") == seven).read_all().num_rows == 0
+
+
+def test_not_below_nan_is_no_row_left_out(store: Store, chunks_of: list[object]) -> None:
+    store.create_topic("t", schema=pa.schema([("x", pa.float64())]))
+    store.append_columns("t", {"x": [0.5] * ROWS})
+    where = ~(field("x") < scalar(float("nan")))
+    assert store.read("t").arrow(where=where).read_all().num_rows == ROWS
+    assert len(chunks_of) == 1
+
+
+def test_texts_without_an_order_have_bounds_where_they_are_compressed(
+    store: Store, chunks_of: list[object]
+) -> None:
+    for compression, batches in (("none", 1), ("lz4", 0), ("zstd", 0)):
+        store.create_topic(
+            compression, schema=pa.schema([("text", pa.string())]), compression=compression
+        )
+        store.append_columns(compression, {"text": [f"t{n % 5}" for n in range(ROWS)]})
+        chunks_of.clear()
+        scan = store.read(compression)
+        assert scan.arrow(where=field("text") == "t5").read_all().num_rows == 0
+        assert len(chunks_of) == batches
+        assert scan.arrow(where=field("text") == "t4").read_all().num_rows == ROWS // 5

@@ -455,12 +455,12 @@ def test_limits_are_those_of_the_values(store: Store) -> None:
         [("i", pa.int64()), ("f", pa.float64()), ("u", pa.uint64()), ("s", pa.string())]
     )
     store.create_topic("t", schema=schema)
-    store.append_columns("t", {"i": [3, None, -7], "f": [0.5, -1.5, None], "u": [1, 2, 3]})
+    store.append_columns("t", {"i": [3, None, -7], "f": [0.5, -1.5, None], "u": [1, 2, 1 << 63]})
     store.append_columns("t", {"i": [None], "f": [float("nan")]})
 
     first, second = store.read("t").batches()
 
-    assert first.limits() == {"i": (-7, 3), "f": (-1.5, 0.5)}
+    assert first.limits() == {"i": (-7, 3), "f": (-1.5, 0.5), "u": (1, 1 << 63)}
     assert second.limits() == {}
 
 

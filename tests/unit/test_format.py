@@ -14,6 +14,7 @@ from millstream.format import (
     BATCH_HEADER_BYTES,
     BATCH_MAGIC,
     BATCH_MAGIC_BYTES,
+    BOUNDS,
     CLEANED,
     CODEC_LZ4,
     CONTROL,
@@ -289,8 +290,12 @@ def test_header_length_is_bounded_before_it_is_used(header_bytes: int) -> None:
 def test_unknown_codec_and_flag_are_reported_as_newer() -> None:
     with pytest.raises(FormatVersionError, match="codec 3"):
         parse_header(batch_header(codec=3), 0, UID)
-    with pytest.raises(FormatVersionError, match="flags 0x400"):
-        parse_header(batch_header(flags=1024 | UNIFORM_TIMESTAMP), 0, UID)
+    with pytest.raises(FormatVersionError, match="flags 0x800"):
+        parse_header(batch_header(flags=2048 | UNIFORM_TIMESTAMP), 0, UID)
+
+
+def test_bounds_need_columns() -> None:
+    refused("bounds without", flags=UNIFORM_TIMESTAMP | BOUNDS)
 
 
 def test_numbers_of_a_producer_must_make_sense() -> None:
