@@ -73,6 +73,10 @@ class CalendarWindows:
                 return edge
         raise AssertionError("no day ends within three days")
 
+    def edges_near(self, utc_day: int) -> tuple[int, ...]:
+        """Where windows end around a day of UTC, rising: all that matter to times of that day."""
+        return _edges(self.zone, self.offset_ms, utc_day)
+
     def ends(self, time_ms: int) -> list[int]:
         """The end of the window `time_ms` lies in."""
         return [self.next_end(time_ms)]

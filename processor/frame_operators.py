@@ -83,6 +83,7 @@ class FrameSelectOperator(FrameOperator):
         frame = chunk.frame
         made: dict[str, Any] = {name: make(frame) for name, make in self._columns.items()}
         kept = frame.names if self._keep else ()
+        frame.require(name for name in kept if name not in made)
 
         def load(name: str) -> Array:
             return made[name] if name in made else frame.column(name)

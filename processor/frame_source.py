@@ -135,6 +135,8 @@ class FrameReader:
             if pa.types.is_floating(kind) and name not in limits:
                 # NaN leaves a column without limits, and so do nulls alone.
                 array = load(name)
+            elif pa.types.is_timestamp(kind) and kind.unit != "us":
+                array = load(name)  # of seconds, some are no microseconds
             elif pa.types.is_floating(kind) and not np.isfinite(limits[name]).all():
                 raise NotInColumnsError(f"{name} has infinity")
             if self._fields is None:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from .aggregating import Aggregates
+from .calendar_windows import DAY_MS
 from .columns import MicroBatch, Rows
 from .frame_aggregates import (
     Accumulators,
@@ -223,11 +224,10 @@ class _Prepared:
 
 
 class FrameWindowOperator(WindowOperator):
-    """Fixed windows with one result each, on columns as far as possible. Not thread-safe."""
+    """Fixed windows and days with one result each, on columns as far as possible. Not thread-safe."""
 
     def __init__(self, node: WindowNode, delay_ms: int) -> None:
         super().__init__(node, delay_ms)
-        assert isinstance(node.windows, FixedWindows)
         self._grid = node.windows
         self._table = KeyTable()
         self._read = [
@@ -314,7 +314,7 @@ class FrameWindowOperator(WindowOperator):
             tardy = ends <= closed_end
             if tardy.any():
                 self._refuse(prepared, places, tardy, late)
-            for end in _distinct(ends, max(first, closed_end + grid.slide_ms), last, grid.slide_ms):
+            for end in self._distinct(ends, max(first, grid.next_end(closed_end)), last):
                 chosen = np.flatnonzero(ends == end)
                 if len(chosen):
                     self._add_columns(end, chosen + places.start, prepared, batch)
@@ -328,6 +328,7 @@ class FrameWindowOperator(WindowOperator):
         late: list[Rows],
     ) -> None:
         """The same where a row may be in several windows or in none."""
+        assert isinstance(self._grid, FixedWindows)
         times = prepared.chunk.times[places.start : places.stop]
         size, slide = self._grid.size_ms, self._grid.slide_ms
         firsts = self._next_ends(times)
@@ -347,7 +348,20 @@ class FrameWindowOperator(WindowOperator):
     def _next_ends(self, times: Ints) -> Ints:
         """See `FixedWindows.next_end`."""
         grid = self._grid
-        return times - (times - (grid.offset_ms + grid.size_ms)) % grid.slide_ms + grid.slide_ms
+        if isinstance(grid, FixedWindows):
+            return times - (times - (grid.offset_ms + grid.size_ms)) % grid.slide_ms + grid.slide_ms
+        days = np.unique(times // DAY_MS).tolist()
+        edges = np.unique(np.concatenate([grid.edges_near(day) for day in days]))
+        ends: Ints = edges[np.searchsorted(edges, times, side="right")]
+        return ends
+
+    def _distinct(self, ends: Ints, first: int, last: int) -> Sequence[int]:
+        """The ends from `first` to `last` that may be among `ends`."""
+        grid = self._grid
+        if isinstance(grid, FixedWindows) and (last - first) // grid.slide_ms < _MASKED_ENDS:
+            return range(first, last + 1, grid.slide_ms)
+        found: list[int] = np.unique(ends[ends >= first]).tolist()
+        return found
 
     def _refuse(
         self, prepared: _Prepared, places: range, tardy: npt.NDArray[np.bool_], late: list[Rows]
@@ -441,14 +455,6 @@ class FrameWindowOperator(WindowOperator):
 
 def _constant(number: int, count: int) -> Array:
     return pa.array(np.full(count, number, np.int64))
-
-
-def _distinct(ends: Ints, first: int, last: int, slide_ms: int) -> Sequence[int]:
-    """The ends from `first` to `last` that may be among `ends`."""
-    if (last - first) // slide_ms < _MASKED_ENDS:
-        return range(first, last + 1, slide_ms)
-    found: list[int] = np.unique(ends[ends >= first]).tolist()
-    return found
 
 
 def _part(rows: Any, places: Places) -> Part:

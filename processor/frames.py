@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from operator import attrgetter
@@ -152,6 +152,15 @@ class Frame(ABC):
             NotInColumnsError: It is none of those, or there is no such field.
         """
 
+    def require(self, names: Iterable[str]) -> None:
+        """Make sure of columns that are asked for later, where nobody can go on with rows.
+
+        Raises:
+            NotInColumnsError: One is none.
+        """
+        for name in names:
+            self.column(name)
+
     @property
     @abstractmethod
     def values(self) -> list[Any]:
@@ -173,7 +182,7 @@ class ColumnFrame(Frame):
         row_count: Number of values.
         names: Fields in their order.
         kind: Dict, or a Struct that is made by a call with all of `names` in this order.
-        load: Gives the column of a name, normal.
+        load: Gives the column of a name, normal. It does so always: who makes a frame has seen to it.
         types: Types of the columns, where they are known without reading them.
     """
 
@@ -203,6 +212,9 @@ class ColumnFrame(Frame):
                 raise NotInColumnsError(f"no field {name}")
             found = self._columns[name] = self._load(name)
         return found
+
+    def require(self, names: Iterable[str]) -> None:
+        """Nothing to do: all of them are there, or can be read."""
 
     @property
     def values(self) -> list[Any]:

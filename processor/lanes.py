@@ -38,7 +38,6 @@ from .nodes import (
 )
 from .numeric_aggregates import Count
 from .selection import Selection
-from .windows import FixedWindows
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -200,8 +199,6 @@ def _of_dedup(plan: Plan, node: DedupNode) -> str | None:
 
 
 def _of_window(plan: Plan, node: WindowNode) -> str | None:
-    if not isinstance(node.windows, FixedWindows):
-        return "windows of the calendar"
     if node.emission.updating:
         return "updates before the final result"
     if plan.holding.spills:

@@ -12,7 +12,7 @@ import msgspec
 
 import millstream
 from millstream import MillstreamError, Store
-from millstream.processor import Pipeline, agg, col, hopping, lit, session, tumbling
+from millstream.processor import Pipeline, agg, col, daily, hopping, lit, session, tumbling
 from millstream.processor.lanes import runs_on_columns
 
 EPOCH_MS = 1_700_000_000_000
@@ -49,7 +49,7 @@ def rows(rng: random.Random, count: int) -> list[Row]:
     def perhaps(value: Any) -> Any:
         return None if rng.random() < 0.3 else value
 
-    step = rng.choice((0, 1, 7, 400, 3_000))
+    step = rng.choice((0, 1, 7, 400, 3_000, 70_000_000))
     return [
         Row(
             rng.choice(users),
@@ -100,6 +100,8 @@ WINDOWS = (
     hopping("10s", "3s"),
     hopping("2s", "5s"),
     tumbling("1h"),
+    daily(tz="Europe/Berlin"),
+    daily(tz="America/New_York", offset="6h"),
     session("1s"),
     session("4s"),
     session("1m"),

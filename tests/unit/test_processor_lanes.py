@@ -12,7 +12,7 @@ import pytest
 
 import millstream
 from millstream import RecordError, Store
-from millstream.processor import Pipeline, agg, col, hopping, lanes, tumbling
+from millstream.processor import Pipeline, agg, col, daily, hopping, lanes, tumbling
 from millstream.processor.frame_aggregates import Objects
 from millstream.processor.frame_keys import KeyTable
 from millstream.processor.frame_windowing import FrameWindowOperator
@@ -99,6 +99,36 @@ def test_from_a_topic_to_a_topic_no_row_becomes_an_object(
     metrics = job.run(store, until="end")
 
     assert 17 < metrics.records_out == store.offsets("totals")[0].end
+
+
+def test_days_of_a_zone_are_those_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two years of rows, with days of 23 and 25 hours, and rows that come late."""
+
+    def declared() -> Pipeline:
+        job = Pipeline("job")
+        keyed = job.source("events", type=Event, time="ts", disorder="8h").key_by("user")
+        days = keyed.window(daily(tz="America/New_York", offset="2h"))
+        results = days.agg(n=agg.count(), total=agg.sum("amount"))
+        results.late.to("late")
+        results.to("totals")
+        return job
+
+    rows = events(6_000).set_column(
+        2, "ts", pa.array([n * 3 * HOUR_MS - n % 5 * 7 * HOUR_MS for n in range(6_000)])
+    )
+    with millstream.open() as store:
+        store.create_topic("events", schema=Event)
+        store.append_arrow("events", rows)
+        monkeypatch.setattr(WindowOperator, "_add", never)
+        declared().run(store, until="end", on_end="flush")
+        monkeypatch.undo()
+        found = {topic: [r.value for r in store.read(topic)] for topic in ("totals", "late")}
+    expected = declared().test({"events": rows.to_pylist()}, on_end="flush")
+
+    assert {topic: [r.value for r in expected.records(topic)] for topic in found} == found
+    lengths = [row["window_end"] - row["window_start"] for row in expected["totals"]]
+    assert {23, 24, 25} == {length // HOUR_MS for length in lengths}
+    assert found["late"]
 
 
 def test_columns_that_are_written_are_those_of_the_rows(store: Store) -> None:
@@ -298,6 +328,32 @@ def test_columns_that_the_lane_does_not_know_become_rows(store: Store) -> None:
     job.run(store, until="end")
 
     assert [[1]] * 8 == [msgspec.json.decode(each.value)["list"] for each in store.read("out")]
+
+
+class Stay(msgspec.Struct):
+    page: str
+    n: int
+    at: datetime
+
+
+def test_fields_that_are_no_columns_are_kept_beside_new_ones() -> None:
+    """Times of JSON keep their zone, which a column would not."""
+    values = [
+        b'{"page":"a","n":1,"at":"2024-05-01T12:00:03+02:00"}',
+        b'{"page":"b","n":2,"at":"2024-05-01T12:00:03Z"}',
+    ]
+    with millstream.open() as store:
+        store.create_topic("stays", schema=Stay, values="json")
+        store.append_many("stays", values)
+        job = Pipeline("job")
+        job.source("stays", type=Stay).with_columns(more=col("n") + 1).to("out")
+        job.run(store, until="end")
+        found = [each.value for each in store.read("out")]
+
+    assert [
+        b'{"page":"a","n":1,"at":"2024-05-01T12:00:03+02:00","more":2}',
+        b'{"page":"b","n":2,"at":"2024-05-01T12:00:03Z","more":3}',
+    ] == found
 
 
 class Visit(msgspec.Struct):
