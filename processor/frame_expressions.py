@@ -84,6 +84,10 @@ class Fields(Protocol):
         """
         ...
 
+    def member(self, name: str, field: str) -> Any:
+        """A field of the objects that a field holds; see `column`."""
+        ...
+
 
 def compile_columns(tree: Tree) -> Callable[[Fields], Any]:
     """The function that computes a tree for many rows, as a pyarrow.Array.
@@ -147,10 +151,17 @@ def _compiled(tree: Tree) -> Callable[[Fields], Value]:  # noqa: PLR0911 - a cas
             parts = tuple(map(_compiled, operands))
             return lambda fields: _call(name, [part(fields) for part in parts])
         case Member():
-            return _refuse
+            return _member(tree)
         case _:
             one = _compiled(tree.operand)
             return lambda fields: _single(tree, one(fields))
+
+
+def _member(tree: Member) -> Callable[[Fields], Value]:
+    if isinstance(tree.operand, Column):
+        name, field = tree.operand.name, tree.name
+        return lambda fields: fields.member(name, field)
+    return _refuse
 
 
 def _refuse(_fields: Fields) -> Value:

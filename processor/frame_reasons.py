@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .expression_tree import Call, Literal, Member, Tree, walk
+from .expression_tree import Call, Column, Literal, Member, Tree, walk
 
 UTC_ONLY: Final = frozenset({"date", "day", "hour", "minute", "month", "second", "weekday", "year"})
 """Functions of times: other zones have rules that may be others in Arrow."""
@@ -16,10 +16,15 @@ ROWS_ONLY: Final = frozenset({"matches", "parse_time", "strip"})
 """Functions that Arrow has with another meaning, or not at all."""
 
 
-def why_not(tree: Tree) -> str | None:
-    """Why an expression is computed on rows, in a few words; None if columns can do it."""
+def why_not(tree: Tree, *, pairs: bool = False) -> str | None:
+    """Why an expression is computed on rows, in a few words; None if columns can do it.
+
+    Args:
+        tree: The expression.
+        pairs: Whether rows are the pairs of a join, whose sides have fields.
+    """
     for node in walk(tree):
-        if isinstance(node, Member):
+        if isinstance(node, Member) and not (pairs and isinstance(node.operand, Column)):
             return f"it reads {node.name} of an object"
         if not isinstance(node, Call):
             continue

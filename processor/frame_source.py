@@ -132,11 +132,8 @@ class FrameReader:
             kind = known[name].type
             _require_plain(name, kind, times=times)
             array = None
-            if pa.types.is_floating(kind) and name not in limits:
-                # NaN leaves a column without limits, and so do nulls alone.
+            if _may_have_others(kind, known=name in limits):
                 array = load(name)
-            elif pa.types.is_timestamp(kind) and kind.unit != "us":
-                array = load(name)  # of seconds, some are no microseconds
             elif pa.types.is_floating(kind) and not np.isfinite(limits[name]).all():
                 raise NotInColumnsError(f"{name} has infinity")
             if self._fields is None:
@@ -150,6 +147,14 @@ class FrameReader:
                 raise NotInColumnsError(f"{name} has nulls")
         types = tuple(known[name].type for name in names)
         return ColumnFrame(part.record_count, names, self._kind, load, types)
+
+
+def _may_have_others(kind: Any, *, known: bool) -> bool:
+    """Whether some values of a column may be none of the lane; `known`: whether it has limits."""
+    if pa.types.is_timestamp(kind):
+        return bool(kind.unit != "us")  # some seconds are no microseconds
+    # NaN leaves a column without limits, and so do nulls alone.
+    return bool(pa.types.is_floating(kind)) and not known
 
 
 def _times_ms(times: Array) -> Ints | None:

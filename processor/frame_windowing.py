@@ -224,7 +224,7 @@ class _Prepared:
 
 
 class FrameWindowOperator(WindowOperator):
-    """Fixed windows and days with one result each, on columns as far as possible. Not thread-safe."""
+    """Windows that are the same for all keys, on columns as far as possible. Not thread-safe."""
 
     def __init__(self, node: WindowNode, delay_ms: int) -> None:
         super().__init__(node, delay_ms)

@@ -152,6 +152,14 @@ class Frame(ABC):
             NotInColumnsError: It is none of those, or there is no such field.
         """
 
+    def member(self, name: str, field: str) -> Array:
+        """A field of the objects that a field holds; see `column`.
+
+        Raises:
+            NotInColumnsError: It holds none that can be columns.
+        """
+        raise NotInColumnsError(f"no column {name}.{field}")
+
     def require(self, names: Iterable[str]) -> None:
         """Make sure of columns that are asked for later, where nobody can go on with rows.
 
@@ -182,7 +190,7 @@ class ColumnFrame(Frame):
         row_count: Number of values.
         names: Fields in their order.
         kind: Dict, or a Struct that is made by a call with all of `names` in this order.
-        load: Gives the column of a name, normal. It does so always: who makes a frame has seen to it.
+        load: Gives the column of a name, normal. It never refuses: that has been seen to.
         types: Types of the columns, where they are known without reading them.
     """
 

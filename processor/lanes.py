@@ -23,6 +23,7 @@ from .agg import Aggregate
 from .expressions import Expression
 from .fields import Field
 from .frame_reasons import why_not
+from .join_nodes import TableJoinNode
 from .nodes import (
     DedupNode,
     FilterNode,
@@ -37,6 +38,7 @@ from .nodes import (
     WindowNode,
 )
 from .numeric_aggregates import Count
+from .row_shapes import Joined
 from .selection import Selection
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ def runs_on_columns(plan: Plan, topics: ColumnTopics) -> frozenset[int]:
             )
             if node.topic in topics.read or (node.topic in topics.parsed and wanted):
                 lane.add(node.id)
-        elif all(_comes_from(plan, above) in lane for above in node.inputs):
+        elif lane.issuperset(_columns_from(plan, node)):
             lane.add(node.id)
     return frozenset(lane)
 
@@ -125,9 +127,8 @@ def lane_notes(store: Store, plan: Plan) -> dict[int, str]:
         elif isinstance(node, SinkNode):
             reason = _why_sink(plan, node, topics, lane)
         elif _comes_from(plan, node.id) not in lane:
-            above = [_comes_from(plan, each) for each in node.inputs]
             reason = reason_for_rows(plan, node)
-            if reason is None and not lane.issuperset(above):
+            if reason is None and not lane.issuperset(_columns_from(plan, node)):
                 reason = "it gets rows"
         notes[node.id] = "columns" if reason is None else f"rows: {reason}"
     return notes
@@ -160,11 +161,24 @@ def _comes_from(plan: Plan, node_id: int) -> int:
     return node.parent if isinstance(node, PortNode) else node_id
 
 
+def _columns_from(plan: Plan, node: Node) -> list[int]:
+    """The operators that must give columns for a node to work on them."""
+    # The rows of a table are few beside those that are looked up in it, and stay rows.
+    inputs = node.inputs[:1] if isinstance(node, TableJoinNode) else node.inputs
+    return [_comes_from(plan, each) for each in inputs]
+
+
+def _gives_pairs(plan: Plan, node: Node) -> bool:
+    """Whether the rows of a node are pairs of a join that gives them as columns."""
+    if isinstance(node, TableJoinNode):
+        return node.into is Joined
+    passing = isinstance(node, FilterNode | KeyByNode | PortNode | DedupNode)
+    return passing and all(_gives_pairs(plan, plan.nodes[each]) for each in node.inputs)
+
+
 def _of_source(_plan: Plan, node: SourceNode) -> str | None:
     if node.source is not None:
         return "it comes from outside the store"
-    if node.tombstones:
-        return "it is a table"
     if _unreadable(node.time):
         return "the event time is read by a Python function"
     if node.type in {dict, Any}:
@@ -174,28 +188,34 @@ def _of_source(_plan: Plan, node: SourceNode) -> str | None:
     return None
 
 
-def _of_map(_plan: Plan, node: MapNode) -> str | None:
+def _of_map(plan: Plan, node: MapNode) -> str | None:
     if not isinstance(node.function, Selection):
         return "a Python function"
-    return _first(map(_of_field, node.function.fields.values()))
+    return _first(_of_field(field, plan, node) for field in node.function.fields.values())
 
 
 def _of_map_batch(_plan: Plan, node: MapBatchNode) -> str | None:
     return None if node.columns else "a Python function"
 
 
-def _of_filter(_plan: Plan, node: FilterNode) -> str | None:
-    return _of_field(node.predicate)
+def _of_filter(plan: Plan, node: FilterNode) -> str | None:
+    return _of_field(node.predicate, plan, node)
 
 
-def _of_key(_plan: Plan, node: KeyByNode) -> str | None:
-    return _of_field(node.key)
+def _of_key(plan: Plan, node: KeyByNode) -> str | None:
+    return _of_field(node.key, plan, node)
+
+
+def _of_table_join(_plan: Plan, node: TableJoinNode) -> str | None:
+    if node.into is not Joined:
+        return "into is a Python function"
+    return None if node.ttl_ms is None else "a table with a time to live"
 
 
 def _of_dedup(plan: Plan, node: DedupNode) -> str | None:
     if plan.holding.spills:
         return "its state may be on disk"
-    return "it looks at whole rows" if node.on is None else _of_field(node.on)
+    return "it looks at whole rows" if node.on is None else _of_field(node.on, plan, node)
 
 
 def _of_window(plan: Plan, node: WindowNode) -> str | None:
@@ -203,24 +223,27 @@ def _of_window(plan: Plan, node: WindowNode) -> str | None:
         return "updates before the final result"
     if plan.holding.spills:
         return "its state may be on disk"
-    return _first(_of_aggregate(aggregate) for _, aggregate in node.aggregates)
+    return _first(_of_aggregate(aggregate, plan, node) for _, aggregate in node.aggregates)
 
 
-def _of_session(_plan: Plan, node: SessionNode) -> str | None:
+def _of_session(plan: Plan, node: SessionNode) -> str | None:
     if node.emission.updating:
         return "updates before the final result"
-    return _first(_of_aggregate(aggregate) for _, aggregate in node.aggregates)
+    return _first(_of_aggregate(aggregate, plan, node) for _, aggregate in node.aggregates)
 
 
-def _of_aggregate(aggregate: Aggregate[Any, Any, Any]) -> str | None:
+def _of_aggregate(aggregate: Aggregate[Any, Any, Any], plan: Plan, node: Node) -> str | None:
     if aggregate.field is None:
         return None if type(aggregate) is Count else f"{aggregate.describe()} takes whole rows"
-    return _of_field(aggregate.field)
+    return _of_field(aggregate.field, plan, node)
 
 
-def _of_field(field: Field) -> str | None:
+def _of_field(field: Field, plan: Plan | None = None, node: Node | None = None) -> str | None:
+    """Why a field cannot be read as a column of the rows that a node gets."""
     if isinstance(field, Expression):
-        return why_not(field.tree)
+        above = [] if plan is None or node is None else [plan.nodes[each] for each in node.inputs]
+        pairs = plan is not None and bool(above) and all(_gives_pairs(plan, each) for each in above)
+        return why_not(field.tree, pairs=pairs)
     return None if isinstance(field, str) else "a Python function"
 
 
@@ -241,6 +264,7 @@ _REASONS: dict[type[Node], Callable[[Plan, Any], str | None]] = {
     DedupNode: _of_dedup,
     WindowNode: _of_window,
     SessionNode: _of_session,
+    TableJoinNode: _of_table_join,
     PortNode: lambda _plan, _node: None,
     SinkNode: lambda _plan, _node: None,
 }

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, repeat
 from typing import Any
 
-from .columns import Chunk
+from .columns import Chunk, Rows
 from .join_nodes import TableJoinNode
 from .join_results import Pairs
 from .keyed_state import IN_MEMORY, States
@@ -51,7 +51,7 @@ class TableJoinOperator(StatefulOperator):
         """None: nothing waits for time."""
         return None
 
-    def process(self, step: Step) -> dict[str, Chunk]:
+    def process(self, step: Step) -> dict[str, Rows]:
         """Look up rows and take in updates, in the order of the input rows.
 
         Returns:

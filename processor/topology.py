@@ -497,11 +497,14 @@ def _state_on_columns(node: Node, delay_ms: int, topology: Topology) -> Stateful
     """The operator with state of a node that takes columns, too."""
     from .frame_dedup import FrameDedupOperator  # noqa: PLC0415 - an extra
     from .frame_session_windowing import FrameSessionOperator  # noqa: PLC0415 - an extra
+    from .frame_table_join import FrameTableJoinOperator  # noqa: PLC0415 - an extra
     from .frame_windowing import FrameWindowOperator  # noqa: PLC0415 - an extra
 
     if isinstance(node, DedupNode):
         return FrameDedupOperator(node, delay_ms, topology.rejects(node))
     if isinstance(node, SessionNode):
         return FrameSessionOperator(node, delay_ms)
+    if isinstance(node, TableJoinNode):
+        return FrameTableJoinOperator(node, delay_ms, topology.states)
     assert isinstance(node, WindowNode)
     return FrameWindowOperator(node, delay_ms)

@@ -36,15 +36,9 @@ def q3() -> Pipeline:
     )
     local = persons.filter(col("state").is_in(["OR", "ID", "CA"]))
 
-    def found(auction: Auction, person: Person) -> dict[str, object]:
-        return {
-            "name": person.name,
-            "city": person.city,
-            "state": person.state,
-            "id": auction.id,
-        }
-
-    auctions.key_by("seller").join_table(local, into=found).to("q3")
+    pairs = auctions.key_by("seller").join_table(local)
+    person = {name: col("right").field(name) for name in ("name", "city", "state")}
+    pairs.select(**person, id=col("left").field("id")).to("q3")
     return pipeline
 
 
@@ -277,10 +271,8 @@ def q20() -> Pipeline:
     pipeline = Pipeline("q20")
     auctions = pipeline.table("auction", type=Auction, key="id", key_type=int)
     bids = pipeline.source("bid", type=Bid, time="ts")
-
-    def found(bid: Bid, auction: Auction) -> dict[str, object]:
-        return {"bidder": bid.bidder, "price": bid.price, "ts": bid.ts, "item": auction.item}
-
     chosen = auctions.filter(col("category") == CATEGORY)
-    bids.key_by("auction").join_table(chosen, into=found).to("q20")
+    bid = {name: col("left").field(name) for name in ("bidder", "price", "ts")}
+    pairs = bids.key_by("auction").join_table(chosen)
+    pairs.select(**bid, item=col("right").field("item")).to("q20")
     return pipeline

@@ -41,11 +41,9 @@ def q13() -> Pipeline:
     """Bids with what a table beside them, the topic `side`, says of their auction."""
     pipeline = Pipeline("q13")
     side = pipeline.table("side", type=str, key_type=int)
-
-    def enriched(bid: Bid, value: str) -> dict[str, Any]:
-        return {"auction": bid.auction, "bidder": bid.bidder, "ts": bid.ts, "value": value}
-
-    _bids(pipeline).key_by(col("auction") % 10_000).join_table(side, into=enriched).to("q13")
+    pairs = _bids(pipeline).key_by(col("auction") % 10_000).join_table(side)
+    bid = {name: col("left").field(name) for name in ("auction", "bidder", "ts")}
+    pairs.select(**bid, value=col("right")).to("q13")
     return pipeline
 
 

@@ -48,7 +48,7 @@ class Priced(msgspec.Struct):
 
 
 class Counted(msgspec.Struct):
-    """What q12 writes."""
+    """What q11 and q12 write."""
 
     key: int
     window_start: int
@@ -56,7 +56,26 @@ class Counted(msgspec.Struct):
     n: int
 
 
-STORED = {"q0": generator.Bid, "q1": Priced, "q2": Priced, "q12": Counted}
+class Found(msgspec.Struct):
+    """What q13 and q20 write."""
+
+    bidder: int
+    ts: int
+    auction: int | None = None
+    price: int | None = None
+    value: str | None = None
+    item: str | None = None
+
+
+STORED = {
+    "q0": generator.Bid,
+    "q1": Priced,
+    "q2": Priced,
+    "q11": Counted,
+    "q12": Counted,
+    "q13": Found,
+    "q20": Found,
+}
 """Results that are stored as columns, too."""
 
 

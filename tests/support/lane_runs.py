@@ -152,9 +152,20 @@ def pipeline(rng: random.Random) -> Pipeline:
             stream = stream.dedup(rng.choice(KEYS)(), within=rng.choice(("1s", "1m")))
         else:
             stream.filter(rng.choice(CONDITIONS)()).to("side")
+    if rng.random() < 0.2:
+        stream = joined(job, stream, rng)
+        if rng.random() < 0.4:
+            stream.to("out")
+            return job
     if rng.random() < 0.15:
         stream.select("user", "count", more=col("amount") + col("count")).to("out")
         return job
+    windowed(stream, rng)
+    return job
+
+
+def windowed(stream: Any, rng: random.Random) -> None:
+    """Let windows of the rows of a stream be written."""
     aggregates = {
         f"a{number}": make()
         for number, make in enumerate(rng.sample(AGGREGATES, rng.randrange(1, 5)))
@@ -168,7 +179,40 @@ def pipeline(rng: random.Random) -> Pipeline:
     if rng.random() < 0.2:
         results = results.key_by("end").window(tumbling("1h")).agg(n=agg.count())
     results.to("out")
-    return job
+
+
+class Known(msgspec.Struct):
+    """What a table knows of a key."""
+
+    name: str
+    level: int
+    share: float | None = None
+
+
+SELECTED: tuple[Callable[[], Any], ...] = (
+    lambda: col("left").field("amount"),
+    lambda: col("right").field("level") + col("left").field("group"),
+    lambda: col("right").field("name"),
+    lambda: col("right").field("share").fill_null(0.25),
+    lambda: col("right").field("level").is_null() | col("left").field("good"),
+    lambda: col("left").field("note"),
+)
+
+
+def joined(job: Pipeline, stream: Any, rng: random.Random) -> Any:
+    """The rows of a stream with what a table knows of them."""
+    table = job.table("known", type=rng.choice((Known, dict)), key_type=str)
+    if rng.random() < 0.3:
+        table = table.filter(lambda known: len(str(known)) % 3)
+    keyed = stream.key_by("user")
+    pairs = keyed.join_table(table, how=rng.choice(("inner", "left")))
+    if rng.random() < 0.3:
+        pairs = pairs.filter(col("left").field("count") < 20)
+    if rng.random() < 0.2:
+        pairs = pairs.filter(col("right").is_not_null())
+    columns = {name: col("left").field(name) for name in Row.__struct_fields__}
+    chosen = {f"x{n}": make() for n, make in enumerate(rng.sample(SELECTED, 2))}
+    return pairs.select(**columns, **chosen)
 
 
 class Stored(Row, kw_only=True):
@@ -182,6 +226,16 @@ def create_stored(store: Store, rng: random.Random) -> None:
     for topic in ("side", "late"):
         if rng.random() < 0.7:
             store.create_topic(topic, schema=Stored, partitions=rng.choice((1, 1, 3)))
+
+
+def update(store: Store, data: Sequence[Row], rng: random.Random) -> None:
+    """Let the table know something, or nothing any more, of users of these rows and of others."""
+    users = [*(rng.choice(data).user for _ in range(rng.randrange(6))), "u1", "nobody"]
+    rng.shuffle(users)
+    for user in users[: rng.randrange(len(users))]:
+        known = Known(rng.choice(TEXTS), rng.randrange(9), rng.choice((None, 0.5)))
+        gone = rng.random() < 0.2
+        store.append("known", None if gone else msgspec.json.encode(known), key=user.encode())
 
 
 class Outcome(NamedTuple):
@@ -207,15 +261,19 @@ def outcome(
     values = "columns" if columnar else "json"
     with millstream.open() as store:
         store.create_topic("rows", schema=Row, partitions=1, values=values)
+        store.create_topic("known")
         create_stored(store, rng)
         parts = sorted(rng.randrange(len(data) + 1) for _ in range(rng.randrange(4)))
         for number, (start, stop) in enumerate(pairwise([0, *parts, len(data)])):
             chosen = data[start:stop]
-            if chosen:
+            while chosen:
+                count = rng.randrange(1, len(chosen) + 1)
+                some, chosen = chosen[:count], chosen[count:]
+                update(store, some, rng)
                 store.append_many(
                     "rows",
-                    [msgspec.json.encode(row) for row in chosen],
-                    timestamps_ms=[row.ts for row in chosen],
+                    [msgspec.json.encode(row) for row in some],
+                    timestamps_ms=[row.ts for row in some],
                 )
             last = stop == len(data)
             allowed = runs_on_columns if columns(number) else (lambda _plan, _topics: frozenset())
@@ -230,7 +288,7 @@ def outcome(
                     )
             except MillstreamError as error:
                 return Outcome({}, str(error))
-        topics = [topic.name for topic in store.topics() if topic.name != "rows"]
+        topics = [topic.name for topic in store.topics() if topic.name not in {"rows", "known"}]
         return Outcome({topic: _records(store, topic) for topic in topics}, None)
 
 
