@@ -7,6 +7,7 @@ less than a tenth of the interpreter; in an idle store there is no pause. How it
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -16,7 +17,7 @@ from .compaction import due
 from .compaction_round import Steps
 from .compactor import Compactor
 from .components import Components
-from .errors import LockedError, UnknownTopicError
+from .errors import LockedError, StorageError, UnknownTopicError
 from .format import SEGMENT_HEADER_BYTES
 from .log import Log
 from .segment import read_segment_header
@@ -90,7 +91,12 @@ class CompactionSchedule:
         base = slot[Slot.ACTIVE_BASE]
         if slot[Slot.END_POSITION] <= SEGMENT_HEADER_BYTES:
             return
-        created_ms = read_segment_header(self._c.storage, log.directory, base).created_ms
+        try:
+            created_ms = read_segment_header(self._c.storage, log.directory, base).created_ms
+        except StorageError as error:
+            if error.errno == errno.ENOENT and slot[Slot.ACTIVE_BASE] != base:
+                return  # somebody else has just sealed and compacted it
+            raise
         rest_ms = created_ms + log.config.segment_ms - self._c.clock.now_ms()
         if rest_ms <= 0:
             self._roll(log)

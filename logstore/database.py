@@ -512,8 +512,11 @@ _ERRNO: Final[Mapping[type[apsw.Error], tuple[int, str]]] = {
     apsw.IOError: (errno.EIO, "reading or writing {} failed"),
     apsw.NoMemError: (errno.ENOMEM, "out of memory"),
 }
-
-
+_NO_ROOM: Final[Mapping[int, str]] = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "the file size limit (ulimit -f) is reached",
+}
 _DAMAGE: Final = (apsw.CorruptError, apsw.NotADBError, apsw.FormatError)
 _REFUSED_DATA: Final = (apsw.ConstraintError, apsw.MismatchError, apsw.TooBigError)
 
@@ -536,8 +539,7 @@ def _typed_error(
         # The system's number may be left over from an earlier call; only these two errors set it.
         if system_errno and isinstance(error, (apsw.IOError, apsw.CantOpenError)):
             number = system_errno
-            if number == errno.ENOSPC:
-                message = "the disk is full"
+            message = _NO_ROOM.get(number, message)
         text = f"{message.format(use.title)}: {error}"
         return StorageError(text, errno=number, path=filename)
     if use.ours or rotten or isinstance(error, _DAMAGE):

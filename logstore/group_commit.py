@@ -13,6 +13,7 @@ import errno
 import threading
 from bisect import bisect_right
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Protocol
 
 from .errors import PoisonedError, StorageError, StoreClosedError
@@ -124,16 +125,24 @@ class GroupCommit:
         else:
             bases = self._bases()
             bases = bases[max(0, bisect_right(bases, at.durable_offset) - 1) :]
-        return [file for base in bases if (file := self._file(base)) is not None]
+        segments = pairwise([*bases, at.log_end])
+        return [file for each in segments if (file := self._file(*each)) is not None]
 
-    def _file(self, base: int) -> File | None:
-        """The segment, opened once; None if retention removed it since it was listed."""
+    def _file(self, base: int, end: int) -> File | None:
+        """The segment of the records up to `end`, opened once.
+
+        None if it has gone since it was listed: retention removed it, or another process synced it,
+        and a compaction put what it holds into another.
+        """
         file = self._files.get(base)
         if file is None:
             try:
                 file = self._storage.open(segment_path(self._directory, base), "rw")
             except StorageError as error:
-                if error.errno == errno.ENOENT and base < self._slot[Slot.START_OFFSET]:
+                gone = error.errno == errno.ENOENT
+                if gone and base < self._slot[Slot.START_OFFSET]:
+                    return None
+                if gone and end <= self._slot[Slot.DURABLE_OFFSET]:
                     return None
                 raise
             self._files[base] = file

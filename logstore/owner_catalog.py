@@ -5,7 +5,7 @@ catalog.py. What is asked of a database of the user's is `decisions.py`.
 
 Whoever acquires a name is a new owner, with a random id. So its transactions never have the id of
 others, even if the catalog has lost those who had the name or the number before; what the log
-holds of them is known to be of nobody. See docs/decisions/0023.
+holds of them is known to be of nobody. See docs/decisions/0024.
 """
 
 from __future__ import annotations

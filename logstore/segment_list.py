@@ -324,8 +324,16 @@ class SegmentList:
 
     def infos(self) -> list[SegmentInfo]:
         """All segments, oldest first. Reads the headers of those it has not seen before."""
-        known = self._catch_up()
-        return [*known.sealed, self._active_info(known.last)] if known.last else []
+        while True:
+            seen = self.bases()
+            known = self._catch_up()
+            if known.last is None:
+                return []
+            try:
+                return [*known.sealed, self._active_info(known.last)]
+            except StorageError as error:
+                if not self._moved_on(error, seen):
+                    raise
 
     def _catch_up(self) -> _Known:
         """What is known of all segments there are now."""
@@ -368,11 +376,10 @@ class SegmentList:
                 return None
             try:
                 header = read_segment_header(self._storage, self._directory, bases[-1])
+                return self._active_info(header)
             except StorageError as error:
                 if not self._moved_on(error, bases):
                     raise
-            else:
-                return self._active_info(header)
 
     def _active_info(self, active: SegmentHeader) -> SegmentInfo:
         slot = self._slot()

@@ -8,6 +8,7 @@ only means that the file grows instead.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from typing import Final, Protocol
 
@@ -91,8 +92,10 @@ class ZeroFill:
             pass
         try:
             log.sync_segments([base])
-        except StorageError:
-            if not log.gone:
+        except StorageError as error:
+            # Sealed since, it has no zeros any more; a compaction may have merged it into another.
+            missing = error.errno == errno.ENOENT and log.slot[Slot.ACTIVE_UID] != uid
+            if not missing and not log.gone:
                 raise
 
     def _write_piece(self, uid: int, goal: int) -> bool:

@@ -404,3 +404,19 @@ def test_the_disk_is_really_full(tmp_path: Path) -> None:
         assert 1 == store.append("t", b"second").offset
         assert [b"first", b"second"] == values(store)
         assert store.verify(deep=True).ok
+
+
+def test_a_catalog_that_may_not_grow_says_why(tmp_path: Path) -> None:
+    """SQLite calls a limit on the size of files a disk I/O error."""
+    with millstream.open(tmp_path / "store") as store:
+        store.create_topic("t")
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        with contextlib.ExitStack() as stack:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+            stack.callback(resource.setrlimit, resource.RLIMIT_FSIZE, (soft, hard))
+            with pytest.raises(StorageError, match=r"file size limit .* is reached") as caught:
+                store.create_topic("u", partitions=1000)
+        assert errno.EFBIG == caught.value.errno
+        assert str(caught.value.path).endswith("catalog.db")
+        store.create_topic("after")
+        assert store.verify(deep=True).ok

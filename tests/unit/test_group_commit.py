@@ -11,6 +11,7 @@ from simulated_stores import abandon, log_of, open_quietly
 
 from millstream import PoisonedError, StorageError, Store
 from millstream.batch import encode_batch
+from millstream.segment import segment_path
 from millstream.tail import Slot
 from millstream.testing import FaultPlan, MemoryStorage
 
@@ -110,6 +111,33 @@ def test_a_segment_that_retention_removed_needs_no_sync(
     log.wait_durable(12)
 
     assert 12 == log.slot[Slot.DURABLE_OFFSET]
+
+
+@pytest.mark.parametrize("synced", [True, False])
+def test_a_segment_that_was_synced_and_compacted_meanwhile_needs_no_sync(
+    store: Store, storage: MemoryStorage, synced: bool
+) -> None:
+    """Another process has done both since this one looked what there is to sync."""
+    write(store, 12)
+    log = log_of(store)
+    bases = list(log.files.bases())
+    missing = segment_path(log.directory, bases[1])
+
+    def listed() -> list[int]:
+        if synced:
+            with open_quietly(storage) as other:
+                log_of(other).wait_durable(12)
+        storage.remove(missing)
+        return bases
+
+    log._group_commit._bases = listed
+    if synced:
+        log.wait_durable(12)
+        assert 12 == log.slot[Slot.DURABLE_OFFSET]
+    else:
+        with pytest.raises(StorageError, match="does not exist") as caught:
+            log.wait_durable(12)
+        assert missing == caught.value.path
 
 
 def test_threads_share_syncs(store: Store, storage: MemoryStorage) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 import pytest
 from interrupted_process import Killed, ProcessStorage
@@ -15,8 +16,10 @@ from millstream import (
     Store,
     TopicPartition,
 )
+from millstream.segment import segment_path
 from millstream.tail import Slot
 from millstream.testing import FaultPlan, MemoryStorage
+from millstream.zero_fill import ZeroFill
 
 T0 = TopicPartition("t", 0)
 
@@ -232,6 +235,39 @@ def test_a_poisoned_partition_stays_so_when_another_writer_dies() -> None:
     with pytest.raises(PoisonedError):
         survivor.append("t", b"next")
     survivor.close()
+
+
+class SealedMeanwhile:
+    """A log whose active segment is sealed and compacted away before its zeros are synced."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._log = log_of(store)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._log, name)
+
+    def sync_segments(self, bases: list[int]) -> None:
+        """As that of the log."""
+        self._store.roll("t", 0)
+        self._store._engine.storage.remove(segment_path(self._log.directory, bases[0]))
+        self._log.sync_segments(bases)
+
+
+def test_zeros_of_a_segment_that_has_gone_since_need_no_sync() -> None:
+    storage = MemoryStorage()
+    store = open_quietly(storage)
+    store.create_topic("t")
+    store.append("t", b"a")
+    beside: Any = SealedMeanwhile(store)
+    ZeroFill(beside, store._engine.append_lock).fill(1 << 20)
+
+    store.append("t", b"b")
+    log = log_of(store)
+    storage.remove(segment_path(log.directory, log.slot[Slot.ACTIVE_BASE]))
+    with pytest.raises(StorageError, match="does not exist"):
+        log.zero_fill()
+    abandon(store)
 
 
 @pytest.mark.parametrize("number", range(6))

@@ -102,3 +102,33 @@ def test_lists_that_were_handed_out_do_not_change() -> None:
         assert [0, 1] == log_of(store).files.bases()
         assert ([0], 1) == (before, len(infos))
         assert [True, False] == [info.sealed for info in store.segments("t", 0)]
+
+
+class Overtaken(SegmentList):
+    """Others seal and compact what was the active segment, right after it was looked at."""
+
+    def __init__(self, store: Store) -> None:
+        log = log_of(store)
+        super().__init__(store._engine.storage, log.directory, lambda: log.slot)
+        self._store = store
+        self._done = False
+
+    def _catch_up(self) -> segment_list._Known:
+        known = super()._catch_up()
+        if not self._done:
+            self._done = True
+            self._store.compact("t")
+            self._store.append("t", b"new", key=b"k")
+        return known
+
+
+def test_a_segment_that_was_active_a_moment_ago_may_be_gone() -> None:
+    with open_quietly(MemoryStorage()) as store:
+        store.create_topic("t", compact=True)
+        store.append("t", b"old", key=b"k")
+        store.roll("t", 0)
+        store.append("t", b"newer", key=b"k")
+        before = log_of(store).files.bases()[-1]
+        infos = Overtaken(store).infos()
+        assert infos == store.segments("t", 0)
+        assert before not in [info.base_offset for info in infos]
