@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Final, Protocol, TypeVar
+from urllib.parse import quote
 
 import msgspec
 import xxhash
@@ -25,6 +26,9 @@ T = TypeVar("T")
 _check_json: Final = msgspec.json.Decoder(msgspec.Raw).decode
 _to_object: Final = msgspec.json.Decoder(dict[str, Json]).decode
 
+
+_NO_VALUE: Final = "__HIVE_DEFAULT_PARTITION__"
+"""The folder of records without a value."""
 
 _PRINTABLE: Final = frozenset({str, int, float, type(None)})
 
@@ -157,6 +161,12 @@ def _csv_field(value: Json) -> str:
     return encode_json(value).decode()
 
 
+def _folder_text(value: Json) -> str:
+    """A value in the name of a folder, as Hive, Spark, DuckDB and Polars read it back."""
+    text = _csv_field(value)
+    return quote(text, safe=" ") if text else _NO_VALUE
+
+
 def all_of(records: Sequence[Record], function: Callable[[Record], T]) -> list[T]:
     """`function` of every record.
 
@@ -182,6 +192,8 @@ class FileSink(Sink):
     name: str
     directory: str
     format: FileFormat
+    folders: tuple[str, ...] = ()
+    """Fields by which records are put into folders of their own, the outermost first."""
     outside: Outside = OUTSIDE
     delivery: DeliveryKind = "idempotent"
 
@@ -194,28 +206,53 @@ class FileSink(Sink):
         storage = self.outside.directory(self.directory)
         # Outboxes of different stores number their records alike.
         mark = xxhash.xxh3_64_hexdigest(outbox.encode())[:8]
-        return FileWriter(storage, f"{self.name}-{mark}", self.format)
+        return FileWriter(storage, f"{self.name}-{mark}", self.format, self.folders)
 
 
 class FileWriter:
     """Writes the files of one sink; see `SinkWriter`."""
 
-    def __init__(self, storage: Storage, stem: str, form: FileFormat) -> None:
+    def __init__(
+        self, storage: Storage, stem: str, form: FileFormat, folders: tuple[str, ...] = ()
+    ) -> None:
         self._storage = storage
         self._stem = stem
         self._format = form
+        self._folders = folders
 
     def position(self) -> None:
         """See `SinkWriter`: the store keeps it."""
 
     def write(self, records: Sequence[Record], first: int, following: int) -> None:
-        """See `SinkWriter`: one file, or none if there are no records."""
-        if not records:
-            return
-        storage = self._storage
+        """See `SinkWriter`: one file for each folder, or none if there are no records."""
         name = f"{self._stem}-{first:020d}-{following:020d}.{self._format.suffix}"
-        content = self._format.content(records)
-        unfinished = f".{name}.unfinished"
+        # All of them are made before the first is written: what is refused leaves nothing behind.
+        contents = {
+            folder: self._format.content(some) for folder, some in self._sorted(records).items()
+        }
+        for folder, content in contents.items():
+            self._write_file(folder, name, content)
+
+    def _sorted(self, records: Sequence[Record]) -> dict[str, list[Record]]:
+        """The records by folder, in their order.
+
+        Raises:
+            RefusedRecords: Some are no JSON objects.
+        """
+        if not self._folders:
+            return {"": list(records)} if records else {}
+        found: dict[str, list[Record]] = {}
+        for record, fields in zip(records, all_of(records, object_of), strict=True):
+            parts = [f"{name}={_folder_text(fields.get(name))}" for name in self._folders]
+            found.setdefault("/".join(parts), []).append(record)
+        return found
+
+    def _write_file(self, folder: str, name: str, content: bytes) -> None:
+        storage = self._storage
+        if folder:
+            storage.make_directory(folder)
+            folder += "/"
+        unfinished = f"{folder}.{name}.unfinished"
         storage.remove(unfinished)  # of a process that died
         file = storage.open(unfinished, "x")
         try:
@@ -223,8 +260,8 @@ class FileWriter:
             file.sync()
         finally:
             file.close()
-        storage.rename(unfinished, name)
-        storage.sync_directory("")
+        storage.rename(unfinished, f"{folder}{name}")
+        storage.sync_directory(folder.rstrip("/"))
 
     def close(self) -> None:
         """See `SinkWriter`."""

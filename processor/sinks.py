@@ -130,7 +130,7 @@ def to_stdout(*, name: str = "stdout") -> StdoutSink:
     return StdoutSink(check_connector_name(name, "sink"))
 
 
-def to_jsonl(directory: str, *, name: str | None = None) -> FileSink:
+def to_jsonl(directory: str, *, folders: Sequence[str] = (), name: str | None = None) -> FileSink:
     """Write files of JSON values, one a line, into a directory.
 
     Each file holds the outputs of whole epochs. It appears complete and synced, and once: a
@@ -140,13 +140,17 @@ def to_jsonl(directory: str, *, name: str | None = None) -> FileSink:
 
     Args:
         directory: Created if it is missing.
+        folders: Fields by whose values the records of a delivery are put into files of their own,
+            in folders such as `date=2024-05-01/hour=7`, which DuckDB and Polars read as columns.
+            The fields stay in the rows, which must be JSON objects. Of few values, please: each
+            delivery makes a file in each.
         name: Identity in the pipeline and beginning of the file names; that of the directory if
             not given.
 
     >>> to_jsonl("out/totals").name
     'totals'
     """
-    return _files(directory, JsonLinesFile(), name)
+    return _files(directory, JsonLinesFile(), name, folders)
 
 
 def to_csv(
@@ -154,6 +158,7 @@ def to_csv(
     columns: Sequence[str],
     *,
     delimiter: str = ",",
+    folders: Sequence[str] = (),
     name: str | None = None,
 ) -> FileSink:
     """Write files of CSV into a directory, each with a header; otherwise as `to_jsonl`.
@@ -165,6 +170,7 @@ def to_csv(
         directory: Created if it is missing.
         columns: Names of the fields, in order.
         delimiter: One character.
+        folders: See `to_jsonl`.
         name: See `to_jsonl`.
 
     Raises:
@@ -177,13 +183,17 @@ def to_csv(
         raise UsageError(f"columns={list(columns)}: name each once")
     if len(delimiter) != 1 or delimiter in '"\r\n':
         raise UsageError(f"delimiter={delimiter!r}: give one character, such as ',' or ';'")
-    return _files(directory, CsvFile(tuple(columns), delimiter), name)
+    return _files(directory, CsvFile(tuple(columns), delimiter), name, folders)
 
 
-def _files(directory: str, form: FileFormat, name: str | None) -> FileSink:
+def _files(directory: str, form: FileFormat, name: str | None, folders: Sequence[str]) -> FileSink:
+    if isinstance(folders, str) or len(set(folders)) != len(folders) or not all(folders):
+        raise UsageError(f"folders={folders!r}: give a list of fields, each once")
+    if any(set(field) & set("/=\0") for field in folders):
+        raise UsageError(f"folders={list(folders)}: a field with / or = cannot name a folder")
     last = directory.rstrip("/").rpartition("/")[2]
     given = name_from(last, "files") if name is None else name
-    return FileSink(check_connector_name(given, "sink"), directory, form)
+    return FileSink(check_connector_name(given, "sink"), directory, form, tuple(folders))
 
 
 def to_sqlite(

@@ -1,20 +1,22 @@
 """The queries of Nexmark as pipelines, one function each; each writes the topic of its name.
 
 Those without windows or joins are in `rows_of_bids.py`. Where a query keeps one newest row for
-each key, every change of it is written under that key, as a table is. Not here: q6 (an average
-over the last ten rows of a key in another order than they come) and q10 (files by date).
+each key, every change of it is written under that key, as a table is.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from generator import MAX_OPEN_MS, Auction, Bid, Person
 
 from millstream.processor import (
+    Context,
     Joined,
     KeyedStream,
     Pipeline,
+    Timer,
     Windowed,
     agg,
     col,
@@ -25,6 +27,7 @@ from millstream.processor import (
 )
 
 CATEGORY = 10
+LAST = 10
 
 
 def q3() -> Pipeline:
@@ -104,6 +107,60 @@ def q5() -> Pipeline:
         counts.key_by(ends).window(tumbling("2s"), name="most").agg(best=agg.fold(_none, hottest))
     )
     most.flat_map(hot).to("q5")
+    return pipeline
+
+
+class Offers(msgspec.Struct):
+    """What q6 keeps of an auction that is open."""
+
+    seller: int = 0
+    expires: int = 0
+    best: int = 0
+
+
+class Sale(msgspec.Struct):
+    """What an auction has come to."""
+
+    seller: int
+    price: int
+
+
+def _offered(context: Context[int, Offers], event: Auction | Bid) -> None:
+    """An auction opens, or gets a bid."""
+    offers = context.state
+    if isinstance(event, Auction):
+        offers.seller, offers.expires = event.seller, event.expires
+        context.set_timer(event.expires + 1)
+    elif event.ts <= offers.expires:
+        offers.best = max(offers.best, event.price)
+    elif not offers.expires:
+        context.clear()  # its auction has closed
+
+
+def _closed(context: Context[int, Offers], timer: Timer) -> list[Sale]:
+    """An auction has closed, with a winner or without bids."""
+    del timer
+    offers = context.state
+    context.clear()
+    return [Sale(offers.seller, offers.best)] if offers.best else []
+
+
+def _last_ten(prices: list[int], sale: Sale) -> list[int]:
+    return [*prices, sale.price][-LAST:]
+
+
+def q6() -> Pipeline:
+    """What is the mean price of the last ten auctions that each seller has closed?"""
+    pipeline = Pipeline("q6")
+    auctions = pipeline.source("auction", type=Auction, time="ts").key_by("id")
+    bids = pipeline.source("bid", type=Bid, time="ts").key_by("auction")
+    sales = auctions.merge(bids).process(_offered, state=Offers, on_timer=_closed)
+
+    def mean(prices: list[int]) -> dict[str, float]:
+        return {"price": sum(prices) / len(prices)}
+
+    by_seller = sales.key_by("seller").fold(list, _last_ten, name="last")
+    by_seller.map(mean).to("q6")
     return pipeline
 
 

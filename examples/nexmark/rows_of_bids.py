@@ -7,7 +7,7 @@ from typing import Any
 
 from generator import Bid
 
-from millstream.processor import Pipeline, SourceStream, col
+from millstream.processor import Pipeline, SourceStream, col, to_jsonl, when
 
 
 def _bids(pipeline: Pipeline) -> SourceStream[Bid]:
@@ -37,6 +37,17 @@ def q2() -> Pipeline:
     return pipeline
 
 
+def q10(directory: str | None = None) -> Pipeline:
+    """All bids with the hour and minute they were made in; also as files in folders by these."""
+    pipeline = Pipeline("q10")
+    ts = col("ts")
+    dated = _bids(pipeline).with_columns(date=ts.date(), hour=ts.hour(), minute=ts.minute())
+    dated.to("q10")
+    if directory is not None:
+        dated.to(to_jsonl(directory, folders=["date", "hour", "minute"], name="bids"))
+    return pipeline
+
+
 def q13() -> Pipeline:
     """Bids with what a table beside them, the topic `side`, says of their auction."""
     pipeline = Pipeline("q13")
@@ -50,20 +61,18 @@ def q13() -> Pipeline:
 def q14() -> Pipeline:
     """Bids of some height: the price converted, the part of the day, and how many c in `extra`."""
     pipeline = Pipeline("q14")
-
-    def told(bid: Bid) -> dict[str, Any]:
-        hour = bid.ts // 3_600_000 % 24
-        part = "day" if 8 <= hour <= 18 else "night" if hour <= 6 or hour >= 20 else "other"
-        return {
-            "auction": bid.auction,
-            "price": 0.908 * bid.price,
-            "part": part,
-            "ts": bid.ts,
-            "c": bid.extra.count("c"),
-        }
-
-    dear = (0.908 * col("price") > 1_000_000) & (0.908 * col("price") < 50_000_000)
-    _bids(pipeline).filter(dear).map(told).to("q14")
+    hour, extra = col("ts").hour(), col("extra")
+    price = 0.908 * col("price")
+    part = (
+        when((hour >= 8) & (hour <= 18))
+        .then("day")
+        .when((hour <= 6) | (hour >= 20))
+        .then("night")
+        .otherwise("other")
+    )
+    dear = _bids(pipeline).filter((price > 1_000_000) & (price < 50_000_000))
+    c = extra.length() - extra.replace("c", "").length()
+    dear.select("auction", price=price, part=part, ts=col("ts"), c=c).to("q14")
     return pipeline
 
 

@@ -30,7 +30,7 @@ TOPICS: dict[str, type] = {
     "auction": generator.Auction,
     "bid": generator.Bid,
 }
-QUERIES: dict[str, Callable[[], Pipeline]] = {
+QUERIES: dict[str, Callable[..., Pipeline]] = {
     name: made
     for module in (queries, rows_of_bids)
     for name, made in vars(module).items()
@@ -56,6 +56,24 @@ class Counted(msgspec.Struct):
     n: int
 
 
+class Dated(generator.Bid, frozen=True):
+    """What q10 writes."""
+
+    date: str
+    hour: int
+    minute: int
+
+
+class Dear(msgspec.Struct):
+    """What q14 writes."""
+
+    auction: int
+    price: float
+    part: str
+    ts: int
+    c: int
+
+
 class Found(msgspec.Struct):
     """What q13 and q20 write."""
 
@@ -71,9 +89,11 @@ STORED = {
     "q0": generator.Bid,
     "q1": Priced,
     "q2": Priced,
+    "q10": Dated,
     "q11": Counted,
     "q12": Counted,
     "q13": Found,
+    "q14": Dear,
     "q20": Found,
 }
 """Results that are stored as columns, too."""

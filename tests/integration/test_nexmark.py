@@ -16,14 +16,15 @@ import msgspec
 import polars
 import pytest
 
+import millstream
 from millstream.processor import Row
 
 FOLDER = Path(__file__).parents[2] / "examples" / "nexmark"
 EVENTS = 5000
 INTERVAL_MS = 10
 
-IN_TIME = """select a.id, a.category, b.bidder, b.price, b.ts from auction a join bid b
-    on b.auction = a.id and b.ts between a.ts and a.expires"""
+IN_TIME = """select a.id, a.category, a.seller, a.expires, b.bidder, b.price, b.ts
+    from auction a join bid b on b.auction = a.id and b.ts between a.ts and a.expires"""
 HOPS = """select auction, w as window_end, count(*) as num from (
     select auction, unnest(range(ts // 2000 * 2000 + 2000, ts // 2000 * 2000 + 12000, 2000)) as w
     from bid) group by all"""
@@ -54,6 +55,8 @@ ROWS = {
         qualify price = max(price) over (partition by ts // 10000)""",
     "q8": """select distinct p.id, name, p.ts // 10000 * 10000 from person p join auction a
         on a.seller = p.id and a.ts // 10000 = p.ts // 10000""",
+    "q10": """select *, strftime(make_timestamp(ts * 1000), '%Y-%m-%d'), ts // 3600000 % 24,
+        ts // 60000 % 60 from bid""",
     "q11": SESSIONS,
     "q12": """select bidder, ts // 10000 * 10000, ts // 10000 * 10000 + 10000, count(*)
         from bid group by all""",
@@ -70,6 +73,10 @@ ROWS = {
 NEWEST = {
     "q4": f"""select category, avg(price) from (
         select id, category, max(price) as price from ({IN_TIME}) group by all) group by 1""",
+    "q6": f"""select avg(price) from (select *, row_number() over (
+        partition by seller order by expires desc, id::varchar desc) as place from (
+        select id, seller, expires, max(price) as price from ({IN_TIME}) group by all))
+        where place <= 10 group by seller""",
     "q9": f"""select id, bidder, price, ts from ({IN_TIME})
         qualify row_number() over (partition by id order by price desc, ts) = 1""",
     "q15": f"select [ts // 86400000], {COUNTS}, {DISTINCT} from bid group by ts // 86400000",
@@ -157,6 +164,30 @@ def test_newest_rows_are_those_of_duckdb(nexmark: SimpleNamespace, query: str) -
         found = Counter((tuple(map(str, key)), *rest) for key, *rest in found.elements())
     assert found == Counter(map(plain, expected))
     assert expected
+
+
+def test_files_have_the_bids_by_date_and_minute(nexmark: SimpleNamespace, tmp_path: Path) -> None:
+    _, plain_bids = nexmark.modules
+    folder = tmp_path / "bids"
+    with millstream.open(tmp_path / "store") as store:
+        store.create_topic("bid", schema=nexmark.generator.Bid)
+        for start in range(0, len(nexmark.rows["bid"]), 700):
+            some = nexmark.rows["bid"][start : start + 700]
+            store.append_many("bid", list(map(msgspec.json.encode, some)))
+            plain_bids.q10(str(folder)).run(store, until="end")
+    minutes = {each.ts // 60_000 % 60 for each in nexmark.rows["bid"]}
+    assert {f"date=2024-01-01/hour=0/minute={minute}" for minute in minutes} == {
+        str(path.parent.relative_to(folder)) for path in folder.rglob("*.jsonl")
+    }
+    with duckdb.connect() as connection:
+        found = connection.execute(
+            f"select minute, count(*), sum(price)::bigint, bool_and(ts // 60000 % 60 = minute)"
+            f" from read_json('{folder}/*/*/*/*.jsonl') group by 1"
+        ).fetchall()
+    expected = asked(
+        nexmark, "select ts // 60000 % 60, count(*), sum(price)::bigint, true from bid group by 1"
+    )
+    assert sorted(found) == sorted(expected)
 
 
 @pytest.mark.parametrize("query", ["q5", "q7", "q11", "q15", "q16", "q17", "q18", "q19"])

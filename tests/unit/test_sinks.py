@@ -72,6 +72,51 @@ def test_a_delivery_becomes_a_file_named_after_its_offsets(outside: SimulatedOut
     assert second.endswith(f"-{3:020d}-{4:020d}.jsonl")
 
 
+def tree(storage: Any, folder: str = "") -> dict[str, bytes]:
+    """All files below a folder, by path."""
+    found = {}
+    for name in storage.list(folder):
+        path = f"{folder}/{name}" if folder else name
+        if name.endswith((".jsonl", ".csv")):
+            found[path] = content_of(storage, path)
+        else:
+            found |= tree(storage, path)
+    return found
+
+
+def test_records_go_into_the_folders_of_their_fields(outside: SimulatedOutside) -> None:
+    sink = replace(to_jsonl("out", folders=["day", "n"], name="f"), outside=outside)
+    rows = [
+        {"day": "a/b", "n": 1, "x": 0},
+        {"n": True},
+        {"day": "..", "n": 1.5},
+        {"day": "a/b", "n": 1, "x": 3},
+    ]
+    write(sink, records(*rows))
+    write(sink, records(*rows))
+    found = {path.rpartition("/")[0]: data for path, data in tree(outside.storage).items()}
+
+    assert {
+        "day=a%2Fb/n=1": b'{"day": "a/b", "n": 1, "x": 0}\n{"day": "a/b", "n": 1, "x": 3}\n',
+        "day=__HIVE_DEFAULT_PARTITION__/n=true": b'{"n": true}\n',
+        "day=../n=1.5": b'{"day": "..", "n": 1.5}\n',
+    } == found
+    assert 3 == len(tree(outside.storage))
+
+
+def test_what_has_no_fields_is_refused_and_leaves_no_file(outside: SimulatedOutside) -> None:
+    sink = replace(to_csv("out", ["a"], folders=["a"]), outside=outside)
+    assert [1, 2] == sorted(refused(sink, {"a": 1}, 7, None))
+    assert [1] == list(refused(sink, {"a": 1}, {"a": 1, "b": 2}))
+    assert {} == tree(outside.storage)
+
+
+@pytest.mark.parametrize("folders", ["day", ["a", "a"], [""], ["a/b"], ["a=b"]])
+def test_folders_that_are_none_are_refused(folders: Any) -> None:
+    with pytest.raises(UsageError, match="folders="):
+        to_jsonl("out", folders=folders)
+
+
 def test_a_delivery_done_again_replaces_its_file(outside: SimulatedOutside) -> None:
     sink = replace(to_jsonl("out"), outside=outside)
     write(sink, records(1, 2))
