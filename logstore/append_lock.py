@@ -57,7 +57,9 @@ class AppendLock:
 
     A KeyboardInterrupt may come between any two calls, also before `__exit__` has begun. So what a
     thread holds is found out, not remembered: `let_go` may be called at any time, and a thread that
-    still holds the lock from an interrupted use takes it over.
+    still holds the lock from an interrupted use takes it over. Others would wait for it meanwhile:
+    use it as `with lock.let_go_at_interrupt, lock:`, or, as it takes less time, call `let_go` when
+    anything was raised.
 
     Raises:
         LockedError: it was held for 10 s by another process, whose pid the message names, or by
@@ -76,6 +78,7 @@ class AppendLock:
         self._pid = os.getpid()
         self._file_version = 0
         """The word `lock_file_version` when the lock file was last seen to be there."""
+        self.let_go_at_interrupt = _LetGo(self)
         self.on_interrupted: Callable[[int], None] = lambda _slot: None
         """Called with the slot number an earlier holder died on, while the lock is held."""
 
@@ -171,3 +174,22 @@ class AppendLock:
     def abandon(self) -> None:
         """Close the lock file in the child of a fork, where nobody holds it."""
         self._lock.close()
+
+
+class _LetGo:
+    """Around a use of the lock, for what is raised when that is being left."""
+
+    def __init__(self, lock: AppendLock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self._lock.let_go()

@@ -23,7 +23,10 @@ class Background:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._condition = threading.Condition()
+        # Taken by itself, never through the condition: `Condition.__enter__` is Python code, and an
+        # interrupt on its way out would leave the lock held for ever.
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
         self._due: dict[Hashable, tuple[float, Callable[[], None]]] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -32,21 +35,21 @@ class Background:
         """Run `task` once after the delay; a task waiting under the same key is kept instead."""
         if key in self._due or self._closed:
             return
-        with self._condition:
+        with self._lock:
             self._due.setdefault(key, (self._clock.monotonic() + delay_seconds, task))
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name="millstream-background", daemon=True
                 )
                 self._thread.start()
-            self._condition.notify()
+            self._work.notify()
 
     def close(self) -> None:
         """Drop what has not started and wait for what is running."""
-        with self._condition:
+        with self._lock:
             self._closed = True
             self._due.clear()
-            self._condition.notify()
+            self._work.notify()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -64,14 +67,14 @@ class Background:
 
     def _next(self) -> Callable[[], None] | None:
         """Wait for the task that is due first; None when closed."""
-        with self._condition:
+        with self._lock:
             while not self._closed:
                 if not self._due:
-                    self._condition.wait()
+                    self._work.wait()
                     continue
                 key = min(self._due, key=lambda candidate: self._due[candidate][0])
                 pause = self._due[key][0] - self._clock.monotonic()
                 if pause <= 0:
                     return self._due.pop(key)[1]
-                self._condition.wait(pause)
+                self._work.wait(pause)
         return None

@@ -199,7 +199,7 @@ def _cut(
     None if there is a partition by now that has not been staged.
     """
     parts = []
-    with engine.append_lock:
+    with engine.append_lock.let_go_at_interrupt, engine.append_lock:
         for key in _partitions(engine):
             found = staged.get(key)
             if found is None or found.log.deleted:

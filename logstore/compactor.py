@@ -286,7 +286,7 @@ class Compactor:
 
     def _begin(self, first: SegmentHeader) -> SegmentRewriter:
         # With the lock, so that the directory of a deleted topic stays as empty as it has to be.
-        with self._c.append_lock:
+        with self._c.append_lock.let_go_at_interrupt, self._c.append_lock:
             self._log.ensure_there()
             return SegmentRewriter(self._c.storage, self._log.directory, first)
 

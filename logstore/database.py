@@ -18,8 +18,7 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Final, NoReturn, TypeAlias, cast
@@ -27,6 +26,7 @@ from typing import Final, NoReturn, TypeAlias, cast
 import apsw
 
 from .clock import Clock
+from .database_transaction import DatabaseTransaction, Turns
 from .errors import (
     DataError,
     LockedError,
@@ -100,6 +100,7 @@ class Database:
         self._use = use
         self._on_commit = on_commit
         self._lock = threading.RLock()
+        self._turns = Turns(self._lock, self._begin, self._commit, self.roll_back)
         self._unsynced = False
         """Whether a transaction of this connection was not synced, nor any since."""
         self._syncing = True
@@ -136,9 +137,8 @@ class Database:
             except apsw.Error as error:
                 self._fail(error)
 
-    @contextmanager
-    def transaction(self, name: str, *, durable: bool = True) -> Iterator[None]:
-        """Everything inside happens, or, on any exception, not at all.
+    def transaction(self, name: str, *, durable: bool = True) -> DatabaseTransaction:
+        """Everything in the block happens, or, on any exception, not at all.
 
         Args:
             name: Says in messages what was attempted.
@@ -149,30 +149,25 @@ class Database:
         if self.read_only:
             what = "the store" if self._use.ours else self._use.title
             raise UsageError(f"{what} is open read-only: cannot {name}", path=self.filename)
-        with self._lock:
-            self._ensure_idle()
-            try:
-                if not durable and self._on_commit is not None:
-                    self._on_commit("catalog.unsynced")
-                if durable is not self._syncing:
-                    self.query(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-                    self._syncing = durable
-                self.query("BEGIN IMMEDIATE")
-                yield
-                if durable and self._on_commit is not None:
-                    self._on_commit("catalog.commit")
-                self.query("COMMIT")
-                self._unsynced = not durable
-            except BaseException:
-                self.roll_back()
-                raise
+        return DatabaseTransaction(self._turns, durable=durable)
 
-    def _ensure_idle(self) -> None:
-        """Refuse a closed connection, and a transaction inside another."""
-        try:
-            assert not self._connection.in_transaction, "transactions do not nest"
-        except apsw.Error as error:
-            self._fail(error)
+    def end_interrupted(self) -> None:
+        """Roll back a transaction of this thread which an interrupt has left open."""
+        self._turns.end_interrupted()
+
+    def _begin(self, durable: bool) -> None:
+        if not durable and self._on_commit is not None:
+            self._on_commit("catalog.unsynced")
+        if durable is not self._syncing:
+            self.query(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._syncing = durable
+        self.query("BEGIN IMMEDIATE")
+
+    def _commit(self, durable: bool) -> None:
+        if durable and self._on_commit is not None:
+            self._on_commit("catalog.commit")
+        self.query("COMMIT")
+        self._unsynced = not durable
 
     @property
     def in_transaction(self) -> bool:

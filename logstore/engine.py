@@ -13,7 +13,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from .append_lock import AppendLock, NoLocks
@@ -145,14 +145,14 @@ class Engine:
             # Every partition will be recovered at its first use; what somebody was doing when
             # the last generation ended matters no more, and may be what a crash left of it.
             self.tail.set("in_progress", 0)
-            with self.append_lock:
+            with self.append_lock.let_go_at_interrupt, self.append_lock:
                 self.tail.reset(self.catalog.next_generation())
             lock.release()
         # Somebody may be starting a generation right now; that takes a commit, not longer.
         while not lock.try_acquire(shared=True):
             self.clock.sleep(0.001)
         if not self.tail.usable:
-            with self.append_lock:
+            with self.append_lock.let_go_at_interrupt, self.append_lock:
                 if not self.tail.usable:
                     self.tail.reset(self.catalog.next_generation())
 
@@ -238,7 +238,13 @@ class Engine:
         That is the order of an append that has to refresh the topics; in the other order each of
         two threads could hold what the other one waits for.
         """
-        with nullcontext() if self.read_only else self.append_lock, self._guard:
+        if self.read_only:
+            return self._open_log_locked(info, partition)
+        with self.append_lock.let_go_at_interrupt, self.append_lock:
+            return self._open_log_locked(info, partition)
+
+    def _open_log_locked(self, info: TopicInfo, partition: int) -> Log:
+        with self._guard:
             log = self._logs.get((info.name, partition))
             if log is None:
                 log = Log(self.components, info, partition)
@@ -412,7 +418,7 @@ class Engine:
 
     def roll(self, log: Log) -> None:
         """Seal the active segment of a partition and start a new one."""
-        with self.append_lock:
+        with self.append_lock.let_go_at_interrupt, self.append_lock:
             log.prepare_locked()
             with self.changing_locked(log):
                 log.roll_locked()
@@ -431,10 +437,10 @@ class Engine:
     def abandon(self) -> None:
         """Called when the store is garbage: warn if it was never closed."""
         if not self.closed and os.getpid() == self.pid:
+            self.close()  # first: the warning may be an error
             warnings.warn(
                 f"unclosed store {self.storage.root}", ResourceWarning, source=self, stacklevel=3
             )
-            self.close()
 
     def close(self) -> None:
         """Sync, remember where each log ends, and let everything go. Idempotent.
@@ -452,6 +458,7 @@ class Engine:
             if self.closed:
                 return
             self.closed = True
+            self.catalog.database.end_interrupted()
             # Whatever fails, all of these are done, the last one first.
             rest.callback(self._opened.close)
             rest.callback(self._stop_syncing)

@@ -554,7 +554,7 @@ class Log:
         if not self.dirty or self.slot[Slot.POISONED]:
             return
         self.wait_durable(self.slot[Slot.LOG_END])
-        with self._c.append_lock:
+        with self._c.append_lock.let_go_at_interrupt, self._c.append_lock:
             end = self.end_locked()
             if self.slot[Slot.DURABLE_OFFSET] != end.next_offset:
                 return  # another process has appended since; its close saves the checkpoint

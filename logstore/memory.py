@@ -50,7 +50,7 @@ class MemoryFile:
 
     def read(self, length: int, position: int) -> bytes:
         """See `File.read`."""
-        with self._machine.changed:
+        with self._machine.lock:
             self._ensure_open("read", position)
             self._machine.begin_read(self.path, "read", position)
             return self._inode.read(length, position)
@@ -59,7 +59,7 @@ class MemoryFile:
         """See `File.write`."""
         content = b"".join(buffers)
         machine = self._machine
-        with machine.changed:
+        with machine.lock:
             self._ensure_writable("write", position)
             if not content:
                 return
@@ -76,20 +76,20 @@ class MemoryFile:
 
     def size(self) -> int:
         """See `File.size`."""
-        with self._machine.changed:
+        with self._machine.lock:
             self._ensure_open("get the size of a file")
             return self._inode.size
 
     def truncate(self, size: int) -> None:
         """See `File.truncate`."""
-        with self._machine.changed:
+        with self._machine.lock:
             self._ensure_writable("truncate", size)
             with self._machine.operation("truncate", self.path, "truncate"):
                 self._inode.truncate(size)
 
     def sync(self) -> None:
         """See `File.sync`. A sync made to fail gives up the unsynced pages, as Linux does."""
-        with self._machine.changed:
+        with self._machine.lock:
             self._ensure_open("sync")
             try:
                 index = self._machine.begin("sync", self.path, "sync")
@@ -129,7 +129,7 @@ class MemoryLock:
 
     def try_acquire(self, *, shared: bool = False) -> bool:
         """See `Lock.try_acquire`."""
-        with self._storage.machine.changed:
+        with self._storage.machine.lock:
             self._ensure_open()
             if self._held is not None:
                 return False
@@ -147,19 +147,19 @@ class MemoryLock:
 
     def acquire(self) -> None:
         """See `Lock.acquire`."""
-        changed = self._storage.machine.changed
-        with changed:
+        machine = self._storage.machine
+        with machine.lock:
             while not self.try_acquire():
-                changed.wait()
+                machine.changed.wait()
 
     def release(self) -> None:
         """See `Lock.release`."""
-        changed = self._storage.machine.changed
-        with changed:
+        machine = self._storage.machine
+        with machine.lock:
             inode, self._held = self._held, None
             if inode is not None:
                 del inode.holders[self]
-                changed.notify_all()
+                machine.changed.notify_all()
 
     def close(self) -> None:
         """See `Lock.close`."""
@@ -245,7 +245,7 @@ class MemoryStorage:
         machine = self.machine
         if not machine.crashable:
             raise UsageError("this storage keeps no history: use MemoryStorage(crashable=True)")
-        with machine.changed:
+        with machine.lock:
             with contextlib.suppress(SimulatedCrash):
                 machine.die()
             random = Random(seed)  # noqa: S311 - repeatable, no secrets
@@ -273,7 +273,7 @@ class MemoryStorage:
         """See `Storage.open`."""
         machine = self.machine
         action = "create" if mode == "x" else "open"
-        with machine.changed:
+        with machine.lock:
             machine.ensure_alive()
             if mode != "r":
                 self._ensure_writable("open a file for writing", path)
@@ -317,7 +317,7 @@ class MemoryStorage:
     def exists(self, path: str) -> bool:
         """See `Storage.exists`."""
         checked_path(path, root_allowed=True)
-        with self.machine.changed:
+        with self.machine.lock:
             self.machine.ensure_alive()
             names = self.machine.names
             return names.find(path) is not None or names.is_directory(path)
@@ -325,14 +325,14 @@ class MemoryStorage:
     def size(self, path: str) -> int:
         """See `Storage.size`."""
         checked_path(path)
-        with self.machine.changed:
+        with self.machine.lock:
             self.machine.ensure_alive()
             return self._find(path, "get the size of a file").size
 
     def list(self, path: str) -> list[str]:
         """See `Storage.list`."""
         checked_path(path, root_allowed=True)
-        with self.machine.changed:
+        with self.machine.lock:
             self.machine.ensure_alive()
             if self.machine.names.find(path) or self._parent_problem(path) == errno.ENOTDIR:
                 raise storage_error("list a directory", ROOT, errno.ENOTDIR, path)
@@ -342,7 +342,7 @@ class MemoryStorage:
         """See `Storage.make_directory`. One operation for each new directory."""
         checked_path(path, root_allowed=True)
         machine = self.machine
-        with machine.changed:
+        with machine.lock:
             machine.ensure_alive()
             self._ensure_writable("create a directory", path)
             parts = path.split("/")
@@ -361,7 +361,7 @@ class MemoryStorage:
         checked_path(target)
         machine = self.machine
         action = f"rename to {target}"
-        with machine.changed:
+        with machine.lock:
             machine.ensure_alive()
             self._ensure_writable("rename", source)
             self._check_rename(source, target, action)
@@ -398,7 +398,7 @@ class MemoryStorage:
         checked_path(target)
         machine = self.machine
         action = f"link to {target}"
-        with machine.changed:
+        with machine.lock:
             machine.ensure_alive()
             self._ensure_writable("link", source)
             inode = self._find(source, action)
@@ -414,7 +414,7 @@ class MemoryStorage:
         """See `Storage.remove`. A missing file is no operation."""
         checked_path(path)
         machine = self.machine
-        with machine.changed:
+        with machine.lock:
             machine.ensure_alive()
             self._ensure_writable("remove", path)
             if machine.names.is_directory(path):
@@ -427,7 +427,7 @@ class MemoryStorage:
         """See `Storage.remove_directory`. A missing directory is no operation."""
         checked_path(path)
         machine = self.machine
-        with machine.changed:
+        with machine.lock:
             machine.ensure_alive()
             self._ensure_writable("remove a directory", path)
             if machine.names.find(path) is not None:
@@ -442,7 +442,7 @@ class MemoryStorage:
         """See `Storage.sync_directory`."""
         checked_path(path, root_allowed=True)
         machine = self.machine
-        with machine.changed:
+        with machine.lock:
             machine.ensure_alive()
             self._ensure_writable("sync a directory", path)
             if not machine.names.is_directory(path):
@@ -454,7 +454,7 @@ class MemoryStorage:
     def lock(self, path: str) -> MemoryLock:
         """See `Storage.lock`."""
         checked_path(path)
-        with self.machine.changed:
+        with self.machine.lock:
             self.machine.ensure_alive()
             self.lock_inode(path)
             return MemoryLock(self, path)
@@ -466,7 +466,7 @@ class MemoryStorage:
     def words(self, path: str, count: int) -> MemoryWords:
         """See `Storage.words`."""
         checked_path(path)
-        with self.machine.changed:
+        with self.machine.lock:
             self.machine.ensure_alive()
             inode = self._find_or_create(path, "open shared words")
             words = MemoryWords(self.machine, inode, path, read_only=self.read_only)
@@ -491,7 +491,7 @@ class MemoryStorage:
     def catalog_filename(self) -> str:
         """See `Storage.catalog_filename`: a URI of SQLite's memdb, shared within the process."""
         machine = self.machine
-        with machine.changed:
+        with machine.lock:
             machine.ensure_alive()
             if machine.catalog_keeper is None:
                 # SQLite frees a shared in-memory database with its last connection.
@@ -506,7 +506,7 @@ class MemoryStorage:
         if kind == "catalog.unsynced" and machine.crashable and machine.synced_catalog is None:
             # Not with the machine's lock held: another thread may be about to commit.
             machine.synced_catalog = _serialized_catalog(machine)
-        with machine.changed:
+        with machine.lock:
             index = machine.begin(kind, "", f"take the step {kind}")
             if kind == "catalog.commit":
                 machine.synced_catalog = None

@@ -28,7 +28,7 @@ class MemoryWords:
     def grow(self, count: int) -> None:
         """See `Words.grow`. At most 2 Mi words, the address space reserved for them."""
         machine = self._machine
-        with machine.changed:
+        with machine.lock:
             machine.ensure_alive()
             if not self._open:
                 raise StoreClosedError("the shared words are closed", path=self.path)

@@ -50,7 +50,7 @@ class OpenProducer:
         self._catalog = ProducerCatalog(engine.catalog)
         self.row: ProducerRow = self._catalog.open(name, engine.pid)
         # Under the lock: an append of the one replaced is over, or will be refused.
-        with engine.append_lock:
+        with engine.append_lock.let_go_at_interrupt, engine.append_lock:
             engine.tail.bump("producers_version")
         self._version = 0
 
@@ -58,7 +58,7 @@ class OpenProducer:
         """What is in a partition of this producer, by whichever of its epochs."""
         self.engine.ensure_writable()
         log.producers.prepare()
-        with self.engine.append_lock:
+        with self.engine.append_lock.let_go_at_interrupt, self.engine.append_lock:
             log.prepare_locked()
             self.check_locked()
             return log.producers.state_locked(self.row)
@@ -79,7 +79,7 @@ def forget(engine: Engine, name: str) -> bool:
     """See `Store.forget_producer`."""
     engine.ensure_writable()
     found = ProducerCatalog(engine.catalog).forget(check_producer_name(name))
-    with engine.append_lock:
+    with engine.append_lock.let_go_at_interrupt, engine.append_lock:
         engine.tail.bump("producers_version")
     return found
 

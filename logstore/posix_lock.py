@@ -156,8 +156,8 @@ class PosixLock:
 
     def __del__(self) -> None:
         if getattr(self, "_descriptor", -1) >= 0:
+            self.close()  # first: the warning may be an error
             warnings.warn(f"unclosed lock {self.path}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
 
     def _error(self, action: str, error: OSError) -> StorageError:
         return storage_error(action, self._root, error.errno or errno.EIO, self.path)

@@ -33,7 +33,9 @@ class Machine:
         self.faults = faults
         self.names = names
         self.crashable = crashable
-        self.changed = threading.Condition(threading.RLock())
+        # Taken by itself: an interrupt on the way out of `Condition.__enter__` would leave it held.
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
         self.bells: dict[str, threading.Event] = {}
         self.trace: list[tuple[str, str]] = []
         self.operations = 0
@@ -47,11 +49,10 @@ class Machine:
 
     @contextlib.contextmanager
     def operation(self, kind: str, path: str, action: str) -> Iterator[None]:
-        """Run one operation: alone, unless dead, subject to the plan."""
-        with self.changed:
-            index = self.begin(kind, path, action)
-            yield
-            self.end(index)
+        """Run one operation, unless dead, subject to the plan. Lock held."""
+        index = self.begin(kind, path, action)
+        yield
+        self.end(index)
 
     def begin(self, kind: str, path: str, action: str) -> int:
         """Count the operation, and crash or fail it if that is planned. Returns its number."""
@@ -98,7 +99,7 @@ class Machine:
     def die(self) -> NoReturn:
         """Lose power."""
         self.dead = True
-        with self.changed:
+        with self.lock:
             self.changed.notify_all()
         raise SimulatedCrash("the simulated machine lost power")
 

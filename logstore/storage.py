@@ -177,8 +177,8 @@ class PosixFile:
 
     def __del__(self) -> None:
         if getattr(self, "_descriptor", -1) >= 0:
+            self.close()  # first: the warning may be an error
             warnings.warn(f"unclosed file {self.path}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
 
     def _error(self, action: str, error: OSError, position: int | None = None) -> StorageError:
         # Systems disagree about what is wrong with descriptor -1; we know that it is closed.
@@ -258,8 +258,8 @@ class PosixWords:
 
     def __del__(self) -> None:
         if getattr(self, "_descriptor", -1) >= 0:
+            self.close()  # first: the warning may be an error
             warnings.warn(f"unclosed words {self.path}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
 
     def _error(self, action: str, error: OSError) -> StorageError:
         return storage_error(action, self._root, error.errno or errno.EIO, self.path)

@@ -37,7 +37,7 @@ def swap(
     done = None
     while done is None:
         _forget_chain(components, log)
-        with components.append_lock:
+        with components.append_lock.let_go_at_interrupt, components.append_lock:
             done = _rename_locked(components, log, replaced, path)
     if done:
         remove_superseded(components, log, replaced[0].base_offset)
@@ -94,7 +94,7 @@ def remove_superseded(components: Components, log: Log, base: int) -> None:
         if log.gone:
             return
         raise
-    with components.append_lock:
+    with components.append_lock.let_go_at_interrupt, components.append_lock:
         bases = [] if log.gone else log.files.listed()
         if base not in bases:
             return  # retention was here

@@ -98,7 +98,7 @@ def _declared(config: TopicConfig) -> tuple[str | None, str | None, str]:
 
 def _create(engine: Engine, name: str, partitions: int, config: TopicConfig) -> TopicInfo:
     # With the append lock, as `delete` has it: files found here are nobody's.
-    with engine.append_lock:
+    with engine.append_lock.let_go_at_interrupt, engine.append_lock:
         if engine.catalog.topic(name) is None:
             _remove_deleted(engine, name)
         if engine.catalog.slots() + partitions > SLOTS_MAX:
@@ -142,7 +142,7 @@ def delete(engine: Engine, name: str) -> None:
     info = engine.topic(name)
     storage, parent = engine.storage, _topic_directory(name)
     logs = _intact_logs(engine, info)
-    with engine.append_lock:
+    with engine.append_lock.let_go_at_interrupt, engine.append_lock:
         # Proof for `create` that the files are to go, and not what the catalog has lost.
         storage.make_directory(parent)
         if not storage.exists(f"{parent}/{_DELETED}"):

@@ -29,7 +29,7 @@ def trim(components: Components, log: Log, before: int) -> list[int]:
     if before <= slot[Slot.START_OFFSET]:
         return []
     components.catalog.set_start_offset(log.topic_id, log.partition, before)
-    with components.append_lock:
+    with components.append_lock.let_go_at_interrupt, components.append_lock:
         log.ensure_there()
         slot[Slot.START_OFFSET] = max(before, slot[Slot.START_OFFSET])
         bases = log.files.listed()
@@ -37,7 +37,8 @@ def trim(components: Components, log: Log, before: int) -> list[int]:
     try:
         gone = [base for base in below if _remove(components, log, base, before)]
     finally:
-        with components.append_lock:  # a roll tells this word that nothing else has changed
+        # Tells a roll that more has changed than the end of the list.
+        with components.append_lock.let_go_at_interrupt, components.append_lock:
             slot[Slot.SEGMENTS_VERSION] = components.tail.stamp()
     if gone:
         try:
@@ -50,7 +51,7 @@ def trim(components: Components, log: Log, before: int) -> list[int]:
 
 def _remove(components: Components, log: Log, base: int, before: int) -> bool:
     storage, path = components.storage, segment_path(log.directory, base)
-    with components.append_lock:
+    with components.append_lock.let_go_at_interrupt, components.append_lock:
         if log.gone or not storage.exists(path):
             return False
         try:

@@ -82,7 +82,7 @@ class ZeroFill:
             segment_bytes: No zeros beyond this size, where the next segment begins.
         """
         log = self._log
-        with self._append_lock:
+        with self._append_lock.let_go_at_interrupt, self._append_lock:
             if log.gone:
                 return
             base, uid = log.slot[Slot.ACTIVE_BASE], log.slot[Slot.ACTIVE_UID]
@@ -101,7 +101,7 @@ class ZeroFill:
     def _write_piece(self, uid: int, goal: int) -> bool:
         """Write the next zeros below `goal`; False when there are enough, or no room."""
         log = self._log
-        with self._append_lock:
+        with self._append_lock.let_go_at_interrupt, self._append_lock:
             slot = log.slot
             start = slot[Slot.ZERO_FILLED]
             if slot[Slot.ACTIVE_UID] != uid or slot[Slot.POISONED] or start >= goal:

@@ -293,8 +293,8 @@ def exit_without_close(path: str, how: str) -> None:
         raise SystemExit(3)
 
 
-def interrupt_yourself(path: str, seconds: str) -> None:
-    """Append from two threads while signals interrupt one of them; report what was done."""
+def interrupt_yourself(path: str, times: str) -> None:
+    """Append from two threads until signals interrupted one of them so often; report what was."""
     chance = Random(1)
     store = millstream.open(path, durability="os")
     stop = threading.Event()
@@ -318,9 +318,8 @@ def interrupt_yourself(path: str, seconds: str) -> None:
     thread = threading.Thread(target=beside)
     thread.start()
     signal.signal(signal.SIGALRM, interrupt)
-    deadline = millstream.SystemClock().monotonic() + float(seconds)
     number = 0
-    while millstream.SystemClock().monotonic() < deadline:
+    while interrupts < int(times):
         try:
             armed.set()
             signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0002, 0.002))
@@ -336,7 +335,7 @@ def interrupt_yourself(path: str, seconds: str) -> None:
     stop.set()
     thread.join()
     store.close()
-    tell(b"\n".join([b"%d" % interrupts, *acknowledged]))
+    tell(b"\n".join(acknowledged))
 
 
 if __name__ == "__main__":
