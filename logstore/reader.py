@@ -44,7 +44,10 @@ from .storage import File
 from .tail import Slot
 
 CHUNK_BYTES: Final = 1 << 20
-"""Bytes read at once. Larger batches are read whole."""
+"""Bytes read at once, where batches are small."""
+
+LARGE_BATCH_BYTES: Final = 1 << 16
+"""A batch of this size is read alone: what is behind it in a chunk would mostly be read twice."""
 
 HEADERS_BYTES: Final = 16 << 10
 """Read at once where most of a batch is not wanted: its header and the directory of its columns."""
@@ -253,7 +256,10 @@ class PartitionCursor:
         if at + header.body_bytes <= len(self._chunk):
             body: bytes | memoryview = memoryview(self._chunk)[at : at + header.body_bytes]
         else:
-            self._chunk = self._read(max(header.body_bytes, CHUNK_BYTES), start)
+            # With the header of the next one, which says how much to read then.
+            length = header.body_bytes + BATCH_HEADER_BYTES
+            large = header.body_bytes >= LARGE_BATCH_BYTES
+            self._chunk = self._read(length if large else CHUNK_BYTES, start)
             self._chunk_start = start
             body = memoryview(self._chunk)[: header.body_bytes]
         log = self.log

@@ -39,6 +39,7 @@ from .runtime import Metrics
 from .sessions import SessionWindows, session
 from .sinks import to_callable, to_csv, to_jsonl, to_sqlite, to_stdout
 from .sources import csv_files, from_iterable, jsonl_files, sqlite_rows
+from .stages import OperatorMetrics
 from .state_tables import state_tables
 from .state_view import (
     PipelineInfo,
@@ -61,7 +62,6 @@ from .stream import (
 )
 from .tables import GroupedTable, SourceTable, Table
 from .testkit import Row, TestOutput
-from .topology import OperatorMetrics
 from .windows import FixedWindows, Windowed, hopping, tumbling
 
 __all__ = [

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, compress
 from typing import NamedTuple, Protocol
 
 from millstream import Headers, Record
@@ -92,19 +91,50 @@ class Rows(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Chunk:
-    """Columns of equal length. The lists may be shared; operators make new ones."""
+class _Kept(NamedTuple):
+    """Row numbers that nobody has asked for yet: those whose flag is true."""
 
-    rows: Sequence[int]
-    """Number of the input row that caused each row; never falls, may repeat."""
-    times: Sequence[int]
-    """Event times, UTC ms."""
-    values: Sequence[object]
-    keys: Sequence[object] | None
-    """Grouping keys, or None for a stream that is not keyed."""
-    kind: type | None = None
-    """The type of every value, where that is known without a look at each."""
+    rows: Sequence[int] | _Kept
+    good: Sequence[object]
+
+    def numbers(self) -> list[int]:
+        """The row numbers."""
+        rows = self.rows
+        return list(compress(rows.numbers() if isinstance(rows, _Kept) else rows, self.good))
+
+
+class Chunk:
+    """Columns of equal length. The lists may be shared; operators make new ones.
+
+    Attributes:
+        times: Event times, UTC ms.
+        values: Of any type.
+        keys: Grouping keys, or None for a stream that is not keyed.
+        kind: The type of every value, where that is known without a look at each.
+    """
+
+    __slots__ = ("_rows", "keys", "kind", "times", "values")
+
+    def __init__(
+        self,
+        rows: Sequence[int] | _Kept,
+        times: Sequence[int],
+        values: Sequence[object],
+        keys: Sequence[object] | None,
+        kind: type | None = None,
+    ) -> None:
+        self._rows = rows
+        self.times = times
+        self.values = values
+        self.keys = keys
+        self.kind = kind
+
+    @property
+    def rows(self) -> Sequence[int]:
+        """Number of the input row that caused each row; never falls, may repeat."""
+        if isinstance(self._rows, _Kept):
+            self._rows = self._rows.numbers()
+        return self._rows
 
     @property
     def row_count(self) -> int:
@@ -118,6 +148,25 @@ class Chunk:
     def followed_by(self, others: Sequence[Rows]) -> Chunk | None:
         """Lists are joined by `join_chunks`."""
         return None if others else self
+
+    def with_values(self, values: Sequence[object]) -> Chunk:
+        """The same rows with other values, of any type."""
+        return Chunk(self._rows, self.times, values, self.keys)
+
+    def with_keys(self, keys: Sequence[object] | None) -> Chunk:
+        """The same rows with other keys."""
+        return Chunk(self._rows, self.times, self.values, keys, self.kind)
+
+    def kept(self, good: Sequence[object]) -> Chunk:
+        """The rows whose flag in `good` is true."""
+        return Chunk(
+            # Most rows are never asked for their numbers.
+            _Kept(self._rows, good),
+            list(compress(self.times, good)),
+            list(compress(self.values, good)),
+            None if self.keys is None else list(compress(self.keys, good)),
+            self.kind,
+        )
 
     def cut(self, start: int, stop: int) -> Chunk:
         """Rows [start, stop) of the chunk."""
@@ -201,15 +250,21 @@ class MicroBatch:
             batch.headers[index],
         )
 
-    def keys(self, rows: Sequence[int]) -> list[bytes | None] | None:
-        """Keys of the input records of `rows`; None where no record of the step has one."""
+    @property
+    def has_keys(self) -> bool:
+        """Whether a record of the step has a key."""
         if self._keys is None:
             columns = [batch.keys for batch in self.batches]
             if all(column.count(None) == len(column) for column in columns):
                 columns = []
             self._keys = list(chain.from_iterable(columns))
-        if not self._keys:
+        return bool(self._keys)
+
+    def keys(self, rows: Sequence[int]) -> list[bytes | None] | None:
+        """Keys of the input records of `rows`; None where no record of the step has one."""
+        if not self.has_keys:
             return None
+        assert self._keys is not None
         if rows == range(self.row_count):
             return self._keys
         # The step that ends bounded input has a row without a record.

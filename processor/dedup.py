@@ -22,7 +22,7 @@ from .columns import Chunk, MicroBatch, Rows
 from .errors import REJECTED, convert, reason
 from .fields import field_getter
 from .nodes import LATE, DedupNode
-from .operators import keep, refuse_row
+from .operators import refuse_row
 from .serde import INT64_MAX, INT64_MIN, all_plain_keys, key_problem
 from .source import Rejects
 from .state import StateEntry, StateRecords, encode_entries, encode_removed
@@ -97,7 +97,7 @@ class DedupOperator(StatefulOperator):
         """
         chunk, identities = self._identified(step.chunks[0], step.batch)
         passes, late = self._judge(identities, chunk.rows, chunk.times, step.progress)
-        return {MAIN: keep(chunk, passes), LATE: keep(chunk, late)}
+        return {MAIN: chunk.kept(passes), LATE: chunk.kept(late)}
 
     def _judge(
         self,
@@ -135,7 +135,7 @@ class DedupOperator(StatefulOperator):
         if bad:
             good = [index not in bad for index in range(len(found))]
             found = [each for each, is_good in zip(found, good, strict=True) if is_good]
-            chunk = keep(chunk, good)
+            chunk = chunk.kept(good)
         if node.keyed:
             assert chunk.keys is not None
             return chunk, list(zip(chunk.keys, found, strict=True))

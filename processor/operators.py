@@ -67,7 +67,7 @@ def _results(
 
     results = convert(chunk.values, function, reject)
     good = [result is not REJECTED for result in results]
-    return (chunk, results) if all(good) else (keep(chunk, good), list(compress(results, good)))
+    return (chunk, results) if all(good) else (chunk.kept(good), list(compress(results, good)))
 
 
 def refuse_row(
@@ -87,17 +87,6 @@ def refuse_row(
     rejects.reject(message, batch, row, cause)
 
 
-def keep(chunk: Chunk, good: Sequence[object]) -> Chunk:
-    """The rows whose flag in `good` is true."""
-    return Chunk(
-        list(compress(chunk.rows, good)),
-        list(compress(chunk.times, good)),
-        list(compress(chunk.values, good)),
-        None if chunk.keys is None else list(compress(chunk.keys, good)),
-        chunk.kind,
-    )
-
-
 class MapOperator:
     """One row for one row."""
 
@@ -109,7 +98,7 @@ class MapOperator:
         """The function of every value."""
         node = self._node
         chunk, values = _results(node, node.function, chunks[0], batch, self._rejects)
-        return {MAIN: Chunk(chunk.rows, chunk.times, values, chunk.keys)}
+        return {MAIN: chunk.with_values(values)}
 
 
 class MapBatchOperator:
@@ -131,7 +120,7 @@ class MapBatchOperator:
         if len(values) != len(chunk.values):
             counts = f"{len(values)} values for {len(chunk.values)}"
             raise record_error(f"{label}: it returned {counts}: return one for each", batch, row)
-        return {MAIN: Chunk(chunk.rows, chunk.times, values, chunk.keys)}
+        return {MAIN: chunk.with_values(values)}
 
 
 class PeekOperator:
@@ -158,7 +147,7 @@ class FilterOperator:
         """The rows the predicate holds for."""
         node = self._node
         chunk, flags = _results(node, node.predicate, chunks[0], batch, self._rejects)
-        return {MAIN: keep(chunk, flags)}
+        return {MAIN: chunk.kept(flags)}
 
 
 class FlatMapOperator:
@@ -211,14 +200,14 @@ class KeyByOperator:
 
         keys = convert(chunk.values, getter, reject)
         if all_plain_keys(keys):
-            return {MAIN: Chunk(chunk.rows, chunk.times, chunk.values, keys, chunk.kind)}
+            return {MAIN: chunk.with_keys(keys)}
         for index, key in enumerate(keys):
             problem = "the key is None" if key is None else key_problem(key)
             if key is not REJECTED and problem:
                 self._refuse(problem, batch, chunk.rows[index])
                 keys[index] = REJECTED
         good = [key is not REJECTED for key in keys]
-        return {MAIN: keep(Chunk(chunk.rows, chunk.times, chunk.values, keys, chunk.kind), good)}
+        return {MAIN: chunk.with_keys(keys).kept(good)}
 
     def _refuse(
         self, problem: str, batch: MicroBatch, row: int, cause: Exception | None = None
@@ -260,8 +249,8 @@ class RecordKeyOperator:
         for index, error in bad.items():
             message = f"{self._node.label}: {reason(error)}"
             refuse_row(self._rejects, message, batch, chunk.rows[index], error)
-        whole = Chunk(chunk.rows, chunk.times, chunk.values, keys)
-        return {MAIN: keep(whole, [key is not REJECTED for key in keys]) if bad else whole}
+        whole = chunk.with_keys(keys)
+        return {MAIN: whole.kept([key is not REJECTED for key in keys]) if bad else whole}
 
 
 class BranchOperator:
@@ -277,8 +266,8 @@ class BranchOperator:
         parts: dict[str, Chunk] = {MAIN: rest}
         for port, predicate in zip(ports, self._node.predicates, strict=True):
             flags = apply(predicate, rest.values, f"{self._node.label}: {port}", batch, rest)
-            parts[port] = keep(rest, flags)
-            rest = keep(rest, [not flag for flag in flags])
+            parts[port] = rest.kept(flags)
+            rest = rest.kept([not flag for flag in flags])
         parts[last] = rest
         return parts
 
@@ -301,7 +290,7 @@ def merged(chunks: Sequence[Chunk], *, keyed: bool) -> Chunk:
     filled = [chunk for chunk in chunks if chunk.values]
     if len(filled) == 1:
         (one,) = filled
-        return one if keyed else Chunk(one.rows, one.times, one.values, None)
+        return one if keyed else one.with_keys(None)
     rows = [row for chunk in filled for row in chunk.rows]
     # Sorting is stable and the chunks come in order, so the row alone decides.
     order = sorted(range(len(rows)), key=rows.__getitem__)

@@ -26,6 +26,7 @@ class _Piece(NamedTuple):
     """What one sink writes in one step, with the input rows that caused it."""
 
     rows: Sequence[int]
+    """None at all where nobody asks: see `encode_rows`."""
     values: Sequence[bytes | None]
     keys: Sequence[bytes | None] | None
     """None where no record has a key, or where they are texts."""
@@ -125,8 +126,15 @@ def _none(count: int) -> Column:
     return [None] * count if count else JoinedBytes()
 
 
-def encode_rows(node: SinkNode, chunk: Chunk, batch: MicroBatch) -> _Piece:
+def encode_rows(node: SinkNode, chunk: Chunk, batch: MicroBatch, *, alone: bool = False) -> _Piece:
     """The rows of a sink as records.
+
+    Args:
+        node: The sink.
+        chunk: Its rows.
+        batch: Where they come from.
+        alone: Whether this is the only sink of a topic with one partition: there the records need
+            no numbers of input rows.
 
     Raises:
         RecordError: A value cannot be written as JSON.
@@ -136,13 +144,15 @@ def encode_rows(node: SinkNode, chunk: Chunk, batch: MicroBatch) -> _Piece:
     if encoded is None:
         encode = encode_json if plain else encode_value
         encoded = apply(encode, chunk.values, node.label, batch, chunk)  # type: ignore[arg-type]  # of any value
+    rows: Sequence[int] = () if alone else chunk.rows
     if chunk.keys is None:
-        return _Piece(chunk.rows, encoded, batch.keys(chunk.rows), chunk.times)
+        keys = batch.keys(chunk.rows) if batch.has_keys else None
+        return _Piece(rows, encoded, keys, chunk.times)
     joined = joined_keys(chunk.keys)
     if joined is None:
-        return _Piece(chunk.rows, encoded, encode_keys(chunk.keys), chunk.times)
+        return _Piece(rows, encoded, encode_keys(chunk.keys), chunk.times)
     texts: Sequence[str] = chunk.keys  # type: ignore[assignment]  # joined_keys has seen to that
-    return _Piece(chunk.rows, encoded, None, chunk.times, None, texts, joined)
+    return _Piece(rows, encoded, None, chunk.times, None, texts, joined)
 
 
 def dead_letters(messages: Mapping[int, str], batch: MicroBatch) -> _Piece:

@@ -87,7 +87,7 @@ class RunningOperator(StatefulOperator):
             values = self._add_single(chunk, step.batch)
         else:
             values = self._add_many(chunk, step.batch)
-        return {MAIN: Chunk(chunk.rows, chunk.times, values, keys)}
+        return {MAIN: chunk.with_values(values)}
 
     def _count(self, keys: Sequence[object]) -> list[object]:
         counts = self._state.edit(keys, 0)

@@ -27,10 +27,11 @@ from .connections import Connections
 from .epoch import Epochs
 from .kept import KEPT_COUNT, Keeping
 from .plan import Plan
+from .stages import OperatorMetrics
 from .state_log import checkpoint_name
 from .ticker import TICK_MS, Ticker
 from .ticks import Tick
-from .topology import OperatorMetrics, Topology
+from .topology import Topology
 from .watermark import BEFORE_TIME
 
 INPUT_BYTES: Final = 1 << 19

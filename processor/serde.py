@@ -171,8 +171,9 @@ def json_values(values: Sequence[object]) -> list[bytes] | None:
         lines = _ENCODER.encode_lines(values).split(b"\n")
     except Exception:
         return None  # the pass over single values finds out which it is, and raises again
+    lines.pop()  # what is behind the last newline: nothing
     # Only msgspec.Raw can hold a raw newline.
-    return lines[:-1] if len(lines) == len(values) + 1 else None
+    return lines if len(lines) == len(values) else None
 
 
 def encode_key(key: object) -> bytes:

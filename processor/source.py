@@ -186,7 +186,7 @@ class SourceStage:
         if isinstance(whole, Chunk):
             if len(whole.values) == batch.row_count:
                 # A range costs nothing to search and says that every input row is here.
-                whole.rows = range(batch.row_count)
+                whole = Chunk(range(batch.row_count), whole.times, whole.values, None, whole.kind)
             if self._columns is not None:
                 return self._columns.framed(whole)
         return whole

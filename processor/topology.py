@@ -66,13 +66,15 @@ from .session_windowing import SessionOperator
 from .source import Faults, Rejects, RoutedFaults, SourceStage
 from .spilled_dedup import dedup_operator
 from .spilled_windowing import window_operator
-from .stateful import MAIN, StatefulOperator, Step
+from .stages import OperatorMetrics, Stage
+from .stateful import StatefulOperator, Step
 from .table_join import TableJoinOperator
 from .table_nodes import RecordKeyNode, RegroupNode, RunningNode
 from .ticks import Tick
 from .watermark import BEFORE_TIME, Progress, Watermark, least
 
 _NOTHING: Final = MicroBatch(())
+_NO_MOVES: Final = Progress(BEFORE_TIME, [], [])
 
 INPUT_RECORDS: Final = 1 << 12
 """Most records of one step on rows. Each becomes several objects, which every operator walks
@@ -109,21 +111,6 @@ _KEYED: Final[Mapping[type[Node], Callable[[Any, int, States], StatefulOperator]
     TableJoinNode: TableJoinOperator,
     WindowNode: window_operator,
 }
-
-
-@dataclass(slots=True)
-class OperatorMetrics:
-    """What one operator has done since its pipeline was started."""
-
-    label: str
-    records_in: int = 0
-    records_out: int = 0
-    busy_s: float = 0.0
-    """Seconds spent in it."""
-    late: int = 0
-    """Rows it refused as too late."""
-    state_records: int = 0
-    """About how many things it keeps."""
 
 
 class Reached(NamedTuple):
@@ -210,6 +197,35 @@ class Topology:
         }
         for node_id, source in self.sources.items():
             source.exact = node_id in judged
+        self._stages = [self._stage(node) for node in plan.nodes]
+
+    def _stage(self, node: Node) -> Stage:
+        """The node as it takes part in each step."""
+        nodes = self.plan.nodes
+        return Stage(
+            node=node.id,
+            inputs=node.inputs,
+            operator=self._operators.get(node.id),
+            stateful=self.stateful.get(node.id),
+            as_lists=node.id not in self.lane,
+            ports=[
+                (each.id, each.port)
+                for each in nodes
+                if isinstance(each, PortNode) and each.parent == node.id
+            ],
+            timed_by=self._timed_by[node.id],
+            spent=[each.id for each in nodes if self._last_use(each) == node.id],
+            done=self._metrics[node.id],
+        )
+
+    def _last_use(self, node: Node) -> int | None:
+        """The last node that needs the rows of `node` in a step; None where they are written."""
+        readers = [each for each in self.plan.nodes if node.id in each.inputs]
+        if isinstance(node, SinkNode | DeadLettersNode):
+            return None  # without rows
+        if any(isinstance(each, SinkNode) for each in readers):
+            return None
+        return max((each.id for each in readers), default=node.id)
 
     def _add(self, node: Node, delay_ms: int, resumed: Resumed) -> None:
         kind = type(node)
@@ -416,29 +432,17 @@ class Topology:
     ) -> None:
         """Take the rows of the sources through everything else."""
         progress: dict[tuple[int, ...], Progress] = {}
-        ports: dict[int, Mapping[str, Rows]] = {}
         before = self._monotonic()
-        for node in self.plan.nodes:
-            inputs = [chunks[each] for each in node.inputs if each in chunks]
-            if node.id not in self.lane and not isinstance(node, SinkNode | PortNode):
-                inputs = [each.as_chunk() for each in inputs]
-            if node.id in self._operators:
-                ports[node.id] = self._operators[node.id].process(inputs, batch)
-            elif node.id in self.stateful:
-                above = self._timed_by[node.id]
-                if above not in progress:
-                    progress[above] = self._progress(above, reached)
-                step = Step(inputs, progress[above], batch, self.now_ms, ticked)
-                ports[node.id] = self.stateful[node.id].process(step)
-            elif isinstance(node, PortNode):
-                chunks[node.id] = ports[node.parent][node.port]
-            if node.id in ports:
-                chunks[node.id] = ports[node.id][MAIN]
-            done = self._metrics[node.id]
-            done.records_in += sum(each.row_count for each in inputs)
-            done.records_out += chunks[node.id].row_count if node.id in chunks else 0
+        for stage in self._stages:
+            if stage.stateful is not None and stage.timed_by not in progress:
+                progress[stage.timed_by] = self._progress(stage.timed_by, reached)
+            moves = progress.get(stage.timed_by, _NO_MOVES)
+            stage.run(chunks, Step((), moves, batch, self.now_ms, ticked))
+            # What nobody needs any more is let go while it is still in the processor's caches.
+            for each in stage.spent:
+                del chunks[each]
             now = self._monotonic()
-            done.busy_s += now - before
+            stage.done.busy_s += now - before
             before = now
         self._write(chunks, batch)
         self.states.trim()
@@ -466,13 +470,15 @@ class Topology:
             pieces = []
             if topic in self._stored and self._write_columns(topic, sinks, chunks, batch):
                 continue
+            alone = len(sinks) == 1 and self.outputs.partitions_of(topic) == 1
             for sink in sinks:
                 above = self.plan.nodes[sink.parent]
                 if isinstance(above, DeadLettersNode):
                     faults = self.sources[above.parent].faults
                     pieces.append(dead_letters(faults.messages, batch))
                 else:
-                    pieces.append(encode_rows(sink, chunks[sink.parent].as_chunk(), batch))
+                    rows = chunks[sink.parent].as_chunk()
+                    pieces.append(encode_rows(sink, rows, batch, alone=alone))
             self.outputs.add(topic, pieces, batch)
         for source in self.sources.values():
             source.faults.messages.clear()

@@ -266,7 +266,7 @@ def test_dedup_keeps_columns(store: Store, monkeypatch: pytest.MonkeyPatch) -> N
     expected = declared().test({"events": events(2_000).to_pylist()})
     store.create_topic("seen", schema=Event)
     forbid_rows(monkeypatch)
-    monkeypatch.setattr("millstream.processor.dedup.keep", never)
+    monkeypatch.setattr("millstream.processor.columns.Chunk.kept", never)
     declared().run(store, until="end")
     monkeypatch.undo()
 

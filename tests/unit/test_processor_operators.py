@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import msgspec
@@ -36,6 +37,38 @@ def test_a_value_that_is_no_json_is_named_among_many() -> None:
     with pytest.raises(RecordError, match="object is unsupported") as caught:
         pipeline.test({"in": list(range(5))})
     assert caught.value.offset == 3
+
+
+def test_a_row_behind_several_filters_is_named_by_its_record() -> None:
+    pipeline = Pipeline("p")
+    numbers = pipeline.source("in", type=int)
+    some = numbers.filter(lambda n: n % 2 == 0).map(lambda n: n // 2).filter(lambda n: n % 2 == 1)
+    some.map(lambda n: 1 // (n - 5)).to("out")
+    with pytest.raises(RecordError, match="ZeroDivisionError") as caught:
+        pipeline.test({"in": list(range(20))}, batch_records=16)
+    assert 10 == caught.value.offset
+
+
+def test_rows_that_nobody_needs_are_let_go_before_the_next_operator() -> None:
+    class Order(msgspec.Struct, weakref=True):
+        n: int
+
+    seen: list[weakref.ref[Order]] = []
+    alive: list[int] = []
+
+    def is_even(order: Order) -> bool:
+        seen.append(weakref.ref(order))
+        return order.n % 2 == 0
+
+    def count_alive(n: int) -> int:
+        alive.append(sum(each() is not None for each in seen))
+        return n
+
+    pipeline = Pipeline("p")
+    orders = pipeline.source("in", type=Order).filter(is_even)
+    orders.map(lambda order: order.n).map(count_alive).to("out")
+    assert [0, 2, 4] == pipeline.test({"in": [{"n": n} for n in range(6)]}, batch_records=6)["out"]
+    assert (6, [0, 0, 0]) == (len(seen), alive)
 
 
 def test_a_merge_keeps_the_order_of_the_input() -> None:

@@ -9,6 +9,8 @@ from simulated_stores import log_of, open_quietly
 
 from millstream import CorruptBatchError, LogReader, Store, TopicPartition
 from millstream.batch import encode_batch
+from millstream.memory import MemoryFile
+from millstream.reader import CHUNK_BYTES
 from millstream.tail import Slot
 from millstream.testing import MemoryStorage
 
@@ -51,6 +53,27 @@ def test_a_batch_that_waits_for_its_sync_holds_back_only_what_follows_it(store: 
         engine.acknowledge([(first, 1)])
         assert [b"2", b"3"] == values(reader)
         assert (1, 2) == (first.visible_offset, second.visible_offset)
+
+
+def test_large_batches_are_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        store.append_many("t", [b"%06d" % number * 100] * 1_000)
+    lengths: list[int] = []
+    read = MemoryFile.read
+
+    def counted(file: MemoryFile, length: int, position: int) -> bytes:
+        data = read(file, length, position)
+        lengths.append(len(data))
+        return data
+
+    monkeypatch.setattr(MemoryFile, "read", counted)
+    with store.reader({T0: 0}) as reader:
+        batches = reader.poll(max_bytes=1 << 30)
+
+    assert [b"%06d" % number * 100 for number in range(5)] == [each.values[7] for each in batches]
+    # The first chunk holds one whole batch; of each other the header comes with the one before.
+    rest = sum(each.header.total_bytes for each in batches[1:])
+    assert sum(lengths) <= CHUNK_BYTES + rest + 10_000
 
 
 @pytest.mark.parametrize("isolation", ["committed", "uncommitted"])
