@@ -1,4 +1,4 @@
-"""A schema as JSON: what `topics create --schema` takes and `topics info` shows.
+"""A schema as JSON: what `topics create --schema` takes and `topics describe` shows.
 
 An object of field names and types: `{"id": "int64", "tags": {"list?": "string"}}`. Types have
 Arrow's names; `?` behind one lets the field be null. Which types a topic can keep is decided by

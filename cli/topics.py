@@ -186,10 +186,12 @@ def _parse_config(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 @topics.command(
-    epilog=examples("millstream topics info orders", "millstream topics info orders --output json")
+    epilog=examples(
+        "millstream topics describe orders", "millstream topics describe orders --output json"
+    )
 )
 @click.argument("name", shell_complete=complete_topic)
-def info(name: str) -> None:
+def describe(name: str) -> None:
     """Show partitions, configuration and schema of topic NAME."""
     current = settings()
     with current.open(read_only=True) as store:

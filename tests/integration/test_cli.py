@@ -224,7 +224,7 @@ def test_what_is_not_there_is_5(cli: Cli) -> None:
     for arguments in (
         ("consume", "nope", "-e"),
         ("tail", "nope"),
-        ("topics", "info", "nope"),
+        ("topics", "describe", "nope"),
         ("topics", "rm", "nope", "-f"),
         ("consume", "t", "-o", "99", "-e"),
         ("--dir", "elsewhere", "topics", "ls"),
@@ -296,7 +296,7 @@ def test_topics_are_created_listed_changed_and_deleted(cli: Cli) -> None:
 
     (listed,) = json.loads(cli("topics", "ls", "--output", "json").out)["topics"]
     assert (listed["topic"], listed["partitions"], listed["records"]) == ("t", 2, 3)
-    info = json.loads(cli("--output", "json", "topics", "info", "t").out)
+    info = json.loads(cli("--output", "json", "topics", "describe", "t").out)
     assert (info["retention_ms"], info["compression"]) == (None, "lz4")
     assert info["segment_bytes"] == 1 << 20
     assert [each["end_offset"] for each in info["partitions"]] == [0, 3]
@@ -358,7 +358,7 @@ def test_roll_starts_a_new_segment(cli: Cli) -> None:
     cli("produce", "t", stdin=b"a\n")
     assert cli("topics", "roll", "t").code == 0
     cli("produce", "t", stdin=b"b\n")
-    info = json.loads(cli("topics", "info", "t", "--output", "json").out)
+    info = json.loads(cli("topics", "describe", "t", "--output", "json").out)
     assert info["partitions"][0]["segments"] == 2
     assert cli("consume", "t", "-e").out == b"a\nb\n"
 

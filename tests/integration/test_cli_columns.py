@@ -77,14 +77,14 @@ def test_the_schema_of_a_file_is_that_of_the_topic_and_shown(cli: Cli, tmp_path:
         ]
     )
     assert topic.config.columnar
-    shown = json.loads(cli("topics", "info", "bids", "--output", "json")[1])
+    shown = json.loads(cli("topics", "describe", "bids", "--output", "json")[1])
     assert (shown["schema"], shown["values"]) == (1, "columns")
     assert (shown["key"], shown["time"]) == ("auction", "ts")
     again = tmp_path / "again.json"
     again.write_text(json.dumps(shown["fields"]), encoding="utf-8")
     assert read_schema(str(again)) == topic.schema
     assert schema_fields(topic.schema) == shown["fields"]
-    table = cli("topics", "info", "bids", "--output", "table")[1].decode()
+    table = cli("topics", "describe", "bids", "--output", "table")[1].decode()
     assert (
         "FIELD    TYPE\nauction  int64\nprice    double\nts       timestamp[us, tz=UTC]\n" in table
     )
@@ -93,7 +93,7 @@ def test_the_schema_of_a_file_is_that_of_the_topic_and_shown(cli: Cli, tmp_path:
 
 def test_a_topic_without_a_schema_shows_none(cli: Cli) -> None:
     cli("topics", "create", "plain")
-    shown = json.loads(cli("topics", "info", "plain", "--output", "json")[1])
+    shown = json.loads(cli("topics", "describe", "plain", "--output", "json")[1])
     assert not {"fields", "values", "key", "time"} & set(shown)
 
 
@@ -234,7 +234,7 @@ def test_without_the_extra_it_says_what_to_install(
         code, _, err = cli(*arguments)
         assert code != 0, arguments
         assert install in err, arguments
-    code, out, err = cli("topics", "info", "bids", "--output", "json")
+    code, out, err = cli("topics", "describe", "bids", "--output", "json")
     assert (code, json.loads(out)["fields"]) == (0, None)
     assert install in err
     code, _, err = cli("produce", "bids", stdin=ROWS[0])

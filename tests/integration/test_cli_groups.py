@@ -398,7 +398,7 @@ def test_completion_offers_topics_and_groups(
 
     with millstream.open(store_path) as store, store.consumer("t", group="billing"):
         assert offered("consume", "") == ["t"]
-        assert offered("topics", "info", "x") == []
+        assert offered("topics", "describe", "x") == []
         assert offered("groups", "lag", "b") == ["billing"]
     monkeypatch.setenv("MILLSTREAM_DIR", str(store_path / "nowhere"))
     assert offered("consume", "") == []
