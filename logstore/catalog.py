@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from .clock import Clock
 from .config import PARTITIONS_MAX, TopicConfig, TopicInfo, check_group_name, check_partition_count
@@ -208,6 +208,9 @@ class Catalog:
         with self.database.transaction(f"delete topic {name}"):
             topic = self._require(name)
             self.database.query("DELETE FROM topics WHERE id = ?", (topic.id,))
+            for number in range(topic.partitions):
+                name = _refused(topic.id, number)
+                self.database.query("DELETE FROM checkpoints WHERE name = ?", (name,))
         return topic
 
     def topics(self) -> list[TopicInfo]:
@@ -393,6 +396,21 @@ class Catalog:
         with self.database.transaction(f"delete checkpoint {name}"):
             self.database.query("DELETE FROM checkpoints WHERE name = ?", (name,))
 
+    # Partitions that were refused because this catalog is older than their log
+
+    def refused_in(self, topic_id: int, partition: int) -> int | None:
+        """The generation in which a partition was first refused; None if it is not."""
+        data = self.checkpoint(_refused(topic_id, partition))
+        return None if data is None else as_number(int(data) if data.isdigit() else None)
+
+    def refuse(self, topic_id: int, partition: int, generation: int) -> None:
+        """Remember that a partition was refused, so that it stays refused."""
+        with self.database.transaction("refuse a partition"):
+            self.database.query(
+                "INSERT INTO checkpoints (name, data) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                (_refused(topic_id, partition), b"%d" % generation),
+            )
+
     # Inside a transaction
 
     def write_group_offsets(self, offsets: Sequence[GroupOffset]) -> None:
@@ -519,6 +537,14 @@ class Catalog:
             )
         except MillstreamError as error:
             raise error.at(topic=as_text(name), path=self.database.filename) from None
+
+
+REFUSED: Final = "refused/"
+"""Begins the names of checkpoints that are none of a pipeline, but of refused partitions."""
+
+
+def _refused(topic_id: int, partition: int) -> str:
+    return f"{REFUSED}{topic_id}/{partition}"
 
 
 def owner_name(stored: str) -> str:

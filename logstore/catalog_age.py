@@ -1,4 +1,4 @@
-"""Whether the catalog is older than the log. Pure.
+"""Whether the catalog is older than the log.
 
 A catalog that was restored alone, copied without its `-wal`, or lost by a disk that only said it
 had synced, does not know what it has decided since, and would give out again what it gave out then.
@@ -8,7 +8,10 @@ that count was durable before the batch was written.
 
 from __future__ import annotations
 
-from .errors import DataError
+import contextlib
+
+from .catalog import Catalog
+from .errors import DataError, MillstreamError
 from .tail import COUNTER_BITS
 
 _REMEDY = (
@@ -33,6 +36,24 @@ def check_generation(sequence: int, generation: int) -> None:
             f"the log was written in generation {written} of the store, the catalog knows only"
             f" those before {generation}: {_REMEDY}"
         )
+
+
+def check_partition(
+    catalog: Catalog, topic_id: int, partition: int, generation: int, sequence: int
+) -> None:
+    """As `check_generation`, and for ever: the catalog counts on with each opening of the store.
+
+    Raises:
+        DataError: As there, now or at the first use of the partition that found it.
+    """
+    first = catalog.refused_in(topic_id, partition)
+    try:
+        check_generation(sequence, generation if first is None else first)
+    except DataError:
+        if first is None:
+            with contextlib.suppress(MillstreamError):  # else it is refused again next time
+                catalog.refuse(topic_id, partition, generation)
+        raise
 
 
 def check_transaction(owner_id: int, number: int, last_possible: int | None) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import secrets
 from collections.abc import Iterable, Mapping
 
+from .catalog import REFUSED
 from .database import Database, Row, as_int, as_text
 from .errors import DataError
 from .found_topics import FoundTopic
@@ -27,9 +28,15 @@ def forget_checkpoint(database: Database, topic_id: int, partition: int) -> None
 
 
 def raise_generation(database: Database, generation: int) -> None:
-    """Make the generation at least this, so that new sequences are above those in the logs."""
+    """Make the generation at least this, so that new sequences are above those in the logs.
+
+    Partitions that were refused for that are not refused any more.
+    """
     with database.transaction("raise the generation"):
         database.query("UPDATE store SET generation = max(generation, ?)", (generation,))
+        database.query(
+            "DELETE FROM checkpoints WHERE substr(name, 1, ?) = ?", (len(REFUSED), REFUSED)
+        )
 
 
 def adopt_topic(database: Database, topic: FoundTopic) -> None:

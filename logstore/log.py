@@ -13,10 +13,12 @@ import logging
 import os
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from .batch import BatchPlacement, EncodedBatch, buffers, encode_gap, seal
 from .catalog import LogCheckpoint
+from .catalog_age import check_partition
 from .components import Components, partition_directory
 from .config import TopicConfig, TopicInfo
 from .errors import (
@@ -188,16 +190,10 @@ class Log:
         claimed = self.slot[Slot.DURABLE_OFFSET]
         if claimed > 0 and self.slot[Slot.DURABLE_CHECK] == durable_check(row.uid, claimed):
             durable = max(durable, claimed)
+        place = self.directory, self.topic, self.partition, row.uid, self._c.store_uid
+        possible = self._c.catalog.last_possible_transaction
         return PartitionFacts(
-            self.directory,
-            self.topic,
-            self.partition,
-            row.uid,
-            self._c.store_uid,
-            row.start_offset,
-            durable,
-            row.checkpoint,
-            last_possible=self._c.catalog.last_possible_transaction,
+            *place, row.start_offset, durable, row.checkpoint, last_possible=possible
         )
 
     def recover_locked(self) -> None:
@@ -211,7 +207,8 @@ class Log:
             return  # decided by the next generation, from what is on the disk
         storage, facts = self._c.storage, self.facts()
         if slot[Slot.GENERATION] not in {generation, -generation}:
-            facts = replace(facts, generation=generation)
+            place = self._c.catalog, self.topic_id, self.partition, generation
+            facts = replace(facts, check_sequence=partial(check_partition, *place))
         storage.make_directory(self.directory)
         found = examine(storage, facts)
         repair(storage, facts, found)

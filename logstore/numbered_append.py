@@ -7,6 +7,7 @@ assigns the numbers is `named_producer.py`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,8 @@ from .log import Log
 from .producer_catalog import ProducerCatalog, ProducerRow
 from .producer_states import Numbering, ProducerState
 from .tail import PRODUCERS_VERSION_WORD
+
+_logger = logging.getLogger("millstream")
 
 
 def check_producer_name(name: str) -> str:
@@ -61,7 +64,25 @@ class OpenProducer:
         with self.engine.append_lock.let_go_at_interrupt, self.engine.append_lock:
             log.prepare_locked()
             self.check_locked()
-            return log.producers.state_locked(self.row)
+            return self.state_locked(log)
+
+    def state_locked(self, log: Log) -> ProducerState | None:
+        """As `state`, with the append lock held and checked that the name is still this one's.
+
+        Nobody has opened it since. If the log has a later epoch all the same, the catalog has lost
+        that it was opened; its processes are dead, or they would keep the catalog.
+        """
+        state = log.producers.state_locked(self.row)
+        if state is not None and state.epoch > self.row.epoch:
+            _logger.warning(
+                "%s/%d: producer %r has written in epoch %d, the catalog knew of %d: catalog.db is"
+                " older than the log. The producer goes on above",
+                *(log.topic, log.partition, self.name, state.epoch, self.row.epoch),
+            )
+            self.row = self._catalog.raise_epoch(self.row, state.epoch)
+            self.engine.tail.bump("producers_version")
+            self.check_locked()
+        return state
 
     def check_locked(self) -> None:
         """Raise FencedError if the name was opened again, or forgotten."""
@@ -108,6 +129,7 @@ class NumberedAppend:
         log, producer = self._log, self._producer
         log.prepare_locked()
         producer.check_locked()
+        producer.state_locked(log)
         previous = None
         for batch in self._batches:
             numbering = self._numbering(batch)
@@ -127,7 +149,7 @@ class NumberedAppend:
         return Numbering(row.id, row.epoch, batch.previous, batch.last)
 
     def _find(self) -> None:
-        state = self._log.producers.state_locked(self._producer.row)
+        state = self._producer.state_locked(self._log)
         assert state is not None
         for batch in self._batches:
             if batch.last <= state.last_sequence:

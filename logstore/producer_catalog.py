@@ -2,12 +2,17 @@
 
 A helper of catalog.py: speaks SQL, over the same `Database`. What a snapshot holds is
 `producer_states.py`; it is written in the same commit as the checkpoint of its log.
+
+The id of a producer follows from its name, so that a catalog which has lost the name gives it the
+same id again, and its records are found: the log remembers what was sent. A name that is forgotten
+leaves its row, under another name, so that it begins anew with another id.
 """
 
 from __future__ import annotations
 
-import secrets
 from typing import NamedTuple
+
+from xxhash import xxh3_64_intdigest
 
 from .catalog import Catalog, LogCheckpoint
 from .database import as_bytes, as_int, as_number
@@ -38,32 +43,61 @@ class ProducerCatalog:
                 (pid, name),
             )
             if not rows:
-                # Not counted: the batches of a catalog that was lost must never look like ours.
                 rows = self._database.query(
                     "INSERT INTO producers (id, name, epoch, pid, created_ms)"
                     " VALUES (?, ?, 1, ?, ?) RETURNING id, epoch, created_ms",
-                    (secrets.randbelow(2**63 - 1) + 1, name, pid, self._catalog.now_ms()),
+                    (self._unused_id(name), name, pid, self._catalog.now_ms()),
                 )
         number, epoch, created_ms = rows[0]
         return ProducerRow(
             as_number(number, 1 << 63), as_number(epoch, 1 << 32), as_int(created_ms)
         )
 
+    def _unused_id(self, name: str) -> int:
+        """The first id of the name that no producer has, nor had one that was forgotten."""
+        seed, times = int.from_bytes(self._catalog.store_uid[:8], "little"), 0
+        while True:
+            text = f"{name}\n{times}".encode()
+            producer_id = (xxh3_64_intdigest(text, seed) >> 1) or 1
+            if not self._database.query("SELECT 1 FROM producers WHERE id = ?", (producer_id,)):
+                return producer_id
+            times += 1
+
+    def raise_epoch(self, row: ProducerRow, above: int) -> ProducerRow:
+        """Go on above an epoch that the log knows and this catalog has lost.
+
+        Nothing happens if the producer has been opened again.
+        """
+        with self._database.transaction("raise the epoch of a producer"):
+            rows = self._database.query(
+                "UPDATE producers SET epoch = ? + 1 WHERE id = ? AND epoch = ? RETURNING epoch",
+                (above, row.id, row.epoch),
+            )
+        return row._replace(epoch=as_number(rows[0][0], 1 << 32)) if rows else row
+
     def epoch(self, producer_id: int) -> tuple[int, int]:
         """Epoch of a producer and the process that opened it last; zeros if it was forgotten."""
-        rows = self._database.query("SELECT epoch, pid FROM producers WHERE id = ?", (producer_id,))
+        rows = self._database.query(
+            "SELECT epoch, pid FROM producers WHERE id = ? AND NOT instr(name, char(10))",
+            (producer_id,),
+        )
         return (as_int(rows[0][0]), as_int(rows[0][1])) if rows else (0, 0)
 
     def forget(self, name: str) -> bool:
-        """Remove a producer; whether there was one."""
+        """Let a name begin anew; whether there was one."""
         with self._database.transaction(f"forget producer {name}"):
             return bool(
-                self._database.query("DELETE FROM producers WHERE name = ? RETURNING id", (name,))
+                self._database.query(
+                    "UPDATE producers SET name = name || char(10) || id, epoch = epoch + 1"
+                    " WHERE name = ? RETURNING id",
+                    (name,),
+                )
             )
 
-    def ids(self) -> set[int]:
-        """Of all producers."""
-        return {as_int(row[0]) for row in self._database.query("SELECT id FROM producers")}
+    def forgotten(self) -> set[int]:
+        """The ids that names had before they were forgotten."""
+        rows = self._database.query("SELECT id FROM producers WHERE instr(name, char(10))")
+        return {as_int(row[0]) for row in rows}
 
     def snapshot(self, topic_id: int, partition: int) -> bytes | None:
         """The snapshot of a partition."""

@@ -178,8 +178,8 @@ class ProducerLog:
             )
             states = self._none()
             self._read(states, log.slot[Slot.LOG_END])
-        known = self._catalog.ids()
-        for forgotten in states.producers.keys() - known:
+        # One that the catalog does not know at all may be known again: it has lost its name.
+        for forgotten in states.producers.keys() & self._catalog.forgotten():
             del states.producers[forgotten]
         return states
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from .backup_manifest import MANIFEST, MANIFEST_BYTES_MAX, Manifest
 from .batch import verify_body
 from .catalog import LogCheckpoint
-from .catalog_age import check_generation, check_transaction
+from .catalog_age import check_transaction
 from .chain_file import known_segments
 from .errors import (
     CorruptBatchError,
@@ -133,8 +133,8 @@ def _refuse_older_catalog(facts: PartitionFacts, found: Examination) -> None:
     """All that was written since the catalog was as it is lies behind its checkpoint."""
     end = found.end
     try:
-        if facts.generation is not None:
-            check_generation(end.sequence, facts.generation)
+        if facts.check_sequence is not None:
+            facts.check_sequence(end.sequence)
         if facts.last_possible is not None:
             for owner_id, number in found.named.transactions.items():
                 check_transaction(owner_id, number, facts.last_possible(owner_id))

@@ -130,8 +130,8 @@ CREATE INDEX queue_ranges_due ON queue_ranges (queue_id, worker_id, due_ms);
 
 PRODUCERS: Final = """
 CREATE TABLE producers (
-    id INTEGER PRIMARY KEY,             -- random: never that of another, even if this file is lost
-    name TEXT NOT NULL UNIQUE,
+    id INTEGER PRIMARY KEY,             -- follows from the name, even if this file is lost
+    name TEXT NOT NULL UNIQUE,          -- of a forgotten one with a line feed and its id behind
     epoch INTEGER NOT NULL,             -- rises whenever it is opened
     pid INTEGER NOT NULL,               -- for messages only
     created_ms INTEGER NOT NULL

@@ -33,8 +33,9 @@ class PartitionFacts:
     durable_offset: int
     """Highest durable watermark known from outside the log: catalog and tail words."""
     checkpoint: LogCheckpoint | None
-    generation: int | None = None
-    """The store's generation if nothing was written to the partition in it yet, else None."""
+    check_sequence: Callable[[int], None] | None = None
+    """Refuses the sequence of its last batch, if nothing was written to the partition in the
+    store's generation yet."""
     last_possible: Callable[[int], int | None] | None = None
     """The highest number of a transaction of an owner that the log may hold, as the catalog says;
     None if it knows no such owner."""

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Final, NamedTuple
 
 from . import catalog_repair
-from .catalog import Catalog
+from .catalog import REFUSED, Catalog
 from .catalog_checks import decided_transactions, possible_transactions
 from .catalog_rebuild import catalog_problem, rebuild_catalog
 from .clock import Clock, SystemClock
@@ -223,7 +223,7 @@ class _StoreRepair:
         finally:
             tail.close()
         self._decide(catalog)
-        if self._generation > catalog.generation:
+        if self._generation > catalog.generation or catalog.checkpoint_names(REFUSED):
             reason = f"segments were written in generation {self._generation}"
             self._add(None, CATALOG_NAME, "raise the generation in the catalog", reason)
             if self._act:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from . import catalog_checks
-from .catalog import LogCheckpoint
+from .catalog import REFUSED, LogCheckpoint
 from .catalog_age import check_generation, check_transaction
 from .config import TopicInfo
 from .engine import Engine, in_use
@@ -161,6 +161,11 @@ def _verify_catalog(
         check_generation(sequence, engine.catalog.generation + 1)
     except DataError as error:
         add(error.message)
+    for name in engine.catalog.checkpoint_names(REFUSED):
+        place = name.removeprefix(REFUSED).replace("/", " partition ")
+        add(
+            f"topic {place} is refused, as catalog.db was older than its log: run millstream repair"
+        )
     for owner_id, number in sorted(transactions.items()):
         try:
             check_transaction(owner_id, number, possible.get(owner_id))

@@ -20,7 +20,7 @@ from damaged_log import DIRECTORY, DamagedLog, assert_refused, image, prepare_ce
 from simulated_stores import log_of, open_quietly
 
 import millstream
-from millstream import DataError, StorageError, Store, TopicPartition
+from millstream import DataError, StorageError, Store, TopicPartition, repair
 from millstream.errors import CorruptSegmentError
 from millstream.testing import MemoryStorage
 
@@ -424,7 +424,8 @@ def test_scenario_34_the_catalog_is_older_than_the_log(
         (store_path / "tail").unlink()
     before = content_of(store_path)
 
-    for _ in range(cell.restarts):
+    # With each opening the catalog counts a generation, and so it comes to those it has lost.
+    for _ in range(cell.restarts + 2):
         with (
             millstream.open(store_path) as store,
             pytest.raises(DataError, match=r"catalog\.db is older"),
@@ -432,6 +433,12 @@ def test_scenario_34_the_catalog_is_older_than_the_log(
             list(store.read("t"))
 
         assert before == content_of(store_path)
+    with millstream.open(store_path, read_only=True) as store:
+        assert "older than its log" in store.verify().findings[-1].problem
+    repair(store_path)
+    with millstream.open(store_path) as store:
+        assert [b"0", b"1", b"2", b"3", b"4"] == numbers(store)
+        assert store.verify().ok
 
 
 def test_scenario_34_the_catalog_knows_nothing_of_a_topic_on_disk(store_path: Path) -> None:

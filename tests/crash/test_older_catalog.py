@@ -18,7 +18,7 @@ import apsw
 import pytest
 
 import millstream
-from millstream import DataError, Store, TopicPartition, repair
+from millstream import DataError, NamedProducer, Store, TopicPartition, repair
 from millstream.database import CHECKED_VFS
 
 if TYPE_CHECKING:
@@ -196,6 +196,66 @@ def test_scenario_108_a_reader_meets_what_was_not_found_when_the_log_was_recover
             assert all(value == b"before 0" for value in found)
     with millstream.open(path, read_only=True) as store:
         assert not store.verify().ok
+
+
+def send(producer: NamedProducer, first: int, last: int, *, partition: int = 0) -> list[bool]:
+    """Which of the numbered records were there already."""
+    futures = [
+        producer.send("t", b"%d" % number, sequence=number, partition=partition)
+        for number in range(first, last)
+    ]
+    return [future.result().duplicate for future in futures]
+
+
+def test_scenario_108_epochs_of_a_producer_are_lost(
+    tmp_path: Path, cell: Cell, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it has sent is in the log; it goes on above the epochs it had."""
+    path, copy = tmp_path / "store", tmp_path / "copy"
+    with millstream.open(path) as store:
+        prepared(store, cell)
+        store.producer(name="import").close()
+        move_into_the_file(path)
+        for number in range(4):
+            with store.producer(name="import") as producer:
+                send(producer, number, number + 1)
+        copy_without_wal(path, copy)
+
+    for number in range(cell.restarts):
+        with millstream.open(copy) as store, store.producer(name="import") as producer:
+            assert [True] * (4 + number) + [False] == send(producer, 0, 5 + number)
+            assert 5 < producer.epoch
+    assert 1 == caplog.text.count("older than the log")
+    sent = [b"%d" % number for number in range(4 + cell.restarts)]
+    with millstream.open(copy) as store:
+        assert sent == values(store)[cell.segments :]
+
+
+@pytest.mark.parametrize("other_first", [True, False])
+def test_scenario_108_the_name_of_a_producer_is_lost(
+    tmp_path: Path, cell: Cell, other_first: bool
+) -> None:
+    """The name finds its records again, though others have gone on in the partition."""
+    path, copy = tmp_path / "store", tmp_path / "copy"
+    with millstream.open(path) as store:
+        prepared(store, cell)
+        store.producer(name="other").close()
+        move_into_the_file(path)
+        with store.producer(name="import") as producer:
+            send(producer, 0, 4)
+        copy_without_wal(path, copy)
+
+    for _ in range(cell.restarts):
+        with millstream.open(copy) as store:
+            if other_first:
+                with store.producer(name="other") as other:
+                    send(other, 0, 2)
+            with store.producer(name="import") as producer:
+                assert 3 == producer.last_sequence("t")
+                assert [True] * 4 == send(producer, 0, 4)
+    with millstream.open(copy) as store, store.producer(name="import") as producer:
+        assert [False] == send(producer, 4, 5)
+        assert 5 + 2 * other_first == len(values(store)) - cell.segments
 
 
 class Lives:

@@ -6,6 +6,7 @@ Damage in all its forms is in tests/crash.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from damaged_log import DIRECTORY, DamagedLog, prepare, quarantined, read_all, u
 from simulated_stores import abandon, log_of, open_quietly
 
 from millstream import StorageError, Store, recovery
+from millstream.catalog_age import check_generation
 from millstream.errors import CorruptBatchError, CorruptSegmentError, DataError
 from millstream.recovery import Examination, examine, repair, rewrite_unsynced
 from millstream.segment_chain import PartitionFacts
@@ -149,11 +151,16 @@ def test_a_log_written_in_a_generation_the_catalog_has_not_counted_is_refused(ah
     written = 1
     facts = facts_of(log)
     with pytest.raises(DataError, match=r"catalog\.db is older") as caught:
-        examine(log.storage, replace(facts, generation=written - ahead))
+        examine(log.storage, replace(facts, check_sequence=counted(written - ahead)))
     assert (DIRECTORY, 12) == (caught.value.path, caught.value.offset)
 
-    found = examine(log.storage, replace(facts, generation=written + 1))
+    found = examine(log.storage, replace(facts, check_sequence=counted(written + 1)))
     assert written == generation_of(found)
+
+
+def counted(generation: int) -> Callable[[int], None]:
+    """Checks a sequence for a catalog that has counted so many generations."""
+    return lambda sequence: check_generation(sequence, generation)
 
 
 def generation_of(found: Examination) -> int:
