@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from itertools import count, islice
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import pytest
 from interrupted_process import ProcessFile, ProcessStorage
@@ -31,6 +32,9 @@ from millstream import (
 )
 from millstream.storage_protocols import Buffer, File, OpenMode
 from millstream.testing import ManualClock, MemoryStorage
+
+if TYPE_CHECKING:
+    from matrix import Cell
 
 TIMEOUT = 30
 T0 = TopicPartition("t", 0)
@@ -179,13 +183,17 @@ def test_scenario_51_the_child_of_a_fork_refuses_and_the_parent_goes_on(path: Pa
 
 @pytest.mark.slow
 @pytest.mark.crash
+@pytest.mark.cells(count=3)
 @pytest.mark.parametrize("read_only", [False, True])
 def test_scenario_52_a_reader_during_appends_rolls_and_retention(
-    path: Path, read_only: bool
+    path: Path, read_only: bool, cell: Cell
 ) -> None:
     """It meets each record once and in order, or is told that retention was faster."""
     count = 7 * 600
-    writing = ("append", path, "w", count, "os", 7)
+    name = "w" * 30  # long enough to be worth compressing
+    with millstream.open(path) as store:
+        store.configure_topic("t", compression=cell.codec, segment_bytes=cell.segment_bytes)
+    writing = ("append", path, name, count, "os", 7)
     with spawn(*writing) as writer, millstream.open(path, read_only=read_only) as store:
         assert b"r" == hear(writer)
         trimmer = millstream.open(path)
@@ -201,7 +209,8 @@ def test_scenario_52_a_reader_during_appends_rolls_and_retention(
                 continue
             for record in (record for batch in batches for record in batch.records()):
                 assert next_offset == record.offset
-                assert (b"w %d" % (next_offset - 1) if next_offset else b"first") == record.value
+                written = f"{name} {next_offset - 1}".encode() if next_offset else b"first"
+                assert written == record.value
                 next_offset += 1
             if next_offset > trimmed + 300:
                 trimmed = next_offset
@@ -212,6 +221,11 @@ def test_scenario_52_a_reader_during_appends_rolls_and_retention(
         finish(writer)
         assert trimmer.offsets("t")[0].start > 0
         trimmer.close()
+    for _ in range(cell.restarts):
+        with millstream.open(path) as store:
+            left = range(store.offsets("t")[0].start - 1, count)
+            assert [f"{name} {number}".encode() for number in left] == values(store)
+            assert store.verify(deep=True).ok
 
 
 class HalfWritten(ProcessStorage):
@@ -284,14 +298,18 @@ def test_scenario_53_a_batch_that_is_half_written_is_not_seen(zeros: bool, read_
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("kind", ["write", "sync", "create", "rename", "sync_directory"])
 @pytest.mark.parametrize("call", ["append", "append_many", "os", "roll", "transaction"])
+@pytest.mark.cells(count=3)
 def test_scenario_55_an_interrupt_between_write_and_acknowledgement(
-    call: str, kind: str, after: bool
+    call: str, kind: str, after: bool, cell: Cell
 ) -> None:
     storage = MemoryStorage()
     process = ProcessStorage(storage)
     with open_quietly(process) as store, open_quietly(storage) as other:
-        store.create_topic("t", segment_bytes=4096)
+        store.create_topic("t", compression=cell.codec, segment_bytes=cell.segment_bytes)
         store.append("t", b"first" * 600)
+        for _ in range(cell.sealed):
+            store.roll("t", 0)
+            store.append("t", b"first" * 600)
         process.interrupt(KeyboardInterrupt(), kind=kind, after=after)
         try:
             interruptible(store, call)
@@ -303,12 +321,16 @@ def test_scenario_55_an_interrupt_between_write_and_acknowledgement(
             each.append("t", b"%d" % number)
         found = values(store)
         assert found == values(other)
-        assert [b"first" * 600, b"0", b"1", b"2"] == [found[0], *found[-3:]]
-        assert found[1:-3] in ([], [b"interrupted" * 100])
+        first = cell.segments
+        assert [b"first" * 600] * first + [b"0", b"1", b"2"] == found[:first] + found[-3:]
+        assert found[first:-3] in ([], [b"interrupted" * 100])
         assert len(found) >= written + 3 or call == "transaction"
         assert store.verify().ok
-    with open_quietly(storage.crash(keep="none")) as store:
-        assert found == values(store)
+    for _ in range(cell.restarts):
+        storage = storage.crash(keep="none")
+        with open_quietly(storage) as store:
+            assert found == values(store)
+            assert store.verify(deep=True).ok
 
 
 def interruptible(store: Store, call: str) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from compacted_model import CompactedModel, compactor, fill
+from shaped import restarted, shape
 from simulated_stores import START_MS, log_of, open_quietly
 
 from millstream import (
@@ -19,6 +21,9 @@ from millstream import (
 from millstream.format import REWRITTEN
 from millstream.segment import segment_path
 from millstream.testing import FaultPlan, ManualClock, MemoryStorage
+
+if TYPE_CHECKING:
+    from matrix import Cell
 
 DAY = 86_400_000
 DIRECTORY = "topics/t/0"
@@ -49,7 +54,10 @@ def model() -> CompactedModel:
 # --- while others read, write and remove ---------------------------------------------------------
 
 
-def test_scenario_74_readers_in_old_segments_go_on(store: Store, model: CompactedModel) -> None:
+def test_scenario_74_readers_in_old_segments_go_on(
+    store: Store, storage: MemoryStorage, model: CompactedModel, cell: Cell
+) -> None:
+    shape(store, cell)
     fill(store, model, count=90)
     readers = []
     for offset in range(0, 90, 7):
@@ -71,9 +79,14 @@ def test_scenario_74_readers_in_old_segments_go_on(store: Store, model: Compacte
         assert last.items() <= model.latest(91).items()
         assert b"newer" == last[b"key-0"].value
         reader.close()
+    for again in restarted(store, storage, cell):
+        model.check(again, compacted=True)
 
 
-def test_scenario_74_one_compaction_at_a_time(store: Store, model: CompactedModel) -> None:
+def test_scenario_74_one_compaction_at_a_time(
+    store: Store, storage: MemoryStorage, model: CompactedModel, cell: Cell
+) -> None:
+    shape(store, cell)
     fill(store, model)
     store.roll("t", 0)
     steps = compactor(store).run()
@@ -84,32 +97,44 @@ def test_scenario_74_one_compaction_at_a_time(store: Store, model: CompactedMode
 
     running.close()
     store.compact("t")
-    model.check(store, compacted=True)
+    for again in restarted(store, storage, cell):
+        model.check(again, compacted=True)
 
 
 def test_scenario_74_retention_removes_what_is_being_rewritten(
-    store: Store, model: CompactedModel, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    storage: MemoryStorage,
+    model: CompactedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    cell: Cell,
 ) -> None:
     monkeypatch.setattr("millstream.compaction_round.STEP_BYTES", 256)
+    shape(store, cell)
     fill(store, model)
     store.roll("t", 0)
 
     for number, _ in enumerate(compactor(store).run()):
-        if number % 20 == 19 and model.start < 50:
+        if number % 10 == 9 and model.start < 50:
             model.start += 10
             store.trim("t", {0: model.start})
             model.append(store, b"key-1", b"%d" % number)
 
     model.check(store)
     store.compact("t")
-    model.check(store, compacted=True)
-    assert 50 == store.offsets("t")[0].start
+    for again in restarted(store, storage, cell):
+        model.check(again, compacted=True)
+        assert 50 == again.offsets("t")[0].start
 
 
 def test_scenario_74_the_topic_is_deleted_meanwhile(
-    store: Store, storage: MemoryStorage, model: CompactedModel, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    storage: MemoryStorage,
+    model: CompactedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    cell: Cell,
 ) -> None:
     monkeypatch.setattr("millstream.compaction_round.STEP_BYTES", 256)
+    shape(store, cell)
     fill(store, model)
     store.roll("t", 0)
     steps = compactor(store).run()
@@ -120,7 +145,9 @@ def test_scenario_74_the_topic_is_deleted_meanwhile(
 
     with pytest.raises(UsageError, match="deleted"):
         list(steps)
-    assert [] == storage.list("topics")
+    for again in restarted(store, storage, cell):
+        assert [] == storage.list("topics")
+        assert [] == again.topics()
 
 
 def test_giving_up_in_the_middle_leaves_nothing(

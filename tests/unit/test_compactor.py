@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from random import Random
+from typing import TYPE_CHECKING
 
 import pytest
 from compacted_model import CompactedModel, compactor, fill
+from shaped import restarted, seal, shape
 from simulated_stores import START_MS, kill, log_of, open_quietly
 
 from millstream import (
@@ -23,6 +25,9 @@ from millstream import (
 from millstream.format import CONTROL, OFFSET_DELTAS, BatchHeader
 from millstream.segment import scan_headers
 from millstream.testing import ManualClock, MemoryStorage
+
+if TYPE_CHECKING:
+    from matrix import Cell
 
 DAY = 86_400_000
 DIRECTORY = "topics/t/0"
@@ -296,73 +301,93 @@ def test_a_producer_learns_that_its_topic_is_compacted_now(store: Store) -> None
             producer.flush()
 
 
-def test_scenario_73_records_without_a_key_from_before_stay(store: Store) -> None:
-    store.create_topic("later")
-    store.append_many("later", [b"1", b"2", b"3", b"4"], [None, b"k", None, b"k"])
-    store.configure_topic("later", compact=True)
-
-    store.compact("later")
-
-    assert [0, 2, 3] == [record.offset for record in store.read("later")]
-
-
-def test_scenario_73_empty_and_huge_keys(store: Store) -> None:
-    long, longer = b"k" * 65, b"k" * 100_000
-    for number, key in enumerate((b"", long, longer, b"k" * 64, b"", long, longer)):
-        store.append("t", b"%d" % number, key=key)
+def test_scenario_73_records_without_a_key_from_before_stay(
+    store: Store, storage: MemoryStorage, cell: Cell
+) -> None:
+    store.delete_topic("t")
+    store.create_topic("t", compression=cell.codec, segment_bytes=cell.segment_bytes)
+    for value, key in ((b"1", None), (b"2", b"k"), (b"3", None), (b"4", b"k")):
+        store.append("t", value * 300, key=key)
+        seal(store, cell)
+    store.configure_topic("t", compact=True)
 
     store.compact("t")
 
-    assert [(3, b"k" * 64), (4, b""), (5, long), (6, longer)] == [
-        (record.offset, record.key) for record in store.read("t")
-    ]
+    for again in restarted(store, storage, cell):
+        found = [(record.offset, record.value) for record in again.read("t")]
+        assert [(0, b"1" * 300), (2, b"3" * 300), (3, b"4" * 300)] == found
+
+
+def test_scenario_73_empty_and_huge_keys(store: Store, storage: MemoryStorage, cell: Cell) -> None:
+    shape(store, cell)
+    long, longer = b"k" * 65, b"k" * 100_000
+    for number, key in enumerate((b"", long, longer, b"k" * 64, b"", long, longer)):
+        store.append("t", b"%d" % number, key=key)
+        seal(store, cell)
+
+    store.compact("t")
+
+    for again in restarted(store, storage, cell):
+        assert [(3, b"k" * 64), (4, b""), (5, long), (6, longer)] == [
+            (record.offset, record.key) for record in again.read("t")
+        ]
 
 
 def test_scenario_73_a_gap_of_more_than_2_to_the_31_offsets_in_a_segment(
-    store: Store, storage: MemoryStorage
+    store: Store, storage: MemoryStorage, cell: Cell
 ) -> None:
     from millstream.batch import encode_gap  # noqa: PLC0415
 
+    shape(store, cell)
     log = log_of(store)
-    store.append("t", b"1", key=b"a")
+    store.append("t", b"1" * 300, key=b"a")
     for _ in range(3):
         store._engine.acknowledge([(log, 0)])
         store._engine.append([(log, encode_gap(1 << 32))])
-    store.append("t", b"2", key=b"b")
-    store.append("t", b"3", key=b"a")
+        seal(store, cell)
+    store.append("t", b"2" * 300, key=b"b")
+    store.append("t", b"3" * 300, key=b"a")
 
     store.compact("t")
 
     far = 1 + (3 << 32)
-    assert [(far, b"b", b"2"), (far + 1, b"a", b"3")] == content(list(store.read("t")))
-    assert [far] == [record.offset for record in store.read("t", start=1 << 33, stop=far + 1)]
-    assert store.verify().ok
+    for again in restarted(store, storage, cell):
+        found = content(list(again.read("t")))
+        assert [(far, b"b", b"2" * 300), (far + 1, b"a", b"3" * 300)] == found
+        some = again.read("t", start=1 << 33, stop=far + 1)
+        assert [far] == [record.offset for record in some]
+        assert again.verify().ok
 
 
 # --- tombstones ----------------------------------------------------------------------------------
 
 
 def test_scenario_72_a_tombstone_is_seen_until_its_horizon(
-    store: Store, clock: ManualClock
+    store: Store, storage: MemoryStorage, clock: ManualClock, cell: Cell
 ) -> None:
-    store.append("t", b"v", key=b"k")
-    store.append("t", b"w", key=b"other")
-    store.append("t", None, key=b"k")
+    shape(store, cell)
+    for key, value in ((b"k", b"v" * 300), (b"other", b"w" * 300), (b"k", None)):
+        store.append("t", value, key=key)
+        seal(store, cell)
     slow = store.reader({TopicPartition("t", 0): 0})
 
     clock.advance(10 * DAY)  # the horizon counts from the first cleaning, not from the append
     store.compact("t")
-    assert [(1, b"other", b"w"), (2, b"k", None)] == content(list(store.read("t")))
+    assert [(1, b"other", b"w" * 300), (2, b"k", None)] == content(list(store.read("t")))
 
     clock.advance(DAY - 1)
     store.compact("t")
     assert [1, 2] == [record.offset for record in store.read("t")]
     assert [1, 2] == [record.offset for batch in slow.poll() for record in batch]
+    slow.close()
+    for again in restarted(store, storage, cell, clock):
+        again.compact("t")
+        assert [1, 2] == [record.offset for record in again.read("t")]
 
     clock.advance(1)
-    store.compact("t")
-    assert [1] == [record.offset for record in store.read("t")]
-    slow.close()
+    with open_quietly(storage, clock) as again:
+        again.compact("t")
+        assert [1] == [record.offset for record in again.read("t")]
 
 
 def test_a_later_compaction_does_not_put_the_horizon_off(store: Store, clock: ManualClock) -> None:
@@ -399,26 +424,37 @@ def test_a_clock_set_back_keeps_tombstones_longer(store: Store, clock: ManualClo
 # --- transactions --------------------------------------------------------------------------------
 
 
-def test_scenario_68_aborted_records_are_dropped_and_hide_nothing(store: Store) -> None:
-    store.append("t", b"before", key=b"k")
+def test_scenario_68_aborted_records_are_dropped_and_hide_nothing(
+    store: Store, storage: MemoryStorage, cell: Cell
+) -> None:
+    shape(store, cell)
+    store.append("t", b"before" * 100, key=b"k")
+    seal(store, cell)
     with store.transaction() as transaction:
-        transaction.append("t", b"never", key=b"k")
+        transaction.append("t", b"never" * 100, key=b"k")
         transaction.abort()
+    seal(store, cell)
     with store.transaction() as transaction:
-        transaction.append("t", b"committed", key=b"c")
+        transaction.append("t", b"committed" * 100, key=b"c")
 
     store.compact("t")
 
-    expected = [(0, b"k", b"before"), (2, b"c", b"committed")]
-    assert expected == content(list(store.read("t")))
-    assert expected == content(list(store.read("t", isolation="uncommitted")))
+    expected = [(0, b"k", b"before" * 100), (2, b"c", b"committed" * 100)]
+    for again in restarted(store, storage, cell):
+        assert expected == content(list(again.read("t")))
+        assert expected == content(list(again.read("t", isolation="uncommitted")))
 
 
-def test_scenario_68_an_open_transaction_holds_compaction_back(store: Store) -> None:
-    store.append_many("t", [b"1", b"2"], [b"k", b"k"])
+def test_scenario_68_an_open_transaction_holds_compaction_back(
+    store: Store, storage: MemoryStorage, cell: Cell
+) -> None:
+    shape(store, cell)
+    for value in (b"1" * 300, b"2" * 300):
+        store.append("t", value, key=b"k")
+        seal(store, cell)
     store.roll("t", 0)
     with store.transaction() as transaction:
-        transaction.append("t", b"3", key=b"k")
+        transaction.append("t", b"3" * 300, key=b"k")
         (result,) = store.compact("t")
         assert (1, 2) == (result.removed_records, result.end_offset)
         assert [1] == [record.offset for record in store.read("t")]
@@ -426,17 +462,22 @@ def test_scenario_68_an_open_transaction_holds_compaction_back(store: Store) -> 
 
     (result,) = store.compact("t")
     assert (1, 3) == (result.removed_records, result.end_offset)
-    assert [2] == [record.offset for record in store.read("t")]
+    for again in restarted(store, storage, cell):
+        assert [(2, b"k", b"3" * 300)] == content(list(again.read("t")))
 
 
-def test_scenario_68_a_dead_owner_holds_nothing_back(storage: MemoryStorage) -> None:
+def test_scenario_68_a_dead_owner_holds_nothing_back(storage: MemoryStorage, cell: Cell) -> None:
     dying = open_quietly(storage)
     dying.create_topic("t", compact=True)
-    dying.append("t", b"1", key=b"k")
-    Transaction(dying._engine, dying._owners.take()).append("t", b"never", key=b"k")
+    shape(dying, cell)
+    dying.append("t", b"1" * 300, key=b"k")
+    seal(dying, cell)
+    Transaction(dying._engine, dying._owners.take()).append("t", b"never" * 100, key=b"k")
     kill(dying)
 
-    with open_quietly(storage) as store:
-        (result,) = store.compact("t")
-        assert 2 == result.end_offset
-        assert [0] == [record.offset for record in store.read("t", isolation="uncommitted")]
+    for _ in range(cell.restarts):
+        with open_quietly(storage) as store:
+            (result,) = store.compact("t")
+            assert 2 == result.end_offset
+            uncommitted = store.read("t", isolation="uncommitted")
+            assert [(0, b"k", b"1" * 300)] == content(list(uncommitted))

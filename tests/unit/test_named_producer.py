@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
-from simulated_stores import abandon, log_of, open_quietly
+from shaped import restarted, seal, shape
+from simulated_stores import START_MS, abandon, log_of, open_quietly
 
 import millstream
 from millstream import (
@@ -21,7 +23,10 @@ from millstream import (
 )
 from millstream.batch import encode_batch
 from millstream.numbered_append import NumberedBatch, OpenProducer, append_numbered
-from millstream.testing import MemoryStorage
+from millstream.testing import ManualClock, MemoryStorage
+
+if TYPE_CHECKING:
+    from matrix import Cell
 
 
 @pytest.fixture
@@ -162,21 +167,26 @@ def test_a_duplicate_tells_the_time_it_was_given(store: Store) -> None:
 
 
 def test_scenario_65_an_offset_more_than_five_batches_back_is_not_known(
-    store: Store,
+    store: Store, storage: MemoryStorage, cell: Cell
 ) -> None:
+    shape(store, cell)
     with store.producer(name="import", linger_ms=0) as producer:
         for number in range(10):
             producer.send("t", b"%d" % number, sequence=number).result()
-    with store.producer(name="import") as producer:
-        found = [producer.send("t", b"", sequence=number).result() for number in range(10)]
-    assert [-1] * 5 + [5, 6, 7, 8, 9] == [each.offset for each in found]
-    assert all(each.duplicate for each in found)
-    assert 10 == len(values(store))
+            if number % 4 == 3:
+                seal(store, cell)
+    for again in restarted(store, storage, cell):
+        with again.producer(name="import") as producer:
+            found = [producer.send("t", b"", sequence=number).result() for number in range(10)]
+        assert [-1] * 5 + [5, 6, 7, 8, 9] == [each.offset for each in found]
+        assert all(each.duplicate for each in found)
+        assert 10 == len(values(again))
 
 
 def test_scenario_65_opening_a_name_again_fences_who_has_it(
-    store: Store, storage: MemoryStorage
+    store: Store, storage: MemoryStorage, cell: Cell
 ) -> None:
+    shape(store, cell)
     with open_quietly(storage) as other:
         zombie = store.producer(name="import")
         zombie.send("t", b"a", sequence=0).result()
@@ -187,10 +197,14 @@ def test_scenario_65_opening_a_name_again_fences_who_has_it(
                 late.result()
             with pytest.raises(FencedError):
                 zombie.send("t", b"zombie", sequence=2)
+            seal(store, cell)
             producer.send("t", b"b", sequence=1)
         with pytest.raises(FencedError):
             zombie.close()
-    assert [b"a", b"b"] == values(store)
+    for again in restarted(store, storage, cell):
+        assert [b"a", b"b"] == values(again)
+        with again.producer(name="import") as producer:
+            assert 1 == producer.last_sequence("t")
 
 
 def test_scenario_65_a_name_that_was_forgotten_begins_anew(store: Store) -> None:
@@ -375,9 +389,11 @@ def damage_snapshot(store: Store, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("damage", ["empty", "zeros", "flipped", "cut"])
-def test_scenario_66_a_damaged_snapshot_is_made_anew(storage: MemoryStorage, damage: str) -> None:
+def test_scenario_66_a_damaged_snapshot_is_made_anew(
+    storage: MemoryStorage, damage: str, cell: Cell
+) -> None:
     with open_quietly(storage) as store:
-        store.create_topic("t", segment_bytes=4096)
+        store.create_topic("t", compression=cell.codec, segment_bytes=cell.segment_bytes)
         with store.producer(name="import", linger_ms=0) as producer:
             for number in range(40):
                 producer.send("t", b"x" * 200, sequence=number).result()
@@ -394,6 +410,9 @@ def test_scenario_66_a_damaged_snapshot_is_made_anew(storage: MemoryStorage, dam
         with store.producer(name="import") as producer:
             assert 39 == producer.last_sequence("t")
             send_lines(producer, range(35, 42))
+    for _ in range(cell.restarts - 1):
+        with open_quietly(storage) as store, store.producer(name="import") as producer:
+            assert 41 == producer.last_sequence("t")
     with open_quietly(storage) as store:
         assert 42 == len(values(store))
         (data,) = store._engine.catalog.database.query("SELECT data FROM producer_states")[0]
@@ -428,29 +447,35 @@ def test_scenario_64_records_sent_again_after_a_compaction(
         assert 59 == found[9].offset
 
 
-def test_scenario_66_producers_of_a_part_that_is_gone_are_refused(storage: MemoryStorage) -> None:
-    with open_quietly(storage) as store:
-        store.create_topic("t", segment_bytes=4096)
+@pytest.mark.cells(segments=3)
+def test_scenario_66_producers_of_a_part_that_is_gone_are_refused(
+    storage: MemoryStorage, cell: Cell
+) -> None:
+    clock = ManualClock(START_MS)
+    with open_quietly(storage, clock) as store:
+        store.create_topic("t", compression=cell.codec, segment_bytes=cell.segment_bytes)
         with store.producer(name="old") as producer:
             producer.send("t", b"x", sequence=0)
         with store.producer(name="import", linger_ms=0) as producer:
             for number in range(40):
                 producer.send("t", b"x" * 200, sequence=number).result()
         store.trim("t", {0: 30})
-    with open_quietly(storage) as store:
+    with open_quietly(storage, clock) as store:
         damage_snapshot(store, b"garbage")
-        store._engine.clock.sleep(1)
+        clock.advance(1000)
         with store.producer(name="import") as producer:
             assert 39 == producer.last_sequence("t")
             assert producer.send("t", b"", sequence=39).result().duplicate
-        with store.producer(name="old") as producer:
-            with pytest.raises(DataError, match="Use another name"):
-                producer.last_sequence("t")
-            with pytest.raises(DataError, match="Use another name"):
-                producer.send("t", b"perhaps again", sequence=0)
-        with store.producer(name="new") as producer:
-            producer.send("t", b"new", sequence=0).result()
-        assert b"new" == values(store)[-1]
+    for _ in range(cell.restarts):
+        with open_quietly(storage, clock) as store:
+            with store.producer(name="old") as producer:
+                with pytest.raises(DataError, match="Use another name"):
+                    producer.last_sequence("t")
+                with pytest.raises(DataError, match="Use another name"):
+                    producer.send("t", b"perhaps again", sequence=0)
+            with store.producer(name="new") as producer:
+                producer.send("t", b"new", sequence=0).result()
+            assert b"new" == values(store)[-1]
 
 
 def test_an_unnamed_producer_is_as_before(store: Store) -> None:
