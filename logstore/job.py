@@ -114,7 +114,8 @@ class Job:
         Raises:
             FencedError: The lease had passed, and the job was given to another worker.
             UsageError: It is settled already.
-            StorageError, LockedError: Not acked; try again, or it is delivered again.
+            LockedError: Not acked; try again, or it is delivered again.
+            StorageError: The disk refused, so that is not durable: it may be delivered again.
         """
         self._queue.ack(self)
 

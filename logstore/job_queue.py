@@ -87,6 +87,8 @@ class Queue:
         client = os.path.basename(sys.argv[0]) or "python"
         worker = WorkerRow(0, engine.liveness.path, platform.node(), os.getpid(), client)
         self._worker_id = self._queues.add_worker(row, worker)
+        self._journal = engine.storage.catalog_journal()
+        """None once the queue is closed, or if the catalog has none."""
         self._claimer = Claimer(engine, row, self._worker_id, self)
 
     def __repr__(self) -> str:
@@ -300,7 +302,14 @@ class Queue:
         durable = mode == "sync" and any(
             each.fate is None or each.fate.worker_id == NOBODY for each in settlements
         )
-        lost = self._queues.settle(self._row, self._worker_id, settlements, durable=durable)
+        # Syncing after the commit lets others commit meanwhile, and share the sync: the catalog is
+        # locked for microseconds only. That an ack is seen before it is durable harms nobody.
+        journal = self._journal if durable else None
+        lost = self._queues.settle(
+            self._row, self._worker_id, settlements, durable=durable and journal is None
+        )
+        if journal is not None:
+            journal.sync()
         if mode == "interval":
             engine.background.submit(
                 (engine, "catalog"), engine.catalog.sync, delay_seconds=INTERVAL_SECONDS
@@ -360,6 +369,10 @@ class Queue:
                 return
             self._closed = True
             self._claimer.close()
+            with self._settling.turn:
+                if self._journal is not None:
+                    self._journal.close()
+                    self._journal = None
             if self._engine.closed:
                 return  # the workers of a closed store are dead, and others have noticed or will
             unused = []

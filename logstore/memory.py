@@ -500,6 +500,10 @@ class MemoryStorage:
                 machine.catalog_keeper = keeper
             return machine.catalog_filename
 
+    def catalog_journal(self) -> MemoryJournal:
+        """See `Storage.catalog_journal`; its sync is an operation "catalog.sync"."""
+        return MemoryJournal(self.machine)
+
     def sync_point(self, kind: str) -> None:
         """See `Storage.sync_point`: one operation of that kind."""
         machine = self.machine
@@ -525,6 +529,27 @@ class MemoryStorage:
     def _ensure_writable(self, action: str, path: str) -> None:
         if self.read_only:
             raise storage_error(action, ROOT, errno.EROFS, path)
+
+
+class MemoryJournal:
+    """Makes a power failure keep what the catalog holds. See `Journal`."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def sync(self) -> None:
+        """See `Journal.sync`."""
+        machine = self._machine
+        before = machine.synced_catalog
+        # Not with the machine's lock held: another thread may be about to commit.
+        now = None if before is None else _serialized_catalog(machine)
+        with machine.operation("catalog.sync", "", "sync the catalog"):
+            # Unless meanwhile another thread has synced more.
+            if machine.synced_catalog is before:
+                machine.synced_catalog = now
+
+    def close(self) -> None:
+        """See `Journal.close`."""
 
 
 def _serialized_catalog(machine: Machine) -> bytes:

@@ -39,7 +39,7 @@ class Settling:
 
     def __init__(self, commit: Callable[[Sequence[Settlement]], Sequence[Range]]) -> None:
         self._commit = commit
-        self._turn = threading.Lock()
+        self.turn = threading.Lock()
         """Held by the one who commits."""
         self._guard = threading.Lock()
         """Guards `_open` and its settlements."""
@@ -57,7 +57,7 @@ class Settling:
             entry.settlements += settlements
         with entry.door:
             if not entry.done:
-                with self._turn:
+                with self.turn:
                     self._close(entry)
                     self._serve(entry)
         if entry.error is not None:

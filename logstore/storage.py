@@ -432,6 +432,11 @@ class PosixStorage:
         """See `Storage.catalog_filename`."""
         return f"{self.root}/{CATALOG_NAME}"
 
+    def catalog_journal(self) -> PosixFile | None:
+        """See `Storage.catalog_journal`: SQLite's write-ahead log, which stays while it is open."""
+        path = f"{CATALOG_NAME}-wal"
+        return self.open(path, "rw") if self.exists(path) else None
+
     def sync_point(self, kind: str) -> None:
         """See `Storage.sync_point`."""
 

@@ -142,6 +142,22 @@ class Bell(Protocol):
         ...
 
 
+class Journal(Protocol):
+    """The commits of the catalog that are not in its own file yet."""
+
+    def sync(self) -> None:
+        """Make those durable that were not synced; others may commit meanwhile.
+
+        Raises:
+            StorageError: Those since the last sync are durable, or not.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close; again is fine."""
+        ...
+
+
 class Storage(Protocol):
     """A directory tree that can be made durable. All methods are thread-safe."""
 
@@ -223,6 +239,10 @@ class Storage(Protocol):
 
     def catalog_filename(self) -> str:
         """What SQLite opens for the catalog: a file name or a URI."""
+        ...
+
+    def catalog_journal(self) -> Journal | None:
+        """Open the journal of the catalog, which is open; None if it has none to be synced."""
         ...
 
     def sync_point(self, kind: str) -> None:

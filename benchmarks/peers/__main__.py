@@ -14,13 +14,12 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import data, report
 from benchmarks.harness import Context, Sample, Stopwatch, Target, Workload, run, work
-from benchmarks.peers import flows
-from benchmarks.workloads import bulk, counting, durable, mapping, parsed, pipeline, queue, single
+from benchmarks.peers import flows, queues
+from benchmarks.workloads import bulk, counting, durable, mapping, parsed, pipeline, single
 
 MAP_BYTES = 4 << 30
 WINDOW_RECORDS = 200_000
@@ -95,51 +94,6 @@ def duckdb_windows(context: Context) -> Sample:
     return watch.sample(context.records)
 
 
-def persist_queue_acks(context: Context) -> Sample:
-    """persist-queue's SQLiteAckQueue; each call is a commit, WAL and synchronous=FULL."""
-    import persistqueue  # noqa: PLC0415 - optional
-
-    peer = persistqueue.SQLiteAckQueue(context.directory, multithreading=True)
-
-    def work() -> int:
-        for _ in range(context.records):
-            peer.ack(peer.get(block=False, raw=True))
-        return context.records
-
-    sample = queue.cycle(context, peer.put, work)
-    assert peer.ready_count() == peer.unack_count() == 0
-    peer.close()
-    return sample
-
-
-def litequeue_acks(context: Context) -> Sample:
-    """litequeue as it comes: synchronous=NORMAL, so what it has done is not synced."""
-    return _litequeue(context, "NORMAL")
-
-
-def litequeue_synced(context: Context) -> Sample:
-    """litequeue, told to sync its commits as ours are."""
-    return _litequeue(context, "FULL")
-
-
-def _litequeue(context: Context, synchronous: str) -> Sample:
-    import litequeue  # noqa: PLC0415 - optional
-
-    peer = litequeue.LiteQueue(os.path.join(context.directory, "queue.db"))
-    peer.conn.execute(f"PRAGMA synchronous = {synchronous}")
-
-    def work() -> int:
-        done = 0
-        while (message := peer.pop()) is not None:
-            peer.done(message.message_id)
-            done += 1
-        return done
-
-    sample = queue.cycle(context, lambda value: peer.put(value.decode()), work)
-    peer.close()
-    return sample
-
-
 Contestant = Callable[[Context], Sample]
 
 
@@ -175,37 +129,11 @@ def _beside(
     )
 
 
-def _queues() -> Workload:
-    """Our queue beside others, all one by one unless it says how."""
-    peers = {
-        "persist-queue": ("persistqueue", persist_queue_acks),
-        "litequeue": ("litequeue", litequeue_acks),
-        "litequeue, FULL": ("litequeue", litequeue_synced),
-    }
-    there = {
-        name: contestant
-        for name, (package, contestant) in peers.items()
-        if importlib.util.find_spec(package) is not None
-    }
-    ours = {
-        name: queue.WORKLOAD.contestants[name]
-        for name in ("one by one", "one by one, os", "threads", "many")
-    }
-    return replace(
-        queue.WORKLOAD,
-        contestants={**ours, **there},
-        targets=tuple(
-            Target(name, "rate", 10, peer) for name in ("threads", "many") for peer in there
-        ),
-        module="benchmarks.peers",
-    )
-
-
 WORKLOADS = (
     _beside(single.WORKLOAD, "producer", {"rocksdict": ("rocksdict", rocksdict_puts)}),
     _beside(bulk.WORKLOAD, "append_many", {"lmdb": ("lmdb", lmdb_bulk)}),
     _beside(durable.SINGLES, "append", {"lmdb": ("lmdb", lmdb_singles)}),
-    _queues(),
+    queues.workload(),
     _beside(mapping.WORKLOAD, "pipeline", {"bytewax": ("bytewax", flows.mapping)}, 1),
     _beside(
         pipeline.WORKLOAD,

@@ -1,20 +1,33 @@
-"""A queue: put jobs, get each, ack each. What is acknowledged is durable, on both sides."""
+"""A queue: put jobs, get each, ack each. What is acknowledged is durable, on both sides.
+
+What makes threads, processes and peers work at once is here, too: `in_threads`, `in_processes`.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import TypeAlias
 
 import millstream
 from benchmarks import data
 from benchmarks.harness import Context, Sample, Stopwatch, Target, Workload
-from millstream import Durability, Store
+from millstream import Durability, Queue, Store
 
 JOBS_COUNT = 5_000
 BATCH_COUNT = 500
 THREADS_COUNT = 8
+PROCESSES_COUNT = 4
+
+Begin: TypeAlias = Callable[[], object]
+"""Waits until all processes are ready for the next half."""
+Half: TypeAlias = Callable[[str, Sequence[bytes], Begin], int]
+"""What a process does: open what is in a directory, begin, put jobs, begin, and work until there
+are none; how many jobs it has done."""
 
 
 def cycle(context: Context, put: Callable[[bytes], object], work: Callable[[], int]) -> Sample:
@@ -65,12 +78,8 @@ def _one_by_one(context: Context, durability: Durability) -> Sample:
         store.create_topic("jobs")
 
         def work() -> int:
-            done = 0
             with store.queue("jobs", follow=False) as queue:
-                for job in queue:
-                    job.ack()
-                    done += 1
-            return done
+                return _work(queue)
 
         return cycle(context, lambda value: store.append("jobs", value), work)
 
@@ -109,34 +118,98 @@ def threads(context: Context) -> Sample:
     with millstream.open(context.directory) as store:
         store.create_topic("jobs")
         with Stopwatch() as putting:
-            _run(lambda number: _put(store, values[number::THREADS_COUNT]))
-        done: list[int] = []
+            in_threads(lambda number: _put(store, values[number::THREADS_COUNT]))
         with store.queue("jobs", follow=False) as queue, Stopwatch() as working:
-
-            def work(number: int) -> None:
-                del number
-                count = 0
-                for job in queue:
-                    job.ack()
-                    count += 1
-                done.append(count)
-
-            _run(work)
-        assert sum(done) == context.records
+            done = in_threads(lambda _: _work(queue))
+        assert done == context.records
     return sample(context, putting, working)
 
 
-def _put(store: Store, values: list[bytes]) -> None:
+def processes(context: Context) -> Sample:
+    """Ours, one by one in four processes, which share syncs."""
+    with millstream.open(context.directory) as store:
+        store.create_topic("jobs")
+    return in_processes(context, _process)
+
+
+def not_waiting(context: Context) -> Sample:
+    """Ours, one by one in one thread that waits for no sync: all of it is durable at the end."""
+    _, values = data.records(context.records, context.seed)
+    with millstream.open(context.directory) as store:
+        store.create_topic("jobs")
+        with Stopwatch() as putting, store.producer() as producer:
+            for value in values:
+                producer.send("jobs", value)
+        with Stopwatch() as working:
+            with store.queue("jobs", follow=False, durability="interval") as queue:
+                done = _work(queue)
+            store.sync()
+        assert done == context.records
+    return sample(context, putting, working)
+
+
+def _put(store: Store, values: Sequence[bytes]) -> int:
     for value in values:
         store.append("jobs", value)
+    return len(values)
 
 
-def _run(work: Callable[[int], None]) -> None:
-    workers = [threading.Thread(target=work, args=(number,)) for number in range(THREADS_COUNT)]
+def _work(queue: Queue) -> int:
+    done = 0
+    for job in queue:
+        job.ack()
+        done += 1
+    return done
+
+
+def _process(directory: str, values: Sequence[bytes], begin: Begin) -> int:
+    with millstream.open(directory) as store, store.queue("jobs", follow=False) as queue:
+        begin()
+        _put(store, values)
+        begin()
+        return _work(queue)
+
+
+def in_threads(work: Callable[[int], int]) -> int:
+    """Run `work` in eight threads, given their numbers; the sum of what they return."""
+    done: list[int] = []
+    workers = [
+        threading.Thread(target=lambda number=number: done.append(work(number)))
+        for number in range(THREADS_COUNT)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
+    return sum(done)
+
+
+def in_processes(context: Context, half: Half) -> Sample:
+    """Run `half` in four processes over what is in the directory; all start each half at once."""
+    spawn = multiprocessing.get_context("spawn")
+    ready, counts = spawn.Barrier(PROCESSES_COUNT + 1), spawn.SimpleQueue()
+    workers = [
+        spawn.Process(target=_child, args=(context, half, number, ready, counts.put))
+        for number in range(PROCESSES_COUNT)
+    ]
+    for worker in workers:
+        worker.start()
+    ready.wait()
+    with Stopwatch() as putting:
+        ready.wait()
+    with Stopwatch() as working:
+        done = sum(counts.get() for _ in workers)
+    for worker in workers:
+        worker.join()
+    assert done == context.records
+    return sample(context, putting, working)
+
+
+def _child(
+    context: Context, half: Half, number: int, ready: Barrier, report: Callable[[int], None]
+) -> None:
+    _, values = data.records(context.records, context.seed)
+    report(half(context.directory, values[number::PROCESSES_COUNT], ready.wait))
 
 
 WORKLOAD = Workload(
@@ -148,6 +221,8 @@ WORKLOAD = Workload(
         "one by one": one_by_one,
         "one by one, os": one_by_one_os,
         "threads": threads,
+        "processes": processes,
+        "not waiting": not_waiting,
         "many": many,
     },
     targets=(

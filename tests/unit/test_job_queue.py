@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from jobs import floor, got, nothing, put, value
@@ -14,6 +16,7 @@ import millstream
 from millstream import (
     FencedError,
     Job,
+    StorageError,
     Store,
     StoreClosedError,
     TopicPartition,
@@ -370,7 +373,7 @@ class SlowCommits(list[tuple[str, str]]):
 
     def append(self, operation: tuple[str, str]) -> None:
         super().append(operation)
-        if operation[0] == "catalog.commit":
+        if operation[0] == "catalog.sync":
             time.sleep(0.002)
 
 
@@ -398,8 +401,47 @@ def test_threads_share_a_queue_and_its_commits() -> None:
                 thread.join()
         assert sorted(b"%d" % number for number in range(count)) == sorted(map(bytes, seen))
         assert 0 == store.queues()[0].depth
-        commits = [kind for kind, _ in storage.trace[before:]].count("catalog.commit")
-        assert commits < count
+        syncs = [kind for kind, _ in storage.trace[before:]].count("catalog.sync")
+        assert 0 < syncs < count
+
+
+def test_an_ack_is_synced_after_its_commit_so_that_others_can_commit_meanwhile(
+    store: Store, storage: MemoryStorage
+) -> None:
+    put(store, 2)
+    with store.queue("jobs") as queue:
+        first, second = queue.get_many(2)
+        before = len(storage.trace)
+        first.ack()
+        assert ["catalog.unsynced", "catalog.sync"] == [kind for kind, _ in storage.trace[before:]]
+        storage.machine.faults.fail_next("catalog.sync", errno.EIO)
+        with pytest.raises(StorageError, match="sync the catalog"):
+            second.ack()
+
+
+def test_an_ack_that_needs_not_be_durable_is_not_synced(
+    store: Store, storage: MemoryStorage
+) -> None:
+    put(store, 1)
+    with store.queue("jobs", durability="os") as queue:
+        (job,) = queue.get_many(1)
+        before = len(storage.trace)
+        job.ack()
+        assert ["catalog.unsynced"] == [kind for kind, _ in storage.trace[before:]]
+
+
+def test_acks_of_several_handles_are_all_kept(tmp_path: Path) -> None:
+    """Each syncs the journal of the catalog, which holds the commits of both."""
+    with millstream.open(tmp_path) as one, millstream.open(tmp_path) as two:
+        one.create_topic("jobs")
+        put(one, 4)
+        with one.queue("jobs") as queue, two.queue("jobs") as other:
+            jobs = [*queue.get_many(2), *other.get_many(2)]
+            for job in jobs:
+                job.ack()
+            assert 0 == one.queues()[0].depth
+    with millstream.open(tmp_path) as store:
+        assert 0 == store.queues()[0].depth
 
 
 def test_closing_ends_the_loops_of_other_threads() -> None:
