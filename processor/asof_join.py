@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from millstream import DataError
 
-from .columns import Chunk
+from .columns import Rows
 from .join_nodes import AsofJoinNode
 from .join_results import LateRows, Pairs
 from .nodes import LATE
@@ -30,11 +30,11 @@ from .state import StateEntry, StateRecords, encode_entries, encode_removed
 from .stateful import MAIN, SWEEP_RECORDS, StatefulOperator, Step
 from .versions import VERSION, Versions
 
-_WAITING: Final = "waiting"
+WAITING: Final = "waiting"
 """First part of the paths of left rows."""
 
 
-class _Waiting(NamedTuple):
+class Waiting(NamedTuple):
     """A left row that waits for W."""
 
     number: int
@@ -61,12 +61,12 @@ class AsofJoinOperator(StatefulOperator):
         self._versions = Versions(node)
         self._wait_ms = node.delay_ms + 1
         """A left row is settled when W is so far past it."""
-        self._waiting: dict[int, list[_Waiting]] = {}
+        self._waiting: dict[int, list[Waiting]] = {}
         """By the W they wait for."""
         self._due: list[int] = []
         """A heap of the keys of `_waiting`."""
         self._numbers = 0
-        self._fresh: dict[int, list[_Waiting]] = {}
+        self._fresh: dict[int, list[Waiting]] = {}
         """Those that came since the state was written."""
         self._persisted: set[int] = set()
         self._settled: list[int] = []
@@ -81,7 +81,7 @@ class AsofJoinOperator(StatefulOperator):
         """The W that settles every left row; None when none waits."""
         return max(self._waiting, default=None)
 
-    def process(self, step: Step) -> dict[str, Chunk]:
+    def process(self, step: Step) -> dict[str, Rows]:
         """Take in rows of both sides.
 
         Returns:
@@ -129,7 +129,7 @@ class AsofJoinOperator(StatefulOperator):
             waiting = self._waiting[due] = []
             heapq.heappush(self._due, due)
         self._numbers += 1
-        row = _Waiting(self._numbers, time, key, value)
+        row = Waiting(self._numbers, time, key, value)
         waiting.append(row)
         self._fresh.setdefault(due, []).append(row)
 
@@ -154,7 +154,7 @@ class AsofJoinOperator(StatefulOperator):
         Raises:
             UsageError: A row cannot be kept in state.
         """
-        records = encode_removed((_WAITING, due) for due in self._settled)
+        records = encode_removed((WAITING, due) for due in self._settled)
         records.extend(self._entries(self._fresh))
         self._persisted.update(self._fresh)
         self._settled, self._fresh = [], {}
@@ -173,9 +173,9 @@ class AsofJoinOperator(StatefulOperator):
             yield self._entries({due: self._waiting[due] for due in piece if due in self._waiting})
         yield from self._versions.sweep()
 
-    def _entries(self, rows: dict[int, list[_Waiting]]) -> StateRecords:
+    def _entries(self, rows: dict[int, list[Waiting]]) -> StateRecords:
         paths = [
-            (_WAITING, due, each.key, each.number) for due, many in rows.items() for each in many
+            (WAITING, due, each.key, each.number) for due, many in rows.items() for each in many
         ]
         packed = self._codec.pack([each.value for many in rows.values() for each in many])
         values = [
@@ -191,19 +191,19 @@ class AsofJoinOperator(StatefulOperator):
             DataError: Not the state of an as-of join.
         """
         versions: list[StateEntry] = []
-        found: dict[int, dict[int, _Waiting]] = {}
+        found: dict[int, dict[int, Waiting]] = {}
         for entry in entries:
             match entry:
                 case (str(kind), *_), _ if kind == VERSION:
                     versions.append(entry)
-                case (str(kind), int(due)), None if kind == _WAITING:
+                case (str(kind), int(due)), None if kind == WAITING:
                     found.pop(due, None)
                 case (str(kind), int(due), key, int(number)), [int(time), packed] if (
-                    kind == _WAITING
+                    kind == WAITING
                     and due == time + self._wait_ms
                     and INT64_MIN <= time <= INT64_MAX
                 ):
-                    row = _Waiting(number, time, key, packed)
+                    row = Waiting(number, time, key, packed)
                     found.setdefault(due, {})[number] = row
                 case _:
                     raise DataError(f"not the state of {self.name!r}: {entry!r}")

@@ -74,7 +74,7 @@ class PairFrame(Frame):
             except Exception as error:
                 raise NotInColumnsError(str(error)) from None
             places = pa.array(self._places, mask=self._places < 0)
-            found = self._columns[field] = _column(values).take(places)
+            found = self._columns[field] = plain_column(values).take(places)
         return found
 
     @property
@@ -89,6 +89,10 @@ class PairFrame(Frame):
     def pick(self, mask: Mask) -> PairFrame:
         """Those whose flag is true."""
         return PairFrame(self._left.pick(mask), self._found, self._places[mask])
+
+    def take(self, places: Ints) -> PairFrame:
+        """Those at some places, in that order."""
+        return PairFrame(self._left.take(places), self._found, self._places[places])
 
     def cut(self, start: int, stop: int) -> PairFrame:
         """Those from `start` on, before `stop`."""
@@ -115,7 +119,7 @@ def latest(keys: Ints, rows: Ints, update_keys: Ints, update_rows: Ints) -> Ints
     return np.where((places >= 0) & (update_keys[found] == keys), found, -1)
 
 
-def _column(values: Sequence[Any]) -> Array:
+def plain_column(values: Sequence[Any]) -> Array:
     """Values of one type and None as a column.
 
     Raises:

@@ -24,18 +24,15 @@ from .frame_aggregates import Accumulators, AddError, Inputs, accumulators_for
 from .frame_errors import NotInColumnsError
 from .frame_fields import column_of
 from .frame_keys import KeyTable
-from .frame_sessions import TIME_MAX, SessionPlan, SessionSlots
+from .frame_levels import HOLD_MAX, TIME_MAX, clipped, levels_before
+from .frame_sessions import SessionPlan, SessionSlots
 from .frames import ColumnFrame, FrameChunk, Ints, normal, to_list
 from .nodes import LATE, SessionNode
 from .session_windowing import Content, SessionOperator
 from .sessions import OpenSessions
 from .state import StateRecords, encode_entries, encode_removed
 from .stateful import MAIN, SWEEP_RECORDS, Step
-from .watermark import Progress
 
-_HOLD_MAX: Final = 1 << 60
-"""Longer gaps and graces are left to rows."""
-_LEVEL_MAX: Final = 1 << 62
 _UNWRITTEN: Final = -(1 << 63)
 """Stands for the first time of a session that state does not hold."""
 _TABLE_KEYS_MIN: Final = 1 << 16
@@ -149,7 +146,7 @@ class FrameSessionOperator(SessionOperator):
         assert chunk.keys is not None
         self._compact_table(arrays)
         numbers = self._table.numbers_of(chunk.keys)
-        closed = _levels(step.progress, chunk.rows, self.delay_ms) - self._hold_ms
+        closed = levels_before(step.progress, chunk.rows, self.delay_ms) - self._hold_ms
         plan = arrays.sessions.plan(numbers, chunk.times, closed)
         merging = plan.merging.astype(np.int32)
         for each, inputs in zip(arrays.accumulators, prepared.inputs, strict=True):
@@ -170,7 +167,7 @@ class FrameSessionOperator(SessionOperator):
         times = chunk.times
         if int(times.max()) > TIME_MAX or int(times.min()) < -TIME_MAX:
             raise NotInColumnsError("times at the end of time")
-        if self._hold_ms + self.delay_ms > _HOLD_MAX:
+        if self._hold_ms + self.delay_ms > HOLD_MAX:
             raise NotInColumnsError("sessions that never end")
         inputs = [
             Inputs(None if read is None else normal(read(chunk.frame), "a field"))
@@ -240,7 +237,7 @@ class FrameSessionOperator(SessionOperator):
     def _close_arrays(self, arrays: _Arrays, step: Step) -> Rows:
         """The results of the sessions that W has passed."""
         progress, sessions = step.progress, arrays.sessions
-        levels = _clipped(progress.levels) - self.delay_ms
+        levels = clipped(progress.levels) - self.delay_ms
         slots = sessions.due(int(levels[-1])) if len(levels) else _NO_SLOTS
         if not len(slots):
             return Chunk([], [], [], [])
@@ -442,16 +439,3 @@ def _results(
             except Exception as error:
                 fail(f"window {node.name}, result of {name}", error, batch, row)
         fail(f"window {node.name}, result of {name}", raised, batch, int(rows[0]))
-
-
-def _levels(progress: Progress, rows: Any, delay_ms: int) -> Ints:
-    """The W that each row is judged against, that before it."""
-    numbers = np.arange(rows.start, rows.stop) if isinstance(rows, range) else rows
-    levels = _clipped([progress.start, *progress.levels])
-    moved = np.searchsorted(np.asarray(progress.rows, np.int64), numbers)
-    return levels[moved] - delay_ms
-
-
-def _clipped(levels: Sequence[int]) -> Ints:
-    """Levels as an array; those beyond all times are cut to what means the same."""
-    return np.array([max(-_LEVEL_MAX, min(each, _LEVEL_MAX)) for each in levels], np.int64)

@@ -25,8 +25,6 @@ from .frame_keys import Numbers
 from .frames import Ints, Mask
 from .sessions import OpenSessions
 
-TIME_MAX: Final = 1 << 61
-"""Times beyond are left to rows, so that nothing leaves 64 bits."""
 _HIGH: Final = 1 << 62
 _LOW: Final = -_HIGH
 

@@ -179,6 +179,10 @@ class Frame(ABC):
         """Those whose flag is true."""
 
     @abstractmethod
+    def take(self, places: Ints) -> Frame:
+        """Those at some places, in that order."""
+
+    @abstractmethod
     def cut(self, start: int, stop: int) -> Frame:
         """Those from `start` on, before `stop`."""
 
@@ -244,6 +248,11 @@ class ColumnFrame(Frame):
         count = int(np.count_nonzero(mask))
         return self._derived(count, lambda array: array.filter(flags))
 
+    def take(self, places: Ints) -> ColumnFrame:
+        """Those at some places, in that order."""
+        chosen = pa.array(places)
+        return self._derived(len(places), lambda array: array.take(chosen))
+
     def cut(self, start: int, stop: int) -> ColumnFrame:
         """Those from `start` on, before `stop`."""
         return self._derived(stop - start, lambda array: array.slice(start, stop - start))
@@ -296,6 +305,13 @@ class ValueFrame(Frame):
         flags = pa.array(mask)
         picked._columns = {name: each.filter(flags) for name, each in self._columns.items()}
         return picked
+
+    def take(self, places: Ints) -> ValueFrame:
+        """Those at some places, in that order."""
+        taken = ValueFrame(list(map(self._values.__getitem__, places.tolist())), self.kind)
+        chosen = pa.array(places)
+        taken._columns = {name: each.take(chosen) for name, each in self._columns.items()}
+        return taken
 
     def cut(self, start: int, stop: int) -> ValueFrame:
         """Those from `start` on, before `stop`."""

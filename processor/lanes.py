@@ -23,7 +23,7 @@ from .agg import Aggregate
 from .expressions import Expression
 from .fields import Field
 from .frame_reasons import why_not
-from .join_nodes import TableJoinNode
+from .join_nodes import AsofJoinNode, TableJoinNode
 from .nodes import (
     DedupNode,
     FilterNode,
@@ -163,14 +163,14 @@ def _comes_from(plan: Plan, node_id: int) -> int:
 
 def _columns_from(plan: Plan, node: Node) -> list[int]:
     """The operators that must give columns for a node to work on them."""
-    # The rows of a table are few beside those that are looked up in it, and stay rows.
-    inputs = node.inputs[:1] if isinstance(node, TableJoinNode) else node.inputs
+    # What rows are looked up in is little beside them, and stays rows.
+    inputs = node.inputs[:1] if isinstance(node, AsofJoinNode | TableJoinNode) else node.inputs
     return [_comes_from(plan, each) for each in inputs]
 
 
 def _gives_pairs(plan: Plan, node: Node) -> bool:
     """Whether the rows of a node are pairs of a join that gives them as columns."""
-    if isinstance(node, TableJoinNode):
+    if isinstance(node, AsofJoinNode | TableJoinNode):
         return node.into is Joined
     passing = isinstance(node, FilterNode | KeyByNode | PortNode | DedupNode)
     return passing and all(_gives_pairs(plan, plan.nodes[each]) for each in node.inputs)
@@ -204,6 +204,10 @@ def _of_filter(plan: Plan, node: FilterNode) -> str | None:
 
 def _of_key(plan: Plan, node: KeyByNode) -> str | None:
     return _of_field(node.key, plan, node)
+
+
+def _of_asof_join(_plan: Plan, node: AsofJoinNode) -> str | None:
+    return None if node.into is Joined else "into is a Python function"
 
 
 def _of_table_join(_plan: Plan, node: TableJoinNode) -> str | None:
@@ -265,6 +269,7 @@ _REASONS: dict[type[Node], Callable[[Plan, Any], str | None]] = {
     WindowNode: _of_window,
     SessionNode: _of_session,
     TableJoinNode: _of_table_join,
+    AsofJoinNode: _of_asof_join,
     PortNode: lambda _plan, _node: None,
     SinkNode: lambda _plan, _node: None,
 }

@@ -501,6 +501,7 @@ def _on_columns(node: Node, operator: Operator) -> Operator:
 
 def _state_on_columns(node: Node, delay_ms: int, topology: Topology) -> StatefulOperator:
     """The operator with state of a node that takes columns, too."""
+    from .frame_asof_join import FrameAsofJoinOperator  # noqa: PLC0415 - an extra
     from .frame_dedup import FrameDedupOperator  # noqa: PLC0415 - an extra
     from .frame_session_windowing import FrameSessionOperator  # noqa: PLC0415 - an extra
     from .frame_table_join import FrameTableJoinOperator  # noqa: PLC0415 - an extra
@@ -510,6 +511,8 @@ def _state_on_columns(node: Node, delay_ms: int, topology: Topology) -> Stateful
         return FrameDedupOperator(node, delay_ms, topology.rejects(node))
     if isinstance(node, SessionNode):
         return FrameSessionOperator(node, delay_ms)
+    if isinstance(node, AsofJoinNode):
+        return FrameAsofJoinOperator(node, delay_ms)
     if isinstance(node, TableJoinNode):
         return FrameTableJoinOperator(node, delay_ms, topology.states)
     assert isinstance(node, WindowNode)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from millstream import DataError
@@ -142,6 +142,16 @@ class Versions:
         return (
             None if self._within_ms is not None and far > self._within_ms else lane.rows[index][1]
         )
+
+    def of(self, key: object) -> tuple[Sequence[int], Sequence[tuple[int, Any]]]:
+        """Times of the versions of a key, rising, and the number and row of each."""
+        lane = self._lanes.get(key)
+        return ((), ()) if lane is None else (lane.times, lane.rows)
+
+    @property
+    def last_number(self) -> int:
+        """That of the version that came last; they rise by one."""
+        return self._numbers
 
     def prune(self, level: int) -> None:
         """Drop what no left row can match any more when W is `level`."""

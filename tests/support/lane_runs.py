@@ -201,11 +201,20 @@ SELECTED: tuple[Callable[[], Any], ...] = (
 
 def joined(job: Pipeline, stream: Any, rng: random.Random) -> Any:
     """The rows of a stream with what a table knows of them."""
-    table = job.table("known", type=rng.choice((Known, dict)), key_type=str)
+    keyed, how = stream.key_by("user"), rng.choice(("inner", "left"))
+    versioned: dict[str, Any] = {}
+    if rng.random() < 0.3:
+        versioned = {"versioned": True, "disorder": rng.choice(("0s", "3s"))}
+    table = job.table("known", type=rng.choice((Known, dict)), key_type=str, **versioned)
     if rng.random() < 0.3:
         table = table.filter(lambda known: len(str(known)) % 3)
-    keyed = stream.key_by("user")
-    pairs = keyed.join_table(table, how=rng.choice(("inner", "left")))
+    if rng.random() < 0.5:
+        pairs = keyed.join_table(table, how=how)
+    else:
+        direction = rng.choice(("backward", "forward", "nearest"))
+        within = rng.choice(("1s", "10s", None if direction == "backward" else "1ms"))
+        pairs = keyed.join_asof(table.updates(), direction=direction, within=within, how=how)
+        pairs.late.to("late-joins")
     if rng.random() < 0.3:
         pairs = pairs.filter(col("left").field("count") < 20)
     if rng.random() < 0.2:
@@ -234,8 +243,9 @@ def update(store: Store, data: Sequence[Row], rng: random.Random) -> None:
     rng.shuffle(users)
     for user in users[: rng.randrange(len(users))]:
         known = Known(rng.choice(TEXTS), rng.randrange(9), rng.choice((None, 0.5)))
-        gone = rng.random() < 0.2
-        store.append("known", None if gone else msgspec.json.encode(known), key=user.encode())
+        value = None if rng.random() < 0.2 else msgspec.json.encode(known)
+        time = rng.choice(data).ts + rng.randrange(-3000, 3000)
+        store.append("known", value, key=user.encode(), timestamp_ms=time)
 
 
 class Outcome(NamedTuple):

@@ -14,8 +14,9 @@ import millstream
 from millstream import RecordError, Store
 from millstream.processor import Pipeline, agg, session
 from millstream.processor.frame_errors import NotInColumnsError
+from millstream.processor.frame_levels import TIME_MAX
 from millstream.processor.frame_session_windowing import FrameSessionOperator
-from millstream.processor.frame_sessions import TIME_MAX, SessionSlots
+from millstream.processor.frame_sessions import SessionSlots
 from millstream.processor.frames import FrameChunk
 from millstream.processor.session_windowing import SessionOperator
 from millstream.processor.sessions import OpenSessions
