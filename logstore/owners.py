@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, Self
 from .clock import Clock
 from .engine import Engine
 from .errors import LockedError, MillstreamError, UsageError
-from .owner_catalog import DatabasePlace, OwnerCatalog, OwnerRow
+from .owner_catalog import NUMBERS_MAX, DatabasePlace, OwnerCatalog, OwnerRow
 from .storage import Lock
 
 TIMEOUT: Final = "10m"
@@ -183,7 +183,8 @@ class AnonymousOwners:
 
     def give_back(self, owner: Ownership, state: str) -> None:
         """Done with; `state` is that of its last transaction."""
-        known = state in {"committed", "aborted"}
+        # One that has used its numbers up is acquired again, too: that is a new owner.
+        known = state in {"committed", "aborted"} and owner.decided < NUMBERS_MAX
         with self._guard:
             if known:
                 self._free.append(owner)

@@ -47,10 +47,10 @@ CREATE TABLE partitions (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE owners (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-    name TEXT NOT NULL UNIQUE,
+    name TEXT NOT NULL UNIQUE,          -- of a former one with a line feed and its id behind
     epoch INTEGER NOT NULL,
     decided INTEGER NOT NULL,           -- transactions 1..decided are committed unless aborted
-    lock_path TEXT NOT NULL,            -- its holder lives while this lock is held
+    lock_path TEXT NOT NULL,            -- its holder lives while this lock is held; empty: closed
     pid INTEGER NOT NULL                -- for messages only
 ) STRICT;
 CREATE TABLE aborted (

@@ -44,7 +44,7 @@ def transaction_id(owner_id: int, number: int) -> int:
     if not (0 <= owner_id <= NUMBERS_MAX and 0 <= number <= NUMBERS_MAX):
         raise DataError(
             f"owner {owner_id} cannot begin its transaction {number}: there are {NUMBERS_MAX}"
-            " owners, with as many transactions each. Use another name"
+            " owners, with as many transactions each. Acquire its name again"
         )
     return owner_id << NUMBER_BITS | number
 

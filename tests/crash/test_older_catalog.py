@@ -8,6 +8,7 @@ nothing is passed over in silence but the one last decision of an owner.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from contextlib import closing
 from pathlib import Path
@@ -286,7 +287,7 @@ def test_scenario_108_any_moment_of_the_catalog_with_the_log_of_a_later_one(
     tmp_path: Path, seed: int
 ) -> None:
     """Random lives: what is read afterwards is a part of what was committed, or an error."""
-    random = Random(seed)
+    random = Random(f"{os.environ.get('MILLSTREAM_SEED', '0')}/{seed}")
     path, copy = tmp_path / "store", tmp_path / "copy"
     before, after = Lives(random), Lives(random)
     with millstream.open(path) as store:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from shaped import restarted, seal, shape
 from simulated_stores import START_MS, abandon, log_of, open_quietly
+from xxhash import xxh3_64_intdigest
 
 import millstream
 from millstream import (
@@ -223,6 +224,18 @@ def test_scenario_65_a_name_that_was_forgotten_begins_anew(store: Store) -> None
             assert 1 == producer.epoch
         assert store.forget_producer("import")
     assert [b"a", b"a", b"a"] == values(store)
+
+
+def test_the_id_of_a_producer_follows_from_its_name(store: Store) -> None:
+    """As docs/log-format.md says: a catalog that was lost gives the same one."""
+    seed = int.from_bytes(store._engine.catalog.store_uid[:8], "little")
+    for times in range(3):
+        with store.producer(name="imp\u00f6rt") as producer:
+            producer.send("t", b"a", sequence=0).result()
+        *_, batch = store.read("t").batches()
+        expected = xxh3_64_intdigest(f"imp\u00f6rt\n{times}".encode(), seed) >> 1
+        assert expected == batch.header.producer_id
+        store.forget_producer("imp\u00f6rt")
 
 
 def test_forgotten_producers_leave_the_snapshot(storage: MemoryStorage) -> None:

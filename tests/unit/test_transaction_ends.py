@@ -10,7 +10,8 @@ import pytest
 from simulated_stores import kill, log_of, open_quietly
 
 from millstream import LogReader, Store, TopicPartition
-from millstream.errors import StorageError, UnknownTopicError, UsageError
+from millstream.errors import DataError, StorageError, UnknownTopicError, UsageError
+from millstream.owner_catalog import NUMBERS_MAX
 from millstream.storage_protocols import Lock
 from millstream.tail import Slot
 from millstream.testing import ManualClock, MemoryStorage
@@ -114,6 +115,19 @@ def test_one_owner_serves_a_store_whose_transactions_come_one_after_another(stor
 
     assert 1 == store._owners._made
     assert [b"0", b"1"] == values(store)
+
+
+def test_an_owner_that_has_used_its_numbers_up_is_followed_by_another(store: Store) -> None:
+    owner = store._owners.take()
+    owner.decided = NUMBERS_MAX
+    with pytest.raises(DataError, match="Acquire its name again"):
+        begin(store, owner).append("t", b"never", partition=0)
+    store._owners.give_back(owner, "committed")
+
+    with store.transaction() as transaction:
+        transaction.append("t", b"next", partition=0)
+    assert owner.owner_id != store._owners.take().owner_id
+    assert [b"next"] == values(store)
 
 
 @pytest.mark.parametrize("read_only", [False, True])
