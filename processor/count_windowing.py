@@ -6,18 +6,19 @@ it holds, their least and greatest time, and the accumulators.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 from millstream import DataError
 
 from .aggregating import Results, RowAggregates, result_type
 from .columns import Chunk
+from .key_groups import Filed, GroupedOperator, Path
 from .nodes import LATE, CountNode
 from .state import StateEntry, StateRecords, encode_entries, encode_removed
-from .stateful import MAIN, SWEEP_RECORDS, StatefulOperator, Step
+from .stateful import MAIN, SWEEP_RECORDS, Step
 from .windowing import pick
 
 
@@ -31,7 +32,7 @@ class Content:
     greatest_ms: int
 
 
-class CountOperator(StatefulOperator):
+class CountOperator(GroupedOperator):
     """Windows of a number of rows, with aggregates. Not thread-safe.
 
     Args:
@@ -113,20 +114,39 @@ class CountOperator(StatefulOperator):
         ]
         return encode_entries(self.name, [(key,) for key in keys], values)
 
-    def restore(self, entries: Iterable[StateEntry]) -> None:
-        """Take state from records in the order they were written.
+    # --- groups --------------------------------------------------------------------------------
 
-        Raises:
-            DataError: Not the state of windows by count.
-        """
+    def filed(self, path: Path) -> Filed:
+        """See `GroupedOperator`."""
+        match path:
+            case (key,):
+                return Filed(key, None)
+        raise DataError(f"not the state of windows by count: {path!r}")
+
+    def take(self, entries: Sequence[StateEntry]) -> None:
+        """See `GroupedOperator`."""
         kept_count = len(self.node.aggregates)
         for path, value in entries:
-            match path, value:
-                case (key,), None:
-                    self._open.pop(key, None)
-                case (key,), [int(count), int(least), int(greatest), *held] if (
-                    len(held) == kept_count
-                ):
-                    self._open[key] = Content(held, count, least, greatest)
+            match value:
+                case [int(count), int(least), int(greatest), *held] if len(held) == kept_count:
+                    self._open[path[0]] = Content(held, count, least, greatest)
                 case _:
-                    raise DataError(f"not the state of windows by count: {path!r}")
+                    raise DataError(f"not the state of windows by count: {path!r} {value!r}")
+
+    def wakes(self, keys: Sequence[object]) -> Iterator[None]:
+        """See `GroupedOperator`: they wait for rows alone."""
+        return repeat(None, len(keys))
+
+    def changed(self) -> set[object]:
+        """See `GroupedOperator`."""
+        return set(self._changed)
+
+    @property
+    def changed_count(self) -> int:
+        """See `GroupedOperator`."""
+        return len(self._changed)
+
+    def forget(self, keys: Sequence[object]) -> None:
+        """See `GroupedOperator`."""
+        for key in keys:
+            self._open.pop(key, None)

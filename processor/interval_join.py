@@ -18,23 +18,27 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
+
+from millstream import DataError
 
 from .columns import Chunk
 from .join_nodes import IntervalJoinNode
 from .join_results import LateRows, Pairs
-from .join_side import Held, Side, restore_sides
+from .join_side import Held, Side
+from .key_groups import Filed, GroupedOperator, Path, Wake
 from .nodes import LATE
 from .operators import merged
 from .state import StateEntry, StateRecords
-from .stateful import MAIN, StatefulOperator, Step
+from .stateful import MAIN, Step
+from .watermark import BEFORE_TIME
 
 _NO_ROW: Final = 1 << 62
 """After every row."""
 
 
-class IntervalJoinOperator(StatefulOperator):
+class IntervalJoinOperator(GroupedOperator):
     """Joins rows as they come. Not thread-safe.
 
     Its state is that of its sides; see join_side.py.
@@ -51,6 +55,9 @@ class IntervalJoinOperator(StatefulOperator):
         left_kept, right_kept = node.how in {"left", "outer"}, node.how in {"right", "outer"}
         self._left = Side(node, "left", node.upper_ms, width_ms, kept=left_kept)
         self._right = Side(node, "right", -node.lower_ms, width_ms, kept=right_kept)
+        self._sides = self._left, self._right
+        self._level = BEFORE_TIME
+        """W after the last step."""
         self._numbers = 0
         """How many rows have come: their order of arrival."""
         self._waiting: list[tuple[int, int, int, Held]] = []
@@ -98,6 +105,7 @@ class IntervalJoinOperator(StatefulOperator):
                 level = reached - self.delay_ms
                 if self._waiting and self._waiting[0][0] < level:
                     self._say(level, moved, pairs)
+        self._level = level
         self._left.free(level)
         self._right.free(level)
         self.late_count += len(late_left.rows) + len(late_right.rows)
@@ -153,7 +161,7 @@ class IntervalJoinOperator(StatefulOperator):
                 pairs.add(row, held.time, held.key, pair)
 
     def _skip_said(self, level: int) -> None:
-        """After a restart: rows that W had let go were said before it."""
+        """Rows that W had let go when they came back were said before."""
         if self._restored:
             self._restored = False
             while self._waiting and self._waiting[0][0] < level:
@@ -180,19 +188,62 @@ class IntervalJoinOperator(StatefulOperator):
         yield from self._left.sweep()
         yield from self._right.sweep()
 
-    def restore(self, entries: Iterable[StateEntry]) -> None:
-        """Take rows from records.
+    # --- groups --------------------------------------------------------------------------------
 
-        Raises:
-            DataError: Not the state of an interval join.
-        """
-        restore_sides([self._left, self._right], entries)
-        for side in (self._left, self._right):
-            for held in side.held():
-                self._numbers = max(self._numbers, held.number)
-                if side.kept and not held.matched:
-                    self._wait(held, held.time + side.ahead_ms, is_left=side is self._left)
+    ends_whole = False
+
+    def ended(self) -> list[Path]:
+        """See `GroupedOperator`."""
+        return [(side.name, end) for side in self._sides for end in side.ended]
+
+    def filed(self, path: Path) -> Filed:
+        """See `GroupedOperator`."""
+        match path:
+            case ("left" | "right", int()):
+                return Filed(None, path)
+            case ("left" | "right", int(), key, int()):
+                return Filed(key, path[:2])
+        raise DataError(f"not the state of an interval join: {path!r}")
+
+    def take(self, entries: Sequence[StateEntry]) -> None:
+        """See `GroupedOperator`."""
+        # In the order they came: it decides between rows of one time.
+        for path, content in sorted(entries, key=_number):
+            name, end, key, number = path
+            side = self._left if name == "left" else self._right
+            held = side.take(end, key, number, content or ())
+            self._numbers = max(self._numbers, number)
+            if side.kept and not held.matched:
+                self._wait(held, held.time + side.ahead_ms, is_left=side is self._left)
         self._restored = True
+
+    def wakes(self, keys: Sequence[object]) -> Iterator[Wake | None]:
+        """See `GroupedOperator`: rows without a match wait to be said."""
+        for key in keys:
+            lasts = [last for side in self._sides for last in side.unmatched(key, self._level)]
+            yield Wake(min(lasts) + 1, max(lasts) + 1) if lasts else None
+
+    def changed(self) -> set[object]:
+        """See `GroupedOperator`."""
+        return self._left.changed() | self._right.changed()
+
+    @property
+    def changed_count(self) -> int:
+        """See `GroupedOperator`."""
+        return self._left.changed_count + self._right.changed_count
+
+    def forget(self, keys: Sequence[object]) -> None:
+        """See `GroupedOperator`."""
+        self._left.forget(keys)
+        self._right.forget(keys)
+        gone = set(keys)
+        self._waiting = [each for each in self._waiting if each[-1].key not in gone]
+        heapq.heapify(self._waiting)
+
+
+def _number(entry: StateEntry) -> int:
+    number: int = entry.path[-1]
+    return number
 
 
 def _arrivals(chunks: Sequence[Chunk]) -> Iterator[tuple[int, bool, int]]:

@@ -67,6 +67,11 @@ class AsofJoinNode(JoinNode):
     """The greatest distance, inclusive; None for any."""
 
     @property
+    def place_text(self) -> str:
+        """See `StatefulNode`."""
+        return "in memory"
+
+    @property
     def delay_ms(self) -> int:
         """A left row is said when no right row can come any more that would be nearer."""
         return 0 if self.direction == "backward" else self.within_ms or 0
@@ -83,11 +88,6 @@ class TableJoinNode(JoinNode):
     """To a left row belongs what the table holds for its key when it comes."""
 
     ttl_ms: int | None
-
-    @property
-    def place_text(self) -> str:
-        """See `StatefulNode`."""
-        return "spills"
 
     @property
     def timed_inputs(self) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from millstream import DataError
 from .join_nodes import IntervalJoinNode
 from .row_codec import RowCodec
 from .serde import INT64_MAX, INT64_MIN
-from .state import StateEntry, StateRecords, encode_entries, encode_removed
+from .state import StateRecords, encode_entries, encode_removed
 from .stateful import SWEEP_RECORDS
 
 
@@ -43,21 +43,23 @@ Lane: TypeAlias = tuple[list[int], list[Held]]
 class _Bucket:
     """The rows that leave together."""
 
-    __slots__ = ("matched", "rows", "written")
+    __slots__ = ("fresh", "matched", "persisted", "rows")
 
     def __init__(self) -> None:
         self.rows: list[Held] = []
-        """As they came."""
-        self.written = 0
-        """How many of them the state has."""
+        self.fresh: list[Held] = []
+        """Those that have come since the state was written, as they came."""
         self.matched: list[Held] = []
-        """Those that have had their first match since the state was written."""
+        """Those that have had their first match since then."""
+        self.persisted = False
+        """Whether state has rows of it."""
 
     def changed(self) -> list[Held]:
         """What the state does not have as it is."""
-        new = self.rows[self.written :]
-        first = new[0].number if new else self.rows[-1].number + 1
-        return [held for held in self.matched if held.number < first] + new
+        if not self.matched:
+            return self.fresh
+        fresh = {held.number for held in self.fresh}
+        return [held for held in self.matched if held.number not in fresh] + self.fresh
 
 
 class Side:
@@ -87,15 +89,15 @@ class Side:
         """By their ends: W at which no row of them can find a match any more."""
         self._ends: list[int] = []
         """A heap of the ends."""
-        self._ended: list[int] = []
+        self.ended: list[int] = []
         """Ends of buckets that are gone, but not from the state yet."""
 
     def _end(self, time: int) -> int:
         last = time + self.ahead_ms
         return last - last % self._width_ms + self._width_ms
 
-    def hold(self, held: Held) -> None:
-        """Take in a row."""
+    def hold(self, held: Held, *, fresh: bool = True) -> None:
+        """Take in a row, which state does not have if it is fresh."""
         time = held.time
         lane = self.lanes.get(held.key)
         if lane is None:
@@ -116,6 +118,10 @@ class Side:
             bucket = self._buckets[end] = _Bucket()
             heapq.heappush(self._ends, end)
         bucket.rows.append(held)
+        if fresh:
+            bucket.fresh.append(held)
+        else:
+            bucket.persisted = True
         self.count += 1
 
     def match(self, held: Held) -> None:
@@ -128,8 +134,8 @@ class Side:
         while self._ends and self._ends[0] <= level:
             end = heapq.heappop(self._ends)
             bucket = self._buckets.pop(end)
-            if bucket.written:
-                self._ended.append(end)
+            if bucket.persisted:
+                self.ended.append(end)
             self.count -= len(bucket.rows)
             before = end - self.ahead_ms
             for key in {held.key for held in bucket.rows}:
@@ -140,10 +146,33 @@ class Side:
                     count = bisect_left(times, before)
                     del times[:count], rows[:count]
 
-    def held(self) -> Iterator[Held]:
-        """All rows, in the order they came."""
-        rows = [held for bucket in self._buckets.values() for held in bucket.rows]
-        return iter(sorted(rows, key=lambda held: held.number))
+    def unmatched(self, key: object, level: int) -> list[int]:
+        """The last possible matches of rows without one that W = `level` has not let go."""
+        if not self.kept or key not in self.lanes:
+            return []
+        first = level - self.ahead_ms
+        rows = self.lanes[key][1]
+        return [
+            held.time + self.ahead_ms for held in rows if not held.matched and held.time >= first
+        ]
+
+    def changed(self) -> set[object]:
+        """Keys of the rows that the state does not have as they are."""
+        return {held.key for bucket in self._buckets.values() for held in bucket.changed()}
+
+    @property
+    def changed_count(self) -> int:
+        """About how many they are."""
+        return sum(len(each.fresh) + len(each.matched) for each in self._buckets.values())
+
+    def forget(self, keys: Iterable[object]) -> None:
+        """Let go of the rows of keys. Looks at all rows."""
+        gone = {key for key in keys if self.lanes.pop(key, None) is not None}
+        if gone:
+            for bucket in self._buckets.values():
+                before = len(bucket.rows)
+                bucket.rows = [held for held in bucket.rows if held.key not in gone]
+                self.count -= before - len(bucket.rows)
 
     # --- state ---------------------------------------------------------------------------------
 
@@ -153,14 +182,13 @@ class Side:
         Raises:
             UsageError: A row cannot be kept in state.
         """
-        records = encode_removed((self.name, end) for end in self._ended)
-        self._ended = []
+        records = encode_removed((self.name, end) for end in self.ended)
+        self.ended = []
         for end, bucket in sorted(self._buckets.items()):
             changed = bucket.changed()
             if changed:
                 records.extend(self._entries(end, changed))
-                bucket.written = len(bucket.rows)
-                bucket.matched = []
+                bucket.fresh, bucket.matched, bucket.persisted = [], [], True
         return records
 
     def sweep(self) -> Iterator[StateRecords]:
@@ -181,8 +209,8 @@ class Side:
         values = [(held.time, held.matched, row) for held, row in zip(rows, packed, strict=True)]
         return encode_entries(self._operator, paths, values, proven=True)
 
-    def take(self, end: int, key: object, number: int, content: Sequence[Any]) -> None:
-        """Take over a row as state kept it.
+    def take(self, end: int, key: object, number: int, content: Sequence[Any]) -> Held:
+        """Take over, and return, a row as state kept it. Those of one key come in order.
 
         Raises:
             DataError: It is none of this side.
@@ -191,39 +219,8 @@ class Side:
             case [int(time), bool(matched), packed] if (
                 INT64_MIN <= time <= INT64_MAX and end == self._end(time)
             ):
-                self.hold(Held(number, key, time, self._codec.unpack(packed), matched))
+                held = Held(number, key, time, self._codec.unpack(packed), matched)
+                self.hold(held, fresh=False)
+                return held
             case _:
                 raise DataError(f"not a row of {self._operator!r}: {content!r}")
-        self._buckets[end].written += 1
-
-
-def restore_sides(sides: Sequence[Side], entries: Iterable[StateEntry]) -> None:
-    """Take the rows of both sides from the records of their operator.
-
-    Args:
-        sides: With different names.
-        entries: In the order they were written.
-
-    Raises:
-        DataError: A record belongs to none of them.
-    """
-    found: dict[str, dict[int, dict[int, tuple[object, list[Any]]]]] = {
-        side.name: {} for side in sides
-    }
-    for entry in entries:
-        match entry:
-            case (str(name), int(end)), None if name in found:
-                found[name].pop(end, None)
-            case (str(name), int(end), key, int(number)), [*content] if name in found:
-                found[name].setdefault(end, {})[number] = key, content
-            case _:
-                raise DataError(f"not the state of an interval join: {entry!r}")
-    for side in sides:
-        # In the order they came: it decides between rows of one time.
-        rows = [
-            (number, end, key, content)
-            for end, numbers in found[side.name].items()
-            for number, (key, content) in numbers.items()
-        ]
-        for number, end, key, kept in sorted(rows, key=lambda row: row[0]):
-            side.take(end, key, number, kept)

@@ -233,6 +233,8 @@ def _of_window(plan: Plan, node: WindowNode) -> str | None:
 def _of_session(plan: Plan, node: SessionNode) -> str | None:
     if node.emission.updating:
         return "updates before the final result"
+    if plan.holding.spills:
+        return "its state may be on disk"
     return _first(_of_aggregate(aggregate, plan, node) for _, aggregate in node.aggregates)
 
 

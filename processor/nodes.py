@@ -249,7 +249,7 @@ class StatefulNode(Node):
     @property
     def place_text(self) -> str:
         """Where its state is, in words, in a pipeline whose state may spill."""
-        return "in memory"
+        return "spills"
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -359,11 +359,6 @@ class DedupNode(StatefulNode):
     within_ms: int
     keyed: bool
     """Whether only rows of one key can be duplicates."""
-
-    @property
-    def place_text(self) -> str:
-        """See `StatefulNode.place_text`."""
-        return "spills"
 
     @property
     def passes_rows(self) -> bool:

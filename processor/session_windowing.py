@@ -9,19 +9,21 @@ State is filed under [key, first time].
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 from millstream import DataError
 
 from .aggregating import FINAL_RESULT, RETRACTED, UPDATE, Results, SlottedAggregates, result_type
 from .columns import Chunk, MicroBatch, Rows
+from .key_groups import Filed, GroupedOperator, Path, Wake
 from .nodes import LATE, SessionNode
 from .serde import INT64_MAX, ordered_keys
 from .sessions import OpenSessions, Session, Taken
 from .state import StateEntry, StateRecords, encode_entries, encode_removed
-from .stateful import MAIN, SWEEP_RECORDS, StatefulOperator, Step
+from .stateful import MAIN, SWEEP_RECORDS, Step
+from .watermark import BEFORE_TIME
 from .windowing import pick
 
 
@@ -39,7 +41,7 @@ class Content:
         """Whether there has been a result under the session's present start."""
 
 
-class SessionOperator(StatefulOperator):
+class SessionOperator(GroupedOperator):
     """Sessions with aggregates. Not thread-safe.
 
     Args:
@@ -68,6 +70,8 @@ class SessionOperator(StatefulOperator):
         self._out = Results()
         """Rows out, where there are results before the final ones."""
         self._updating = node.emission.updating
+        self._level = BEFORE_TIME
+        """W after the last step."""
         self._closed: list[tuple[int, Session[object]]] = []
         """Sessions that have closed in the step, with the input rows that closed them."""
 
@@ -108,6 +112,7 @@ class SessionOperator(StatefulOperator):
                     self._update_dirty(row, batch)
                 if level >= self._sessions.next_deadline:
                     self._close(level, row, batch)
+        self._level = level
         self._aggregates.flush(batch)
         self.late_count += len(late)
         out = self._out.take() if self._updating else self._say_closed(batch)
@@ -276,35 +281,66 @@ class SessionOperator(StatefulOperator):
         ]
         return encode_entries(self.name, paths, values)
 
-    def restore(self, entries: Iterable[StateEntry]) -> None:
-        """Take state from records in the order they were written.
+    # --- groups --------------------------------------------------------------------------------
 
-        Raises:
-            DataError: Not the state of sessions.
-        """
-        found: dict[tuple[object, int], list[Any]] = {}
+    @property
+    def divisible(self) -> bool:
+        """Not where what is said depends on how far W has risen at once."""
+        return self._every_ms is None
+
+    def filed(self, path: Path) -> Filed:
+        """See `GroupedOperator`."""
+        match path:
+            case (key, int()):
+                return Filed(key, None)
+        raise DataError(f"not the state of sessions: {path!r}")
+
+    def take(self, entries: Sequence[StateEntry]) -> None:
+        """See `GroupedOperator`."""
         for path, value in entries:
-            match path:
-                case (key, int(first_ms)):
-                    if value is None:
-                        found.pop((key, first_ms), None)
-                    else:
-                        found[key, first_ms] = value
-                case _:
-                    raise DataError(f"not the state of sessions: {path!r}")
-        for (key, first_ms), value in found.items():
+            key, first_ms = path
             match value:
                 case [int(last_ms), int(unsaid), bool(said), *held] if (
                     len(held) == self._kept_count
                 ):
                     content = Content(self._aggregates.open(), unsaid, said)
                     self._aggregates.put(content.slot, held)
-                    self._sessions.restore(key, first_ms, last_ms, content)
+                    one = self._sessions.restore(key, first_ms, last_ms, content)
                 case _:
                     raise DataError(f"not the state of a session: {value!r}")
-        if self._every_ms is not None:
-            self._dirty = {id(one): one for one in self._sessions if one.content.unsaid}
-        self._written = dict.fromkeys(found)
+            if unsaid and self._every_ms is not None:
+                self._dirty[id(one)] = one
+            self._written[key, first_ms] = None
+
+    def wakes(self, keys: Sequence[object]) -> Iterator[Wake | None]:
+        """See `GroupedOperator`: sessions wait to close, and to be said."""
+        hold_ms, every_ms = self._gap_ms + self.node.grace_ms, self._every_ms
+        for key in keys:
+            sessions = self._sessions.of(key)
+            if not sessions:
+                yield None
+                continue
+            due = sessions[0].last_ms + hold_ms
+            if every_ms is not None and any(one.content.unsaid for one in sessions):
+                due = min(due, (self._level // every_ms + 1) * every_ms)
+            yield Wake(due, sessions[-1].last_ms + hold_ms)
+
+    def changed(self) -> set[object]:
+        """See `GroupedOperator`."""
+        return {one.key for one in self._changed.values()} | {key for key, _ in self._removed}
+
+    @property
+    def changed_count(self) -> int:
+        """See `GroupedOperator`."""
+        return len(self._changed) + len(self._removed)
+
+    def forget(self, keys: Sequence[object]) -> None:
+        """See `GroupedOperator`."""
+        gone = self._sessions.forget(keys)
+        for one in gone:
+            self._dirty.pop(id(one), None)
+            self._written.pop((one.key, one.first_ms), None)
+        self._aggregates.close([one.content.slot for one in gone])
 
 
 _ABSENT: Final = object()

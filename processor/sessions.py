@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from operator import attrgetter
@@ -232,18 +232,33 @@ class OpenSessions(Generic[K]):
             due.sort(key=lambda one: (one.last_ms, one.first_ms, rank[one.key]))
         return due
 
-    def of(self, key: K) -> list[Session[K]]:
-        """The sessions of a key by time."""
-        return self._of_key.get(key, [])
-
     def restore(self, key: K, first_ms: int, last_ms: int, content: Any) -> Session[K]:
-        """Put in a session that state kept, which must be a gap away from the others of its key."""
+        """Put in, and return, a session that state kept: a gap away from the others of its key."""
         sessions = self._of_key.setdefault(key, [])
         restored = Session(key, first_ms, last_ms, content)
         sessions.insert(bisect_left(sessions, first_ms, key=_FIRST), restored)
         self.count += 1
         self._enqueue(restored)
         return restored
+
+    def of(self, key: K) -> Sequence[Session[K]]:
+        """The sessions of a key, by time."""
+        return self._of_key.get(key, ())
+
+    def forget(self, keys: Iterable[K]) -> list[Session[K]]:
+        """Let go of the sessions of keys, which take no more rows and do not close, and give them.
+
+        Looks at all sessions.
+        """
+        gone: list[Session[K]] = []
+        for key in keys:
+            gone += self._of_key.pop(key, ())
+        for one in gone:
+            one.open = False
+        self.count -= len(gone)
+        self._queue = [each for each in self._queue if each[2].open]
+        heapq.heapify(self._queue)
+        return gone
 
     def _enqueue(self, one: Session[K]) -> None:
         deadline = one.last_ms + self._hold_ms

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
 
 from millstream import CacheDatabase, DataError
 
@@ -20,14 +19,11 @@ from .keyed_state import States
 from .nodes import DedupNode
 from .serde import decode_state, encode_state
 from .source import Rejects
-from .spilled_state import FIND_KEYS, Room, entry_bytes, shown_key, stored_key
+from .spilled_state import FIND_KEYS, RESTORE_BYTES, Room, entry_bytes, shown_key, stored_key
 from .spilled_states import SpilledStates
 from .spilled_windowing import WindowRow, WindowTable
 from .state import STATE_VERSION, StateEntry, StateRecords, decode_content, encode_removed
 from .stateful import SWEEP_RECORDS
-
-_RESTORE_RECORDS: Final = 20_000
-"""Records of a restart that are written to the file together."""
 
 
 class BucketTable(WindowTable):
@@ -204,7 +200,8 @@ class SpilledDedupOperator(DedupOperator):
     def restore(self, entries: Iterable[StateEntry]) -> None:
         """See `DedupOperator.restore`. The file gets all of it."""
         width = 3 if self._node.keyed else 2
-        for number, (path, times) in enumerate(entries, 1):
+        size = 0
+        for path, times in entries:
             end = path[0]
             if times is None and len(path) == 1:
                 self._pending.pop(end, None)
@@ -216,9 +213,11 @@ class SpilledDedupOperator(DedupOperator):
                 identity = path[1:] if self._node.keyed else path[1]
                 self._bucket(end).persisted = True
                 value = STATE_VERSION + encode_state(times)
+                size += len(encode_state(identity)) + len(value)
                 self._pending.setdefault(end, {})[identity] = value
-            if number % _RESTORE_RECORDS == 0:
+            if size >= RESTORE_BYTES:
                 self._room.write()
+                size = 0
         self._room.write()
         self._away = {end: self.table.count(encode_state(end)) for end in self._buckets}
         self._ends = list(self._buckets)

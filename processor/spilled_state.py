@@ -36,6 +36,9 @@ _EXPIRE_ROWS: Final = 5_000
 FIND_KEYS: Final = 500
 """Keys looked up with one statement."""
 
+RESTORE_BYTES: Final = 2 << 20
+"""Records of a restart that are written to the file together."""
+
 
 class Room(Protocol):
     """What the states of a pipeline share."""

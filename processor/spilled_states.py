@@ -94,7 +94,8 @@ class SpilledStates(States):
 
     def __init__(self, database: CacheDatabase, cache_bytes: int, epoch: int = 0) -> None:
         self._database = database
-        self._cache_bytes = cache_bytes
+        self.cache_bytes = cache_bytes
+        """About how much memory all of them may take."""
         self._epoch = epoch
         self._states: list[Spilling] = []
         self._settled = True
@@ -179,11 +180,11 @@ class SpilledStates(States):
     @property
     def full(self) -> bool:
         """Whether a quarter of the memory holds what the file does not have."""
-        return sum(state.dirty_bytes for state in self._states) > self._cache_bytes // 4
+        return sum(state.dirty_bytes for state in self._states) > self.cache_bytes // 4
 
     def trim(self) -> None:
         """Keep two generations within the memory there is; see spilled_state.py."""
-        if sum(state.young_bytes for state in self._states) > self._cache_bytes // 2:
+        if sum(state.young_bytes for state in self._states) > self.cache_bytes // 2:
             for state in self._states:
                 state.turn()
 
@@ -243,7 +244,7 @@ class SpilledStates(States):
             # The records that the file would go on from may be gone.
             swept |= former is not None and former.snapshot_offset != marks[name].snapshot_offset
         waiting = sum(state.dirty_bytes for state in self._states)
-        if swept or waiting > self._cache_bytes // 8:
+        if swept or waiting > self.cache_bytes // 8:
             self.write()
 
     def write(self) -> None:

@@ -16,7 +16,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from millstream import CacheDatabase, DataError
 
@@ -25,7 +25,7 @@ from .columns import MicroBatch, Rows
 from .keyed_state import States
 from .nodes import WindowNode
 from .serde import encode_state
-from .spilled_state import FIND_KEYS, Room, entry_bytes, shown_key, stored_key
+from .spilled_state import FIND_KEYS, RESTORE_BYTES, Room, entry_bytes, shown_key, stored_key
 from .spilled_states import SpilledStates
 from .state import (
     STATE_VERSION,
@@ -38,9 +38,6 @@ from .state import (
 from .stateful import SWEEP_RECORDS
 from .updating import UpdatingWindowOperator
 from .windowing import Window, WindowOperator
-
-_RESTORE_RECORDS: Final = 20_000
-"""Records of a restart that are written to the file together."""
 
 
 class WindowRow(NamedTuple):
@@ -351,7 +348,8 @@ class SpilledWindowOperator(WindowOperator):
 
     def restore(self, entries: Iterable[StateEntry]) -> None:
         """See `WindowOperator.restore`. The file gets all of it."""
-        for number, (path, accumulators) in enumerate(entries, 1):
+        size = 0
+        for path, accumulators in entries:
             match path:
                 case (int(end),) if accumulators is None:
                     window = self._spilling.pop(end, None)
@@ -364,10 +362,12 @@ class SpilledWindowOperator(WindowOperator):
                         value = STATE_VERSION + encode_state(accumulators)
                     self._window(end)
                     self._spilling[end].restored(key, value)
+                    size += len(value or b"")
                 case _:
                     raise DataError(f"not the state of windows: {path!r}")
-            if number % _RESTORE_RECORDS == 0:
+            if size >= RESTORE_BYTES:
                 self._room.write()
+                size = 0
         self._room.write()
         for end, window in list(self._spilling.items()):
             if not window.recount():

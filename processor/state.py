@@ -182,15 +182,28 @@ def decode_piece(keys: Sequence[bytes | None], values: Sequence[bytes | None]) -
         entries = list(map(decode_entry, keys, values))
         return StatePiece([entry.path for entry in entries], [entry.value for entry in entries])
     try:
-        paths: list[Any] = list(map(_PATH.decode, keys))  # type: ignore[arg-type]  # none is None
         contents = list(map(_LIST.decode, map(_REST, known)))
+    except UNDECODABLE as error:
+        raise DataError(f"not a state record: {error}") from error
+    paths = decode_paths(keys)  # type: ignore[arg-type]  # none is None
+    return StatePiece(paths, contents)  # type: ignore[arg-type]
+
+
+def decode_paths(keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
+    """The paths of records, from their keys.
+
+    Raises:
+        DataError: One is not the key of a state record.
+    """
+    try:
+        paths = list(map(_PATH.decode, keys))
     except UNDECODABLE as error:
         raise DataError(f"not a state record: {error}") from error
     if not all(paths):
         raise DataError("not a state record: its path is empty")
     if list in set(map(type, chain.from_iterable(paths))):
         paths = [tuple(map(restored_key, path)) for path in paths]
-    return StatePiece(paths, contents)  # type: ignore[arg-type]
+    return paths
 
 
 def decode_content(value: bytes) -> list[Any]:

@@ -25,11 +25,6 @@ class RunningNode(StatefulNode):
     """Of what a single one holds; None where nobody said."""
     ttl_ms: int | None
 
-    @property
-    def place_text(self) -> str:
-        """See `StatefulNode`."""
-        return "spills"
-
     def identity(self, keys: Sequence[str]) -> str:
         """Key, aggregates and time to live."""
         parts = ", ".join(f"{name}={one.describe()}" for name, one in self.aggregates)
@@ -62,11 +57,6 @@ class RegroupNode(StatefulNode):
     """Of the table's rows; None where nobody said."""
     aggregates: tuple[tuple[str, Aggregate[Any, Any, Any]], ...]
     value_type: object
-
-    @property
-    def place_text(self) -> str:
-        """See `StatefulNode`."""
-        return "spills"
 
     @property
     def grouping(self) -> str:

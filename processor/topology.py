@@ -65,6 +65,7 @@ from .running import RunningOperator
 from .session_windowing import SessionOperator
 from .source import Faults, Rejects, RoutedFaults, SourceStage
 from .spilled_dedup import dedup_operator
+from .spilled_groups import spilled
 from .spilled_windowing import window_operator
 from .stages import OperatorMetrics, Stage
 from .stateful import StatefulOperator, Step
@@ -239,7 +240,7 @@ class Topology:
         elif node.id in self.lane:
             self.stateful[node.id] = _state_on_columns(node, delay_ms, self)
         elif kind in _STATEFUL:
-            self.stateful[node.id] = _STATEFUL[kind](node, delay_ms)
+            self.stateful[node.id] = spilled(_STATEFUL[kind](node, delay_ms), self.states)
         elif kind in _KEYED:
             self.stateful[node.id] = _KEYED[kind](node, delay_ms, self.states)
         elif isinstance(node, DedupNode):

@@ -15,7 +15,7 @@ import pytest
 
 import millstream
 from millstream import DataError, FencedError, Store, UsageError
-from millstream.processor import Context, Pipeline, agg, tumbling
+from millstream.processor import Context, Pipeline, agg, counting, session, tumbling
 from millstream.processor.holding import StatePlace, state_holding
 from millstream.processor.spilled_states import SpilledStates
 from millstream.processor.topology import Topology
@@ -241,6 +241,10 @@ def test_explain_says_what_spills_and_what_does_not(store: Store) -> None:
         keyed.process(number, state=int, on_timer=number).to("out")
         keyed.window(tumbling("1m")).agg(n=agg.count()).to("out")
         keyed.dedup(within="1m").to("out")
+        keyed.window(session("1m")).agg(n=agg.count()).to("out")
+        keyed.window(counting(3)).agg(n=agg.count()).to("out")
+        keyed.join(keyed, within="1m").to("out")
+        keyed.join_asof(keyed).to("out")
         return pipeline
 
     pipeline = all_kinds("sqlite")
@@ -258,6 +262,10 @@ def test_explain_says_what_spills_and_what_does_not(store: Store) -> None:
         "words.process-2": "spills, timers in memory",
         "words.window": "spills",
         "words.dedup": "spills",
+        "words.window-2": "spills",
+        "words.window-3": "spills",
+        "words.join-2": "spills",
+        "words.join-3": "in memory",
     } == told
     with store.cache_database("kinds") as database:
         states = SpilledStates(database, 1 << 20)

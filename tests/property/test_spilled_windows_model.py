@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from hypothesis import given, strategies as st
 from pipeline_runs import Run, as_batches
+from spilled_runs import compare, hashable
 
 from millstream.processor import FixedWindows, Pipeline, Row, agg
 from millstream.processor.holding import StatePlace
 from millstream.processor.spilled_dedup import SpilledDedupOperator
 from millstream.processor.spilled_windowing import SpilledWindowOperator
-from millstream.processor.state import decode_entry
 
 FAR = (1 << 63) - 41
 """The last windows end beyond what SQLite has for integers."""
@@ -25,8 +24,13 @@ windows = st.builds(FixedWindows, st.integers(1, 30), st.integers(1, 20), st.int
 marks = st.lists(st.sampled_from(["", "sweep", "crash", "step"]), min_size=1, max_size=9)
 
 
-def hashable(key: Any) -> Any:
-    return tuple(key) if isinstance(key, list) else key
+def inputs(events: list[tuple[int, Any]], base: int) -> dict[str, list[Row]]:
+    return {
+        "in": [
+            Row({"n": number, "k": key, "t": time + base}, timestamp_ms=time + base)
+            for number, (time, key) in enumerate(events)
+        ]
+    }
 
 
 def pipeline_of(state: StatePlace, fixed: FixedWindows, grace: int) -> Pipeline:
@@ -51,63 +55,6 @@ def dedup_of(state: StatePlace, within: int, grace: int, *, keyed: bool) -> Pipe
     return pipeline
 
 
-def folded(records: Sequence[tuple[bytes, bytes | None]]) -> dict[Any, Any]:
-    """What state records say, as a restart reads them."""
-    known: dict[Any, Any] = {}
-    for key, value in records:
-        path, content = decode_entry(key, value)
-        if content is None:
-            known = {each: kept for each, kept in known.items() if each[: len(path)] != path}
-        else:
-            known[path] = content
-    return known
-
-
-def compare(
-    pipeline: Callable[[StatePlace], Pipeline],
-    events: list[tuple[int, Any]],
-    batch_records: int,
-    marks: list[str],
-    base: int,
-) -> None:
-    """Run both, with the same steps, commits, sweeps and crashes."""
-    inputs = {
-        "in": [
-            Row({"n": number, "k": key, "t": time + base}, timestamp_ms=time + base)
-            for number, (time, key) in enumerate(events)
-        ]
-    }
-    memory, spilled = (Run(pipeline(state)) for state in ("memory", "sqlite"))
-    name = next(iter(memory.topology.stateful.values())).name
-    for run in (memory, spilled):
-        (operator,) = run.topology.stateful.values()
-        assert (run is spilled) == isinstance(
-            operator, SpilledWindowOperator | SpilledDedupOperator
-        )
-    for number, batches in enumerate(as_batches(inputs, batch_records)):
-        mark = marks[number % len(marks)]
-        for run in (memory, spilled):
-            run.topology.process(batches)
-            if mark != "step":
-                run.commit(sweep=mark == "sweep")
-        left, right = memory.state.get(name, []), spilled.state.get(name, [])
-        assert folded(left) == folded(right)
-        if "crash" not in marks:
-            # A restart finds keys in another order, and what was given twice shows nothing new.
-            assert len(left) == len(right)
-            assert "sweep" in marks or left == right
-        lives = [next(iter(run.topology.stateful.values())).live_count for run in (memory, spilled)]
-        assert lives[0] == lives[1]
-        if mark == "crash":
-            memory.crash()
-            spilled.crash()
-    for run in (memory, spilled):
-        run.topology.flush()
-        run.commit()
-    assert memory.out == spilled.out
-    assert folded(memory.state.get(name, [])) == folded(spilled.state.get(name, []))
-
-
 @given(events, windows, st.integers(0, 20), st.integers(1, 20), marks, st.sampled_from([0, FAR]))
 def test_windows_that_spill_are_windows_in_memory(
     events: list[tuple[int, Any]],
@@ -117,7 +64,9 @@ def test_windows_that_spill_are_windows_in_memory(
     marks: list[str],
     base: int,
 ) -> None:
-    compare(lambda state: pipeline_of(state, fixed, grace), events, batch_records, marks, base)
+    compare(
+        lambda state: pipeline_of(state, fixed, grace), inputs(events, base), batch_records, marks
+    )
 
 
 @given(
@@ -141,7 +90,7 @@ def test_dedup_that_spills_is_dedup_in_memory(
     def pipeline(state: StatePlace) -> Pipeline:
         return dedup_of(state, within, grace, keyed=keyed)
 
-    compare(pipeline, events, batch_records, marks, base)
+    compare(pipeline, inputs(events, base), batch_records, marks)
 
 
 def test_only_what_is_in_use_stays_in_memory() -> None:

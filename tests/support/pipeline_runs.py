@@ -24,14 +24,15 @@ class Run:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.plan = pipeline.plan
+        self.spills = self.plan.holding.spills
         self.topology = Topology(self.plan, states=self.states())
         self.state: dict[str, list[tuple[bytes, bytes | None]]] = {}
         self.out: dict[str, list[Record]] = {topic: [] for topic in self.plan.output_topics()}
         self._kept = self._checkpoint()
 
     def states(self) -> States:
-        """Where state is held, as the pipeline says; when it spills, in next to no memory."""
-        if not self.plan.holding.spills:
+        """Where state is held, at first as the pipeline says; when it spills, in no memory."""
+        if not self.spills:
             return States()
         return SpilledStates(CacheDatabase("", clock=SystemClock()), 500)
 

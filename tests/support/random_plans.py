@@ -61,7 +61,7 @@ class RandomPlan:
 
     def __init__(self, random: Random) -> None:
         self.random = random
-        state: Any = "sqlite" if random.random() < 0.25 else "memory"
+        state: Any = "sqlite" if random.random() < 0.5 else "memory"
         self.pipeline = Pipeline("p", state=state)
         self.typed = random.random() < 0.5
         self.zone, self.offset, around = random.choice(ZONES)

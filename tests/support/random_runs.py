@@ -223,6 +223,8 @@ def run_pipeline(
             run.commit(sweep=random.random() < 0.2)
             begun.clear()
             if random.random() < 0.2:
+                # State may be held elsewhere in the next run.
+                run.spills = random.random() < 0.5
                 run.crash()
         run.topology.flush()
         run.commit()

@@ -1,0 +1,180 @@
+"""Operators of groups that spill are those in memory: the same results and state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, strategies as st
+from pipeline_runs import Run, as_batches
+from spilled_runs import compare, hashable
+
+import millstream
+from millstream import DataError
+from millstream.processor import Pipeline, Row, agg, counting, session, spilled_groups
+from millstream.processor.holding import StatePlace
+from millstream.processor.spilled_groups import SpilledGroups
+from millstream.processor.state import StateEntry
+
+FAR = (1 << 63) - 41
+"""Sessions close at levels beyond what SQLite has for integers."""
+
+# 1, 1.0 and True are one key, which is shown as it came first.
+KEYS: list[Any] = ["a", "\u00e9", 1, 1.0, True, 2, 2.5, ("a", 1), ("a", 1.0), *map(str, range(9))]
+
+events = st.lists(st.tuples(st.integers(0, 40), st.sampled_from(KEYS)), max_size=80)
+marks = st.lists(st.sampled_from(["", "sweep", "crash", "step"]), min_size=1, max_size=9)
+bases = st.sampled_from([0, FAR])
+emissions = st.sampled_from([{}, {"every": 1}, {"every": 3}, {"every": "5ms"}])
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are cut where a few groups wake, and pages of the file are short."""
+    monkeypatch.setattr(spilled_groups, "_WOKEN_GROUPS", 2)
+    monkeypatch.setattr(spilled_groups, "SWEEP_RECORDS", 3)
+    monkeypatch.setattr(spilled_groups, "FIND_KEYS", 2)
+
+
+def rows(events: list[tuple[int, Any]], base: int) -> list[Row]:
+    return [
+        Row({"n": number, "k": key, "t": time + base}, timestamp_ms=time + base)
+        for number, (time, key) in enumerate(events)
+    ]
+
+
+def keyed(pipeline: Pipeline, topic: str = "in", disorder: int = 0) -> Any:
+    source = pipeline.source(topic, time="t", disorder=disorder)
+    return source.key_by(lambda row: hashable(row["k"]))
+
+
+@given(events, st.integers(1, 12), st.integers(0, 9), emissions, st.integers(1, 20), marks, bases)
+def test_sessions_that_spill_are_sessions_in_memory(
+    events: list[tuple[int, Any]],
+    gap: int,
+    grace: int,
+    emission: dict[str, Any],
+    batch_records: int,
+    marks: list[str],
+    base: int,
+) -> None:
+    def pipeline(state: StatePlace) -> Pipeline:
+        made = Pipeline("p", state=state)
+        windows = keyed(made, disorder=grace).window(session(gap), grace=grace)
+        results = windows.agg(n=agg.count(), ids=agg.collect("n", limit=5), most=agg.max("n"))
+        if emission:
+            results = results.emit("update", **emission)
+        results.map(repr).to("out")
+        results.late.to("late")
+        return made
+
+    compare(pipeline, {"in": rows(events, base)}, batch_records, marks)
+
+
+@given(events, st.integers(1, 5), st.integers(1, 20), marks)
+def test_count_windows_that_spill_are_those_in_memory(
+    events: list[tuple[int, Any]], size: int, batch_records: int, marks: list[str]
+) -> None:
+    def pipeline(state: StatePlace) -> Pipeline:
+        made = Pipeline("p", state=state)
+        windows = keyed(made).window(counting(size))
+        results = windows.agg(ids=agg.collect("n", limit=9), n=agg.count())
+        results.map(repr).to("out")
+        return made
+
+    compare(pipeline, {"in": rows(events, 0)}, batch_records, marks)
+
+
+two_sides = st.lists(
+    st.tuples(st.booleans(), st.integers(0, 40), st.sampled_from(KEYS)), max_size=80
+)
+
+
+def sides(events: list[tuple[bool, int, Any]], base: int) -> dict[str, list[Row]]:
+    """Rows of the left side, and others."""
+    return {
+        "in": [
+            Row({"n": n, "k": key, "t": time + base, "left": is_left}, timestamp_ms=time + base)
+            for n, (is_left, time, key) in enumerate(events)
+        ]
+    }
+
+
+def two(pipeline: Pipeline, disorder: int) -> tuple[Any, Any]:
+    """The left side and the right."""
+    source = pipeline.source("in", time="t", disorder=disorder)
+    left, right = source.filter(lambda row: row["left"]), source.filter(lambda row: not row["left"])
+    return left.key_by(lambda row: hashable(row["k"])), right.key_by(lambda row: hashable(row["k"]))
+
+
+@given(
+    two_sides,
+    st.tuples(st.integers(-12, 12), st.integers(0, 20)),
+    st.sampled_from(["inner", "left", "right", "outer"]),
+    st.integers(0, 9),
+    st.integers(1, 20),
+    marks,
+    bases,
+)
+def test_interval_joins_that_spill_are_those_in_memory(
+    events: list[tuple[bool, int, Any]],
+    bounds: tuple[int, int],
+    how: Any,
+    disorder: int,
+    batch_records: int,
+    marks: list[str],
+    base: int,
+) -> None:
+    def pipeline(state: StatePlace) -> Pipeline:
+        made = Pipeline("p", state=state)
+        left, right = two(made, disorder)
+        lower, width = bounds
+        pairs = left.join(right, lower=lower, upper=lower + width, how=how)
+        pairs.map(repr).to("out")
+        pairs.late.map(repr).to("late")
+        return made
+
+    compare(pipeline, sides(events, base), batch_records, marks)
+
+
+def test_only_what_is_in_use_stays_in_memory() -> None:
+    made = Pipeline("p", state="sqlite")
+    keyed(made).window(session(1_000)).agg(n=agg.count()).map(repr).to("out")
+    run = Run(made)
+    many = rows([(number % 50, f"k{number}") for number in range(500)], 0)
+    for batches in as_batches({"in": many}, 10):
+        run.topology.process(batches)
+        run.commit()
+    (operator,) = run.topology.stateful.values()
+    assert isinstance(operator, SpilledGroups)
+    assert 500 == operator.live_count
+    assert operator.held_count <= 20
+    assert operator.operator.live_count <= 20
+    run.topology.flush()
+    run.commit()
+    assert 500 == len(run.out["out"])
+
+
+@pytest.mark.parametrize("path", [("left", 10), ("left", 10, "a", 1, 2)])
+def test_foreign_state_is_a_data_error(path: tuple[object, ...]) -> None:
+    made = Pipeline("p", state="sqlite")
+    left, right = two(made, 0)
+    left.join(right, within=5).map(repr).to("out")
+    (operator,) = Run(made).topology.stateful.values()
+    with pytest.raises(DataError, match=r"interval join|in\.join"):
+        operator.restore([StateEntry(path, [5, False, {}])])
+
+
+def test_sessions_of_a_topic_with_a_schema_spill_as_rows() -> None:
+    class Visit(msgspec.Struct):
+        user: str
+        at: int
+
+    for state in ("memory", "sqlite"):
+        made = Pipeline("p", state=state)
+        visits = made.source("visits", type=Visit, time="at")
+        visits.key_by("user").window(session(10)).agg(n=agg.count()).to("out")
+        with millstream.open(":memory:") as store:
+            store.create_topic("visits", schema=Visit)
+            assert (state == "sqlite") == ("its state may be on disk" in made.explain(store))
