@@ -110,6 +110,9 @@ class Aggregate(ABC, Generic[T_contra, A, R_co]):
         """The result of each accumulator. Where the accumulator is the result, a plain return."""
         return list(map(self.result, accumulators))
 
+    def __repr__(self) -> str:
+        return f"<Aggregate {self.describe()}>"
+
     def describe(self) -> str:
         """What it computes, in words that stay the same; part of the plan's identity."""
         name = self.word or type(self).__qualname__.rsplit("<locals>.", 1)[-1]

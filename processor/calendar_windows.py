@@ -95,7 +95,7 @@ class CalendarWindows:
         return f"{text} offset {duration_text(self.offset_ms)}" if self.offset_ms else text
 
 
-def daily(*, tz: str = "UTC", offset: str | int | timedelta = 0) -> CalendarWindows:
+def daily(tz: str = "UTC", *, offset: str | int | timedelta = 0) -> CalendarWindows:
     """Windows of one calendar day in a time zone. With daylight saving some have 23 or 25 hours.
 
     Args:

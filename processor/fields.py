@@ -139,6 +139,16 @@ def require_field(value_type: object, name: str, what: str) -> None:
         )
 
 
+def require_fields(value_type: object, field: Field, what: str) -> None:
+    """The same of all fields that `field` reads, as far as they are known.
+
+    Raises:
+        UsageError: See `require_field`.
+    """
+    for name in field_names(field):
+        require_field(value_type, name, what)
+
+
 def field_names(field: Field) -> list[str]:
     """The names by which `field` reads a value, as far as they are known without calling it."""
     if isinstance(field, FieldPair):

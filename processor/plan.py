@@ -17,7 +17,15 @@ from millstream import UsageError
 
 from .fields import MARK, fields_marked
 from .holding import HELD_IN_MEMORY, StateHolding
-from .nodes import AggregatingNode, DeadLettersNode, Node, SinkNode, SourceNode, StatefulNode
+from .nodes import (
+    AggregatingNode,
+    DeadLettersNode,
+    Node,
+    PeekNode,
+    SinkNode,
+    SourceNode,
+    StatefulNode,
+)
 from .table_nodes import RegroupNode, RunningNode
 
 _STATE_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,100}")
@@ -37,6 +45,14 @@ class Plan:
     nodes: tuple[Node, ...]
     holding: StateHolding = HELD_IN_MEMORY
     """Where state is held while it runs; results do not depend on it."""
+
+    def unseen(self) -> Plan:
+        """The same plan, whose peeks show nobody anything: for what is only computed again."""
+        nodes = (
+            replace(node, function=_show_nobody) if isinstance(node, PeekNode) else node
+            for node in self.nodes
+        )
+        return replace(self, nodes=tuple(nodes))
 
     def sources(self) -> Iterator[SourceNode]:
         """Where rows come from."""
@@ -155,8 +171,8 @@ class Plan:
         """
         if not any(self.sources()):
             raise UsageError(f"pipeline {self.name!r} reads nothing: add .source(topic)")
-        if not any(self.sinks()):
-            raise UsageError(f"pipeline {self.name!r} writes nothing: add .to(topic)")
+        if not any(self.sinks()) and not any(isinstance(node, PeekNode) for node in self.nodes):
+            raise UsageError(f"pipeline {self.name!r} writes nothing: add .to(topic) or .print()")
         loops = set(self.input_names()) & set(self.output_topics())
         if loops:
             raise UsageError(f"pipeline {self.name!r} reads what it writes: {sorted(loops)}")
@@ -292,3 +308,7 @@ class PlanBuilder:
             number += 1
             name = f"{stem}-{number}"
         return name
+
+
+def _show_nobody(value: object) -> None:
+    """Stands for the function of a peek."""

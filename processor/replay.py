@@ -1,9 +1,9 @@
 """Replay: run a pipeline again over what it has read, and compare with what it has written.
 
-Nothing is written. Results depend on the log and the journal alone, so a replay must give the same
-records in the same order in every output partition. Where it does not, a function depends on
-something else, its code has changed, somebody else writes to the topic, or a disk has lied; the
-first difference tells which record.
+Nothing is written, and peeks see nothing. Results depend on the log and the journal alone, so a
+replay must give the same records in the same order in every output partition. Where it does not, a
+function depends on something else, its code has changed, somebody else writes to the topic, or a
+disk has lied; the first difference tells which record.
 
 A replay starts with nothing at the beginning of the input, or with the state of a checkpoint that
 was kept (kept.py) or of a fork (fork.py). It ends where the pipeline stood at its last commit. If
@@ -256,6 +256,7 @@ def replay(
 ) -> Replay:
     """Run a plan again over what its pipeline has read; see `Pipeline.verify`."""
     plan.check()
+    plan = plan.unseen()
     end = read_checkpoint(store, plan.name)
     if end.epoch == 0:
         raise UsageError(f"pipeline {plan.name!r} has never run here: there is nothing to verify")
@@ -408,6 +409,7 @@ def dry_run(
         start: A position: "earliest", an offset, "@<time>", "-10".
     """
     plan.check()
+    plan = plan.unseen()
     positions = _positions(plan, store, start)
     ends = {
         TopicPartition(topic, partition): held.end

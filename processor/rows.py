@@ -15,7 +15,14 @@ from typing import Any, Generic, Self, TypeVar, Unpack
 from millstream import MissingExtraError, UsageError, parse_duration_ms
 
 from .connectors import Sink
-from .fields import Field, label, require_field, require_function, require_readable
+from .fields import (
+    Field,
+    label,
+    require_field,
+    require_fields,
+    require_function,
+    require_readable,
+)
 from .lanes import columns_installed
 from .nodes import (
     LATE,
@@ -54,7 +61,10 @@ class Rows(Generic[T]):
         return f"<{type(self).__name__} {self._builder.nodes[self._node].label}>"
 
     def peek(self, function: Callable[[T], object], *, name: str | None = None) -> Self:
-        """Show every value to `function`, for logging or counting. A crash shows some again."""
+        """Show every value to `function`, for logging or counting. A crash shows some again.
+
+        Runs and tests do; `verify` and dry runs show nothing.
+        """
         require_function(function, "peek()")
         node = PeekNode(
             id=self._builder.next_id,
@@ -77,6 +87,7 @@ class Rows(Generic[T]):
     ) -> Self:
         """The rows for which `predicate` is true. The others still move event time."""
         require_function(predicate, "filter()")
+        require_fields(self._type, predicate, "filter")
         node = FilterNode(
             id=self._builder.next_id,
             parent=self._node,
@@ -122,8 +133,7 @@ class Rows(Generic[T]):
         """The node that lets the first of rows that say the same pass."""
         if on is not None:
             require_readable(on, "dedup()")
-        if isinstance(on, str):
-            require_field(self._type, on, "dedup")
+        require_fields(self._type, on, "dedup")
         within_ms = parse_duration_ms(within)
         if within_ms < 1:
             raise UsageError(f"dedup(within={within!r}): at least 1 ms")
@@ -161,6 +171,7 @@ class Rows(Generic[T]):
         made: object = None,
     ) -> int:
         require_function(function, "map()")
+        require_fields(self._type, function, "map")
         node = MapNode(
             id=self._builder.next_id,
             parent=self._node,
@@ -213,6 +224,7 @@ class Rows(Generic[T]):
             )
         for port, predicate in predicates.items():
             require_function(predicate, f"branch() {port}")
+            require_fields(self._type, predicate, f"branch {port}")
         node = BranchNode(
             id=self._builder.next_id,
             parent=self._node,

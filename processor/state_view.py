@@ -131,6 +131,10 @@ def read_state(
         known = checkpoint.operators.get(operator)
         if known is None:
             names = sorted(checkpoint.operators)
+            if not checkpoint.epoch:
+                raise UsageError(
+                    f"pipeline {pipeline!r} has committed nothing here yet: nothing is kept"
+                )
             raise UsageError(
                 f"pipeline {pipeline!r} has no state called {operator!r}; it has"
                 f" {', '.join(names) or 'none'}"

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from typing import Any, Generic, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, Self, TypeVar, overload
 
 from millstream import UsageError, parse_duration_ms
 
+from . import agg
 from .agg import Aggregate
 from .aggregating import result_type
 from .expressions import Expression
-from .fields import Field, label, require_field, require_readable
+from .fields import Field, label, require_fields, require_readable
 from .joins import JoinMethods
 from .nodes import (
     AggregatingNode,
@@ -42,12 +43,23 @@ K = TypeVar("K")
 J = TypeVar("J")
 R = TypeVar("R")
 S = TypeVar("S")
+A = TypeVar("A")
+
+_AFTER_KEY_BY: Final = frozenset(
+    {"agg", "count", "fold", "join", "join_asof", "join_table", "process", "reduce", "window"}
+)
 
 
 class Stream(Rows[T]):
     """Rows of type T, each with an event time."""
 
     __slots__ = ()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            hint = f": call key_by() before {name}()" if name in _AFTER_KEY_BY else ""
+            raise _no_attribute(self, name, hint)
 
     def map(
         self, function: Callable[[T], U], *, name: str | None = None, on_error: OnError = "stop"
@@ -202,8 +214,7 @@ class Stream(Rows[T]):
         those go nowhere.
         """
         require_readable(key, "key_by()")
-        if isinstance(key, str):
-            require_field(self._type, key, "key_by")
+        require_fields(self._type, key, "key_by")
         node = KeyByNode(
             id=self._builder.next_id,
             parent=self._node,
@@ -435,6 +446,33 @@ class WindowedStream(Generic[K, T]):
         self._node = node
         self._chosen = chosen
 
+    def __repr__(self) -> str:
+        return f"<WindowedStream {self._builder.nodes[self._node].label}, {self._chosen.windows!r}>"
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            hint = f": call agg() before {name}()" if hasattr(WindowResults, name) else ""
+            raise _no_attribute(self, name, hint)
+
+    def count(self) -> WindowResults[K, T, int]:
+        """How many rows each key and window has: `agg(count=agg.count())`."""
+        return self.agg(count=agg.count())
+
+    def reduce(self, function: Callable[[T, T], T]) -> WindowResults[K, T, T]:
+        """The rows of each key and window made into one: `agg(value=agg.reduce(function))`."""
+        return self.agg(value=agg.reduce(function))
+
+    def fold(
+        self,
+        init: Callable[[], A],
+        step: Callable[[A, T], A],
+        *,
+        merge: Callable[[A, A], A] | None = None,
+    ) -> WindowResults[K, T, A]:
+        """A value that every row changes: `agg(value=agg.fold(init, step, merge=merge))`."""
+        return self.agg(value=agg.fold(init, step, merge=merge))
+
     # The accumulator's type is the aggregate's own business: hence the Any.
     def agg(self, **aggregates: Aggregate[T, Any, R]) -> WindowResults[K, T, R]:
         """Compute named aggregates of every key and window; `emit` says when they are results.
@@ -488,3 +526,9 @@ class WindowResults(KeyedStream[K, Windowed[K, R]], Generic[K, T, R]):
     def late(self) -> Stream[T]:
         """The rows that came after all of their windows had closed, each once."""
         return Stream(self._builder, self._late())
+
+
+def _no_attribute(stream: object, name: str, hint: str) -> AttributeError:
+    """What Python says of a missing attribute, and where it would be."""
+    message = f"{type(stream).__name__!r} object has no attribute {name!r}{hint}"
+    return AttributeError(message, name=name, obj=stream)

@@ -64,9 +64,12 @@ class TestOutput(dict[str, list[Json]]):
         for topic, records in self._records.items():
             self[topic] = [decoded(record.value) for record in records]
 
+    def __missing__(self, topic: str) -> list[Json]:
+        raise KeyError(f"the pipeline writes nothing called {topic!r}; it writes {list(self)}")
+
     def records(self, topic: str) -> list[Record]:
         """The records written to a topic or sink, with keys, timestamps and headers."""
-        return self._records[topic]
+        return self._records[topic] if topic in self._records else self.__missing__(topic)
 
 
 def decoded(value: bytes | None) -> Json:

@@ -15,7 +15,7 @@ from .agg import Aggregate
 from .aggregate import require_mergeable
 from .calendar_windows import CalendarWindows
 from .count_windows import CountWindows
-from .fields import require_field, require_readable
+from .fields import require_fields, require_readable
 from .nodes import FINAL, AggregatingNode, CountNode, Emission, SessionNode, WindowNode
 from .plan import PlanBuilder
 from .sessions import SessionWindows
@@ -122,8 +122,7 @@ def check_aggregates(aggregates: Mapping[str, Aggregate[Any, Any, Any]], row_typ
             )
         if aggregate.field is not None:
             require_readable(aggregate.field, f"agg {column}")
-        if isinstance(aggregate.field, str):
-            require_field(row_type, aggregate.field, f"agg {column}")
+        require_fields(row_type, aggregate.field, f"agg {column}")
 
 
 def emitting(

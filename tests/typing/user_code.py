@@ -36,6 +36,7 @@ from millstream.processor import (
     Stream,
     Table,
     Timer,
+    WindowResults,
     agg,
     col,
     from_iterable,
@@ -97,7 +98,14 @@ def types_flow_through_a_pipeline() -> None:
     assert_type(orders.flat_map(lambda order: [order.user]), Stream[str])
     keyed = orders.key_by(lambda order: order.user)
     assert_type(keyed, KeyedStream[str, Order])
-    totals = keyed.window(tumbling("1m")).agg(n=agg.count(), total=agg.sum("amount"))
+    windows = keyed.window(tumbling("1m"))
+    assert_type(windows.count(), WindowResults[str, Order, int])
+    assert_type(windows.reduce(lambda left, right: left), WindowResults[str, Order, Order])
+    sums = windows.fold(float, lambda total, order: total + order.amount)
+    assert_type(sums, WindowResults[str, Order, float])
+    orders.window(tumbling("1m"))  # type: ignore[attr-defined]
+    windows.to("totals")  # type: ignore[attr-defined]
+    totals = windows.agg(n=agg.count(), total=agg.sum("amount"))
     totals.to("totals")
     totals.late.to("orders.late")
 

@@ -28,7 +28,7 @@ def hours(windows: CalendarWindows, time_ms: int) -> float:
 
 
 def test_e23_the_day_the_clock_goes_forward_has_23_hours() -> None:
-    windows = daily(tz="Europe/Berlin")
+    windows = daily("Europe/Berlin")
     noon = ms("2024-03-31T12:00", "Europe/Berlin")
     assert [ms("2024-03-31T22:00")] == windows.ends(noon)
     assert ms("2024-03-30T23:00") == windows.start_of(windows.next_end(noon))

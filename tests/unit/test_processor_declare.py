@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from millstream import UsageError
-from millstream.processor import Pipeline, SourceStream, agg, tumbling
+from millstream.processor import Pipeline, SourceStream, agg, col, tumbling
+
+
+class Order(msgspec.Struct):
+    user: str
+    amount: float
 
 
 @pytest.mark.parametrize(
@@ -33,6 +39,15 @@ from millstream.processor import Pipeline, SourceStream, agg, tumbling
             "agg n takes a field name or a function, not 5",
         ),
         (lambda s: s.to("two words"), "'two words' is not a topic name"),
+        (lambda s: s.filter(col("amnt") > 5), r"filter: Order has no field 'amnt'; it has user, a"),
+        (lambda s: s.map(col("amnt") * 2), "map: Order has no field 'amnt'"),
+        (lambda s: s.key_by(col("usr").upper()), "key_by: Order has no field 'usr'"),
+        (lambda s: s.branch(big=col("amnt") > 5), "branch big: Order has no field 'amnt'"),
+        (lambda s: s.dedup(col("id"), within=1), "dedup: Order has no field 'id'"),
+        (
+            lambda s: s.key_by("user").agg(top=agg.max("amount"), t=agg.sum(col("amnt") + 1)),
+            "agg t: Order has no field 'amnt'",
+        ),
         (lambda s: s.to("@state/p/in.window"), "is not a topic name"),
         (lambda s: s.dead_letters.to(""), "'' is not a topic name"),
     ],
@@ -40,9 +55,29 @@ from millstream.processor import Pipeline, SourceStream, agg, tumbling
 def test_a_mistake_is_told_at_once(
     declare: Callable[[SourceStream[Any]], object], message: str
 ) -> None:
-    source = Pipeline("p").source("in")
+    kind: Any = Order if "Order" in message else dict
+    source = Pipeline("p").source("in", type=kind)
     with pytest.raises(UsageError, match=message):
         declare(source)
+
+
+def test_what_a_stream_lacks_is_said_with_what_comes_before_it() -> None:
+    source = Pipeline("p").source("in", type=Order)
+    for name in ("window", "count", "reduce", "fold", "agg", "process", "join", "join_table"):
+        assert hasattr(source.key_by("user"), name)
+        with pytest.raises(
+            AttributeError, match=rf"'SourceStream' .* call key_by\(\) before {name}"
+        ):
+            getattr(source, name)
+    windowed = source.key_by("user").window(tumbling("1m"))
+    for name in ("to", "emit", "late", "map"):
+        with pytest.raises(AttributeError, match=rf"call agg\(\) before {name}\(\)"):
+            getattr(windowed, name)
+    for each in (source, source.key_by("user"), windowed):
+        with pytest.raises(AttributeError, match=r"has no attribute 'nothing'$"):
+            getattr(each, "nothing")  # noqa: B009 - the point
+    assert "<WindowedStream key_by 'user', FixedWindows(size_ms=60000" in repr(windowed)
+    assert "<Aggregate sum('amount')>" == repr(agg.sum("amount"))
 
 
 def test_a_source_takes_a_topic_and_a_way_to_the_time() -> None:
