@@ -44,7 +44,7 @@ def verify_pipeline(target: str, since: str | None, start: str | None, *, as_jso
     for place in found.skipped:
         current.say(f"{place.topic}/{place.partition}: not compared, its first records are gone")
     current.say(
-        f"{pipeline.name}: {found.records_in} records replayed from {found.started_at} on,"
+        f"{pipeline.name}: {found.records_in} records replayed from {found.started_at},"
         f" {found.records_compared} results"
         f" compared: {len(found.differences) or 'no'} partition"
         f"{'s' * (len(found.differences) != 1)} differ{'s' * (len(found.differences) == 1)}"

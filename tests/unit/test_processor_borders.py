@@ -1,0 +1,116 @@
+"""Where it is easy to be wrong by one: changes of the engine that no test of E1 to E64 noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import millstream
+from millstream import TopicPartition
+from millstream.processor import Context, Pipeline, Row, Timer, agg, tumbling
+from millstream.processor.ticker import Ticker
+from millstream.processor.topology import Topology
+from millstream.testing import ManualClock
+
+
+def test_e5_of_three_partitions_the_slowest_rules() -> None:
+    """Two partitions cannot tell the least of the others from the greatest."""
+    pipeline = Pipeline("p")
+    windows = pipeline.source("in", time="t").key_by("k").window(tumbling(10)).agg(n=agg.count())
+    windows.to("out")
+    windows.late.to("late")
+
+    def run(*pairs: tuple[int, int]) -> tuple[list[int], list[int]]:
+        rows = [Row({"k": "a", "t": time}, partition=partition) for partition, time in pairs]
+        output = pipeline.test({"in": rows}, on_end="hold")
+        return [row["window_end"] for row in output["out"]], [row["t"] for row in output["late"]]
+
+    begun = ((0, 1), (1, 2), (2, 3))
+    assert ([], []) == run(*begun, (0, 50), (1, 40), (2, 9), (2, 4))
+    assert ([10], [4]) == run(*begun, (0, 50), (1, 40), (2, 12), (2, 4))
+    assert ([10], []) == run(*begun, (0, 50), (2, 40), (1, 30))
+
+
+@pytest.mark.parametrize("batch_records", [1, 100])
+def test_timers_of_one_time_fire_by_key_and_then_by_name(batch_records: int) -> None:
+    def remind(context: Context[str, None], row: dict[str, Any]) -> Iterator[dict[str, str]]:
+        for name in row["names"]:
+            context.set_timer(50, name)
+        yield from ()
+
+    def reminded(context: Context[str, None], timer: Timer) -> Iterator[dict[str, str]]:
+        yield {"is": f"{context.key}{timer.name}"}
+
+    pipeline = Pipeline("p")
+    pipeline.source("in", time="t").key_by("k").process(remind, on_timer=reminded).to("out")
+    rows = [
+        {"k": "b", "t": 1, "names": ["y", "x"]},
+        {"k": "a", "t": 2, "names": ["z", "y"]},
+        {"k": "b", "t": 60, "names": []},
+    ]
+    output = pipeline.test({"in": rows}, batch_records=batch_records)
+    assert ["ay", "az", "bx", "by"] == [row["is"] for row in output["out"]]
+
+
+@pytest.mark.parametrize("batch_records", [1, 2, 100])
+def test_w_never_falls_when_a_slower_partition_joins(batch_records: int) -> None:
+    """A partition whose first row is old holds W where it is, and does not take it back."""
+    pipeline = Pipeline("p")
+    windows = pipeline.source("in", time="t").key_by("k").window(tumbling(10)).agg(n=agg.count())
+    windows.to("out")
+    windows.late.to("late")
+    times = ((0, 1), (0, 10), (1, 8), (1, 9), (0, 8), (1, 10), (1, 9))
+    rows = [Row({"k": "a", "t": time}, partition=partition) for partition, time in times]
+    output = pipeline.test({"in": rows}, batch_records=batch_records, on_end="hold")
+    assert [8, 9, 8, 9] == [row["t"] for row in output["late"]]
+    assert [(10, 1)] == [(row["window_end"], row["n"]) for row in output["out"]]
+
+
+def test_e9_what_came_between_the_last_read_and_the_look_at_the_clock_is_no_idleness() -> None:
+    """A look at the clock finds a record that the poll before it did not give."""
+    pipeline = Pipeline("p")
+    windows = pipeline.source("in", time="t", idle=500).key_by("k").window(tumbling(10))
+    windows.agg(n=agg.count()).to("out")
+    clock = ManualClock(1_000)
+    with millstream.open(":memory:", clock=clock) as store:
+        store.create_topic("in", partitions=2)
+        clock.advance(600)
+        starts = {TopicPartition("in", partition): 0 for partition in (0, 1)}
+        with store.reader(starts) as reader:
+            assert [] == reader.poll()
+            store.append("in", b'{"k":"a","t":1}', partition=1)
+            tick = Ticker(store, Topology(pipeline.plan), 1).due(reader, at_end=True)
+        assert tick is not None
+        assert ({"in": [0]}, []) == (tick.idle, tick.quiet)
+
+
+def test_e11_a_time_just_as_far_ahead_as_allowed_beside_one_that_is_further() -> None:
+    pipeline = Pipeline("p")
+    rows = pipeline.source("in", time="t", max_ahead=100)
+    rows.to("out")
+    rows.dead_letters.to("bad")
+    with millstream.open(":memory:", clock=ManualClock(1_000)) as store:
+        store.create_topic("in")
+        store.append_many("in", [b'{"t":%d}' % time for time in (1_100, 1_101, 1_099)])
+        pipeline.run(store, until="end")
+        assert [b'{"t":1100}', b'{"t":1099}'] == [each.value for each in store.read("out")]
+        assert [b'{"t":1101}'] == [each.value for each in store.read("bad")]
+
+
+@pytest.mark.parametrize("batch_records", [1, 100])
+def test_a_left_row_of_an_as_of_join_is_late_below_w_and_not_at_it(batch_records: int) -> None:
+    pipeline = Pipeline("p")
+    left = pipeline.source("left", time="t").key_by("k")
+    right = pipeline.source("right", time="t").key_by("k")
+    joined = left.join_asof(right, into=lambda row, price: [row["t"], price["t"]])
+    joined.to("out")
+    joined.late.to("late")
+    inputs = {
+        "right": [{"k": "a", "t": time} for time in (1, 20)],
+        "left": [{"k": "a", "t": time} for time in (20, 19, 20, 30)],
+    }
+    output = pipeline.test(inputs, batch_records=batch_records)
+    assert [19] == [row["t"] for row in output["late"]]
+    assert [[20, 20], [20, 20], [30, 20]] == output["out"]
