@@ -7,7 +7,7 @@ only the disk and the clock are not real. Everything sent is processed before an
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -92,11 +92,12 @@ class Driver:
             partition: Where to; by default by key.
 
         Raises:
-            UsageError: The value is several records, or cannot be written as JSON.
+            UsageError: The value is several records, or cannot be written as JSON. Or there is no
+                such source or topic.
         """
         data = self._encoded(topic, value)
         self.store.append(
-            self._plan.input_names().get(topic, topic),
+            self._known(self._plan.input_names(), topic, "reads"),
             data,
             key=key,
             timestamp_ms=timestamp_ms,
@@ -206,13 +207,22 @@ class Driver:
         """The same as records, with key, timestamp, headers and offset."""
         self.run()
         found: list[Record] = []
-        topic = self._plan.output_names().get(topic, topic)
+        topic = self._known(self._plan.output_names(), topic, "writes")
         ends = self.store.offsets(topic)
         starts = self._read.setdefault(topic, [0] * len(ends))
         for partition, held in ends.items():
             found += self.store.read(topic, starts[partition], held.end, partition=partition)
             starts[partition] = held.end
         return found
+
+    def _known(self, names: Mapping[str, str], name: str, what: str) -> str:
+        """The topic of a source or sink that is called so, or any topic of the store."""
+        topic = names.get(name, name)
+        if topic not in {info.name for info in self.store.topics(internal=True)}:
+            raise UsageError(
+                f"pipeline {self._plan.name!r} {what} no {name!r}; it {what} {', '.join(names)}"
+            )
+        return topic
 
     def state(self, operator: str, key: object = None) -> list[StateItem]:
         """What an operator keeps, for all keys or one; see `Pipeline.query`."""

@@ -83,7 +83,15 @@ class FileSource(Source):
             yield batch
 
     def _storage(self) -> Storage:
-        return self.outside.directory(self.pattern.directory, read_only=True)
+        directory = self.pattern.directory
+        try:
+            return self.outside.directory(directory, read_only=True)
+        except StorageError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            # Opened like a store, it would be called one.
+            message = f"the files of source {self.name!r}: it does not exist"
+            raise StorageError(message, errno=error.errno, path=directory) from None
 
 
 class _Reading:

@@ -150,3 +150,16 @@ def test_the_fixtures_of_the_package(
     driver = drive(counts())
     driver.send("in", row(1))
     assert 1 == driver.run().records_in
+
+
+def test_a_topic_that_there_is_not_is_told_with_those_there_are() -> None:
+    pipeline = Pipeline("p")
+    pipeline.source("orders").merge(pipeline.source("refunds")).to("out")
+    with pipeline.driver() as driver:
+        with pytest.raises(UsageError, match="'p' reads no 'order'; it reads orders, refunds"):
+            driver.send("order", {})
+        with pytest.raises(UsageError, match="'p' writes no 'ot'; it writes out"):
+            driver.rows("ot")
+        driver.send("orders", {"n": 1})
+        assert [{"n": 1}] == driver.rows("out")
+        assert 1 == len(list(driver.store.read("orders")))

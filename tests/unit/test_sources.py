@@ -124,7 +124,9 @@ def test_a_file_that_was_named_and_is_missing_is_an_error(outside: SimulatedOuts
 
 
 def test_a_directory_that_is_missing_is_an_error_unless_followed(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="it does not exist"):
+    with pytest.raises(
+        StorageError, match=r"the files of source '.*': it does not exist \(file .*"
+    ):
         jsonl_files(f"{tmp_path}/in/*.jsonl").partitions()
     assert [] == jsonl_files(f"{tmp_path}/in/*.jsonl", follow=True).partitions()
 
