@@ -152,10 +152,15 @@ class Appender:
         values: Sequence[bytes | None],
         keys: Sequence[bytes | None] | None,
     ) -> Sequence[bytes | None] | None:
-        """The keys as given, or as the declared column says."""
-        if keys is not None or info.config.key_column is None:
+        """The keys as given, and as the declared column says where there is none."""
+        if info.config.key_column is None or (keys is not None and None not in keys):
             return keys
-        return declared_keys(info.config, values)
+        declared = declared_keys(info.config, values)
+        if keys is None:
+            return declared
+        if len(keys) != len(declared):
+            return keys  # refused later, as are other columns of another length
+        return [own if key is None else key for key, own in zip(keys, declared, strict=True)]
 
     def encode_many(
         self,

@@ -90,6 +90,13 @@ def encode_columns(batch: Any, codec: int) -> ColumnSection:
     return encode_section(bytes(schema.serialize()), [chunks[number] for number in numbers])
 
 
+def join_rows(batches: Sequence[Any]) -> Any:
+    """Batches of one schema as one pyarrow.RecordBatch."""
+    pa, schema = pyarrow(), batches[0].schema
+    whole = pa.Table.from_batches(batches, schema=schema).combine_chunks().to_batches()
+    return whole[0] if whole else pa.RecordBatch.from_pylist([], schema=schema)
+
+
 def _chunk(column: Any, field: Any, codec: int) -> Chunk:
     # Without compression a topic is to be written and read without copies, which rules a dictionary
     # out: making it was half of the cost of an append, and a reader has to undo it.
@@ -347,7 +354,7 @@ def to_json(columns: Sequence[Any], fields: Sequence[Any]) -> list[bytes]:
 
 
 def from_json(
-    values: Sequence[Buffer | None], declared: str, refuse: Callable[[int, str], Exception]
+    values: Sequence[Buffer], declared: str, refuse: Callable[[int, str], Exception]
 ) -> Any:
     """JSON objects as a pyarrow.RecordBatch of a stored schema, strictly.
 
@@ -360,11 +367,9 @@ def from_json(
     decode: Callable[[Any], object] = msgspec.json.Decoder(row_type(declared)).decode
     rows: list[Any] = []
     try:
-        for value in values:
-            rows.append(decode(value))
+        rows.extend(map(decode, values))  # those before a wrong one stay, and tell its number
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
-        what = "a topic with a schema has no tombstones" if value is None else str(error)
-        raise refuse(len(rows), what) from None
+        raise refuse(len(rows), str(error)) from None
     plain = msgspec.to_builtins(rows, builtin_types=(bytes, datetime, date))
     try:
         return pa.RecordBatch.from_pylist(plain, schema=schema)

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from xxhash import xxh3_64_intdigest
 
 from .column_section import ColumnSection, check_section
-from .columns import encode_binary
+from .columns import encode_binary, encode_bitmap
 from .compression import compress
 from .errors import CorruptBatchError, UsageError
 from .format import (
@@ -42,6 +42,7 @@ from .format import (
     OFFSET_MAX,
     RECORD_COUNT_MAX,
     SECTION_RAW_BYTES_MAX,
+    TOMBSTONES,
     UNIFORM_TIMESTAMP,
     BatchHeader,
     Buffer,
@@ -210,17 +211,21 @@ def encode_batch(
 
 def encode_columns_batch(
     columns: ColumnSection,
-    count: int,
+    present: bytes,
     keys: Sequence[bytes | None] | None,
     timestamps_ms: Sequence[int] | None,
     headers: Sequence[Headers] | None,
     *,
     codec: int,
 ) -> EncodedBatch:
-    """As `encode_batch`, for records whose `count` values are columns."""
-    _count(range(count), keys, timestamps_ms, headers)
+    """As `encode_batch`, for records whose values are columns.
+
+    `present` has a byte for each record: 1 for those with a row, 0 for tombstones.
+    """
+    count = _count(present, keys, timestamps_ms, headers)
     flags, extremes, lead = _encode_times(timestamps_ms)
-    more, sections = encode_sections(lead, keys, None, headers)
+    encoded = encode_sections(lead, keys, None, headers)
+    more, sections = encoded if all(present) else with_tombstones(encoded, present)
     return EncodedBatch((count, count - 1), flags | more, extremes, sections, codec, columns)
 
 
@@ -443,6 +448,20 @@ def encode_sections(
         section_c = _encode_headers(headers)
         flags |= HAS_HEADERS
     return flags, (section_a, section_b, section_c)
+
+
+def with_tombstones(
+    encoded: tuple[int, tuple[bytes, bytes, bytes]], present: bytes
+) -> tuple[int, tuple[bytes, bytes, bytes]]:
+    """What `encode_sections` made for columns, of which only some records have a row.
+
+    Args:
+        encoded: As returned there.
+        present: A byte per record: 1 for those with a row.
+    """
+    flags, (a, b, c) = encoded
+    bitmap = encode_bitmap(present)
+    return flags | TOMBSTONES, (a + bitmap + bytes(-len(bitmap) % 8), b, c)
 
 
 def _count(

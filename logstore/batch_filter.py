@@ -72,7 +72,7 @@ class BatchFilter:
             return True
         known = [
             *self._of_records(partition, header),
-            *self._of_columns(header.record_count, directory),
+            *self._of_columns(header, directory),
         ]
         if not known:
             return True
@@ -115,8 +115,10 @@ class BatchFilter:
                 kind = self._schema.field(name).type
                 yield [self._between(name, low, high, kind)]
 
-    def _of_columns(self, rows: int, directory: Directory) -> Iterator[list[Any]]:
+    def _of_columns(self, header: BatchHeader, directory: Directory) -> Iterator[list[Any]]:
         """Of each column what may hold of a row: that the value is in a range, that it is null."""
+        # How many records are rows, the header does not say where some are tombstones.
+        rows = -1 if header.has_tombstones else header.record_count
         field = compute().field
         schema = directory_schema(directory)
         for name in self.names:

@@ -41,19 +41,53 @@ def encode_values(
     codec = CODEC_BY_NAME[config.compression]
     if config.schema is None:
         return encode_batch(values, keys, timestamps_ms, headers, codec=codec)
-    rows = from_json(values, config.schema, bad_value)
-    if keys is None and config.key_column is not None:
-        keys = keys_of(config, rows).to_pylist()
-    elif keys is not None and config.key_column is not None and None in keys:
-        found = keys_of(config, rows).to_pylist()
-        keys = [there if key is None else key for key, there in zip(keys, found, strict=True)]
-    if timestamps_ms is None and config.time_column is not None:
-        timestamps_ms = times_of(config, rows).to_pylist()
-    if not config.columnar:
+    places, rows = _rows_of(config, values)
+    count = len(values)
+    if config.key_column is not None and (keys is None or None in keys):
+        found = _spread(keys_of(config, rows).to_pylist(), places, count)
+        if keys is not None:
+            found = [own if key is None else key for key, own in zip(keys, found, strict=True)]
+        keys = found
+    if timestamps_ms is None and config.time_column is not None and rows.num_rows:
+        timestamps_ms = _times_of_all(config, rows, places, count)
+    if not config.columnar or not rows.num_rows:
         return encode_batch(values, keys, timestamps_ms, headers, codec=codec)
-    return encode_columns_batch(
-        encode_columns(rows, codec), rows.num_rows, keys, timestamps_ms, headers, codec=codec
-    )
+    present = b"\x01" * count
+    if len(places) < count:
+        present = bytes(value is not None for value in values)
+    columns = encode_columns(rows, codec)
+    return encode_columns_batch(columns, present, keys, timestamps_ms, headers, codec=codec)
+
+
+def _rows_of(config: TopicConfig, values: Sequence[bytes | None]) -> tuple[Sequence[int], Any]:
+    """The places of the values that are no tombstones, and these as a pyarrow.RecordBatch."""
+    assert config.schema is not None
+    if None not in values:
+        return range(len(values)), from_json(values, config.schema, bad_value)  # type: ignore[arg-type]  # just checked
+    places = [place for place, value in enumerate(values) if value is not None]
+    rows = [value for value in values if value is not None]
+    refuse = lambda row, reason: bad_value(places[row], reason)  # noqa: E731
+    return places, from_json(rows, config.schema, refuse)
+
+
+def _spread(column: list[Any], places: Sequence[int], count: int) -> list[Any]:
+    """What is there of a column of `count` entries, None for the others."""
+    if len(places) == count:
+        return column
+    whole: list[Any] = [None] * count
+    for place, entry in zip(places, column, strict=True):
+        whole[place] = entry
+    return whole
+
+
+def _times_of_all(config: TopicConfig, rows: Any, places: Sequence[int], count: int) -> list[int]:
+    times = _spread(times_of(config, rows).to_pylist(), places, count)
+    if None in times:
+        raise UsageError(
+            f"values[{times.index(None)}] is a tombstone, which has no {config.time_column!r}:"
+            " give timestamps_ms, or append it by itself"
+        )
+    return times
 
 
 def encode_arrow(config: TopicConfig, batch: Any, keys: Any, stamps: Any = None) -> EncodedBatch:
@@ -228,23 +262,19 @@ def keys_of(config: TopicConfig, batch: Any) -> Any:
 
 
 def declared_keys(config: TopicConfig, values: Sequence[bytes | None]) -> list[bytes | None]:
-    """The declared keys of JSON rows that are to be appended.
+    """The declared keys of JSON rows that are to be appended; None for tombstones.
 
     Raises:
         UsageError: A value does not fit the schema; the message names its index.
     """
-    assert config.schema is not None
-    keys: list[bytes | None] = keys_of(
-        config, from_json(values, config.schema, bad_value)
-    ).to_pylist()
-    return keys
+    places, rows = _rows_of(config, values)
+    return _spread(keys_of(config, rows).to_pylist(), places, len(values))
 
 
-def declared_times(config: TopicConfig, values: Sequence[bytes | None]) -> list[int]:
-    """The declared timestamps of JSON rows; errors as `declared_keys`."""
-    assert config.schema is not None
-    times: list[int] = times_of(config, from_json(values, config.schema, bad_value)).to_pylist()
-    return times
+def declared_times(config: TopicConfig, values: Sequence[bytes | None]) -> list[int | None]:
+    """The declared timestamps of JSON rows; errors and tombstones as `declared_keys`."""
+    places, rows = _rows_of(config, values)
+    return _spread(times_of(config, rows).to_pylist(), places, len(values))
 
 
 def times_of(config: TopicConfig, batch: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Final
 
 from .arrow_batch import section_columns
 from .column_section import open_chunk, open_directory
-from .columns import padded
+from .columns import decode_bitmap, padded
 from .compression import decompress
 from .errors import CorruptBatchError, MissingExtraError
 from .format import (
@@ -24,6 +24,7 @@ from .format import (
     NULL_KEYS,
     NULL_VALUES,
     OFFSET_DELTAS,
+    TOMBSTONES,
     UNIFORM_TIMESTAMP,
     BatchHeader,
     Buffer,
@@ -48,21 +49,21 @@ def check_columns(header: BatchHeader, body: Buffer) -> None:
     if header.flags & CONTROL:
         return
     sections = _sections(header, memoryview(body))
-    _check_leading(header, sections[0])
+    rows = _check_leading(header, sections[0])
     if header.flags & HAS_HEADERS:
         _check_headers(sections[2], header.record_count)
     if header.flags & COLUMNS:
-        _check_arrow(header, sections[1])
+        _check_arrow(header, sections[1], rows)
         return
     nullable = bool(header.flags & NULL_VALUES)
     _require_end(sections[1], _binary_end(sections[1], 0, header.record_count, nullable))
 
 
-def _check_arrow(header: BatchHeader, section: Buffer) -> None:
+def _check_arrow(header: BatchHeader, section: Buffer, rows: int) -> None:
     """A section of columns: that each chunk decompresses and, with pyarrow, makes sense."""
     directory_hash = header.sections[1].hash
     try:
-        columns = section_columns(section, directory_hash, header.record_count)
+        columns = section_columns(section, directory_hash, rows)
         for field in columns.schema:
             columns.column(field)
     except MissingExtraError:
@@ -83,8 +84,8 @@ def _sections(header: BatchHeader, body: memoryview) -> list[Buffer]:
     return sections
 
 
-def _check_leading(header: BatchHeader, section: Buffer) -> None:
-    """Section A: timestamps, offset deltas, keys."""
+def _check_leading(header: BatchHeader, section: Buffer) -> int:
+    """Section A: timestamps, offset deltas, keys, tombstones; how many rows its columns have."""
     count, position = header.record_count, 0
     if not header.flags & UNIFORM_TIMESTAMP:
         end = 8 * count
@@ -103,7 +104,12 @@ def _check_leading(header: BatchHeader, section: Buffer) -> None:
         position += padded(4 * count)
     if header.flags & HAS_KEYS:
         position = _binary_end(section, position, count, bool(header.flags & NULL_KEYS))
-    _require_end(section, position)
+    if not header.flags & TOMBSTONES:
+        _require_end(section, position)
+        return count
+    present = decode_bitmap(section, position, count)
+    _require_end(section, position + padded(count + 7 >> 3))
+    return present.count(1)
 
 
 def _check_headers(section: Buffer, count: int) -> None:

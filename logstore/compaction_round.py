@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, TypeAlias
 from .batch_scan import scan_keys
 from .compaction import ALL, LATER_ENTRY_BYTES, MAP_BYTES, NONE, LaterKeys, kept_records
 from .errors import CorruptBatchError, StorageError, UnavailableError
-from .format import NULL_VALUES, BatchHeader, Buffer, SegmentHeader
+from .format import BatchHeader, Buffer, SegmentHeader
 from .log import Log
 from .record_batch import RecordBatch, open_columns
 from .segment import scan_headers
@@ -325,7 +325,7 @@ class Round:
 
     def cleans(self, header: BatchHeader) -> bool:
         """Whether there are tombstones which this round marks as cleaned, or removes."""
-        if not header.flags & NULL_VALUES or not self.by_key:
+        if not header.has_tombstones or not self.by_key:
             return False
         since = self.cleaned_since(header)
         return since != header.cleaned_ms or self.horizon_passed(since)

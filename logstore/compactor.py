@@ -30,7 +30,7 @@ from .compaction_round import (
 )
 from .components import Components
 from .errors import DataError, LockedError
-from .format import CODEC_BY_NAME, CONTROL, NULL_VALUES, BatchHeader, Buffer, SegmentHeader
+from .format import CODEC_BY_NAME, CONTROL, BatchHeader, Buffer, SegmentHeader
 from .liveness import LOCKS_DIRECTORY
 from .log import Log
 from .merge import SAVING_MIN_PERCENT, Merger, Piece
@@ -261,7 +261,9 @@ class Compactor:
         removed = sum(candidate.removed for candidate in group)
         if not self._dry_run:
             writer = self._begin(segments[0].header)
-            merger = Merger(writer, CODEC_BY_NAME.get(self._log.config.recompress or ""))
+            config = self._log.config
+            codec = CODEC_BY_NAME.get(config.recompress or "")
+            merger = Merger(writer, codec, CODEC_BY_NAME[config.compression])
             try:
                 for candidate in group:
                     yield from self._copy(now, candidate, merger)
@@ -315,7 +317,7 @@ class Compactor:
             return
         batch = now.columns(header, body)
         cleaned_ms = header.cleaned_ms
-        if header.flags & NULL_VALUES and now.by_key:
+        if header.has_tombstones and now.by_key:
             mask, cleaned_ms = self._clean(now, batch, mask)
         if mask == NONE:
             merger.drop(header)

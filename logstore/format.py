@@ -55,7 +55,8 @@ APPEND_TIME: Final = 128
 CLEANED: Final = 256
 COLUMNS: Final = 512
 BOUNDS: Final = 1024
-KNOWN_FLAGS: Final = 2047
+TOMBSTONES: Final = 2048
+KNOWN_FLAGS: Final = 4095
 
 # --- segment header ------------------------------------------------------------------------------
 
@@ -305,6 +306,11 @@ class BatchHeader(NamedTuple):
         return self.header_bytes + self.body_bytes
 
     @property
+    def has_tombstones(self) -> bool:
+        """Whether a record may be a tombstone."""
+        return bool(self.flags & (NULL_VALUES | TOMBSTONES))
+
+    @property
     def running_max_timestamp_ms(self) -> int:
         """The running maximum timestamp of the partition after this batch."""
         return max(self.prior_max_timestamp_ms, self.max_timestamp_ms)
@@ -474,8 +480,8 @@ def _columns_fault(header: BatchHeader) -> str | None:
         return "headers flag and header bytes disagree"
     if header.flags & NULL_KEYS and not header.flags & HAS_KEYS:
         return "null keys without keys"
-    if header.flags & (BOUNDS if not header.flags & COLUMNS else NULL_VALUES):
-        return "tombstones among columns, or bounds without"
+    if header.flags & (NULL_VALUES if header.flags & COLUMNS else BOUNDS | TOMBSTONES):
+        return "flags of columns without them, or of values beside them"
     # A column of n entries takes at least 4 (n + 1) bytes: bounds what decoding allocates.
     minimum = 4 * (header.record_count + 1)
     if (values < minimum and not header.flags & COLUMNS) or (

@@ -2,7 +2,8 @@
 
 Batches become one only where nobody can tell: they follow each other in the order of the store
 without a batch of another partition in between, and a record in the middle finds the same running
-maximum of timestamps before it. A producer's batch stays its own.
+maximum of timestamps before it. A producer's batch stays its own, and columns are joined only with
+columns of the same schema.
 """
 
 from __future__ import annotations
@@ -11,31 +12,45 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Final, NamedTuple
 
+from .arrow_columns import encode_columns, join_rows
 from .batch import body_buffers
 from .errors import UsageError
 from .format import (
     APPEND_TIME,
     CLEANED,
+    CODEC_NONE,
     COLUMNS,
     HAS_HEADERS,
     HAS_KEYS,
-    NULL_VALUES,
     RECORD_COUNT_MAX,
     BatchHeader,
     Buffer,
 )
 from .record_batch import RecordBatch
-from .retained_batch import Rows, encode_retained, encode_rows, retained_header
+from .retained_batch import (
+    Rows,
+    encode_retained,
+    encode_rows,
+    kept_present,
+    retained_header,
+)
 from .rewrite import SegmentRewriter
+from .topic_schema import arrow_is_there
 
 SMALL_BYTES: Final = 4096
 """Batches up to this size are joined in any case: a header and padding take a good part of them."""
 SMALL_MERGED_BYTES: Final = 64 * 1024
 MERGED_BYTES: Final = 1 << 20
 """Size of a batch that is compressed anew, before that: what a reader takes at once."""
+COLUMNS_SMALL_BYTES: Final = 256 * 1024
+"""Batches of columns up to this size are joined: each chunk costs a reader a call or two."""
+COLUMNS_MERGED_BYTES: Final = 4 << 20
+COLUMNS_MERGED_ROWS: Final = 1 << 17
+"""As many as an append puts into one batch."""
 SAVING_MIN_PERCENT: Final = 12
 """A batch is compressed anew only if that saves so much; else it is copied as it is stored."""
 _OFFSETS_MAX: Final = 1 << 32
+_ANY_BYTES: Final = 1 << 32
 
 
 class Piece(NamedTuple):
@@ -52,7 +67,7 @@ class Piece(NamedTuple):
     def mark(self) -> int:
         """Pieces of different marks do not mix, but with those that have none (0)."""
         header = self.header
-        return header.cleaned_ms or (-1 if header.flags & NULL_VALUES else 0)
+        return header.cleaned_ms or (-1 if header.has_tombstones else 0)
 
     @property
     def newest_ms(self) -> int:
@@ -67,6 +82,21 @@ class Piece(NamedTuple):
         """Its size uncompressed, before records were taken out."""
         return sum(section.raw_bytes for section in self.header.sections)
 
+    @property
+    def columnar(self) -> bool:
+        """Whether its values are columns."""
+        return bool(self.header.flags & COLUMNS)
+
+    @property
+    def present(self) -> bytes | None:
+        """A byte per record that stays: 1 where it has a value. None: everywhere."""
+        return kept_present(self.batch, self.indexes)
+
+    @property
+    def empty(self) -> bool:
+        """Whether tombstones are all that stays."""
+        return self.header.has_tombstones and not any(self.present or b"\x01")
+
 
 class Merger:
     """Gives batches to a rewriter, joined where possible. Used by one thread.
@@ -74,11 +104,18 @@ class Merger:
     Args:
         writer: Takes them.
         codec: Compress with this one; None keeps the codec a batch has.
+        declared_codec: That of the topic, for columns that become one batch: where each was too
+            small to be compressed, all of them need not be.
     """
 
-    def __init__(self, writer: SegmentRewriter, codec: int | None) -> None:
+    def __init__(
+        self, writer: SegmentRewriter, codec: int | None, declared_codec: int = CODEC_NONE
+    ) -> None:
         self._writer = writer
         self._codec = codec
+        self._columns_codec = declared_codec if codec is None else codec
+        self._columns: Piece | None = None
+        """The first of the pieces whose values are columns."""
         self._limit = SMALL_MERGED_BYTES if codec is None else MERGED_BYTES
         self._pieces: list[Piece] = []
         self._dropped: list[BatchHeader] = []
@@ -93,8 +130,7 @@ class Merger:
         if self._pieces and not self._joins(piece):
             self.flush()
         header = piece.header
-        alone = header.producer_id or header.flags & COLUMNS
-        if alone or (self._codec is None and header.total_bytes > SMALL_BYTES):
+        if header.producer_id or header.total_bytes > self._small_bytes(piece):
             self.flush()
             self._write(piece)
             return
@@ -104,11 +140,24 @@ class Merger:
             self._removed += dropped.record_count
         self._dropped = []
         self._pieces.append(piece)
+        if piece.columnar and self._columns is None:
+            self._columns = piece
         self._raw_bytes += piece.raw_bytes
         self._newest_ms = max(self._newest_ms, piece.newest_ms)
         self._mark = self._mark or piece.mark
-        if self._raw_bytes >= self._limit:
+        if self._raw_bytes >= self._most_bytes(piece):
             self.flush()
+
+    def _small_bytes(self, piece: Piece) -> int:
+        """Batches that are larger stay by themselves."""
+        if piece.columnar:
+            return COLUMNS_SMALL_BYTES if arrow_is_there() else 0
+        return SMALL_BYTES if self._codec is None else _ANY_BYTES
+
+    def _most_bytes(self, piece: Piece) -> int:
+        """Size of the batch that pieces up to this one may become."""
+        columns = piece.columnar or self._columns is not None
+        return COLUMNS_MERGED_BYTES if columns else self._limit
 
     def drop(self, header: BatchHeader) -> None:
         """Take a batch of which nothing stays."""
@@ -125,23 +174,33 @@ class Merger:
     def _joins(self, piece: Piece) -> bool:
         first, header = self._pieces[0].header, piece.header
         count = sum(each.header.record_count for each in self._pieces) + header.record_count
+        columns = piece.columnar or self._columns is not None
         return (
             header.sequence == self._last.sequence + 1
             and header.prior_max_timestamp_ms == self._newest_ms
             and header.schema_id == first.schema_id
             and not (header.flags ^ first.flags) & APPEND_TIME
             and (not self._mark or not piece.mark or piece.mark == self._mark)
-            and (self._codec is not None or header.codec == first.codec)
+            and (columns or self._codec is not None or header.codec == first.codec)
             and header.next_offset - first.base_offset <= _OFFSETS_MAX
-            and self._raw_bytes + piece.raw_bytes <= self._limit
-            and count <= RECORD_COUNT_MAX
+            and self._raw_bytes + piece.raw_bytes <= self._most_bytes(piece)
+            and count <= (COLUMNS_MERGED_ROWS if columns else RECORD_COUNT_MAX)
+            and (not columns or self._same_columns(piece))
         )
+
+    def _same_columns(self, piece: Piece) -> bool:
+        """Whether a piece can become one with those before it where some hold columns."""
+        if not piece.columnar:
+            return piece.empty
+        if self._columns is None:
+            return all(each.empty for each in self._pieces)
+        return bool(self._columns.batch.stored_schema.equals(piece.batch.stored_schema))
 
     def flush(self) -> None:
         """Write what was taken so far."""
         pieces, dropped, mark = self._pieces, self._dropped, self._mark
         removed = self._removed
-        self._pieces, self._dropped = [], []
+        self._pieces, self._dropped, self._columns = [], [], None
         self._raw_bytes = self._mark = self._removed = 0
         if len(pieces) == 1:
             self._write(pieces[0])
@@ -169,11 +228,14 @@ class Merger:
 
     def _write_merged(self, pieces: list[Piece], mark: int, removed: int) -> None:
         first, last = pieces[0].header, pieces[-1].header
+        columnar = any(piece.columnar for piece in pieces)
+        codec = first.codec if self._codec is None else self._codec
+        rows = _rows(pieces)
         encoded = encode_rows(
             (first.base_offset, last.last_offset - first.base_offset),
-            _rows(pieces),
+            _as_columns(pieces, rows, self._columns_codec) if columnar else rows,
             flags=first.flags & APPEND_TIME,
-            codec=first.codec if self._codec is None else self._codec,
+            codec=self._columns_codec if columnar else codec,
         )
         header = retained_header(last, encoded)._replace(
             base_offset=first.base_offset,
@@ -182,6 +244,24 @@ class Merger:
         )
         removed += sum(piece.header.record_count for piece in pieces) - header.record_count
         self._writer.keep(_cleaned(header, max(mark, 0)), body_buffers(encoded), removed=removed)
+
+
+def _as_columns(pieces: Sequence[Piece], rows: Rows, codec: int) -> Rows:
+    """The records of pieces some of which hold columns, and the others tombstones alone."""
+    present = bytearray()
+    tables = []
+    for piece in pieces:
+        there = piece.present
+        count = piece.header.record_count if piece.indexes is None else len(piece.indexes)
+        present += b"\x01" * count if there is None else there
+        if piece.columnar:
+            tables.append(piece.batch.stored_columns(piece.indexes))
+    columns = join_rows(tables)
+    if not columns.num_rows:
+        return rows._replace(values=[None] * len(present))
+    return rows._replace(
+        columns=encode_columns(columns, codec), present=None if all(present) else bytes(present)
+    )
 
 
 def _cleaned(header: BatchHeader, cleaned_ms: int) -> BatchHeader:
@@ -203,13 +283,11 @@ def _rows(pieces: list[Piece]) -> Rows:
     for piece in pieces:
         flags |= piece.header.flags
     batches = [piece.batch for piece in pieces]
-    values = [
-        value
-        for piece in pieces
-        for value in (
-            piece.batch.values if piece.indexes is None else piece.batch.values_at(piece.indexes)
-        )
-    ]
+    values: list[Buffer | None] = []
+    if not any(piece.columnar for piece in pieces):
+        for piece in pieces:
+            found = piece.batch
+            values += found.values if piece.indexes is None else found.values_at(piece.indexes)
     return Rows(
         joined([batch.offsets for batch in batches]),  # type: ignore[arg-type] # columns of ints
         joined([batch.timestamps_ms for batch in batches]),  # type: ignore[arg-type]

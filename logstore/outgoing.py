@@ -185,7 +185,8 @@ class Batch:
                 f"send the key: a producer does not take it from the column {config.key_column!r}"
             )
         if config.time_column is not None and stamps is None:
-            stamps = declared_times(config, values)
+            times = declared_times(config, values)
+            stamps = [now_ms if time is None else time for time in times]
         if stamps is not None:
             self.timestamps_ms = stamps
         headers = headers if headers and any(headers) else None

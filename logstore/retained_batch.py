@@ -10,7 +10,13 @@ from struct import pack
 from typing import NamedTuple
 
 from .arrow_columns import encode_columns
-from .batch import EncodedBatch, encode_gap, encode_sections, encode_timestamps
+from .batch import (
+    EncodedBatch,
+    encode_gap,
+    encode_sections,
+    encode_timestamps,
+    with_tombstones,
+)
 from .column_section import ColumnSection, recompress
 from .format import (
     APPEND_TIME,
@@ -46,12 +52,7 @@ def encode_retained(
     assert batch.record_count == header.record_count
     if not indexes:
         return encode_gap(header.last_offset_delta + 1)
-    columns = None
-    if header.flags & COLUMNS:
-        if len(indexes) == header.record_count:
-            columns = recompress(*batch.stored_section(), codec)
-        else:
-            columns = encode_columns(batch.stored_columns(indexes), codec)
+    columns, values, present = _values_of(batch, indexes, codec)
     stamps, offsets = batch.timestamps_ms, batch.offsets
     keys = batch.keys if header.flags & HAS_KEYS else None
     headers = batch.headers if header.flags & HAS_HEADERS else None
@@ -59,12 +60,37 @@ def encode_retained(
         [offsets[index] for index in indexes],
         [stamps[index] for index in indexes],
         None if keys is None else [keys[index] for index in indexes],
-        () if columns is not None else batch.values_at(indexes),
+        values,
         None if headers is None else [headers[index] for index in indexes],
+        columns,
+        present,
     )
     covered = (header.base_offset, header.last_offset_delta)
-    flags = header.flags & APPEND_TIME
-    return encode_rows(covered, rows, flags=flags, codec=codec, columns=columns)
+    return encode_rows(covered, rows, flags=header.flags & APPEND_TIME, codec=codec)
+
+
+def _values_of(
+    batch: RecordBatch, indexes: Sequence[int], codec: int
+) -> tuple[ColumnSection | None, Sequence[Buffer | None], bytes | None]:
+    """What stays of the values: columns, or values, and which records have one."""
+    header = batch.header
+    if not header.flags & COLUMNS:
+        return None, batch.values_at(indexes), None
+    present = kept_present(batch, indexes)
+    if present is not None and not any(present):
+        return None, [None] * len(indexes), None
+    if len(indexes) == header.record_count:
+        return recompress(*batch.stored_section(), codec), (), present
+    return encode_columns(batch.stored_columns(indexes), codec), (), present
+
+
+def kept_present(batch: RecordBatch, indexes: Sequence[int] | None) -> bytes | None:
+    """A byte per record that stays: 1 where there is a value; None: everywhere."""
+    present = batch.present
+    if present is None:
+        return None
+    kept = present if indexes is None else bytes(present[index] for index in indexes)
+    return None if all(kept) else kept
 
 
 class Rows(NamedTuple):
@@ -75,6 +101,10 @@ class Rows(NamedTuple):
     keys: Sequence[bytes | None] | None
     values: Sequence[Buffer | None]
     headers: Sequence[Headers] | None
+    columns: ColumnSection | None = None
+    """In the place of `values`."""
+    present: bytes | None = None
+    """With `columns` a byte per record: 1 for those that have a row in them. None: all."""
 
 
 def encode_rows(
@@ -83,7 +113,6 @@ def encode_rows(
     *,
     flags: int,
     codec: int,
-    columns: ColumnSection | None = None,
 ) -> EncodedBatch:
     """Encode records that have offsets already, for compaction.
 
@@ -92,7 +121,6 @@ def encode_rows(
         rows: At least one; their offsets rise within what is covered.
         flags: APPEND_TIME or 0.
         codec: Number of the codec.
-        columns: The values, in the place of those of `rows`.
     """
     base_offset, last_offset_delta = covered
     extremes, lead = encode_timestamps(rows.timestamps_ms)
@@ -102,10 +130,13 @@ def encode_rows(
     if len(deltas) != last_offset_delta + 1:
         flags |= OFFSET_DELTAS
         lead += pack(f"<{len(deltas)}I{-4 * len(deltas) & 7}x", *deltas)
-    values = None if columns is not None else rows.values
-    more, sections = encode_sections(lead, rows.keys, values, rows.headers)
+    values = None if rows.columns is not None else rows.values
+    encoded = encode_sections(lead, rows.keys, values, rows.headers)
+    if rows.present is not None:
+        encoded = with_tombstones(encoded, rows.present)
+    more, sections = encoded
     counts = (len(deltas), last_offset_delta)
-    return EncodedBatch(counts, flags | more, extremes, sections, codec, columns)
+    return EncodedBatch(counts, flags | more, extremes, sections, codec, rows.columns)
 
 
 def retained_header(original: BatchHeader, encoded: EncodedBatch) -> BatchHeader:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import inspect
 
-from .errors import DataError, UsageError, missing_extra
+from .errors import DataError, MissingExtraError, UsageError, missing_extra
 
 FIELDS_MAX: Final = 4096
 _DEPTH_MAX: Final = 32
@@ -30,6 +30,15 @@ def pyarrow() -> Any:
     except ImportError:
         raise missing_extra("A topic with a schema", "pyarrow", "arrow") from None
     return pyarrow
+
+
+def arrow_is_there() -> bool:
+    """Whether `pyarrow` would return."""
+    try:
+        pyarrow()
+    except MissingExtraError:
+        return False
+    return True
 
 
 def declared_schema(declaration: object) -> Any:

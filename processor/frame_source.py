@@ -58,7 +58,7 @@ class FrameReader:
     def read(self, batch: MicroBatch, number: int) -> FrameChunk | None:
         """The records of one batch; None if they have to be read one by one."""
         part = batch.batches[number]
-        if not isinstance(part, RecordBatch) or not part.record_count:
+        if not isinstance(part, RecordBatch) or not part.record_count or part.has_tombstones:
             return None
         try:
             frame = self._frame(part)

@@ -54,7 +54,8 @@ def new_value(info: millstream.TopicInfo) -> bytes:
         return b"new"
     if "auction" in info.schema.names:
         return b'{"auction":1,"price":2.0,"ts":"2013-01-01T00:00:00Z","channel":null,"tags":null}'
-    return json.dumps(dict.fromkeys(info.schema.names), separators=(",", ":")).encode()
+    row = {field.name: None if field.nullable else 0 for field in info.schema}
+    return json.dumps(row, separators=(",", ":")).encode()
 
 
 @pytest.fixture(params=VERSIONS)

@@ -4,6 +4,7 @@
     python tests/compat/write_golden.py tests/compat/golden/v1-rewritten
     python tests/compat/write_golden.py tests/compat/golden/v1-columns
     python tests/compat/write_golden.py tests/compat/golden/v1-column-bounds
+    python tests/compat/write_golden.py tests/compat/golden/v1-column-tombstones
 
 Run once per format, never again: what a released version wrote is what the tests read for ever.
 Beside each is a JSON file with what it must say (`test_golden.content`). Derived files (tail words,
@@ -164,6 +165,35 @@ def write_column_bounds(directory: Path) -> None:
     _remove_derived(directory)
 
 
+def write_column_tombstones(directory: Path) -> None:
+    """Tombstones among columns: with and without keys and times, and merged by compaction."""
+    schema = pa.schema([pa.field("n", pa.int64(), nullable=False), ("text", pa.string())])
+    clock = ManualClock(1_357_000_000_000)
+    with millstream.open(directory, clock=clock) as store:
+        for compression in ("none", "lz4", "zstd"):
+            store.create_topic(compression, schema=schema, compression=compression)
+            rows = [
+                None if n % 7 == 0 else b'{"n":%d,"text":"t%d"}' % (n, n % 3) for n in range(60)
+            ]
+            keys = [b"key-%d" % (n % 13) for n in range(60)]
+            store.append_many(compression, rows, keys, [1_356_000_000_000 + n for n in range(60)])
+            store.append_many(compression, rows[:9])
+            store.append(compression, None, key=b"key-1")
+            clock.advance(1000)
+            if compression == "lz4":
+                continue
+            store.trim(compression, {0: 69})  # what has no key
+            store.configure_topic(compression, compact=True)
+            for n in range(30):
+                store.append(compression, rows[n], key=keys[n])
+            store.roll(compression, 0)
+            store.compact(compression)
+        with store.transaction() as transaction:
+            transaction.put_checkpoint("golden", b"checkpoint")
+            transaction.commit_offsets("readers", {millstream.TopicPartition("none", 0): 17})
+    _remove_derived(directory)
+
+
 def _keyed(store: millstream.Store, topic: str, batch: int) -> None:
     numbers = range(batch * 20, batch * 20 + 20)
     store.append_many(
@@ -192,5 +222,6 @@ if __name__ == "__main__":
         "v1-rewritten": write_rewritten,
         "v1-columns": write_columns,
         "v1-column-bounds": write_column_bounds,
+        "v1-column-tombstones": write_column_tombstones,
     }
     writers[target.name](target)

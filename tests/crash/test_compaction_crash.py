@@ -15,7 +15,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
-from compacted_model import CompactedModel
+from compacted_model import SCHEMA, CompactedModel, as_row
 from interrupted_process import Killed, ProcessStorage
 from matrix import CELLS
 from restarts import explained, unexpected_files
@@ -40,7 +40,10 @@ EVERY = 1 if "MILLSTREAM_SEED" in os.environ else 5
 class Life:
     """Appends, compactions and a trim; the same for the same seed."""
 
-    def __init__(self, seed: int, compression: Compression, segment_bytes: int) -> None:
+    def __init__(
+        self, seed: int, compression: Compression, segment_bytes: int, *, columns: bool = False
+    ) -> None:
+        self.columns = columns
         self.seed = seed
         self.compression: Compression = compression
         self.segment_bytes = segment_bytes
@@ -69,7 +72,12 @@ class Life:
             compact=True,
             compression=self.compression,
             segment_bytes=self.segment_bytes,
+            schema=SCHEMA if self.columns else None,
         )
+
+    def stored(self, value: bytes | None) -> bytes | None:
+        """A value as the topic has it."""
+        return as_row(value) if self.columns else value
 
     def live(self, store: Store, model: CompactedModel, clock: ManualClock) -> None:
         random = Random(self.seed)
@@ -89,7 +97,8 @@ class Life:
     def row(self, random: Random) -> tuple[bytes, bytes | None]:
         letters = b"ab" if random.random() < 0.5 else bytes(range(256))
         value = bytes(random.choices(letters, k=random.randrange(500)))
-        return b"key-%d" % random.randrange(6), None if random.random() < 0.2 else value
+        stored = self.stored(None if random.random() < 0.2 else value)
+        return b"key-%d" % random.randrange(6), stored
 
     def go_on(self, storage: MemoryStorage, model: CompactedModel, restarts: int = 2) -> None:
         """Restart that often on what a crash has left."""
@@ -101,7 +110,7 @@ class Life:
             assert model.start in (0, asked)
             model.check(store)
             model.settle(store)
-            model.append(store, b"key-%d" % number, b"after the crash")
+            model.append(store, b"key-%d" % number, self.stored(b"after the crash"))
             if number == restarts - 1:
                 store.compact("t")
                 model.check(store, compacted=True)
@@ -119,16 +128,19 @@ LIVES = pytest.mark.parametrize(
         Life(2, "lz4", 4096),
         Life(3, "zstd", 1 << 26),
         Life(4, "none", 1 << 26),
+        Life(5, "none", 4096, columns=True),
+        Life(6, "lz4", 1 << 26, columns=True),
     ],
-    ids=["none-4K", "lz4-4K", "zstd-64M", "none-64M"],
+    ids=["none-4K", "lz4-4K", "zstd-64M", "none-64M", "columns-4K", "columns-lz4-64M"],
 )
 
 
 @pytest.mark.slow
 @pytest.mark.crash
 @pytest.mark.cells(count=4)
-def test_scenario_71_power_fails_at_any_operation_of_compactions(cell: Cell) -> None:
-    life = Life(1 + CELLS.index(cell), cell.codec, cell.segment_bytes)
+@pytest.mark.parametrize("columns", [False, True])
+def test_scenario_71_power_fails_at_any_operation_of_compactions(cell: Cell, columns: bool) -> None:
+    life = Life(1 + CELLS.index(cell), cell.codec, cell.segment_bytes, columns=columns)
     model = CompactedModel()
 
     def work(storage: MemoryStorage) -> None:
@@ -159,7 +171,7 @@ def test_a_process_is_killed_at_any_operation_of_compactions(life: Life) -> None
         with contextlib.suppress(Killed), explained(f"killed at operation {index}"):
             life.run(process, model)
         with explained(f"{life.seed=}: after a kill at operation {index}"):
-            _survive(survivor, model)
+            _survive(survivor, model, life.stored(b"after the kill"))
             reader = survivor.reader({T0: model.start})
             seen = [record for batch in reader.poll(3) for record in batch]
             survivor.compact("t")
@@ -173,7 +185,7 @@ def test_a_process_is_killed_at_any_operation_of_compactions(life: Life) -> None
         index += EVERY
 
 
-def _survive(survivor: Store, model: CompactedModel) -> None:
+def _survive(survivor: Store, model: CompactedModel, value: bytes | None) -> None:
     with survivor._engine.append_lock:
         pass  # whoever takes the lock recovers what was interrupted
     log = log_of(survivor)
@@ -183,7 +195,7 @@ def _survive(survivor: Store, model: CompactedModel) -> None:
     assert model.start in (0, asked)
     model.check(survivor)
     model.settle(survivor)
-    model.append(survivor, b"key-0", b"after the kill")
+    model.append(survivor, b"key-0", value)
 
 
 SWAP_POINTS = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from compacted_model import CompactedModel
+import msgspec
+import pytest
+from compacted_model import SCHEMA, CompactedModel, as_row
 from hypothesis import given, settings, strategies as st
 from simulated_stores import START_MS, abandon, log_of, open_quietly
 
@@ -30,6 +32,10 @@ operations = st.one_of(
 )
 
 
+class Content(msgspec.Struct):
+    content: bytes
+
+
 class Follower:
     """A reader that is never far behind, and remembers what it has been given."""
 
@@ -46,9 +52,14 @@ class Follower:
 
 
 class Life:
-    """A store, its model and a follower."""
+    """A store, its model and a follower.
 
-    def __init__(self) -> None:
+    Args:
+        columns: The topic has a schema, and rows as values.
+    """
+
+    def __init__(self, *, columns: bool) -> None:
+        self.columns = columns
         self.storage = MemoryStorage()
         self.clock = ManualClock(START_MS)
         self.model = CompactedModel()
@@ -57,13 +68,23 @@ class Life:
 
     def open(self) -> Store:
         store = open_quietly(self.storage, self.clock)
-        store.create_topic("t", exist_ok=True, compact=True, segment_bytes=4096)
+        schema = SCHEMA if self.columns else None
+        store.create_topic("t", exist_ok=True, compact=True, segment_bytes=4096, schema=schema)
         return store
 
+    def _stored(
+        self, given_rows: list[tuple[bytes, bytes | None]]
+    ) -> list[tuple[bytes, bytes | None]]:
+        if not self.columns:
+            return given_rows
+        return [(key, as_row(value)) for key, value in given_rows]
+
     def append(self, given_rows: list[tuple[bytes, bytes | None]]) -> None:
+        given_rows = self._stored(given_rows)
         self.model.append_many(self.store, given_rows)
 
     def transaction(self, given_rows: list[tuple[bytes, bytes | None]], commits: bool) -> None:
+        given_rows = self._stored(given_rows)
         base = self.store.offsets("t")[0].end
         with self.store.transaction() as transaction:
             for key, value in given_rows:
@@ -127,10 +148,27 @@ class Life:
 
     def check(self) -> None:
         self.model.check(self.store)
+        if self.columns:
+            self.check_columns()
         seen = self.follower.seen
         offsets = [record.offset for record in seen]
         assert sorted(set(offsets)) == offsets
         assert [self.model.written[offset] for offset in offsets] == seen
+
+    def check_columns(self) -> None:
+        """As columns there are the same records but the tombstones, in the same order."""
+        names = ["_offset", "_key", "_timestamp_ms", "content"]
+        found = self.store.read("t").arrow(names).read_all().to_pylist()
+        records = [record for record in self.store.read("t") if record.value is not None]
+        assert found == [
+            {
+                "_offset": record.offset,
+                "_key": record.key,
+                "_timestamp_ms": record.timestamp_ms,
+                "content": msgspec.json.decode(record.value or b"", type=Content).content,
+            }
+            for record in records
+        ]
 
     def check_follower(self) -> None:
         """Who was never behind the horizon, and has read to the end, knows the dictionary."""
@@ -143,12 +181,13 @@ class Life:
                 assert record == last[key]
 
 
-@given(st.lists(operations, max_size=25))
+@pytest.mark.parametrize("columns", [False, True])
+@given(steps=st.lists(operations, max_size=25))
 @settings(max_examples=60, deadline=None)
 def test_any_life_of_a_compacted_topic_is_that_of_a_dictionary(
-    steps: list[tuple[str, *tuple[object, ...]]],
+    columns: bool, steps: list[tuple[str, *tuple[object, ...]]]
 ) -> None:
-    life = Life()
+    life = Life(columns=columns)
     try:
         for name, *arguments in steps:
             getattr(life, name)(*arguments)

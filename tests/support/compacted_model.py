@@ -9,10 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+import pyarrow as pa
 from simulated_stores import log_of
 
 from millstream import Record, Store
 from millstream.compactor import Compactor
+
+SCHEMA = pa.schema([("content", pa.binary())])
+
+
+def as_row(value: bytes | None) -> bytes | None:
+    """Any value as a row of a topic with SCHEMA, as it is read from there; None is a tombstone."""
+    return None if value is None else msgspec.json.encode({"content": value})
 
 
 @dataclass(slots=True)

@@ -231,7 +231,6 @@ def section_limits(store: Store, topic: str) -> dict[str, tuple[int | float, int
         (b"{}", "missing required field"),
         (b"[]", "Expected `object`"),
         (b"not json", "malformed"),
-        (None, "no tombstones"),
         (b'{"auction":1,"price":1,"ts":"2024-01-01T00:00:00Z","new":1}', "unknown field"),
         (b'{"auction":1.5,"price":1,"ts":"2024-01-01T00:00:00Z"}', r"Expected `int`"),
         (b'{"auction":99999999999999999999,"price":1,"ts":"2024-01-01T00:00:00Z"}', "auction"),

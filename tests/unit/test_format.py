@@ -17,16 +17,19 @@ from millstream.format import (
     BOUNDS,
     CLEANED,
     CODEC_LZ4,
+    COLUMNS,
     CONTROL,
     HAS_HEADERS,
     HAS_KEYS,
     NO_TIMESTAMP,
     NULL_KEYS,
+    NULL_VALUES,
     OFFSET_DELTAS,
     RECORD_COUNT_MAX,
     REWRITTEN,
     SECTION_RAW_BYTES_MAX,
     SEGMENT_MAGIC,
+    TOMBSTONES,
     UNIFORM_TIMESTAMP,
     Rewrite,
     SegmentHeader,
@@ -290,12 +293,14 @@ def test_header_length_is_bounded_before_it_is_used(header_bytes: int) -> None:
 def test_unknown_codec_and_flag_are_reported_as_newer() -> None:
     with pytest.raises(FormatVersionError, match="codec 3"):
         parse_header(batch_header(codec=3), 0, UID)
-    with pytest.raises(FormatVersionError, match="flags 0x800"):
-        parse_header(batch_header(flags=2048 | UNIFORM_TIMESTAMP), 0, UID)
+    with pytest.raises(FormatVersionError, match="flags 0x1000"):
+        parse_header(batch_header(flags=4096 | UNIFORM_TIMESTAMP), 0, UID)
 
 
-def test_bounds_need_columns() -> None:
-    refused("bounds without", flags=UNIFORM_TIMESTAMP | BOUNDS)
+def test_what_belongs_to_columns_needs_them() -> None:
+    refused("flags of columns", flags=UNIFORM_TIMESTAMP | BOUNDS)
+    refused("flags of columns", flags=UNIFORM_TIMESTAMP | TOMBSTONES)
+    refused("flags of columns", flags=UNIFORM_TIMESTAMP | COLUMNS | NULL_VALUES)
 
 
 def test_numbers_of_a_producer_must_make_sense() -> None:

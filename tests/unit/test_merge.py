@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from random import Random
 
+import pyarrow as pa
 import pytest
 from compacted_model import CompactedModel
 from simulated_stores import START_MS, log_of, open_quietly
 
 from millstream import Record, RecordBatch, Store, TopicPartition, UsageError
-from millstream.format import CLEANED, CODEC_ZSTD, OFFSET_DELTAS
-from millstream.merge import MERGED_BYTES
+from millstream.format import CLEANED, CODEC_BY_NAME, CODEC_ZSTD, OFFSET_DELTAS, TOMBSTONES
+from millstream.merge import COLUMNS_MERGED_BYTES, MERGED_BYTES
 from millstream.testing import ManualClock, MemoryStorage
 
 DAY = 86_400_000
@@ -201,3 +203,123 @@ def test_a_topic_that_is_compacted_later_is_compacted_from_its_beginning(store: 
 def test_an_unknown_codec_is_refused(store: Store) -> None:
     with pytest.raises(UsageError, match="zstd"):
         store.create_topic("t", recompress="lz4")
+
+
+# --- columns -------------------------------------------------------------------------------------
+
+WIDE = pa.schema([pa.field("n", pa.int64(), nullable=False), ("text", pa.string())])
+
+
+def row(n: int) -> bytes:
+    return b'{"n":%d,"text":"t%d"}' % (n, n % 3)
+
+
+@pytest.mark.parametrize("compression", ["none", "lz4"])
+@pytest.mark.parametrize("recompress", [None, "zstd"])
+def test_small_batches_of_columns_become_large_ones(
+    store: Store, compression: str, recompress: str | None
+) -> None:
+    store.create_topic(
+        "t", schema=WIDE, compression=compression, recompress=recompress, compact=not recompress
+    )
+    for n in range(2000):
+        store.append("t", row(n), key=b"%d" % (n % 1000), headers=[("n", b"%d" % n)])
+    before = list(store.read("t"))
+    kept = before if recompress else before[1000:]
+
+    store.compact("t")
+
+    assert kept == list(store.read("t"))
+    table = store.read("t").arrow(["_offset", "_key", "n"]).read_all()
+    assert table["_offset"].to_pylist() == [record.offset for record in kept]
+    assert table["_key"].to_pylist() == [record.key for record in kept]
+    assert table["n"].to_pylist() == [record.offset for record in kept]
+    (merged,) = [batch for batch in batches(store) if batch.record_count]
+    assert merged.columnar
+    assert merged.limits()["n"] == (kept[0].offset, 1999)
+    packed = "zstd" if recompress else compression
+    assert merged.header.codec == CODEC_BY_NAME[packed]
+    assert store.verify(deep=True).ok
+
+
+def test_tombstones_between_columns_are_joined_with_them(store: Store, clock: ManualClock) -> None:
+    store.create_topic("t", schema=WIDE, compact=True)
+    for n in range(300):
+        store.append("t", None if n % 3 == 0 else row(n), key=b"%d" % n)
+    before = list(store.read("t"))
+
+    store.compact("t")
+
+    assert before == list(store.read("t"))
+    (merged,) = [batch for batch in batches(store) if batch.record_count]
+    assert merged.header.flags & TOMBSTONES
+    assert merged.arrow(["n"])["n"].to_pylist() == [n for n in range(300) if n % 3]
+    store.roll("t", 0)
+    clock.advance(2 * DAY)
+    store.compact("t")
+    assert [record for record in before if record.value is not None] == list(store.read("t"))
+    assert store.verify(deep=True).ok
+
+
+def test_columns_of_different_schemas_and_large_batches_stay_apart(store: Store) -> None:
+    store.create_topic("t", schema=WIDE, compact=True)
+    wider = WIDE.append(pa.field("more", pa.float64()))
+    for n in range(40):
+        if n == 20:
+            store.configure_topic("t", schema=wider)
+        store.append("t", row(n), key=b"%d" % n)
+    many = pa.table({"n": range(60_000), "text": ["x" * 20] * 60_000, "more": [0.5] * 60_000})
+    store.append_arrow("t", many.cast(wider), keys=[b"k%d" % n for n in range(60_000)])
+    for n in range(40, 50):
+        store.append("t", row(n), key=b"%d" % n)
+    before = store.read("t").arrow(["_offset", "_key", *wider.names]).read_all()[1:]
+    store.append("t", row(0), key=b"0")
+
+    store.compact("t")
+
+    found = store.read("t").arrow(["_offset", "_key", *wider.names]).read_all()
+    assert found[:-1].equals(before)
+    counts = [batch.record_count for batch in batches(store) if batch.record_count]
+    assert counts == [19, 20, 60_000, 11]
+    assert store.verify(deep=True).ok
+
+
+def test_a_large_batch_of_columns_is_compressed_anew_by_itself(store: Store) -> None:
+    store.create_topic("t", schema=WIDE, recompress="zstd")
+    store.append_columns("t", {"n": range(60_000), "text": ["x" * 20] * 60_000})
+    before = store.read("t").arrow().read_all()
+    (result,) = store.compact("t")
+    assert result.bytes_after < result.bytes_before // 3
+    (batch,) = batches(store)
+    assert batch.header.codec == CODEC_ZSTD
+    assert batch.limits()["n"] == (0, 59_999)
+    assert store.read("t").arrow().read_all().equals(before)
+
+
+def test_merged_batches_of_columns_stay_bounded(store: Store) -> None:
+    store.create_topic("t", schema=WIDE, compact=True)
+    text = "x" * 1000
+    for start in range(0, 9000, 100):
+        numbers = range(start, start + 100)
+        rows = pa.table({"n": numbers, "text": [text] * 100}).cast(WIDE)
+        store.append_arrow("t", rows, keys=[b"%d" % n for n in numbers])
+    store.append("t", row(9000), key=b"0")
+    store.compact("t")
+    sizes = [sum(part.raw_bytes for part in batch.header.sections) for batch in batches(store)]
+    assert max(sizes) <= COLUMNS_MERGED_BYTES
+    assert len(sizes) == 3
+    assert store.read("t").arrow(["n"]).read_all()["n"].to_pylist() == list(range(1, 9001))
+
+
+def test_without_pyarrow_batches_of_columns_stay_as_they_are(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.create_topic("t", schema=WIDE, compact=True)
+    for n in range(20):
+        store.append("t", row(n), key=b"%d" % (n % 15))
+    before = list(store.read("t"))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    store.compact("t")
+    monkeypatch.undo()
+    assert before[5:] == list(store.read("t"))
+    assert store.verify(deep=True).ok
