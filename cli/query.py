@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from decimal import Decimal
 from itertools import islice
@@ -31,6 +32,7 @@ _EXACT_DIGITS: Final = 15
         "millstream query \"select value->>'$.user', max(timestamp) from orders group by 1\"",
         "millstream query 'from state.\"revenue.orders.window\"' --output jsonl",
         'millstream query "describe orders"',
+        "millstream query - < report.sql",
     ),
 )
 @click.argument("text", metavar="SQL")
@@ -42,7 +44,7 @@ _EXACT_DIGITS: Final = 15
     help="What the query may use; one that needs more fails.",
 )
 def query(text: str, memory: str) -> None:
-    """Print the result of SQL, one statement in the SQL of DuckDB.
+    """Print the result of SQL, one statement in the SQL of DuckDB; - reads it from stdin.
 
     Every topic is a table of its name. One with a schema has its fields as columns, and _offset,
     _partition, _timestamp_ms and _key. Others have partition, "offset", timestamp (UTC), key,
@@ -57,6 +59,8 @@ def query(text: str, memory: str) -> None:
     """
     current = settings()
     mode = current.mode
+    if text == "-":
+        text = sys.stdin.read()
     with (
         current.open(read_only=True) as store,
         sql.query(store, text, memory=memory, tables=state_tables) as found,

@@ -38,7 +38,7 @@ from .format import (
     Buffer,
 )
 from .record import Headers
-from .topic_schema import pyarrow
+from .topic_schema import pyarrow, stored_schema
 
 _SECTION_A: Final = 0
 _SECTION_B: Final = 1
@@ -197,7 +197,9 @@ class BatchColumns:
             section = self._section(_SECTION_B)
             if header.flags & COLUMNS:
                 arrow = self.arrow
-                fields = list(arrow.schema)
+                # As the topic is declared now: rows, columns and SQL say the same of old batches.
+                schema = arrow.schema if self.schema is None else stored_schema(self.schema)
+                fields = list(schema)
                 texts = to_json([arrow.column(field) for field in fields], fields)
                 self._values = self._spread(texts)
                 return self._values

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 MEMORY: Final = "1GB"
 BATCH_ROWS: Final = 65_536
+_TOPICS_NAMED: Final = 20
 
 
 class RowTable(NamedTuple):
@@ -64,10 +65,15 @@ class Query:
     """
 
     def __init__(
-        self, connection: duckdb.DuckDBPyConnection, text: str, failures: Sequence[MillstreamError]
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        text: str,
+        failures: Sequence[MillstreamError],
+        topics: Sequence[str],
     ) -> None:
         self._connection = connection
         self._failures = failures
+        self._topics = topics
         try:
             self._reader = self._ask(lambda: _started(connection, text))
         except BaseException:
@@ -119,7 +125,7 @@ class Query:
         except (duckdb.Error, pyarrow.ArrowException, OSError) as error:
             if self._failures:
                 raise self._failures[0] from None
-            raise UsageError(_advised(str(error))) from None
+            raise UsageError(_advised(str(error), self._topics)) from None
 
     def close(self) -> None:
         """End the query. More than once does no harm."""
@@ -191,7 +197,7 @@ def query(
     except BaseException:
         connection.close()
         raise
-    return Query(connection, text, failures)
+    return Query(connection, text, failures, [topic.name for topic in store.topics()])
 
 
 def _started(connection: duckdb.DuckDBPyConnection, text: str) -> pa.RecordBatchReader:
@@ -304,13 +310,23 @@ def _rows(table: RowTable, columns: pa.Schema) -> arrow_tables.Batches:
     return lambda names: arrow_tables.row_batches(columns, iter(table.rows()), names)
 
 
+def _as_written(name: str) -> str:
+    """A name as it is written in SQL."""
+    return name if name.isidentifier() else _quoted(name)
+
+
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _advised(message: str) -> str:
+def _advised(message: str, topics: Sequence[str] = ()) -> str:
     """What DuckDB says, and what to do about it where we know better."""
     text = message.strip()
+    if text.startswith("Catalog Error: Table with name"):
+        # What it takes for alike are tables of its own.
+        names = ", ".join(_as_written(name) for name in topics[:_TOPICS_NAMED])
+        more = f" and {len(topics) - _TOPICS_NAMED} more" if len(topics) > _TOPICS_NAMED else ""
+        return f"{text.splitlines()[0]} The topics are {names or 'none'}{more}"
     if text.startswith("Out of Memory"):
         first = text.splitlines()[0]
         return f"{first}; ask for fewer rows or columns, or give more by memory= (--memory)"

@@ -84,7 +84,7 @@ def test_names_that_differ_by_case_are_refused(store: millstream.Store) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("select 1 from nope", "nope"),
+        ("select 1 from nope", r"nope does not exist! The topics are t$"),
         ("select offset from t", "t.offset"),
         ("select 1; select 2", "one statement"),
         ("select (value->>'$.n')::int + 'x'::int from t", "x"),
@@ -160,7 +160,10 @@ def test_another_process_may_write(store: millstream.Store, tmp_path: Path) -> N
 
 
 def test_the_command_prints_like_others(
-    store: millstream.Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    store: millstream.Store,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     place = ["--dir", str(tmp_path / "store"), "--output", "csv"]
     assert main(["query", "select key, key, sum(partition), 1.5 from t group by 1", *place]) == 0
@@ -174,6 +177,18 @@ def test_the_command_prints_like_others(
     assert main(["query", "select a.key from t a, range(100)", *place]) == 0
     assert capfd.readouterr().out.count("\n") == 200_001
     assert main(["query", "select 1 from nope", *place]) == 2
+    capfd.readouterr()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"select 1 as one;\n")))
+    assert main(["query", "-", *place]) == 0
+    assert capfd.readouterr().out == "one\n1\n"
+
+
+def test_many_topics_are_not_all_named() -> None:
+    with millstream.open() as store:
+        for number in range(25):
+            store.create_topic(f"t-{number:02}")
+        with pytest.raises(UsageError, match=r'"t-00", .*"t-19" and 5 more$'):
+            rows(store, "select 1 from nope")
 
 
 def test_without_the_extra_the_error_says_what_to_install(
