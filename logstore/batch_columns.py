@@ -171,10 +171,10 @@ class BatchColumns:
         header = self.header
         count = header.record_count
         if header.flags & TOMBSTONES:
-            section = self._leading()[3]
+            _, _, start, section = self._leading()
             position = len(section) - padded(count + 7 >> 3)
-            if position < 0:
-                raise CorruptBatchError("validity bitmap runs past its section")
+            if position < start or (position > start and not header.flags & HAS_KEYS):
+                raise CorruptBatchError("validity bitmap is not where section A ends")
             return decode_bitmap(section, position, count)
         section = self._section(_SECTION_B)
         offsets, start = decode_offsets(section, 0, count)

@@ -27,7 +27,15 @@ from millstream import DataError
 from millstream.arrow_batch import section_columns
 from millstream.arrow_columns import encode_columns
 from millstream.backup_manifest import Manifest, ManifestFile
-from millstream.batch import BatchPlacement, buffers, decode_batch, encode_batch, seal
+from millstream.batch import (
+    BatchPlacement,
+    EncodedBatch,
+    buffers,
+    decode_batch,
+    encode_batch,
+    encode_columns_batch,
+    seal,
+)
 from millstream.batch_filter import BatchFilter
 from millstream.catalog import GroupOffset
 from millstream.column_section import check_section, open_directory
@@ -118,10 +126,21 @@ def segment_header(*, rewritten: bool) -> Parser:
     return Parser("rewritten segment header", content, parse_segment_header, reseal)
 
 
-def batch() -> Parser:
-    encoded = encode_batch(
-        [b"a" * 40, None, b""], [b"k", None, b"l"], [3, 1, 2], [(), (("h", b"x"),), ()], codec=1
-    )
+def batch_of_rows() -> Parser:
+    values = [b"a" * 40, None, b""]
+    headers = [(), (("h", b"x"),), ()]
+    return batch("batch", encode_batch(values, [b"k", None, b"l"], [3, 1, 2], headers, codec=1))
+
+
+def batch_of_columns(*, keys: bool) -> Parser:
+    rows = pa.record_batch({"n": [1, 2], "t": ["a", None]})
+    names = [b"k", None, b"l"] if keys else None
+    section = encode_columns(rows, 1)
+    encoded = encode_columns_batch(section, b"\1\0\1", names, [3, 1, 2], None, codec=1)
+    return batch(f"batch of columns, {keys=}", encoded)
+
+
+def batch(name: str, encoded: EncodedBatch) -> Parser:
     header, _ = seal(encoded, BatchPlacement(UID, 7, 5, 1_700, 1, 2, 3, 4, 5))
 
     def parse(content: bytes) -> object:
@@ -129,20 +148,24 @@ def batch() -> Parser:
         batch = decode_batch("t", 0, header, content[192 : header.total_bytes])
         if header.total_bytes != len(content):
             raise DataError("not all of it")
-        return batch.records()
+        columns = batch.arrow(["_offset", "_key"]).num_rows if batch.columnar else 0
+        return batch.records(), batch.tombstones(), columns
 
     def reseal(content: bytearray) -> None:
         """Of the header and of what it says the sections are."""
         start = 192
+        header = content.ljust(192, b"\0")
         for place in (128, 144, 160):
-            (stored,) = struct.unpack_from("<I", content.ljust(192, b"\0"), place)
-            digest = xxh3_64_intdigest(bytes(content[start : start + stored]))
+            (stored,) = hashed = struct.unpack_from("<I", header, place)
+            if place == 144 and header[37] & 2:  # COLUMNS: of the directory
+                hashed = struct.unpack_from("<I", content.ljust(start + 4, b"\0"), start)
+            digest = xxh3_64_intdigest(bytes(content[start : start + hashed[0]]))
             content[place + 8 : place + 16] = struct.pack("<Q", digest)
             start += stored
         at(0, 184, UID)(content)
 
     # A section may say that it unfolds to 128 MiB, and the buffer for that is made.
-    return Parser("batch", b"".join(buffers(encoded, header)), parse, reseal, 130 << 20)
+    return Parser(name, b"".join(buffers(encoded, header)), parse, reseal, 130 << 20)
 
 
 def directory() -> Parser:
@@ -281,7 +304,9 @@ def config() -> Parser:
 PARSERS = [
     segment_header(rewritten=False),
     segment_header(rewritten=True),
-    batch(),
+    batch_of_rows(),
+    batch_of_columns(keys=True),
+    batch_of_columns(keys=False),
     directory(),
     index(),
     key_file(),
