@@ -169,7 +169,7 @@ def test_rows_of_a_column_topic_are_made_without_json(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = [msgspec.json.decode(each.value, type=Event) for each in store.read("events")]
-    monkeypatch.setattr("millstream.record_batch.to_json", never)
+    monkeypatch.setattr("millstream.batch_columns.to_json", never)
     seen: list[Event] = []
     job = Pipeline("job")
     job.source("events", type=Event, time="ts").peek(seen.append).to("out")
@@ -380,7 +380,7 @@ def test_times_are_columns_too(monkeypatch: pytest.MonkeyPatch) -> None:
         store.create_topic("kept", schema=Visit)
         store.append_columns("visits", {"page": list("abaab"), "at": at, "left": left})
         rows = [msgspec.json.decode(each.value, type=Visit) for each in store.read("visits")]
-        monkeypatch.setattr("millstream.record_batch.to_json", never)
+        monkeypatch.setattr("millstream.batch_columns.to_json", never)
         declared().run(store, until="end", on_end="flush")
         monkeypatch.undo()
         found = {
