@@ -1,6 +1,8 @@
-"""JSON objects of a batch as Arrow columns, by Arrow's own parser: no Python object per row.
+"""JSON objects of a batch as Arrow columns, without a Python object per row.
 
-It takes what `from_json` in arrow_columns.py takes, and no more: wherever the two might differ, it
+Those that are written alike are taken apart by `uniform_json.py`, others by Arrow's own parser.
+
+Both take what `from_json` in arrow_columns.py takes, and no more: wherever the two might differ, it
 gives nothing, and the strict way decides and says what is wrong. That Arrow's parser cannot be led
 over the border between two records is seen to here: every value begins with { and ends with },
 and a newline, which no text in JSON holds, goes between them. Outside of a text } may be followed
@@ -11,8 +13,10 @@ This module needs the extra `arrow`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -23,10 +27,17 @@ from .columns import padded
 from .errors import CorruptBatchError
 from .format import Buffer
 from .topic_schema import stored_schema
+from .uniform_json import Bytes, Places, parse_uniform
+
+_Values: TypeAlias = "tuple[Bytes, Places]"
+"""The values of a batch behind each other, and where each begins and the last ends."""
 
 _JOINED_BYTES_MAX: Final = 1 << 30
 _BLOCK_BYTES: Final = 1 << 17
 _BLOCK_BYTES_MAX: Final = 1 << 20
+_THREADS_MAX: Final = 4
+_THREADS_BYTES_MIN: Final = 1 << 20
+"""Less is parsed before threads have started."""
 _BEGIN, _END = ord("{"), ord("}")
 
 
@@ -77,8 +88,46 @@ def parse_objects(parts: Sequence[tuple[Buffer, int]], schema: Any) -> Any | Non
     Raises:
         CorruptBatchError: The buffers do not fit a section.
     """
-    count = sum(number for _, number in parts)
-    found = _lines(parts) if all(map(_is_plain, schema)) else None
+    if not all(map(_is_plain, schema)):
+        return None
+    values = [_values(section, number) for section, number in parts]
+    found = _uniform(values, schema)
+    if found is None:
+        found = _parsed(values, schema)
+    if found is None:
+        return None
+    pairs = zip(found.columns, schema, strict=True)
+    return found if all(_is_same(column, field) for column, field in pairs) else None
+
+
+def _uniform(values: Sequence[_Values], schema: Any) -> Any | None:
+    """The columns, if the objects of each batch are written alike."""
+
+    def parse(part: _Values) -> list[Any] | None:
+        return parse_uniform(*part, schema)
+
+    first = parse(values[0])
+    if first is None:
+        return None
+    rest = values[1:]
+    threads = min(os.cpu_count() or 1, len(rest), _THREADS_MAX)
+    if threads < 2 or sum(len(data) for data, _ in rest) < _THREADS_BYTES_MIN:
+        found = list(map(parse, rest))
+    else:
+        # Most of it runs without the interpreter lock.
+        with ThreadPoolExecutor(threads, "millstream-json") as pool:
+            found = list(pool.map(parse, rest))
+    columns = [first, *(part for part in found if part is not None)]
+    if len(columns) < len(values):
+        return None
+    whole = [pa.concat_arrays(pieces) for pieces in zip(*columns, strict=True)]
+    return pa.RecordBatch.from_arrays(whole, schema=schema)
+
+
+def _parsed(values: Sequence[_Values], schema: Any) -> Any | None:
+    """The columns, as Arrow's parser finds them."""
+    count = sum(len(offsets) - 1 for _, offsets in values)
+    found = _lines(values)
     if found is None:
         return None
     whole, longest_bytes = found
@@ -94,21 +143,18 @@ def parse_objects(parts: Sequence[tuple[Buffer, int]], schema: Any) -> Any | Non
     if table.num_rows != count or table.schema.names != schema.names:
         return None
     (batch,) = table.to_batches()
-    pairs = zip(batch.columns, schema, strict=True)
-    if not all(_is_same(column, field) for column, field in pairs):
-        return None
     return pa.RecordBatch.from_arrays(batch.columns, schema=schema)
 
 
-def _lines(parts: Sequence[tuple[Buffer, int]]) -> tuple[Any, int] | None:
+def _lines(values: Sequence[_Values]) -> tuple[Any, int] | None:
     """All values with a newline between them, as one buffer, and the size of the longest."""
     joined, longest_bytes = [], 0
-    for section, number in parts:
-        lines, size_bytes = _joined(section, number)
+    for data, offsets in values:
+        lines = _joined(data, offsets)
         if lines is None:
             return None
         joined.append(lines)
-        longest_bytes = max(longest_bytes, size_bytes)
+        longest_bytes = max(longest_bytes, int((offsets[1:] - offsets[:-1]).max()))
     if not joined or sum(lines.size + 1 for lines in joined) > _JOINED_BYTES_MAX:
         return None
     return joined[0] if len(joined) == 1 else pa.py_buffer(b"\n".join(joined)), longest_bytes
@@ -121,8 +167,8 @@ def _is_plain(field: Any) -> bool:
     return number or t.is_boolean(kind) or t.is_string(kind)
 
 
-def _joined(section: Buffer, count: int) -> tuple[Any | None, int]:
-    """The values with a newline between them, as an Arrow buffer; and the size of the longest."""
+def _values(section: Buffer, count: int) -> _Values:
+    """The values of section B behind each other, and where each begins and the last ends."""
     view = memoryview(section)
     start = padded(4 * (count + 1))
     if start > len(view):
@@ -133,17 +179,21 @@ def _joined(section: Buffer, count: int) -> tuple[Any | None, int]:
         raise CorruptBatchError("column offsets do not rise from zero")
     if start + padded(total) != len(view):
         raise CorruptBatchError("a section does not end with its column")
-    sizes = offsets[1:] - offsets[:-1]
-    if total + count > _JOINED_BYTES_MAX or (sizes < 2).any():
-        return None, 0
-    data = np.frombuffer(view[start : start + total], np.uint8)
+    return np.frombuffer(view[start : start + total], np.uint8), offsets
+
+
+def _joined(data: Bytes, offsets: Places) -> Any | None:
+    """The values with a newline between them, as an Arrow buffer."""
+    count = len(offsets) - 1
+    if len(data) + count > _JOINED_BYTES_MAX or (offsets[1:] - offsets[:-1] < 2).any():
+        return None
     if (data[offsets[:-1]] != _BEGIN).any() or (data[offsets[1:] - 1] != _END).any():
-        return None, 0
+        return None
     values = pa.Array.from_buffers(
         pa.binary(), count, [None, pa.py_buffer(offsets), pa.py_buffer(data)]
     )
     whole = pa.ListArray.from_arrays(pa.array([0, count], pa.int32()), values)
-    return pc.binary_join(whole, b"\n")[0].as_buffer(), int(sizes.max())
+    return pc.binary_join(whole, b"\n")[0].as_buffer()
 
 
 def _is_same(column: Any, field: Any) -> bool:

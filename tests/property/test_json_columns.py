@@ -9,15 +9,18 @@ from __future__ import annotations
 import os
 import random
 import struct
+from itertools import accumulate
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 
 from millstream.arrow_columns import from_json
 from millstream.columns import padded
 from millstream.json_columns import parse_objects
 from millstream.topic_schema import stored_form
+from millstream.uniform_json import parse_uniform
 
 CASES = 10 * int(os.environ.get("MILLSTREAM_FUZZ_EXAMPLES", "300"))
 SCHEMA = pa.schema(
@@ -113,6 +116,73 @@ def test_arrow_says_what_the_strict_way_says_or_nothing() -> None:
             assert repr(expected.to_pylist()) == repr(found.to_pylist()), data
             assert expected.schema.equals(found.schema)
     assert taken > whole / 2, "most sound values are taken; -0.0 is left to the strict way"
+
+
+def uniform(rng: random.Random, count: int) -> list[bytearray]:
+    """Objects that are written alike, of values that need no second look."""
+    space, after = rng.choice(["", " "]), rng.choice(["", "", " ", "  "])
+    kinds: dict[str, list[str]] = {
+        "user": ['"a"', '""', '"\u00e9 b"', '"\u65e5\u672c"', '"x:y}{"'],
+        "amount": ["1.5", "2", "0", "0.0", "-0.125", "123456789.25", "9007199254740993"],
+        "n": ["0", "5", "-7", "9223372036854775807", "-9223372036854775808"],
+        "ok": ["true", "false"],
+        "note": ['"x"', '"-0"', '"true"'],
+        "weight": ["0.25", "3", "0.1"],
+        "small": ["3", "-32768", "0"],
+    }
+    names = list(kinds)
+    if rng.random() < 0.5:
+        rng.shuffle(names)
+    rows = []
+    for _ in range(count):
+        fields = [f'"{name}"{after}:{space}{rng.choice(kinds[name])}' for name in names]
+        rows.append(bytearray((f"{{{after}" + f",{space}".join(fields) + f"{after}}}").encode()))
+    return rows
+
+
+def are_uniform(values: list[bytes]) -> bool:
+    offsets = np.array([0, *accumulate(map(len, values))], np.int32)
+    data = np.frombuffer(b"".join(values), np.uint8)
+    return parse_uniform(data, offsets, SCHEMA) is not None
+
+
+def test_objects_written_alike_are_what_the_strict_way_says_or_nothing() -> None:
+    rng = random.Random(int(os.environ.get("MILLSTREAM_SEED", "0")))
+    declared, mended = stored_form(SCHEMA), 0
+    for _ in range(CASES):
+        values = uniform(rng, rng.choice((1, 2, 3, 10)))
+        sound = rng.random() < 0.3
+        for _ in range(0 if sound else rng.choice((1, 1, 2))):
+            damage(rng, rng.choice(values))
+        data = [bytes(value) for value in values]
+        if not are_uniform(data):
+            assert not sound, data
+            continue
+        found = parse_objects(cut(rng, data), SCHEMA)
+        expected = from_json(data, declared, refuse)  # which refuses nothing
+        if found is None:
+            assert not sound
+            assert "-0.0" in repr(expected.to_pylist()) or any(b":-0" in each for each in data)
+            continue
+        mended += not sound
+        found.validate(full=True)
+        assert repr(expected.to_pylist()) == repr(found.to_pylist()), data
+        assert expected.schema.equals(found.schema)
+    assert mended > CASES / 100, "some damage makes another sound object"
+
+
+def test_many_batches_are_read_side_by_side() -> None:
+    rng = random.Random(7)
+    values = [bytes(value) for value in uniform(rng, 30_000)]
+    parts = [values[start : start + 1000] for start in range(0, len(values), 1000)]
+
+    found = parse_objects([(section(part), len(part)) for part in parts], SCHEMA)
+    parts[-1][-1] = b"{}"
+    broken = parse_objects([(section(part), len(part)) for part in parts], SCHEMA)
+
+    assert found is not None
+    assert found.equals(from_json(values, stored_form(SCHEMA), refuse))
+    assert broken is None
 
 
 def test_a_border_between_records_is_no_place_to_hide() -> None:
