@@ -125,12 +125,32 @@ class KeyTable:
         assert column is not None
         if len(column) > _SPARSE * len(numbers):
             return _sorted_by_bytes(column.take(pa.array(numbers)))
-        if self._order is None:
-            self._order = _sorted_by_bytes(column).astype(np.int32)
         places = np.full(len(column), -1, np.int64)
         places[numbers] = np.arange(len(numbers))
-        places = places[self._order]
+        places = places[self._in_order(column)]
         return places[places >= 0]
+
+    def ordered_numbers(self, chosen: npt.NDArray[np.bool_]) -> Numbers:
+        """Numbers whose flag is true, in the order of the keys' bytes.
+
+        Args:
+            chosen: By number; the last ones may be missing.
+        """
+        column = self._column
+        assert column is not None
+        count = int(np.count_nonzero(chosen))
+        if len(column) > _SPARSE * count:
+            numbers = np.flatnonzero(chosen).astype(np.int32)
+            return numbers[_sorted_by_bytes(column.take(pa.array(numbers)))]
+        order = self._in_order(column)
+        if len(chosen) < len(order):
+            order = order[order < len(chosen)]
+        return order[chosen[order]]
+
+    def _in_order(self, column: Array) -> Numbers:
+        if self._order is None:
+            self._order = _sorted_by_bytes(column).astype(np.int32)
+        return self._order
 
 
 def _sorted_by_bytes(keys: Array) -> npt.NDArray[np.int64]:

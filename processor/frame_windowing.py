@@ -36,6 +36,7 @@ from .frame_fields import column_of
 from .frame_keys import KeyTable, Numbers
 from .frames import Array, ColumnFrame, FrameChunk, Ints, normal
 from .nodes import WindowNode
+from .numeric_aggregates import Count, Max, Mean, Min, Sum
 from .serde import INT64_MAX, INT64_MIN
 from .stateful import Step
 from .windowing import OpenWindow, Part, Window, WindowOperator
@@ -47,6 +48,15 @@ _TIME_MAX: Final = 1 << 61
 _CELLS_MAX: Final = 1 << 25
 """Entries of the arrays that find the slots of keys, in all windows together: 128 MiB. Windows that
 are open beside so many keep their keys in a dict."""
+
+_NUMERIC: Final = (Sum, Mean, Min, Max)
+"""Aggregates of numbers are in arrays, where slots that are not used cost next to nothing."""
+
+_WIDE_CELLS_MAX: Final = 1 << 20
+"""Slots in all windows together that have one for each key of the table: some 24 MiB."""
+
+_WIDE_KEYS_MIN: Final = 1024
+"""So many keys more than at first are no reason to look for slots."""
 
 _TABLE_KEYS_MIN: Final = 1 << 16
 """A table with fewer keys is not made anew."""
@@ -61,11 +71,18 @@ class ArrayWindow:
     Args:
         table: Numbers the keys; shared by all windows of an operator.
         accumulators: Of each aggregate, without slots.
+        keys_max: While the table has at most so many keys, the slot of a key is its number: all
+            keys of the table have slots, and none has to be found.
     """
 
-    def __init__(self, table: KeyTable, accumulators: Sequence[Accumulators]) -> None:
+    def __init__(
+        self, table: KeyTable, accumulators: Sequence[Accumulators], keys_max: int = 0
+    ) -> None:
         self._table = table
         self.accumulators_of = accumulators
+        self._keys_max = keys_max
+        self._seen = np.zeros(0, np.bool_)
+        """By number, whether the window has the key, where slots are numbers."""
         self._slot_of = np.full(0, -1, np.int32)
         """By number of the key; -1 where it has none."""
         self._keys = np.zeros(0, np.int32)
@@ -73,20 +90,34 @@ class ArrayWindow:
         self._count = 0
         self.persisted = False
         self._changed = np.zeros(0, np.bool_)
-        """By slot, when persisted."""
+        """By slot, when persisted; it may be too short."""
 
     @property
     def key_count(self) -> int:
         """Number of keys."""
-        return self._count
+        return int(np.count_nonzero(self._seen)) if self._keys_max else self._count
 
     @property
     def numbers(self) -> Numbers:
         """Numbers of the keys, by slot."""
-        return self._keys[: self._count]
+        return self.all_slots() if self._keys_max else self._keys[: self._count]
 
     def renumber(self, numbers: Numbers) -> None:
         """Take other numbers for the same keys: the table has been made anew."""
+        self._pack()
+        self._number(numbers)
+
+    def _pack(self) -> None:
+        """Have slots for the keys of the window alone, which need numbers then."""
+        if self._keys_max:
+            slots = self.all_slots()
+            for each in self.accumulators_of:
+                each.restore(each.state(slots))
+            self._changed = _as_long(self._changed, len(self._seen))[slots]
+            self._keys_max, self._count = 0, len(slots)
+            self._seen = self._seen[:0]
+
+    def _number(self, numbers: Numbers) -> None:
         self._keys = numbers
         self._slot_of = np.full(0, -1, np.int32)
         self._find()
@@ -101,6 +132,18 @@ class ArrayWindow:
 
     def _slots(self, numbers: Numbers) -> Slots:
         """The slots of keys, with fresh accumulators for new ones."""
+        known = len(self._table)
+        if known <= self._keys_max:
+            if known > len(self._seen):
+                self._seen = _as_long(self._seen, known)
+                for each in self.accumulators_of:
+                    each.grow(known)
+            self._seen[numbers] = True
+            return numbers
+        if self._keys_max:
+            own = self.all_slots()
+            self._pack()
+            self._number(own)
         self._find()
         slots = self._slot_of[numbers]
         fresh = np.flatnonzero(slots < 0)
@@ -139,9 +182,7 @@ class ArrayWindow:
         """
         slots = self._slots(numbers)
         if self.persisted:
-            missing = len(self._keys) - len(self._changed)
-            if missing > 0:
-                self._changed = np.concatenate([self._changed, np.zeros(missing, np.bool_)])
+            self._changed = _as_long(self._changed, max(len(self._keys), len(self._seen)))
             self._changed[slots] = True
         for number, (each, one) in enumerate(zip(self.accumulators_of, inputs, strict=True)):
             try:
@@ -151,15 +192,19 @@ class ArrayWindow:
 
     def all_slots(self) -> Slots:
         """Those of all keys."""
+        if self._keys_max:
+            return np.flatnonzero(self._seen).astype(np.int32)
         return np.arange(self._count, dtype=np.int32)
 
     def ordered(self) -> Slots:
         """Those of all keys, in the order of the keys' bytes."""
+        if self._keys_max:
+            return self._table.ordered_numbers(self._seen)
         return self._table.ordered(self.numbers).astype(np.int32)
 
     def keys_at(self, slots: Slots) -> Array:
         """The keys of slots, as a column."""
-        return self._table.keys_of(self.numbers[slots])
+        return self._table.keys_of(slots if self._keys_max else self._keys[slots])
 
     def key_list(self) -> list[Any]:
         """All keys."""
@@ -171,12 +216,13 @@ class ArrayWindow:
         if self.persisted:
             slots = np.flatnonzero(self._changed).astype(np.int32)
         self.persisted = True
-        self._changed = np.zeros(len(self._keys), np.bool_)
+        self._changed = np.zeros(0, np.bool_)
         return self.keys_at(slots).to_pylist(), self._state(slots)
 
     def accumulators(self, keys: Sequence[Any]) -> list[tuple[Any, ...]]:
         """What state keeps for each of `keys`."""
-        return self._state(self._slot_of[self._table.numbers_of_list(list(keys))])
+        numbers = self._table.numbers_of_list(list(keys))
+        return self._state(numbers if self._keys_max else self._slot_of[numbers])
 
     def _state(self, slots: Slots) -> list[tuple[Any, ...]]:
         columns = [each.state(slots) for each in self.accumulators_of]
@@ -187,7 +233,7 @@ class ArrayWindow:
         window = Window(aggregates)
         keys = self.key_list()
         persisted = self.persisted
-        changed = self.keys_at(np.flatnonzero(self._changed[: self._count]).astype(np.int32))
+        changed = self.keys_at(np.flatnonzero(self._changed).astype(np.int32))
         window.restore(dict(zip(keys, self._state(self.all_slots()), strict=True)))
         window.persisted = persisted
         window.touched = [changed.to_pylist()] if persisted else []
@@ -195,6 +241,8 @@ class ArrayWindow:
 
     def take(self, window: Window) -> None:
         """Become what a window with lists is, whose keys are of the table's type.
+
+        For a window without keys that has slots for its own alone.
 
         Raises:
             NotInColumnsError: It cannot be; nothing may be added then.
@@ -402,7 +450,7 @@ class FrameWindowOperator(WindowOperator):
             return None
         pairs = zip(self._aggregates, inputs, strict=True)
         made = [accumulators_for(aggregate, one) for (_, aggregate), one in pairs]
-        window = ArrayWindow(self._table, made)
+        window = ArrayWindow(self._table, made, self._keys_max(inputs) if former is None else 0)
         if former is None:
             heapq.heappush(self._ends, end)
         else:
@@ -415,6 +463,17 @@ class FrameWindowOperator(WindowOperator):
             del self._open[end]
         self._arrays[end] = window
         return window
+
+    def _keys_max(self, inputs: Sequence[Inputs]) -> int:
+        """How many keys the table may have before a new window has slots for its own alone."""
+        known = len(self._table)
+        cells = (len(self._arrays) + 1) * known
+        pairs = zip(self._aggregates, inputs, strict=True)
+        cheap = all(
+            type(aggregate) is Count or (type(aggregate) in _NUMERIC and one.numbers is not None)
+            for (_, aggregate), one in pairs
+        )
+        return 2 * known + _WIDE_KEYS_MIN if cheap and cells <= _WIDE_CELLS_MAX else 0
 
     def _window(self, end: int) -> Window:
         """The window, in lists from now on."""
@@ -451,6 +510,12 @@ class FrameWindowOperator(WindowOperator):
         columns |= {name: held.results(slots) for (name, _), held in pairs}
         frame = ColumnFrame(count, tuple(columns), self._make, columns.__getitem__)
         return FrameChunk(np.full(count, row), np.full(count, end - 1), frame, keys)
+
+
+def _as_long(flags: npt.NDArray[np.bool_], count: int) -> npt.NDArray[np.bool_]:
+    """At least `count` flags, false where there were none."""
+    missing = count - len(flags)
+    return flags if missing <= 0 else np.concatenate([flags, np.zeros(missing, np.bool_)])
 
 
 def _constant(number: int, count: int) -> Array:

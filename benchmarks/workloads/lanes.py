@@ -201,6 +201,9 @@ def _load() -> None:
     for name in ("frame_outputs", "frame_session_windowing", "frame_windowing"):
         importlib.import_module(f"millstream.processor.{name}")
     importlib.import_module("millstream.json_columns")
+    importlib.import_module("millstream.processor.frame_dedup")
+    importlib.import_module("millstream.processor.frame_operators")
+    importlib.import_module("numpy.ma")  # pyarrow asks it about the first array it is given
 
 
 def _run(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import sys
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
@@ -15,7 +18,7 @@ from millstream import RecordError, Store
 from millstream.processor import Pipeline, agg, col, daily, hopping, lanes, tumbling
 from millstream.processor.frame_aggregates import Objects
 from millstream.processor.frame_keys import KeyTable
-from millstream.processor.frame_windowing import FrameWindowOperator
+from millstream.processor.frame_windowing import ArrayWindow, FrameWindowOperator
 from millstream.processor.frames import FrameChunk, plain_fields
 from millstream.processor.operators import FilterOperator, KeyByOperator, MapOperator
 from millstream.processor.windowing import WindowOperator
@@ -457,7 +460,9 @@ def test_sums_beyond_64_bits_are_exact(store: Store) -> None:
     assert [(2**63 + 5) / 3, -7.0] == [each["mean"] for each in found]
 
 
-def test_keys_that_have_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wide", [0, 100, 1 << 20])
+def test_keys_that_have_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch, wide: int) -> None:
+    monkeypatch.setattr("millstream.processor.frame_windowing._WIDE_CELLS_MAX", wide)
     monkeypatch.setattr("millstream.processor.frame_windowing._TABLE_KEYS_MIN", 50)
     with millstream.open() as store:
         store.create_topic("events", schema=Event)
@@ -486,6 +491,49 @@ def test_keys_that_have_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> N
     assert max(sizes) <= 120, "20 keys are alive at a time"
     assert 600 == len(values)
     assert {2} == {each["n"] for each in values}
+
+
+@pytest.mark.parametrize("epoch_ms", [0, 10_000])
+def test_windows_with_slots_for_all_keys_make_room_when_there_are_too_many(
+    monkeypatch: pytest.MonkeyPatch, epoch_ms: int
+) -> None:
+    """First more and more keys come to a window, then most are forgotten while it is open."""
+    monkeypatch.setattr("millstream.processor.frame_windowing._WIDE_KEYS_MIN", 0)
+    monkeypatch.setattr("millstream.processor.frame_windowing._TABLE_KEYS_MIN", 50)
+    packed: list[tuple[str, bool]] = []
+    original = ArrayWindow._pack
+
+    def pack(window: ArrayWindow) -> None:
+        if window._keys_max:
+            packed.append((sys._getframe(1).f_code.co_name, window.persisted))
+        original(window)
+
+    monkeypatch.setattr(ArrayWindow, "_pack", pack)
+    rng = random.Random(5)
+    steps = [(10, [f"{step}-{user}" for user in range(20)] * 2) for step in range(12)]
+    steps += [(14, ["late", "0-0"] * 20), (10, ["11-7"] * 40), (22, ["9-9"] * 40)]
+    steps += [(14, ["late"] * 40)]
+    expected: Counter[tuple[int, str]] = Counter()
+    with millstream.open() as store:
+        store.create_topic("events", schema=Event)
+        for minute, users in steps:
+            sizes = [rng.randrange(9) for _ in users]
+            times = [minute * 60_000 + rng.randrange(60_000) for _ in users]
+            table = {"user": users, "amount": [0.5] * len(users), "ts": times, "size": sizes}
+            store.append_columns("events", table)
+            for user, size in zip(users, sizes, strict=True):
+                expected[minute * 60_000, user] += size
+        job = Pipeline("job")
+        source = job.source("events", type=Event, time="ts", disorder="10m")
+        windows = source.key_by("user").window(tumbling("1m"))
+        windows.agg(n=agg.sum("size"), most=agg.max("size"), mean=agg.mean("size")).to("out")
+        job.run(store, until="end", on_end="flush", batch_records=40, epoch_ms=epoch_ms)
+
+        values = [msgspec.json.decode(each.value) for each in store.read("out")]
+    found = {(each["window_start"], each["key"]): each["n"] for each in values}
+    assert expected == found
+    assert len(expected) == len(values)
+    assert {("_slots", not epoch_ms), ("renumber", not epoch_ms)} <= set(packed)
 
 
 def test_many_open_windows_do_not_take_memory_for_every_key(
