@@ -48,7 +48,7 @@ from .format import (
     Buffer,
     parse_header,
 )
-from .gathered import JoinedTimes, wrong_timestamp
+from .gathered import JoinedBytes, JoinedTimes, wrong_timestamp
 from .record import Headers
 from .record_batch import RecordBatch, open_columns
 
@@ -487,6 +487,8 @@ def _count(
 
 
 def _all_none(column: Sequence[bytes | None]) -> bool:
+    if isinstance(column, JoinedBytes):
+        return False  # to look at its first entry would be to unpack them all
     # The first entry settles it almost always; count() may compare entries, so only then.
     return column[0] is None and column.count(None) == len(column)
 

@@ -111,9 +111,10 @@ class Chunk:
         values: Of any type.
         keys: Grouping keys, or None for a stream that is not keyed.
         kind: The type of every value, where that is known without a look at each.
+        plain_keys: Whether the keys are known to be text in ASCII.
     """
 
-    __slots__ = ("_rows", "keys", "kind", "times", "values")
+    __slots__ = ("_rows", "keys", "kind", "plain_keys", "times", "values")
 
     def __init__(
         self,
@@ -122,12 +123,14 @@ class Chunk:
         values: Sequence[object],
         keys: Sequence[object] | None,
         kind: type | None = None,
+        plain_keys: bool = False,
     ) -> None:
         self._rows = rows
         self.times = times
         self.values = values
         self.keys = keys
         self.kind = kind
+        self.plain_keys = plain_keys
 
     @property
     def rows(self) -> Sequence[int]:
@@ -149,13 +152,13 @@ class Chunk:
         """Lists are joined by `join_chunks`."""
         return None if others else self
 
-    def with_values(self, values: Sequence[object]) -> Chunk:
-        """The same rows with other values, of any type."""
-        return Chunk(self._rows, self.times, values, self.keys)
+    def with_values(self, values: Sequence[object], kind: type | None = None) -> Chunk:
+        """The same rows with other values, all of type `kind` if that is known."""
+        return Chunk(self._rows, self.times, values, self.keys, kind, self.plain_keys)
 
-    def with_keys(self, keys: Sequence[object] | None) -> Chunk:
-        """The same rows with other keys."""
-        return Chunk(self._rows, self.times, self.values, keys, self.kind)
+    def with_keys(self, keys: Sequence[object] | None, *, plain: bool = False) -> Chunk:
+        """The same rows with other keys; `plain` as `plain_keys`."""
+        return Chunk(self._rows, self.times, self.values, keys, self.kind, plain)
 
     def kept(self, good: Sequence[object]) -> Chunk:
         """The rows whose flag in `good` is true."""
@@ -166,6 +169,7 @@ class Chunk:
             list(compress(self.values, good)),
             None if self.keys is None else list(compress(self.keys, good)),
             self.kind,
+            self.plain_keys,
         )
 
     def cut(self, start: int, stop: int) -> Chunk:
@@ -178,6 +182,7 @@ class Chunk:
             self.values[start:stop],
             None if self.keys is None else self.keys[start:stop],
             self.kind,
+            self.plain_keys,
         )
 
 
@@ -200,7 +205,9 @@ def join_chunks(chunks: Sequence[Chunk], *, keyed: bool) -> Chunk:
         times += chunk.times
         values += chunk.values
         keys += chunk.keys or ()
-    return Chunk(rows, times, values, keys if keyed else None)
+    kinds = {chunk.kind for chunk in chunks}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    return Chunk(rows, times, values, keys if keyed else None, kind)
 
 
 class Place(NamedTuple):

@@ -200,7 +200,7 @@ class KeyByOperator:
 
         keys = convert(chunk.values, getter, reject)
         if all_plain_keys(keys):
-            return {MAIN: chunk.with_keys(keys)}
+            return {MAIN: chunk.with_keys(keys, plain=True)}
         for index, key in enumerate(keys):
             problem = "the key is None" if key is None else key_problem(key)
             if key is not REJECTED and problem:

@@ -53,6 +53,9 @@ class _Piece(NamedTuple):
         )
 
 
+_WRITTEN_AS_THEY_ARE: Final = frozenset({bytes, type(None)})
+"""Types of values that do not become JSON."""
+
 _RECORD_BYTES: Final = 16
 """Memory of a buffered record beside its value and key: where they end, and its time."""
 
@@ -104,7 +107,12 @@ class OutputBatch:
             new = piece.with_keys().keys
             self.keys = _extended(keys, _none(count) if new is None else new)
         self.values = _extended(self.values, piece.values, joined)
-        self.timestamps_ms.extend(piece.timestamps_ms)
+        times = piece.timestamps_ms
+        if times[0] is times[-1] and times.count(times[0]) == count:
+            # The results of a window that closes.
+            self.timestamps_ms.extend_same(times[0], count)
+        else:
+            self.timestamps_ms.extend(times)
 
 
 class OutputColumns(NamedTuple):
@@ -139,7 +147,8 @@ def encode_rows(node: SinkNode, chunk: Chunk, batch: MicroBatch, *, alone: bool 
     Raises:
         RecordError: A value cannot be written as JSON.
     """
-    plain = {bytes, type(None)}.isdisjoint(map(type, chunk.values))
+    kinds = map(type, chunk.values) if chunk.kind is None else (chunk.kind,)
+    plain = _WRITTEN_AS_THEY_ARE.isdisjoint(kinds)
     encoded = json_values(chunk.values) if plain else None
     if encoded is None:
         encode = encode_json if plain else encode_value
@@ -148,7 +157,7 @@ def encode_rows(node: SinkNode, chunk: Chunk, batch: MicroBatch, *, alone: bool 
     if chunk.keys is None:
         keys = batch.keys(chunk.rows) if batch.has_keys else None
         return _Piece(rows, encoded, keys, chunk.times)
-    joined = joined_keys(chunk.keys)
+    joined = joined_keys(chunk.keys, plain=chunk.plain_keys)
     if joined is None:
         return _Piece(rows, encoded, encode_keys(chunk.keys), chunk.times)
     texts: Sequence[str] = chunk.keys  # type: ignore[assignment]  # joined_keys has seen to that

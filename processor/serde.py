@@ -195,13 +195,15 @@ def encode_keys(keys: Sequence[object]) -> list[bytes]:
         return list(map(encode_key, keys))
 
 
-def joined_keys(keys: Sequence[object]) -> bytes | None:
+def joined_keys(keys: Sequence[object], *, plain: bool = False) -> bytes | None:
     """All keys as `encode_key` does it, put together, if each is as long as its bytes: ASCII text.
+
+    With `plain` they are known to be that.
 
     >>> joined_keys(["u1", "u2"]), joined_keys(["u1", 7]), joined_keys([chr(228)])
     (b'u1u2', None, None)
     """
-    if set(map(type, keys)) != {str}:
+    if not plain and set(map(type, keys)) != {str}:
         return None
     joined = "".join(keys)  # type: ignore[arg-type]  # all are str
     return joined.encode() if joined.isascii() else None
@@ -216,6 +218,17 @@ def ordered_keys(keys: Sequence[object]) -> list[object]:
         # The order of code points is the order of their UTF-8.
         return sorted(keys)  # type: ignore[type-var]  # all are str
     return sorted(keys, key=_order)
+
+
+def key_order(keys: Sequence[object]) -> list[int]:
+    """The places of the keys in the order of `ordered_keys`.
+
+    >>> key_order(["b", "a"]), key_order(["b", b"c", "a"])
+    ([1, 0], [2, 0, 1])
+    """
+    if set(map(type, keys)) == {str}:
+        return sorted(range(len(keys)), key=keys.__getitem__)  # type: ignore[arg-type]  # all are str
+    return sorted(range(len(keys)), key=lambda place: _order(keys[place]))
 
 
 def _order(key: object) -> tuple[bytes, str]:

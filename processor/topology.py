@@ -61,7 +61,7 @@ from .outputs import Outputs, dead_letters, encode_rows
 from .plan import Plan
 from .process_operator import ProcessOperator
 from .regrouping import RegroupOperator
-from .running import RunningOperator
+from .running_count import running_operator
 from .session_windowing import SessionOperator
 from .source import Faults, Rejects, RoutedFaults, SourceStage
 from .spilled_dedup import dedup_operator
@@ -107,7 +107,7 @@ _STATEFUL: Final[Mapping[type[Node], Callable[[Any, int], StatefulOperator]]] = 
 # And here what makes its keyed states, too.
 _KEYED: Final[Mapping[type[Node], Callable[[Any, int, States], StatefulOperator]]] = {
     ProcessNode: ProcessOperator,
-    RunningNode: RunningOperator,
+    RunningNode: running_operator,
     RegroupNode: RegroupOperator,
     TableJoinNode: TableJoinOperator,
     WindowNode: window_operator,

@@ -162,7 +162,8 @@ class UpdatingWindowOperator(WindowOperator):
         """Emit what keys of a window have, as results caused by input `row`."""
         window = self._open[end]
         start, time = self._windows.start_of(end), min(end - 1, INT64_MAX)
-        columns = self._results(window, keys, batch, row)
+        slots = list(map(window.slots.__getitem__, keys))
+        columns = self._results(window, slots, batch, row)
         for number, key in enumerate(keys):
             results = [detached(column[number]) for column in columns]
             value = self._make(key, start, end, *results, status)  # type: ignore[call-arg]  # its fields follow

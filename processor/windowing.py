@@ -17,6 +17,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, compress, count, repeat
+from operator import not_
 from typing import Any, Final, NamedTuple, NoReturn, Protocol
 
 from millstream import DataError
@@ -27,7 +28,7 @@ from .columns import Chunk, MicroBatch, Rows, join_rows
 from .errors import convert, fail, failed_index
 from .fields import field_getter
 from .nodes import LATE, WindowNode
-from .serde import INT64_MAX, ordered_keys
+from .serde import INT64_MAX, key_order
 from .state import StateEntry, StateRecords, encode_filed, encode_removed
 from .stateful import MAIN, SWEEP_RECORDS, StatefulOperator, Step
 from .windows import FixedWindows
@@ -243,7 +244,7 @@ class WindowOperator(StatefulOperator):
             self._add(first, Part(keys, rows.values, rows.kind, rows.rows), batch)
             return
         earlier = list(map(first.__gt__, rows.times))
-        later = list(map(first.__le__, rows.times))
+        later = list(map(not_, earlier))
         parts = [(first, earlier), (last, later)]
         # The window of the first row comes first, as it does where there are more than two.
         for end, chosen in parts if earlier[0] else reversed(parts):
@@ -347,12 +348,15 @@ class WindowOperator(StatefulOperator):
         window = self._open.pop(end)
         if window.persisted:
             self._closed_persisted.append(end)
-        keys = ordered_keys(window.key_list())
-        columns = self._results(window, keys, batch, row)
+        unordered = window.key_list()
+        order = key_order(unordered)
+        keys = list(map(unordered.__getitem__, order))
+        # The slots of all keys are their places.
+        columns = self._results(window, order, batch, row)
         values = self._values_of(keys, end, columns)
         # The last window of time ends beyond int64, its rows must not.
         time = min(end - 1, INT64_MAX)
-        return Chunk([row] * len(keys), [time] * len(keys), values, keys)
+        return Chunk([row] * len(keys), [time] * len(keys), values, keys, self._make)
 
     def _values_of(
         self, keys: Sequence[object], end: int, columns: Sequence[Sequence[object]]
@@ -362,10 +366,9 @@ class WindowOperator(StatefulOperator):
         return list(map(self._make, keys, repeat(start), repeat(end), *columns))
 
     def _results(
-        self, window: Window, keys: Sequence[object], batch: MicroBatch, row: int
+        self, window: Window, slots: Sequence[int], batch: MicroBatch, row: int
     ) -> list[list[object]]:
-        """The result columns of a window, in the order of `keys`."""
-        slots = list(map(window.slots.__getitem__, keys))
+        """The result columns of a window, in the order of `slots`."""
         results = []
         for column, (name, aggregate) in zip(window.columns, self.node.aggregates, strict=False):
             try:

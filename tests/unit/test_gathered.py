@@ -109,3 +109,30 @@ def test_gathered_columns_can_be_appended_to_partitions_by_key() -> None:
             records = store.read("t")
             found.append([(one.partition, one.timestamp_ms, one.key, one.value) for one in records])
     assert found[0] == found[1]
+
+
+def test_joined_keys_are_appended_without_taking_them_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys = JoinedBytes([b"k%d" % number for number in range(100)])
+    values = JoinedBytes([b"v"] * 100)
+    expected = encode_batch(list(values), list(keys))
+
+    def never(*_: object) -> None:
+        raise AssertionError("taken apart")
+
+    for name in ("__iter__", "__getitem__", "__contains__"):
+        monkeypatch.setattr(JoinedBytes, name, never)
+    assert expected.sections == encode_batch(values, keys).sections
+
+
+def test_a_time_is_repeated_as_if_it_were_given_so_often() -> None:
+    times = JoinedTimes([7])
+    times.extend_same(5, 3)
+    times.extend([6])
+    assert [7, 5, 5, 5, 6] == list(times)
+    assert (5, 5, 7) == (len(times), times.minimum, times.maximum)
+    for wrong in (-(1 << 63), 1 << 63, "5"):
+        with pytest.raises(UsageError, match="timestamps_ms"):
+            times.extend_same(wrong, 2)  # type: ignore[arg-type]
+    assert 5 == len(times)
