@@ -10,9 +10,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 import millstream
+from benchmarks import arrow as pa
 from benchmarks.harness import Context, Sample, Stopwatch, Target, Workload
 
 ROWS_PER_BATCH = 1 << 17

@@ -13,32 +13,34 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import msgspec
 
 import millstream
-from benchmarks import data
+from benchmarks import arrow as pa, data
 from benchmarks.harness import Context, Sample, Stopwatch, Target, Workload
 from benchmarks.workloads import visiting
 from benchmarks.workloads.pipeline import Event
 from millstream.processor import Pipeline, agg, col, tumbling
 
 MINUTE_MS = 60_000
-TOTALS = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("window_start", pa.int64(), nullable=False),
-        pa.field("window_end", pa.int64(), nullable=False),
-        pa.field("n", pa.int64(), nullable=False),
-        pa.field("total", pa.float64(), nullable=False),
-    ]
-)
-LARGE = pa.schema(
-    [
-        pa.field("user", pa.string(), nullable=False),
-        pa.field("cents", pa.float64(), nullable=False),
-        pa.field("ts", pa.int64(), nullable=False),
-    ]
-)
+
+
+class Totals(msgspec.Struct):
+    """What the windows of P2 and P3 and the sessions are written as."""
+
+    key: str
+    window_start: int
+    window_end: int
+    n: int
+    total: float
+
+
+class Large(msgspec.Struct):
+    """What P1 writes."""
+
+    user: str
+    cents: float
+    ts: int
 
 
 def prepare(context: Context) -> None:
@@ -95,7 +97,7 @@ def convert(context: Context) -> Sample:
     source = job.source("events", type=Event, time="ts")
     large = source.filter(col("amount") > 50)
     large.select("user", "ts", cents=col("amount") * 100).to("large")
-    return _run(context, job, "large", LARGE, values="json")
+    return _run(context, job, "large", Large, values="json")
 
 
 # --- P2 and P3: totals by user and minute --------------------------------------------------------
@@ -147,12 +149,12 @@ def _totals() -> Pipeline:
 
 def totals(context: Context) -> Sample:
     """Ours, from a column topic to another."""
-    return _run(context, _totals(), "totals", TOTALS)
+    return _run(context, _totals(), "totals", Totals)
 
 
 def totals_of_json(context: Context) -> Sample:
     """Ours, from a JSON topic with a schema to a column topic."""
-    return _run(context, _totals(), "totals", TOTALS, values="json")
+    return _run(context, _totals(), "totals", Totals, values="json")
 
 
 # --- sessions: totals by user and visit ----------------------------------------------------------
@@ -188,7 +190,7 @@ def polars_visits(context: Context) -> Sample:
 
 def visits(context: Context) -> Sample:
     """Ours, from a column topic to another."""
-    return _run(context, visiting.visits(), "visits", TOTALS)
+    return _run(context, visiting.visits(), "visits", Totals)
 
 
 def visits_of_rows(context: Context) -> Sample:

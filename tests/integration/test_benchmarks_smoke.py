@@ -48,3 +48,11 @@ def test_an_unknown_workload_is_named() -> None:
     )
     assert done.returncode == 1
     assert "no such workload: nonsense" in done.stderr
+
+
+def test_pipelines_of_rows_are_measured_without_arrow() -> None:
+    code = "import sys, benchmarks.__main__; print(sorted({'pyarrow', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+    )
+    assert "[]\n" == done.stdout
