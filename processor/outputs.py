@@ -8,7 +8,7 @@ the input record when there is no key.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -147,8 +147,7 @@ def encode_rows(node: SinkNode, chunk: Chunk, batch: MicroBatch, *, alone: bool 
     Raises:
         RecordError: A value cannot be written as JSON.
     """
-    kinds = map(type, chunk.values) if chunk.kind is None else (chunk.kind,)
-    plain = _WRITTEN_AS_THEY_ARE.isdisjoint(kinds)
+    plain = _WRITTEN_AS_THEY_ARE.isdisjoint(_kinds(chunk))
     encoded = json_values(chunk.values) if plain else None
     if encoded is None:
         encode = encode_json if plain else encode_value
@@ -162,6 +161,15 @@ def encode_rows(node: SinkNode, chunk: Chunk, batch: MicroBatch, *, alone: bool 
         return _Piece(rows, encoded, encode_keys(chunk.keys), chunk.times)
     texts: Sequence[str] = chunk.keys  # type: ignore[assignment]  # joined_keys has seen to that
     return _Piece(rows, encoded, None, chunk.times, None, texts, joined)
+
+
+def _kinds(chunk: Chunk) -> Collection[type]:
+    """The types of the values; only one if all are the same."""
+    if chunk.kind is not None:
+        return (chunk.kind,)
+    kinds = list(map(type, chunk.values))
+    # Almost always so, and told by comparing addresses.
+    return kinds[:1] if kinds and kinds.count(kinds[0]) == len(kinds) else kinds
 
 
 def dead_letters(messages: Mapping[int, str], batch: MicroBatch) -> _Piece:

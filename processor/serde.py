@@ -203,10 +203,16 @@ def joined_keys(keys: Sequence[object], *, plain: bool = False) -> bytes | None:
     >>> joined_keys(["u1", "u2"]), joined_keys(["u1", 7]), joined_keys([chr(228)])
     (b'u1u2', None, None)
     """
-    if not plain and set(map(type, keys)) != {str}:
+    joined = _joined_text(keys)
+    return joined.encode() if joined is not None and (plain or joined.isascii()) else None
+
+
+def _joined_text(keys: Sequence[object]) -> str | None:
+    """All keys put together; None if one is no text. To try takes a quarter of a look at each."""
+    try:
+        return "".join(keys)  # type: ignore[arg-type]  # TypeError: not all are str
+    except TypeError:
         return None
-    joined = "".join(keys)  # type: ignore[arg-type]  # all are str
-    return joined.encode() if joined.isascii() else None
 
 
 def ordered_keys(keys: Sequence[object]) -> list[object]:
@@ -261,7 +267,8 @@ def key_problem(key: object) -> str | None:
 
 def all_plain_keys(keys: Sequence[object]) -> bool:
     """Whether all keys are surely good, found without looking at each in Python."""
-    return set(map(type, keys)) == {str} and "".join(keys).isascii()  # type: ignore[arg-type]  # all are str
+    joined = _joined_text(keys)
+    return joined is not None and joined.isascii()
 
 
 def restored_key(key: object) -> object:

@@ -1,8 +1,8 @@
 """P3: the windows of P2 from events that are objects already: what the operators alone cost.
 
 The limit is the loop of P2 over a list of events. Ours is the topology of the pipeline, fed by hand
-in steps: event time, grouping, windows, and results as JSON, but no log, no state kept and no
-epochs, which the loop does not have either.
+in steps as large as those of a run: event time, grouping, windows, and results as JSON, but no log,
+no state kept and no epochs, which the loop does not have either.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from benchmarks.workloads.pipeline import Event, count_and_sum, prepare, totals_
 from millstream import Headers
 from millstream.processor.source import SourceStage
 from millstream.processor.topology import Topology
-
-STEP = 10_000
 
 
 @dataclass
@@ -74,8 +72,9 @@ def pipeline(context: Context) -> Sample:
     ((node_id, stage),) = topology.sources.items()
     topology.sources[node_id] = ParsedStage(stage)
     with Stopwatch() as watch:
-        for start in range(0, len(events), STEP):
-            topology.process([ParsedBatch(events[start : start + STEP])])
+        step = topology.step_records
+        for start in range(0, len(events), step):
+            topology.process([ParsedBatch(events[start : start + step])])
         topology.flush()
     (batches,) = topology.outputs.records.values()
     counts = [msgspec.json.decode(value)["n"] for batch in batches for value in batch.values]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import StrEnum
 
 import pytest
 
@@ -23,6 +24,26 @@ def grouped(key: str | Callable[[Json], object], *, dead: bool = True) -> Pipeli
 
 def reasons(output: TestOutput) -> list[bytes | None]:
     return [record.headers[-1][1] for record in output.records("dead")]
+
+
+class Size(StrEnum):
+    SMALL = "s"
+    WIDE = "\u00e4"
+
+
+@pytest.mark.parametrize(
+    "keys", [["s", Size.SMALL, "t"], [Size.WIDE, "\u00e4", "t"], [Size.SMALL, b"s", 7]]
+)
+def test_keys_of_any_kind_of_text_are_written_as_text(keys: list[object]) -> None:
+    pipeline = Pipeline("p")
+    source = pipeline.source("in", type=int)
+    source.key_by(keys.__getitem__).count().to("out")
+    records = pipeline.test({"in": [0, 1, 2, 0]}).records("out")
+    encoded = [each if isinstance(each, bytes) else str(each).encode() for each in keys]
+    assert [*encoded, encoded[0]] == [each.key for each in records]
+    rows = [*keys, keys[0]]
+    counts = [rows[:n].count(key) for n, key in enumerate(rows, 1)]
+    assert [str(each).encode() for each in counts] == [each.value for each in records]
 
 
 UNGROUPABLE = [
