@@ -16,8 +16,9 @@ from typing import Final, NamedTuple
 
 from .engine import Engine
 from .job import Job, Settler
-from .queue_catalog import Look, QueueCatalog, QueueRow
+from .queue_catalog import QueueCatalog
 from .queue_ranges import NOBODY, Fate, Range, Settlement
+from .queue_rows import Look, QueueRow
 from .queue_window import Piece, QueueWindow
 from .record import TopicPartition
 
@@ -76,6 +77,8 @@ class Claimer:
         self._nothing: tuple[int, Look] | None = None
         """What it was like, and at which version of the queues, when there was nothing."""
         self._probe_at = 0.0
+        self._take_back_at = 0.0
+        """Not before: some of what could be taken back may be acked."""
 
     def fetch(self, count: int, *, ahead: bool) -> Fetched:
         """Claim jobs.
@@ -149,7 +152,7 @@ class Claimer:
         if look.waiting_ms is not None:
             pauses.append((look.waiting_ms - self._clock.now_ms()) / 1000)
         if look.lease_end_ms is not None:
-            pauses.append(look.lease_end_ms / 1000 - now)
+            pauses.append(max(look.lease_end_ms / 1000, self._take_back_at) - now)
         if look.others:
             pauses.append(self._probe_at - now)
         if self._behind(look):
@@ -162,14 +165,24 @@ class Claimer:
         """What there is, once leases of the dead and the late are taken back."""
         look = self._queues.look(self._queue, self._worker_id)
         taken = look.others and self.remove_dead(now)
-        if look.lease_end_ms is not None and look.lease_end_ms <= now * 1000:
-            now_ms = self._clock.now_ms()
-            taken |= self._queues.take_back(self._queue, int(now * 1000), now_ms)
+        ended = look.lease_end_ms is not None and look.lease_end_ms <= now * 1000
+        if ended and now >= self._take_back_at:
+            taken |= self._take_back(now)
         if taken:
             self._engine.tail.bump("queues_version")
             look = self._queues.look(self._queue, self._worker_id)
         self._follow_retention(look)
         return look
+
+    def _take_back(self, now: float) -> bool:
+        """Take back leases that ran out, unless the database of a transaction may have acked it."""
+        left = self._engine.decisions.settle_dead(living=True)
+        if left:
+            self._take_back_at = now + LIVENESS_INTERVAL_SECONDS
+        spared = [
+            each.id for each in self._queues.workers(self._queue) if left and each.lock_path in left
+        ]
+        return self._queues.take_back(self._queue, int(now * 1000), self._clock.now_ms(), spared)
 
     def remove_dead(self, now: float) -> bool:
         """Remove workers whose processes are dead, if it is time to; True if there were any."""
@@ -303,7 +316,9 @@ def remove_dead_workers(engine: Engine, queue: QueueRow) -> bool:
     workers = queues.workers(queue)
     locks = {each.lock_path for each in workers} - {liveness.path}
     free = {path for path in locks if not liveness.is_alive(path)}
-    dead = [each.id for each in workers if each.lock_path in free]
+    # What their transactions have committed in a database of the user's is acked first.
+    left = engine.decisions.settle_dead() if free else set()
+    dead = [each.id for each in workers if each.lock_path in free - left]
     removed = bool(dead) and queues.remove_workers(queue, dead)
     for path in free:
         liveness.bury(path)

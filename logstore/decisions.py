@@ -22,6 +22,8 @@ from .database import BUSY_TIMEOUT_SECONDS, exists
 from .errors import DataError, LockedError, MillstreamError, UndecidedError
 from .liveness import Liveness
 from .owner_catalog import Outcome, OwnerCatalog, OwnerDatabase, OwnerRow
+from .queue_catalog import QueueCatalog
+from .queue_ranges import Lease, Range
 from .tail import Tail
 from .user_transaction import UserTransaction
 
@@ -36,10 +38,12 @@ _logger = logging.getLogger("millstream")
 class _Stored(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """The data of a decision."""
 
-    version: Literal[1]
+    version: Literal[1, 2]
     offsets: list[tuple[str, int, int, int, int | None]]
     """Group, id of the topic, partition, next offset, and what was committed before."""
     checkpoints: dict[str, bytes]
+    jobs: list[tuple[int, int, int, int, int, int]] = []
+    """Queue, worker, partition, first offset, the one behind the last, deliveries. Version 2."""
 
 
 _decode: Final = msgspec.msgpack.Decoder(_Stored).decode
@@ -51,7 +55,11 @@ def encode_outcome(outcome: Outcome) -> bytes:
         (offset.group, offset.topic_id, offset.partition, offset.offset, before)
         for offset, before in outcome.offsets
     ]
-    data = msgspec.msgpack.encode(_Stored(1, offsets, outcome.checkpoints))
+    stored: tuple[object, ...] = (1, offsets, outcome.checkpoints)
+    if outcome.jobs:  # without them it can be read by whoever knows the first version only
+        jobs = [(queue_id, worker_id, *span) for queue_id, worker_id, span in outcome.jobs]
+        stored = (2, offsets, outcome.checkpoints, jobs)
+    data = msgspec.msgpack.encode(stored)
     return data + xxh3_64_digest(data)
 
 
@@ -69,7 +77,8 @@ def decode_outcome(data: bytes, path: str) -> Outcome:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"a decision in the database makes no sense: {error}", path=path) from None
     offsets = [(GroupOffset(*each[:4]), each[4]) for each in stored.offsets]
-    return Outcome(offsets, stored.checkpoints)
+    jobs = [Lease(*each[:2], Range(*each[2:])) for each in stored.jobs]
+    return Outcome(offsets, stored.checkpoints, jobs)
 
 
 class Decisions:
@@ -78,6 +87,7 @@ class Decisions:
     def __init__(self, catalog: Catalog, tail: Tail, liveness: Liveness, clock: Clock) -> None:
         self._catalog = catalog
         self._owners = OwnerCatalog(catalog)
+        self._queues = QueueCatalog(catalog)
         self._tail = tail
         self._liveness = liveness
         self._clock = clock
@@ -100,12 +110,12 @@ class Decisions:
         if asked is None:
             self._owners.abort_dead(owner_id, number)
         else:
-            self._ask(asked, number, fence=fence)
+            self._ask(asked, number, fence=fence, abort=True)
         self._tail.bump("transactions_version")
         owner = self._catalog.owner(owner_id)
         return "aborted" if owner is None or number in owner.aborted else "committed"
 
-    def _ask(self, asked: OwnerDatabase, number: int, *, fence: bool) -> None:
+    def _ask(self, asked: OwnerDatabase, number: int, *, fence: bool, abort: bool) -> None:
         rows = self._open(asked)
         try:
             with self._catalog.database.transaction("decide a transaction as a database says"):
@@ -113,10 +123,13 @@ class Decisions:
                     return
                 decision = rows.decision(asked.mark)
                 committed = decision is not None and decision.number == number
+                if not committed and not abort:
+                    return
                 if decision is not None and committed:
                     outcome = decode_outcome(decision.data, rows.path)
                     rows.make_durable(asked.mark)
                     self._owners.write_again(outcome)
+                    self._queues.settle_again(outcome.jobs)
                 self._owners.decide(asked.owner_id, number, committed=committed, fence=fence)
                 if fence:
                     self._owners.forget_database(asked.owner_id)
@@ -154,20 +167,29 @@ class Decisions:
         with contextlib.closing(self._open(asked)) as rows:
             rows.forget(asked.mark, decided)
 
-    def settle_dead(self) -> set[str]:
+    def settle_dead(self, *, living: bool = False) -> set[str]:
         """Decide what owners with a database have left that are dead.
 
         Returns the lock files of the processes of those of which that was not possible; a message
         in the log says why.
+
+        Args:
+            living: Also do what the database says was committed by owners that live and could not
+                do it. What they have not committed stays open.
         """
         left: set[str] = set()
         if self._catalog.database.read_only:
             return left
         for asked in self._owners.databases():
-            if self._liveness.is_alive(asked.lock_path):
+            alive = self._liveness.is_alive(asked.lock_path)
+            if alive and not living:
                 continue
             try:
-                self.settle(asked.owner_id, asked.decided + 1)
+                if alive:
+                    self._ask(asked, asked.decided + 1, fence=False, abort=False)
+                    self._tail.bump("transactions_version")
+                else:
+                    self.settle(asked.owner_id, asked.decided + 1)
             except MillstreamError as error:
                 self.complain(asked.owner_id, error)
                 left.add(asked.place.process_path)

@@ -9,15 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import Literal, Protocol, Self, TypeAlias
+from typing import Literal, NamedTuple, Protocol, Self, TypeAlias
 
-from .queue_ranges import Range
+from .queue_ranges import Lease, Range
 from .record import Headers, Record
 
 Duration: TypeAlias = str | int | timedelta
 """Text such as "10s" or "1h30m", a timedelta, or whole milliseconds."""
 
-JobState: TypeAlias = Literal["leased", "acked", "nacked", "rejected", "lost"]
+JobState: TypeAlias = Literal["leased", "acked", "nacked", "rejected", "lost", "undecided"]
+
+
+class Acks(NamedTuple):
+    """Jobs to be acked inside the commit of a transaction."""
+
+    leases: Sequence[Lease]
+    write: Callable[[], None]
+    """Acks them in the catalog, inside a transaction of it."""
 
 
 class Settler(Protocol):
@@ -39,8 +47,12 @@ class Settler(Protocol):
         """See `Job.extend`."""
         ...
 
-    def settle_in(self, job: Job) -> Callable[[], None]:
-        """What a transaction has to do inside its commit, to ack the job with it."""
+    def acks(self, engine: object, jobs: Sequence[Job]) -> Acks:
+        """What a transaction of `engine` has to do inside its commit, to ack jobs with it."""
+        ...
+
+    def leave_in_doubt(self) -> None:
+        """Whether some of its jobs are acked cannot be told yet."""
         ...
 
 
@@ -54,7 +66,8 @@ class Job:
         record: The record, as any reader sees it.
         deliveries: How often it was handed out, this time included: 1 for the first.
         state: "leased" until it is settled; "lost" once it turned out that the lease had passed and
-            the job was given to another worker.
+            the job was given to another worker; "undecided" if it was acked in a transaction whose
+            state is unknown.
         range: The offsets it stands for, as the catalog knows them.
     """
 
@@ -141,9 +154,10 @@ class Job:
         """
         self._queue.extend(self, visibility=visibility)
 
-    def settle_in(self) -> Callable[[], None]:
-        """How a transaction acks it; see `Transaction.ack`."""
-        return self._queue.settle_in(self)
+    @property
+    def settler(self) -> Settler:
+        """The queue it came from."""
+        return self._queue
 
     def __enter__(self) -> Self:
         return self

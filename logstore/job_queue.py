@@ -28,10 +28,11 @@ from .claiming import PROMPT_SECONDS, Claimer
 from .config import Durability
 from .engine import INTERVAL_SECONDS, Engine
 from .errors import FencedError, StoreClosedError, UnknownTopicError, UsageError
-from .job import Duration, Job, JobState, dead_letter_headers
+from .job import Acks, Duration, Job, JobState, dead_letter_headers
 from .positions import parse_duration_ms
-from .queue_catalog import QueueCatalog, QueueRow, WorkerRow
-from .queue_ranges import NOBODY, Fate, Range, Settlement
+from .queue_catalog import QueueCatalog
+from .queue_ranges import NOBODY, Fate, Lease, Range, Settlement
+from .queue_rows import QueueRow, WorkerRow
 from .settling import Settling
 from .transaction import Transaction
 
@@ -78,6 +79,8 @@ class Queue:
         self._queues = QueueCatalog(engine.catalog)
         self._settling = Settling(self._commit)
         self._closed = False
+        self._in_doubt = False
+        """Whether a transaction may have acked some of its jobs."""
         self._ahead: deque[Job] = deque()
         """Leased and not handed out."""
         self._fresh_until = 0.0
@@ -268,21 +271,29 @@ class Queue:
             [(job, Fate(self._worker_id, end_ms, job.deliveries)) for job in jobs], "leased"
         )
 
-    def settle_in(self, job: Job) -> Callable[[], None]:
-        """What a transaction has to do inside its commit, to ack the job with it.
+    def acks(self, engine: object, jobs: Sequence[Job]) -> Acks:
+        """What a transaction has to do inside its commit, to ack jobs with it.
 
         Raises:
-            FencedError, UsageError: It is lost, or settled already.
+            FencedError, UsageError: One is lost, or settled already, or of another store.
         """
-        self.ensure_leased(job)
+        if engine is not self._engine:
+            raise UsageError("the job is not of this store: ack it with the store it came from")
+        self.ensure_leased(*jobs)
+        settlements = [Settlement(job.range, None) for job in jobs]
 
         def write() -> None:
-            settlements = [Settlement(job.range, None)]
-            if self._queues.write_settlements(self._row, self._worker_id, settlements):
-                job.state = "lost"
-                raise self._lost(job)
+            lost = self._queues.write_settlements(self._row, self._worker_id, settlements)
+            for job in jobs:
+                if lost and _overlaps(job.range, lost):
+                    job.state = "lost"
+                    raise self._lost(job)
 
-        return write
+        return Acks([Lease(self._row.id, self._worker_id, job.range) for job in jobs], write)
+
+    def leave_in_doubt(self) -> None:
+        """Have `close` ask what became of a transaction, before it gives jobs back."""
+        self._in_doubt = True
 
     def _settle(self, fates: Sequence[tuple[Job, Fate | None]], state: JobState) -> None:
         self.ensure_leased(*(job for job, _ in fates))
@@ -326,6 +337,14 @@ class Queue:
                 continue
             if job.state == "lost":
                 raise self._lost(job)
+            if job.state == "undecided":
+                raise UsageError(
+                    "the job was acked in a transaction whose state is unknown: when that is known,"
+                    " it is acked, or comes again",
+                    topic=job.topic,
+                    partition=job.partition,
+                    offset=job.offset,
+                )
             raise UsageError(
                 f"the job is {job.state} already",
                 topic=job.topic,
@@ -381,8 +400,15 @@ class Queue:
             if unused:
                 with contextlib.suppress(UnknownTopicError):
                     self._give_back(unused, ())
+            if self._in_doubt and self._is_in_doubt():
+                return  # others take the jobs when that is known, or this process is dead
             if self._queues.remove_workers(self._row, [self._worker_id]):
                 self._announce()
+
+    def _is_in_doubt(self) -> bool:
+        """Whether some jobs are acked, or not, which only a database can tell."""
+        engine = self._engine
+        return engine.liveness.path in engine.decisions.settle_dead(living=True)
 
     def __enter__(self) -> Self:
         return self

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 from .catalog import Catalog, GroupOffset
 from .database import Row, as_int, as_text
 from .errors import LockedError
+from .queue_ranges import Lease
 
 NUMBER_BITS: Final = 32
 NUMBERS_MAX: Final = (1 << NUMBER_BITS) - 1
@@ -63,6 +64,8 @@ class Outcome(NamedTuple):
     offsets: Sequence[tuple[GroupOffset, int | None]]
     """Each with what was committed before."""
     checkpoints: dict[str, bytes]
+    jobs: Sequence[Lease] = ()
+    """Of queues, which are acked."""
 
 
 class OwnerCatalog:

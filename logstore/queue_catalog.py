@@ -16,59 +16,13 @@ claim is decided in `claiming.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple
 
 from .catalog import Catalog
 from .config import check_group_name
 from .database import SQLValue, as_int, as_number, as_text
 from .errors import DataError, LockedError, UnknownTopicError, UsageError
-from .queue_ranges import NOBODY, Fate, Range, Settlement, coalesced
-
-
-class QueueRow(NamedTuple):
-    """One queue: a group and a topic."""
-
-    id: int
-    group: str
-    topic_id: int
-    topic: str
-    visibility_ms: int
-    max_deliveries: int | None
-    dead_letter: str | None
-
-
-class WorkerRow(NamedTuple):
-    """One open handle of a queue."""
-
-    id: int
-    lock_path: str
-    """It lives as long as somebody holds this lock."""
-    host: str
-    pid: int
-    client: str
-
-
-class Look(NamedTuple):
-    """A queue at one moment."""
-
-    next_offsets: dict[int, int]
-    """First offset never claimed, per partition."""
-    waiting_ms: int | None
-    """UTC time from which the first waiting range may be claimed."""
-    lease_end_ms: int | None
-    """When the first lease ends, by the monotonic clock."""
-    others: bool
-    """Whether other workers hold leases."""
-
-
-class Counts(NamedTuple):
-    """Offsets of one partition below the next one to claim that are not done."""
-
-    partition: int
-    next_offset: int
-    leased: int
-    waiting: int
-    delayed: int
+from .queue_ranges import NOBODY, Fate, Lease, Range, Settlement, coalesced
+from .queue_rows import Counts, Look, QueueRow, WorkerRow
 
 
 class QueueCatalog:
@@ -317,13 +271,24 @@ class QueueCatalog:
                 claimed.append(Range(partition, start, until, deliveries + 1))
         return claimed
 
-    def take_back(self, queue: QueueRow, monotonic_ms: int, now_ms: int) -> bool:
-        """Let what is leased longer than allowed be claimed again; False if there is none."""
+    def take_back(
+        self, queue: QueueRow, monotonic_ms: int, now_ms: int, spared: Collection[int] = ()
+    ) -> bool:
+        """Let what is leased longer than allowed be claimed again; False if there is none.
+
+        Args:
+            queue: Which queue.
+            monotonic_ms: Leases that end later go on.
+            now_ms: UTC time from which it may be claimed.
+            spared: Workers that keep what they have.
+        """
+        numbers = ", ".join(map(str, sorted(spared)))
         with self._database.transaction("take jobs back", durable=False):
             return bool(
                 self._database.query(
-                    "UPDATE queue_ranges SET worker_id = 0, due_ms = ?"
-                    " WHERE queue_id = ? AND worker_id > 0 AND due_ms <= ? RETURNING partition",
+                    "UPDATE queue_ranges SET worker_id = 0, due_ms = ?"  # noqa: S608 - numbers
+                    " WHERE queue_id = ? AND worker_id > 0 AND due_ms <= ?"
+                    f" AND worker_id NOT IN ({numbers}) RETURNING partition",
                     (now_ms, queue.id, monotonic_ms),
                 )
             )
@@ -358,6 +323,18 @@ class QueueCatalog:
         for partition in sorted(ended):
             self._move_floor(queue, partition)
         return lost
+
+    def settle_again(self, leases: Sequence[Lease]) -> None:
+        """Inside a transaction: ack what was to be acked by a commit whose process died.
+
+        What was deleted since stays so, and what was given up is the job of others.
+        """
+        held: dict[tuple[int, int], list[Settlement]] = {}
+        for queue_id, worker_id, offsets in leases:
+            held.setdefault((queue_id, worker_id), []).append(Settlement(offsets, None))
+        for (queue_id, worker_id), settlements in held.items():
+            for queue in self._rows("queues.id = ?", queue_id):
+                self.write_settlements(queue, worker_id, settlements)
 
     def _settle_first(
         self, queue: QueueRow, worker_id: int, offsets: Range, fate: Fate | None

@@ -22,6 +22,14 @@ class Range(NamedTuple):
     deliveries: int
 
 
+class Lease(NamedTuple):
+    """A range as a worker has it, to be told from all others ever handed out in the store."""
+
+    queue_id: int
+    worker_id: int
+    range: Range
+
+
 class Fate(NamedTuple):
     """What becomes of a range that is not done."""
 

@@ -18,7 +18,8 @@ from .errors import OffsetOutOfRangeError, UnknownGroupError, UnknownTopicError,
 from .job import DEAD_LETTER_HEADERS, Duration, Job
 from .job_queue import Queue, QueueOptions
 from .positions import Position, parse_duration_ms
-from .queue_catalog import QueueCatalog, QueueRow
+from .queue_catalog import QueueCatalog
+from .queue_rows import QueueRow
 from .record import Headers, TopicPartition
 from .topics import resolve
 from .transaction import Transaction

@@ -24,7 +24,7 @@ from .database import Row as SQLRow, SQLValue
 from .decisions import encode_outcome
 from .engine import Engine
 from .errors import ConflictError, MillstreamError, OffsetOutOfRangeError, UsageError
-from .job import Job
+from .job import Job, Settler
 from .latest import LatestValues
 from .log import Log
 from .membership import remove_dead_members
@@ -32,6 +32,7 @@ from .once_append import Placed, append_once, metadata_of, stamp_of
 from .owner_catalog import Outcome, OwnerCatalog
 from .owners import Ownership
 from .queue_catalog import refuse_queue
+from .queue_ranges import Lease
 from .record import AppendMetadata, Headers, RecordMetadata, TopicPartition
 from .transaction_states import transaction_id
 from .user_transaction import UserTransaction
@@ -64,6 +65,7 @@ class Transaction:
         self._offsets: dict[tuple[str, int, int], GroupOffset] = {}
         self._checkpoints: dict[str, bytes] = {}
         self._jobs: list[Job] = []
+        self._leases: list[Lease] = []
         self._also: list[Callable[[], None]] = []
         self._rows = rows
         self._state: Literal["open", "committed", "aborted", "unknown"] = "open"
@@ -234,25 +236,32 @@ class Transaction:
         """Ack jobs of queues together with the transaction: exactly once.
 
         If a job's lease has passed and another worker got it, `commit` raises FencedError, and
-        nothing of the transaction is ever visible. If it aborts, the jobs are still leased.
+        nothing of the transaction is ever visible, rows in its database included. If it aborts, the
+        jobs are still leased.
 
         Raises:
-            UsageError: A job is settled already, or the transaction has a database.
+            UsageError: A job is settled already, is in this transaction already, or is not of this
+                open store.
             FencedError: It is lost.
         """
         self._ensure_open()
-        if self._rows is not None:
-            raise UsageError(
-                "a transaction with a database cannot ack jobs, as no two files commit as one: "
-                "commit it, then ack them. A job whose worker dies in between comes again: write "
-                "topic, partition and offset beside the rows, UNIQUE, and skip what is there"
-            )
+        if len({*self._jobs, *jobs}) < len(self._jobs) + len(jobs):
+            raise UsageError("a job is acked twice in the transaction")
+        queues: dict[Settler, list[Job]] = {}
         for job in jobs:
-            self.also(job.settle_in())
-            self._jobs.append(job)
+            queues.setdefault(job.settler, []).append(job)
+        acks = [queue.acks(self._engine, each) for queue, each in queues.items()]
+        self._jobs += jobs
+        for leases, write in acks:
+            self._leases += leases
+            self._also.append(write)
 
     def also(self, write: Callable[[], None]) -> None:
-        """Have `write` called inside the commit, for what is kept in the catalog."""
+        """Have `write` called inside the commit, for what is kept in the catalog.
+
+        Not in a transaction with rows in a database: whoever finishes one does not know of it.
+        """
+        assert self._rows is None
         self._also.append(write)
 
     def commit(self) -> None:
@@ -280,17 +289,28 @@ class Transaction:
             # Outputs have to be durable before the decision is, whatever mode the store is in.
             self._engine.acknowledge(list(self._ends.items()), "sync")
             if self._rows is not None and self._rows.begun:
+                if self._leases:
+                    # What says whose the jobs are is not synced when they are handed out.
+                    self._engine.catalog.sync()
                 self._rows.flush()
             self._decide(committed=True)
         except ABORTING as error:
             self._written = True  # the decision may have been taken: let the catalog tell
             with contextlib.suppress(MillstreamError):
                 self._abort()
+            if self._state == "unknown" and self._rows is not None:
+                self._leave_jobs_in_doubt()
             if self.state != "committed" or not isinstance(error, Exception):
                 raise
         self._state = "committed"
         for job in self._jobs:
             job.state = "acked"
+
+    def _leave_jobs_in_doubt(self) -> None:
+        """Nobody may settle the jobs otherwise: they may be acked."""
+        for job in self._jobs:
+            job.state = "undecided"
+            job.settler.leave_in_doubt()
 
     def abort(self) -> None:
         """Make sure nothing of it is ever seen."""
@@ -323,7 +343,8 @@ class Transaction:
         ownership = self._ownership
         offsets, also = list(self._offsets.values()), self._also
         if committed and self._rows is not None and self._rows.begun:
-            offsets, also = [], [self._commit_rows]
+            # The jobs first: if one is lost, the rows must not be committed.
+            offsets, also = [], [*self._also, self._commit_rows]
         self._engine.catalog.decide(
             ownership.owner_id,
             ownership.epoch,
@@ -343,7 +364,7 @@ class Transaction:
         assert self._rows is not None
         assert database is not None
         before = owners.write(list(self._offsets.values()))
-        data = encode_outcome(Outcome(before, self._checkpoints))
+        data = encode_outcome(Outcome(before, self._checkpoints, self._leases))
         self._rows.commit(database.mark, self._number, data)
 
     def _ensure_open(self) -> None:

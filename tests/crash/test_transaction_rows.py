@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +19,7 @@ from kill_roles import check_rows, create
 from kill_rounds import fast_directory
 from restarts import explained
 from simulated_stores import abandon, kill, open_quietly
+from users_file import JOURNALS, UsersFile
 from zygote import Report, Zygote
 
 import millstream
@@ -31,44 +30,6 @@ SEED = int(os.environ.get("MILLSTREAM_SEED", "1"))
 EVERY = int(os.environ.get("MILLSTREAM_EVERY", "2"))
 KILLS = int(os.environ.get("MILLSTREAM_KILLS", "100"))
 IN0 = TopicPartition("in", 0)
-JOURNALS = ("delete", "wal")
-
-
-class Database:
-    """A file of the user's, which can be put back to how it was."""
-
-    def __init__(self, path: Path, journal: str) -> None:
-        self.path = path
-        self.journal = journal
-
-    def create(self) -> None:
-        self._remove()
-        with contextlib.closing(sqlite3.connect(self.path)) as connection:
-            connection.execute(f"PRAGMA journal_mode = {self.journal}")
-            connection.execute("CREATE TABLE rows (number)")
-
-    def numbers(self) -> list[int]:
-        with contextlib.closing(sqlite3.connect(self.path)) as connection:
-            rows = connection.execute("SELECT number FROM rows ORDER BY rowid").fetchall()
-        return [number for (number,) in rows]
-
-    def save(self) -> None:
-        self._copy(self.path.parent, self.path.parent / "saved")
-
-    def put_back(self) -> None:
-        self._remove()
-        self._copy(self.path.parent / "saved", self.path.parent)
-
-    def _copy(self, source: Path, target: Path) -> None:
-        target.mkdir(exist_ok=True)
-        for left in target.glob(f"{self.path.name}*"):
-            left.unlink()
-        for file in source.glob(f"{self.path.name}*"):
-            shutil.copy(file, target)
-
-    def _remove(self) -> None:
-        for file in self.path.parent.glob(f"{self.path.name}*"):
-            file.unlink()
 
 
 @pytest.fixture
@@ -77,7 +38,7 @@ def directory() -> Iterator[str]:
         yield directory
 
 
-def write(store: Store, database: Database, number: int) -> None:
+def write(store: Store, database: UsersFile, number: int) -> None:
     """One number everywhere."""
     with store.transaction(database=database.path) as transaction:
         transaction.append_many("out", [b"%d" % number] * 2, partition=0)
@@ -87,7 +48,7 @@ def write(store: Store, database: Database, number: int) -> None:
         transaction.put_checkpoint("c", b"%d" % (number + 1))
 
 
-def count_of(store: Store, database: Database) -> int:
+def count_of(store: Store, database: UsersFile) -> int:
     """How many numbers there are, everywhere the same."""
     done = int(store.checkpoint("c") or b"0")
     expected = [b"%d" % number for number in range(done)]
@@ -114,7 +75,7 @@ def new_store(storage: MemoryStorage) -> None:
 def test_scenario_67_power_fails_at_each_step_of_a_commit_with_rows(
     directory: str, journal: str
 ) -> None:
-    database = Database(Path(directory) / "my.db", journal)
+    database = UsersFile(Path(directory) / "my.db", journal)
     acknowledged = 0
 
     def start() -> MemoryStorage:
@@ -173,7 +134,7 @@ def test_scenario_60_who_takes_over_decides_what_a_dead_process_left(
     directory: str, journal: str, read_first: bool
 ) -> None:
     """Killed at each operation while others live: a plain reader, or a member of the group."""
-    database = Database(Path(directory) / "my.db", journal)
+    database = UsersFile(Path(directory) / "my.db", journal)
     index, finished, decided = 0, False, 0
     while not finished:
         with explained(f"kill at operation {index}"):

@@ -64,6 +64,7 @@ from millstream.processor.checkpoint import (
 from millstream.processor.state import decode_entry, encode_entries
 from millstream.processor.ticks import JournalEntry, Tick, decode_journal, encode_entry
 from millstream.producer_states import ProducedBatch, ProducerState, ProducerStates
+from millstream.queue_ranges import Lease, Range
 from millstream.testing import MemoryStorage
 
 EXAMPLES = int(os.environ.get("MILLSTREAM_FUZZ_EXAMPLES", "50"))
@@ -246,7 +247,8 @@ def producers() -> Parser:
 
 
 def outcome() -> Parser:
-    made = Outcome([(GroupOffset("g", 1, 0, 7), None), (GroupOffset("h", 2, 1, 9), 3)], {"c": b"x"})
+    offsets = [(GroupOffset("g", 1, 0, 7), None), (GroupOffset("h", 2, 1, 9), 3)]
+    made = Outcome(offsets, {"c": b"x"}, [Lease(1, 2, Range(0, 3, 5, 1))])
 
     def reseal(content: bytearray) -> None:
         content[-8:] = xxh3_64_digest(bytes(content[:-8]))

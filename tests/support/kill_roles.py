@@ -23,12 +23,12 @@ import millstream
 from millstream import StorageError, Store, TopicPartition, restore
 from millstream.config import Durability
 
-GROUP, JOBS, ROWS = "g", "jobs", "rows"
+GROUP, JOBS, ROWS, BOTH = "g", "jobs", "rows", "jobs in rows"
 DATABASE = "rows.db"
 """Beside the catalog: a database of the user's."""
 MODES: tuple[Durability, ...] = ("sync", "sync", "os", "interval")
 LOG, KEYED, FIRST, SECOND, WORK = "log", "keyed", "first", "second", "work"
-COPIED = "copied"
+COPIED, RESULTS = "copied", "results"
 FRAMES, FRAMES_KEYED = "frames", "frames-keyed"
 PARTITIONS = 2
 KEYS = 7
@@ -58,12 +58,14 @@ def create(path: Path, random: Random) -> None:
         store.create_topic(SECOND, partitions=PARTITIONS, **common)
         store.create_topic(WORK, **common)
         store.create_topic(COPIED, **common)
+        store.create_topic(RESULTS, **common)
         store.create_topic(FRAMES, schema=Numbered, **common)
         store.create_topic(FRAMES_KEYED, schema=Numbered, key="key", compact=True, **common)
         store.append_many(WORK, [b"%d" % number for number in range(2000)])
     with contextlib.closing(sqlite3.connect(path / DATABASE)) as rows:
         rows.execute(f"PRAGMA journal_mode = {random.choice(('WAL', 'DELETE', 'TRUNCATE'))}")
         rows.execute("CREATE TABLE numbers (number)")
+        rows.execute("CREATE TABLE jobs (number)")
 
 
 # --- roles -------------------------------------------------------------------------------------
@@ -289,6 +291,29 @@ def workers(pipe: int, path: str, seed: int) -> None:
                     queue.nack(job)
 
 
+def jobs_in_rows(pipe: int, path: str, seed: int) -> None:
+    """Ack jobs together with their results and rows; report how many at once."""
+    random = Random(seed)
+    with millstream.open(path) as store, store.queue(WORK, group=BOTH, visibility="5m") as queue:
+        tell(pipe, *READY)
+        while True:
+            jobs = queue.get_many(random.randrange(1, 9), timeout=0.05)
+            if not jobs:
+                tell(pipe, *IDLE)
+                continue
+            with store.transaction(database=f"{path}/{DATABASE}") as transaction:
+                rows = [(int(job.value or b"-1"),) for job in jobs]
+                transaction.execute_many("INSERT INTO jobs (number) VALUES (?)", rows)
+                transaction.append_many(RESULTS, [job.value for job in jobs])
+                transaction.ack(*jobs)
+                if random.random() < 0.2:
+                    transaction.abort()
+            if transaction.state == "aborted":
+                queue.nack(*jobs)
+            else:
+                tell(pipe, *[len(jobs), jobs[0].offset])
+
+
 def backs_up(pipe: int, path: str, seed: int) -> None:
     """Take one backup after another."""
     with millstream.open(path) as store:
@@ -304,7 +329,7 @@ ROLES: dict[str, Callable[..., None]] = {
     each.__name__: each
     for each in (
         *(appends, full_disk, small_disk, transactions, compacts, columns),
-        *(members, writes_rows, workers, backs_up),
+        *(members, writes_rows, workers, jobs_in_rows, backs_up),
     )
 }
 ANYWHERE = sorted(set(ROLES) - {"small_disk"})
@@ -409,10 +434,25 @@ def check_rows(store: Store, reports: Sequence[Report]) -> None:
         assert len(copied) == store.group(ROWS).offsets.get(TopicPartition(WORK, 0), 0)
 
 
+def check_jobs_in_rows(store: Store, reports: Sequence[Report]) -> None:
+    """A job that is done has one row and one result, any other none."""
+    results = [int(record.value or b"") for record in store.read(RESULTS)]
+    with contextlib.closing(sqlite3.connect(f"{store._engine.storage.root}/{DATABASE}")) as rows:
+        found = [number for (number,) in rows.execute("SELECT number FROM jobs ORDER BY rowid")]
+    assert sorted(results) == sorted(found)
+    assert len(set(found)) == len(found)
+    assert len(found) >= sum(count for count, *_ in reports if count > 0)
+    for info in store.queues(WORK):
+        if info.group == BOTH:
+            assert store.offsets(WORK)[0].end - info.depth == len(found)
+
+
 def check_jobs(store: Store, reports: Sequence[Report]) -> None:
     """No job is done that was not processed."""
     processed = _processed(reports)
     for info in store.queues(WORK):
+        if info.group == BOTH:
+            continue
         done = store.offsets(WORK)[0].end - info.depth
         assert 0 <= done <= len(processed), (done, len(processed))
 
@@ -462,5 +502,6 @@ CHECKS: dict[str, Callable[[Store, Sequence[Report]], None]] = {
     "members": check_members,
     "writes_rows": check_rows,
     "workers": check_jobs,
+    "jobs_in_rows": check_jobs_in_rows,
     "backs_up": check_backups,
 }

@@ -169,12 +169,6 @@ def test_wrong_uses_are_refused(store: Store, path: Path, tmp_path: Path) -> Non
             other.transaction(database=catalog),
         ):
             pass
-    store.append("t", b"job")
-    with store.queue("t", follow=False) as queue, store.transaction(database=path) as transaction:
-        job = queue.get()
-        assert job is not None
-        with pytest.raises(UsageError, match="cannot ack"):
-            transaction.ack(job)
 
 
 def test_a_database_is_locked_from_the_first_statement_on(store: Store, path: Path) -> None:
