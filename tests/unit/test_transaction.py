@@ -136,3 +136,14 @@ def test_a_clock_that_stands_still_does_not_hold_a_dead_owner_up(storage: Memory
     with open_quietly(storage.crash(keep="all"), clock) as again:
         again.append("t", b"after")
         assert [b"after"] == values(again)
+
+
+def test_a_transaction_needs_two_syncs_and_no_third(store: Store, storage: MemoryStorage) -> None:
+    with store.own("p") as owner:
+        for first in (True, False):
+            before = len(storage.trace)
+            with store.transaction(owner=owner) as transaction:
+                transaction.append_many("t", [b"x"] * 1000)
+            if not first:  # which makes the segment
+                kinds = [kind for kind, _ in storage.trace[before:]]
+                assert ["write", "sync", "catalog.commit"] == kinds
