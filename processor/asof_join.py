@@ -13,7 +13,7 @@ said, in the order of (event time, arrival), as rows caused by this input row.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
@@ -22,12 +22,13 @@ from millstream import DataError
 from .columns import Rows
 from .join_nodes import AsofJoinNode
 from .join_results import LateRows, Pairs
+from .key_groups import Filed, GroupedOperator, Path, Wake
 from .nodes import LATE
 from .operators import merged
 from .row_codec import RowCodec
 from .serde import INT64_MAX, INT64_MIN
 from .state import StateEntry, StateRecords, encode_entries, encode_removed
-from .stateful import MAIN, SWEEP_RECORDS, StatefulOperator, Step
+from .stateful import MAIN, SWEEP_RECORDS, Step
 from .versions import VERSION, Versions
 
 WAITING: Final = "waiting"
@@ -43,7 +44,7 @@ class Waiting(NamedTuple):
     value: Any
 
 
-class AsofJoinOperator(StatefulOperator):
+class AsofJoinOperator(GroupedOperator):
     """Finds the match of each left row once that is settled. Not thread-safe.
 
     Its state is filed under ["waiting", due, key, number]: time and left row; and under
@@ -184,34 +185,81 @@ class AsofJoinOperator(StatefulOperator):
         ]
         return encode_entries(self.name, paths, values, proven=True)
 
-    def restore(self, entries: Iterable[StateEntry]) -> None:
-        """Take rows from records.
+    # --- groups --------------------------------------------------------------------------------
 
-        Raises:
-            DataError: Not the state of an as-of join.
-        """
-        versions: list[StateEntry] = []
-        found: dict[int, dict[int, Waiting]] = {}
-        for entry in entries:
-            match entry:
-                case (str(kind), *_), _ if kind == VERSION:
-                    versions.append(entry)
-                case (str(kind), int(due)), None if kind == WAITING:
-                    found.pop(due, None)
-                case (str(kind), int(due), key, int(number)), [int(time), packed] if (
-                    kind == WAITING
-                    and due == time + self._wait_ms
-                    and INT64_MIN <= time <= INT64_MAX
+    def ended(self) -> list[Path]:
+        """See `GroupedOperator`."""
+        return [(WAITING, due) for due in self._settled]
+
+    def filed(self, path: Path) -> Filed:
+        """See `GroupedOperator`."""
+        match path:
+            case (str(kind), int()) if kind == WAITING:
+                return Filed(None, path)
+            case (str(kind), int(), key, int()) if kind == WAITING:
+                return Filed(key, path[:2])
+            case (str(kind), key, int(), int()) if kind == VERSION:
+                return Filed(key, None)
+        raise DataError(f"not the state of {self.name!r}: {path!r}")
+
+    def take(self, entries: Sequence[StateEntry]) -> None:
+        """See `GroupedOperator`."""
+        came: dict[int, list[Waiting]] = {}
+        for path, content in entries:
+            if path[0] != WAITING:
+                continue
+            _, due, key, number = path
+            match content:
+                case [int(time), packed] if (
+                    due == time + self._wait_ms and INT64_MIN <= time <= INT64_MAX
                 ):
-                    row = Waiting(number, time, key, packed)
-                    found.setdefault(due, {})[number] = row
+                    row = Waiting(number, time, key, self._codec.unpack(packed))
+                    came.setdefault(due, []).append(row)
                 case _:
-                    raise DataError(f"not the state of {self.name!r}: {entry!r}")
-        for due, rows in sorted(found.items()):
-            heapq.heappush(self._due, due)
+                    raise DataError(f"not the state of {self.name!r}: {path!r} {content!r}")
+            self._numbers = max(self._numbers, number)
+        for due, rows in came.items():
+            if due not in self._waiting:
+                heapq.heappush(self._due, due)
+            self._waiting[due] = sorted(self._waiting.get(due, []) + rows)
             self._persisted.add(due)
-            self._waiting[due] = [
-                row._replace(value=self._codec.unpack(row.value)) for _, row in sorted(rows.items())
-            ]
-            self._numbers = max(self._numbers, *rows)
-        self._versions.restore(versions)
+        self._versions.take(entry for entry in entries if entry.path[0] == VERSION)
+
+    def wakes(self, keys: Sequence[object]) -> Iterator[Wake | None]:
+        """See `GroupedOperator`: left rows wait for W, and versions to go."""
+        asked = set(keys)
+        goes = self._versions.due(asked)
+        first: dict[object, int] = {}
+        last: dict[object, int] = {}
+        for due in sorted(self._waiting):
+            for row in self._waiting[due]:
+                if row.key in asked:
+                    first.setdefault(row.key, due)
+                    last[row.key] = due
+        for key in keys:
+            dues = [each[key] for each in (first, goes) if key in each]
+            yield Wake(min(dues), last.get(key)) if dues else None
+
+    def changed(self) -> set[object]:
+        """See `GroupedOperator`."""
+        waiting = {row.key for rows in self._fresh.values() for row in rows}
+        return waiting | self._versions.changed()
+
+    @property
+    def changed_count(self) -> int:
+        """See `GroupedOperator`."""
+        return sum(map(len, self._fresh.values())) + self._versions.changed_count
+
+    def forget(self, keys: Sequence[object]) -> None:
+        """See `GroupedOperator`."""
+        gone = set(keys)
+        for due, rows in list(self._waiting.items()):
+            kept = [row for row in rows if row.key not in gone]
+            if kept:
+                self._waiting[due] = kept
+            else:
+                del self._waiting[due]
+                self._persisted.discard(due)
+        self._due = list(self._waiting)
+        heapq.heapify(self._due)
+        self._versions.forget(gone)

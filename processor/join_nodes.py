@@ -67,11 +67,6 @@ class AsofJoinNode(JoinNode):
     """The greatest distance, inclusive; None for any."""
 
     @property
-    def place_text(self) -> str:
-        """See `StatefulNode`."""
-        return "in memory"
-
-    @property
     def delay_ms(self) -> int:
         """A left row is said when no right row can come any more that would be nearer."""
         return 0 if self.direction == "backward" else self.within_ms or 0

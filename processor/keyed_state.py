@@ -12,7 +12,7 @@ the value was put with: the wall clock has no say, so that every run forgets at 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import filterfalse, islice, repeat
 from operator import itemgetter
@@ -299,6 +299,28 @@ class KeyedState(Generic[V]):
                 self._values[key] = self._codec.unpack(content[0])
                 if time_ms is not None:
                     self.stamp(key, time_ms)
+
+    # --- groups --------------------------------------------------------------------------------
+
+    @property
+    def changed_keys(self) -> KeysView[object]:
+        """Keys put or removed since `changes`."""
+        return self._changed.keys()
+
+    def over_ms(self, key: object) -> int | None:
+        """The W at which to look whether the value of a key is over; None if it never is."""
+        return self._waits.get(key)
+
+    def forget(self, keys: Iterable[object]) -> None:
+        """Let go of values that have not changed, as state has them. Looks at all keys."""
+        for key in keys:
+            self._values.pop(key, None)
+            self._times.pop(key, None)
+            self._waits.pop(key, None)
+        if self.ttl_ms is not None:
+            waits, self._waits, self._due, self._due_keys = self._waits, {}, [], {}
+            for key, due in waits.items():
+                self._wait(key, due)
 
     def take_columns(self, keys: Sequence[object], contents: Sequence[list[Any]]) -> None:
         """The same where nothing is gone. Errors as `take`."""

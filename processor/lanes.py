@@ -206,7 +206,9 @@ def _of_key(plan: Plan, node: KeyByNode) -> str | None:
     return _of_field(node.key, plan, node)
 
 
-def _of_asof_join(_plan: Plan, node: AsofJoinNode) -> str | None:
+def _of_asof_join(plan: Plan, node: AsofJoinNode) -> str | None:
+    if plan.holding.spills:
+        return "its state may be on disk"
     return None if node.into is Joined else "into is a Python function"
 
 

@@ -303,11 +303,6 @@ class WindowNode(AggregatingNode):
     grace_ms: int
 
     @property
-    def place_text(self) -> str:
-        """See `StatefulNode.place_text`."""
-        return "in memory" if self.emission.updating else "spills"
-
-    @property
     def windows_text(self) -> str:
         """The windows in words."""
         return f"{self.windows}, grace {duration_text(self.grace_ms)}"
@@ -382,11 +377,6 @@ class ProcessNode(StatefulNode):
     state_type: object
     ttl_ms: int | None
     wall_clock: bool
-
-    @property
-    def place_text(self) -> str:
-        """See `StatefulNode`."""
-        return "spills" if self.on_timer is None else "spills, timers in memory"
 
     @property
     def needs_ticks(self) -> bool:

@@ -9,7 +9,7 @@ this input row. A tick calls the timers of the wall clock after those of event t
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -18,12 +18,13 @@ from millstream import DataError, UsageError
 from .aggregating import Results, detached
 from .columns import Chunk, MicroBatch
 from .errors import fail
+from .key_groups import Filed, GroupedOperator, Path, Wake
 from .keyed_state import IN_MEMORY, States
 from .nodes import ProcessNode
 from .process import Context, Timer
 from .row_codec import RowCodec
 from .state import StateEntry, StateRecords
-from .stateful import MAIN, StatefulOperator, Step
+from .stateful import MAIN, Step
 from .timers import PREFIX as TIMER_PREFIX, Timers
 from .watermark import BEFORE_TIME
 
@@ -31,7 +32,7 @@ _STATE_PREFIX: Final = "s"
 _CONSTANT_STATE: Final = (None, bool, int, float, str, bytes)
 
 
-class ProcessOperator(StatefulOperator):
+class ProcessOperator(GroupedOperator):
     """Runs a process function. Not thread-safe.
 
     Args:
@@ -224,3 +225,53 @@ class ProcessOperator(StatefulOperator):
                 timers.append(entry)
             else:
                 raise DataError(f"not the state of {self.name!r}: {entry.path!r}")
+
+    # --- groups --------------------------------------------------------------------------------
+
+    @property
+    def divisible(self) -> bool:
+        """No: a function sees how far W has come."""
+        return False
+
+    def filed(self, path: Path) -> Filed:
+        """See `GroupedOperator`."""
+        match path:
+            case (str(kind), key) if kind == _STATE_PREFIX:
+                return Filed(key, None)
+            case (str(kind), _, _, _, key) if kind == TIMER_PREFIX:
+                return Filed(key, None)
+        raise DataError(f"not the state of {self.name!r}: {path!r}")
+
+    def take(self, entries: Sequence[StateEntry]) -> None:
+        """See `GroupedOperator`."""
+        self._state.take({path[1]: value for path, value in entries if path[0] == _STATE_PREFIX})
+        self._timers.take(entry for entry in entries if entry.path[0] == TIMER_PREFIX)
+
+    def wakes(self, keys: Sequence[object]) -> Iterator[Wake | None]:
+        """See `GroupedOperator`: timers wait, and state to be over."""
+        timers = self._timers.wakes(set(keys))
+        for key in keys:
+            wake, over = timers.get(key), self._state.over_ms(key)
+            if over is not None:
+                known = wake or Wake(None, None)
+                wake = known._replace(due=over if known.due is None else min(over, known.due))
+            yield wake
+
+    def changed(self) -> set[object]:
+        """See `GroupedOperator`."""
+        return set(self._timers.changed() | self._state.changed_keys)
+
+    @property
+    def changed_count(self) -> int:
+        """See `GroupedOperator`."""
+        return len(self._state.changed_keys) + self._timers.changed_count
+
+    def forget(self, keys: Sequence[object]) -> None:
+        """See `GroupedOperator`."""
+        self._state.forget(keys)
+        self._timers.forget(set(keys))
+
+
+def process_operator(node: ProcessNode, delay_ms: int, states: States) -> ProcessOperator:
+    """The operator of a process function. With timers, state is in groups with them."""
+    return ProcessOperator(node, delay_ms, states if node.on_timer is None else IN_MEMORY)

@@ -217,6 +217,10 @@ class SpilledGroups(StatefulOperator):
         """By path, as the file has it: what state has of it and the file has not; None: gone."""
         self._shown: dict[bytes, bytes] = {}
         """Those of the paths that state has with other bytes."""
+        self._anew: set[bytes] = set()
+        """Those that were gone and came back: the file must not go on with the former bytes."""
+        self._plain = True
+        """Whether equal paths have had equal bytes so far."""
         self._ended: dict[bytes, None] = {}
         """Buckets that are over, but not gone from the file."""
         self._away_count = 0
@@ -394,15 +398,21 @@ class SpilledGroups(StatefulOperator):
 
     def _keep(self, records: StateRecords) -> None:
         """Note what the file has to get."""
-        paths = decode_paths(records.keys)
-        if _SAME.issuperset(map(type, chain.from_iterable(paths))):
-            self._pending.update(zip(records.keys, records.values, strict=True))
+        paths, pending = decode_paths(records.keys), self._pending
+        self._plain &= _SAME.issuperset(map(type, chain.from_iterable(paths)))
+        if self._plain:
+            pending.update(zip(records.keys, records.values, strict=True))
             return
         for path, shown, value in zip(paths, records.keys, records.values, strict=True):
             stored = stored_key(path)
-            self._pending[stored] = value
-            if stored != shown:
-                self._shown[stored] = shown
+            # As long as a path is there it is shown as it was first.
+            if pending.get(stored) is None:
+                self._shown.pop(stored, None)
+                if stored != shown:
+                    self._shown[stored] = shown
+                if stored in pending:
+                    self._anew.add(stored)
+            pending[stored] = value
 
     def _end(self, bucket: bytes) -> None:
         """A bucket is over."""
@@ -427,14 +437,14 @@ class SpilledGroups(StatefulOperator):
         rows: list[GroupRow] = []
         gone: list[tuple[bytes, bytes]] = []
         for path, (key, bucket), value in self._waiting():
-            if value is None:
+            if value is None or path in self._anew:
                 gone.append((stored_key(key), path))
-            else:
+            if value is not None:
                 under = None if bucket is None else stored_key(bucket)
                 rows.append(GroupRow(stored_key(key), path, self._shown.get(path), under, value))
         rows.sort(key=lambda row: row[:2])
         self.table.write(list(self._ended), sorted(gone), rows)
-        self._pending, self._shown, self._ended = {}, {}, {}
+        self._pending, self._shown, self._ended, self._anew = {}, {}, {}, set()
 
     def sweep(self) -> Iterator[StateRecords]:
         """See `StatefulOperator`: what was committed last, wherever it is."""
@@ -474,9 +484,12 @@ class SpilledGroups(StatefulOperator):
                 records, size = encode_removed(()), 0
         self._restored(records)
         for groups in self._all_groups():
-            keys = list(dict.fromkeys(self.operator.filed(path).key for path, _ in groups))
+            keys = dict.fromkeys(self.operator.filed(path).key for path, _ in groups)
             self.operator.take(groups)
-            self._forget(keys)
+            # Some may have to stay.
+            busy = self.operator.changed()
+            self._young.update(dict.fromkeys(key for key in keys if key in busy))
+            self._forget([key for key in keys if key not in busy])
 
     def _restored(self, records: StateRecords) -> None:
         """Let the file have some of what state has."""

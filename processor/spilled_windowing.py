@@ -7,7 +7,7 @@ is the open windows together that may be larger than memory, not the one that cl
 
 The file is filled from the state topic at each start, because windows end: there is seldom much
 of it that a restart still needs. Updates before the final result look through windows as they
-go, so windows with them (updating.py) are in memory.
+go, so windows with them (updating.py) spill by key (spilled_groups.py).
 """
 
 from __future__ import annotations
@@ -379,7 +379,7 @@ class SpilledWindowOperator(WindowOperator):
 def window_operator(node: WindowNode, delay_ms: int, states: States) -> WindowOperator:
     """The operator for a window node: row by row only where rows have something to say."""
     if node.emission.updating:
-        return UpdatingWindowOperator(node, delay_ms)
+        return UpdatingWindowOperator(node, delay_ms)  # its groups spill
     if not isinstance(states, SpilledStates):
         return WindowOperator(node, delay_ms)
     table = WindowTable(*states.place(node.name, ("windows",)))

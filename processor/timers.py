@@ -7,15 +7,16 @@ time, key and name. State is filed under `["t", clock, time, name, key]`.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator, Set as AbstractSet
+from itertools import chain, islice
 from typing import Final, TypeAlias
 
 from millstream import DataError
 
+from .key_groups import Wake
 from .process import Timer
 from .serde import encode_key
-from .state import StateRecords, encode_entries, encode_removed
+from .state import StateEntry, StateRecords, encode_entries, encode_removed
 from .stateful import SWEEP_RECORDS
 
 PREFIX: Final = "t"
@@ -136,31 +137,80 @@ class Timers:
         values = [(self._waiting[due],) for due in timers]
         return encode_entries(self._name, list(map(_path, timers)), values)
 
-    def restore(self, entries: Iterable[tuple[tuple[object, ...], list[object] | None]]) -> None:
+    def restore(self, entries: Iterable[StateEntry]) -> None:
         """Take timers from records in the order they were written.
 
         Raises:
             DataError: A record is none of a timer.
         """
+        alive: dict[Due, StateEntry] = {}
+        for entry in entries:
+            due = _due_of(entry.path)
+            if entry.value is None:
+                alive.pop(due, None)
+            else:
+                alive[due] = entry
+        self.take(alive.values())
+
+    # --- groups --------------------------------------------------------------------------------
+
+    def take(self, entries: Iterable[StateEntry]) -> None:
+        """Bring in timers that are there.
+
+        Raises:
+            DataError: A record is none of a timer.
+        """
         for path, value in entries:
-            match path:
-                case (_, ("event" | "wall") as clock, int(at_ms), str(name), key):
-                    due = Timer(at_ms, name, clock), key
-                case _:
-                    raise DataError(f"not a timer: {path!r}")
+            due = _due_of(path)
             match value:
-                case None:
-                    self._waiting.pop(due, None)
                 case [bool() | None as by_row]:
                     self._waiting[due] = by_row
                 case _:
                     raise DataError(f"not a timer: {value!r}")
-        for due, by_row in self._waiting.items():
+            self._written.add(due)
             if by_row is None:
                 self._postponed[due] = None
             else:
                 self._enqueue(due)
-        self._written = set(self._waiting)
+
+    def changed(self) -> AbstractSet[object]:
+        """The keys of which state has not all as it is, or with a timer for when time moves on."""
+        return {key for _, key in chain(self._changed, self._postponed)}
+
+    @property
+    def changed_count(self) -> int:
+        """Timers that have changed."""
+        return len(self._changed)
+
+    def wakes(self, keys: AbstractSet[object]) -> dict[object, Wake]:
+        """What those of the keys with timers wait for. Looks at all timers."""
+        found: dict[object, list[list[int]]] = {}
+        for (timer, key), by_row in self._waiting.items():
+            if key in keys:
+                event, by_rows, wall = found.setdefault(key, [[], [], []])
+                (event if timer.clock == "event" else wall).append(timer.at_ms)
+                if by_row and timer.clock == "event":
+                    by_rows.append(timer.at_ms)
+        return {
+            key: Wake(min(event, default=None), max(by_rows, default=None), min(wall, default=None))
+            for key, (event, by_rows, wall) in found.items()
+        }
+
+    def forget(self, keys: AbstractSet[object]) -> None:
+        """Let go of the timers of keys, as state has them. Looks at all timers."""
+        for due in [due for due in self._waiting if due[1] in keys]:
+            del self._waiting[due]
+            self._written.discard(due)
+        for queue in self._queues.values():
+            queue[:] = [each for each in queue if each[-1] in self._waiting]
+            heapq.heapify(queue)
+
+
+def _due_of(path: tuple[object, ...]) -> Due:
+    match path:
+        case (_, ("event" | "wall") as clock, int(at_ms), str(name), key):
+            return Timer(at_ms, name, clock), key
+    raise DataError(f"not a timer: {path!r}")
 
 
 def _path(due: Due) -> tuple[object, ...]:

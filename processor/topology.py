@@ -59,7 +59,7 @@ from .operators import (
 )
 from .outputs import Outputs, dead_letters, encode_rows
 from .plan import Plan
-from .process_operator import ProcessOperator
+from .process_operator import process_operator
 from .regrouping import RegroupOperator
 from .running_count import running_operator
 from .session_windowing import SessionOperator
@@ -106,7 +106,7 @@ _STATEFUL: Final[Mapping[type[Node], Callable[[Any, int], StatefulOperator]]] = 
 }
 # And here what makes its keyed states, too.
 _KEYED: Final[Mapping[type[Node], Callable[[Any, int, States], StatefulOperator]]] = {
-    ProcessNode: ProcessOperator,
+    ProcessNode: process_operator,
     RunningNode: running_operator,
     RegroupNode: RegroupOperator,
     TableJoinNode: TableJoinOperator,
@@ -242,7 +242,8 @@ class Topology:
         elif kind in _STATEFUL:
             self.stateful[node.id] = spilled(_STATEFUL[kind](node, delay_ms), self.states)
         elif kind in _KEYED:
-            self.stateful[node.id] = _KEYED[kind](node, delay_ms, self.states)
+            keyed = _KEYED[kind](node, delay_ms, self.states)
+            self.stateful[node.id] = keyed if keyed.keyed_only else spilled(keyed, self.states)
         elif isinstance(node, DedupNode):
             rejects = self.rejects(node)
             self.stateful[node.id] = dedup_operator(node, delay_ms, rejects, self.states)

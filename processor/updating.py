@@ -11,18 +11,25 @@ by the interval, then final results.
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, count
+from typing import Any, Final
+
+from millstream import DataError
 
 from .aggregate import Aggregate
 from .aggregating import FINAL_RESULT, UPDATE, Aggregates, Results, RowAggregates, detached
 from .columns import Chunk, MicroBatch, Rows
+from .key_groups import Filed, GroupedOperator, Path, Wake
 from .nodes import LATE, WindowNode
 from .serde import INT64_MAX, ordered_keys
 from .state import StateEntry
 from .stateful import MAIN, Step
-from .windowing import WindowOperator, pick
+from .watermark import BEFORE_TIME
+from .windowing import Window, WindowOperator, pick
 
 _SINCE: Final = -1
 """The last column of a window: rows of a key since its last result."""
@@ -41,7 +48,7 @@ class _Since(Aggregate[object, int, int]):
         return accumulator
 
 
-class UpdatingWindowOperator(WindowOperator):
+class UpdatingWindowOperator(WindowOperator, GroupedOperator):
     """Fixed windows with results before the final one. Not thread-safe."""
 
     def __init__(self, node: WindowNode, delay_ms: int) -> None:
@@ -57,6 +64,8 @@ class UpdatingWindowOperator(WindowOperator):
         """(end, key) with rows that have not been said, where W says when that is."""
         self._row_aggregates = RowAggregates(f"window {node.name}", self._aggregates)
         self._out = Results()
+        self._level = BEFORE_TIME
+        """W after the last step, as rows are judged by it."""
 
     def _kept(self) -> Aggregates:
         return (*self.node.aggregates, ("rows since the last result", _Since()))
@@ -84,6 +93,7 @@ class UpdatingWindowOperator(WindowOperator):
             self._advance(level, reached, row, batch)
             level, done = reached, stop
         self._take_rows(chunk, inputs, range(done, len(chunk.rows)), level, batch, late)
+        self._level = level - self.delay_ms
         self.late_count += len(late)
         return {MAIN: self._out.take(), LATE: pick(chunk, late)}
 
@@ -151,7 +161,8 @@ class UpdatingWindowOperator(WindowOperator):
                 if end in self._open:
                     by_end.setdefault(end, []).append(key)
             for end in sorted(by_end):
-                self._say(end, ordered_keys(by_end[end]), UPDATE, row, batch)
+                keys = _as_held(self._open[end], by_end[end])
+                self._say(end, ordered_keys(keys), UPDATE, row, batch)
             self._dirty = {}
         chunks: list[Rows] = []
         self._close(level - self._hold_ms, row, chunks, batch)
@@ -185,10 +196,112 @@ class UpdatingWindowOperator(WindowOperator):
             DataError: Not the state of windows.
         """
         super().restore(entries)
+        for end, window in self._open.items():
+            self._note_dirty(end, window, list(window.slots))
+
+    def _note_dirty(self, end: int, window: Window, keys: Iterable[object]) -> None:
+        """Keys of a window have come from state: those with something to say wait again."""
         if self._every_ms:
-            self._dirty = {
-                (end, key): None
-                for end, window in self._open.items()
-                for key, slot in window.slots.items()
-                if window.columns[_SINCE][slot]
-            }
+            since = window.columns[_SINCE]
+            self._dirty.update(((end, key), None) for key in keys if since[window.slots[key]])
+
+    # --- groups --------------------------------------------------------------------------------
+
+    removes_single = True
+
+    @property
+    def divisible(self) -> bool:
+        """Not where what is said depends on how far W has risen at once."""
+        return self._every_ms is None and not self._corrections_ms
+
+    def ended(self) -> list[Path]:
+        """See `GroupedOperator`."""
+        return [(end,) for end in self._closed_persisted]
+
+    def filed(self, path: Path) -> Filed:
+        """See `GroupedOperator`."""
+        match path:
+            case (int(),):
+                return Filed(None, path)
+            case (int() as end, key):
+                return Filed(key, (end,))
+        raise DataError(f"not the state of windows: {path!r}")
+
+    def take(self, entries: Sequence[StateEntry]) -> None:
+        """See `GroupedOperator`."""
+        came: dict[int, dict[object, list[Any]]] = {}
+        for (end, key), accumulators in entries:
+            came.setdefault(end, {})[key] = accumulators or []
+        for end, content in came.items():
+            window = self._window(end)
+            if not window.persisted:
+                # State does not have those that are here.
+                window.touched.append(window.key_list())
+                window.persisted = True
+            for key, accumulators in content.items():
+                # Looking it up gives it the next slot, which is where its accumulators go.
+                window.slots[key]
+                for column, accumulator in zip(window.columns, accumulators, strict=True):
+                    column.append(accumulator)
+            self._note_dirty(end, window, content)
+
+    def wakes(self, keys: Sequence[object]) -> Iterator[Wake | None]:
+        """See `GroupedOperator`: windows wait to be said, and to close."""
+        grace_ms, level, every_ms = self.node.grace_ms, self._level, self._every_ms
+        asked = set(keys)
+        dues: dict[object, list[int]] = {}
+        for end, window in self._open.items():
+            last = end + grace_ms + self._corrections_ms
+            first = end + grace_ms if level < end + grace_ms else last
+            for key in window.slots.keys() & asked:
+                dues.setdefault(key, []).extend((last, first))
+        said = {key for _, key in self._dirty} if every_ms else set[object]()
+        for key in keys:
+            if key not in dues:
+                yield None
+                continue
+            due = min(dues[key])
+            if every_ms and key in said:
+                due = min(due, (level // every_ms + 1) * every_ms)
+            yield Wake(due, max(dues[key]))
+
+    def changed(self) -> set[object]:
+        """See `GroupedOperator`."""
+        found: set[object] = set()
+        for window in self._open.values():
+            found.update(chain.from_iterable(window.touched) if window.persisted else window.slots)
+        return found
+
+    @property
+    def changed_count(self) -> int:
+        """See `GroupedOperator`."""
+        return sum(
+            min(len(window.touched), len(window.slots)) if window.persisted else len(window.slots)
+            for window in self._open.values()
+        )
+
+    def forget(self, keys: Sequence[object]) -> None:
+        """See `GroupedOperator`."""
+        gone = set(keys)
+        for end, window in list(self._open.items()):
+            if not window.slots.keys() & gone:
+                continue
+            kept = [key for key in window.slots if key not in gone]
+            columns = list(zip(*window.accumulators(kept), strict=True))
+            window.slots = defaultdict(count().__next__)
+            for key in kept:
+                window.slots[key]
+            window.columns = list(map(list, columns or [()] * len(window.columns)))
+            if not kept:
+                del self._open[end]
+        self._ends = list(self._open)
+        heapq.heapify(self._ends)
+        self._dirty = {each: None for each in self._dirty if each[1] not in gone}
+
+
+def _as_held(window: Window, keys: list[object]) -> list[object]:
+    """Keys as a window had them first: 1.0 is the key 1, and a restart knows no other."""
+    if {str, bytes}.issuperset(map(type, keys)):
+        return keys
+    chosen = set(keys)
+    return [key for key in window.slots if key in chosen]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set as AbstractSet
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from millstream import DataError
@@ -207,29 +208,52 @@ class Versions:
         rows = self._codec.pack(list(versions.values()))
         return encode_entries(self._node.name, paths, list(zip(rows, strict=True)), proven=True)
 
-    def restore(self, entries: Iterable[StateEntry]) -> None:
-        """Take versions from records whose paths begin with `VERSION`.
+    # --- groups --------------------------------------------------------------------------------
+
+    def take(self, entries: Iterable[StateEntry]) -> None:
+        """Bring in all versions of some keys, from records whose paths begin with `VERSION`.
 
         Raises:
             DataError: They are none.
         """
         found: dict[_Place, Any] = {}
         for path, content in entries:
-            match path:
-                case (_, key, int(time), int(number)) if INT64_MIN <= time <= INT64_MAX:
-                    place = _Place(key, time, number)
+            match content:
+                case [packed] if INT64_MIN <= path[2] <= INT64_MAX:
+                    found[_Place(*path[1:])] = packed
                 case _:
-                    raise DataError(f"not a version of {self._node.name!r}: {path!r}")
-            if content is None:
-                found.pop(place, None)
-            elif len(content) == 1:
-                found[place] = content[0]
-            else:
-                raise DataError(f"not a version of {self._node.name!r}: {content!r}")
+                    raise DataError(f"not a version of {self._node.name!r}: {path!r} {content!r}")
         for place in sorted(found, key=lambda each: (each.time, each.number)):
             lane = self._lanes.setdefault(place.key, _Lane())
             lane.times.append(place.time)
             lane.rows.append((place.number, self._codec.unpack(found[place])))
             self._schedule(lane, place.key, len(lane.times) - 1)
             self._numbers = max(self._numbers, place.number)
-        self.count = len(found)
+        self.count += len(found)
+
+    def due(self, keys: AbstractSet[object]) -> dict[object, int]:
+        """Of those keys that have something to lose: when W gets there. Looks at all keys."""
+        found: dict[object, int] = {}
+        for due in sorted(self._due_keys):
+            for key in self._due_keys[due].keys() & keys:
+                found.setdefault(key, due)
+        return found
+
+    def changed(self) -> set[object]:
+        """The keys of which state has not all as it is."""
+        return {place.key for place in chain(self._fresh, self._removed)}
+
+    @property
+    def changed_count(self) -> int:
+        """About how many versions those are."""
+        return len(self._fresh) + len(self._removed)
+
+    def forget(self, keys: AbstractSet[object]) -> None:
+        """Let go of the versions of keys that have not changed. Looks at all keys."""
+        for key in keys:
+            lane = self._lanes.pop(key, None)
+            if lane is not None:
+                self.count -= len(lane.times)
+        for waiting in self._due_keys.values():
+            for key in waiting.keys() & keys:
+                del waiting[key]

@@ -8,13 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 
 import millstream
-from millstream.processor import Pipeline, agg, counting, session, tumbling
+from millstream.processor import Context, Pipeline, Timer, agg, counting, session, tumbling
 from millstream.processor.holding import StatePlace
 
 KEYS = 20_000
@@ -59,14 +59,54 @@ def pairs(rows: Any) -> Any:
     return joined.map(lambda pair: [pair.left["k"], len(pair.left["text"])])
 
 
-KINDS: dict[str, tuple[Callable[[Any], Any], bool]] = {
-    "windows": (windows, False),
-    "sessions": (sessions, False),
-    "counts": (counts, True),
-    "once": (once, False),
-    "pairs": (pairs, True),
+def nearest(rows: Any) -> Any:
+    """Rows without a text look up the one with it, of which each waits to be asked."""
+    left, right = rows.filter(lambda row: not row["text"]), rows.filter(lambda row: row["text"])
+    joined = left.key_by("k").join_asof(right.key_by("k"))
+    return joined.map(lambda pair: [pair.left["k"], len(pair.right["text"])])
+
+
+def remember(context: Context[str, str], row: dict[str, Any]) -> None:
+    """W is a second row behind."""
+    if row["text"]:
+        context.state = row["text"]
+        context.set_timer(row["t"])
+
+
+def remind(context: Context[str, str], _: Timer) -> list[list[object]]:
+    return [[context.key, len(context.state)]]
+
+
+def reminders(rows: Any) -> Any:
+    return rows.key_by("k").process(remember, state=str, on_timer=remind)
+
+
+def updates(rows: Any) -> Any:
+    """Windows that say something before they close; only what is final is looked at."""
+    results = rows.key_by("k").window(tumbling(WINDOW_MS)).agg(long=LAST)
+    final = results.emit("update", every=5).filter(lambda row: row.status == "final")
+    return final.map(lambda row: [row.key, row.long])
+
+
+class Kind(NamedTuple):
+    """One of the pipelines."""
+
+    build: Callable[[Any], Any]
+    again: bool = False
+    """Whether each key has a second row, without a text."""
+    disorder: int = KEYS
+
+
+KINDS = {
+    "windows": Kind(windows),
+    "sessions": Kind(sessions),
+    "counts": Kind(counts, again=True),
+    "once": Kind(once),
+    "pairs": Kind(pairs, again=True),
+    "nearest": Kind(nearest, again=True, disorder=0),
+    "reminders": Kind(reminders, again=True),
+    "updates": Kind(updates),
 }
-"""With whether each key has a second row, without a text."""
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 
@@ -74,15 +114,15 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 def lengths(kind: str, state: StatePlace) -> Pipeline:
     """How long the text of each key is."""
     pipeline = Pipeline("lengths", state=state, state_cache_bytes="4MiB")
-    rows = pipeline.source("rows", type=dict, time="t", disorder=KEYS)
-    KINDS[kind][0](rows).to("out")
+    rows = pipeline.source("rows", type=dict, time="t", disorder=KINDS[kind].disorder)
+    KINDS[kind].build(rows).to("out")
     return pipeline
 
 
 def fill(home: Path, kind: str, keys: int) -> None:
     with millstream.open(home, durability="os") as store:
         store.create_topic("rows")
-        for again in range(1 + KINDS[kind][1]):
+        for again in range(1 + KINDS[kind].again):
             for start in range(0, keys, 1_000):
                 store.append_many(
                     "rows", [row(key, again, keys) for key in range(start, start + 1_000)]

@@ -259,13 +259,13 @@ def test_explain_says_what_spills_and_what_does_not(store: Store) -> None:
         "words.group": "spills",
         "words.join": "spills",
         "words.process": "spills",
-        "words.process-2": "spills, timers in memory",
+        "words.process-2": "spills",
         "words.window": "spills",
         "words.dedup": "spills",
         "words.window-2": "spills",
         "words.window-3": "spills",
         "words.join-2": "spills",
-        "words.join-3": "in memory",
+        "words.join-3": "spills",
     } == told
     with store.cache_database("kinds") as database:
         states = SpilledStates(database, 1 << 20)

@@ -12,7 +12,17 @@ from spilled_runs import compare, hashable
 
 import millstream
 from millstream import DataError
-from millstream.processor import Pipeline, Row, agg, counting, session, spilled_groups
+from millstream.processor import (
+    Context,
+    FixedWindows,
+    Pipeline,
+    Row,
+    Timer,
+    agg,
+    counting,
+    session,
+    spilled_groups,
+)
 from millstream.processor.holding import StatePlace
 from millstream.processor.spilled_groups import SpilledGroups
 from millstream.processor.state import StateEntry
@@ -26,7 +36,8 @@ KEYS: list[Any] = ["a", "\u00e9", 1, 1.0, True, 2, 2.5, ("a", 1), ("a", 1.0), *m
 events = st.lists(st.tuples(st.integers(0, 40), st.sampled_from(KEYS)), max_size=80)
 marks = st.lists(st.sampled_from(["", "sweep", "crash", "step"]), min_size=1, max_size=9)
 bases = st.sampled_from([0, FAR])
-emissions = st.sampled_from([{}, {"every": 1}, {"every": 3}, {"every": "5ms"}])
+emissions_of_windows: list[dict[str, Any]] = [{"every": 1}, {"every": 3}, {"every": "5ms"}]
+emissions = st.sampled_from([{}, *emissions_of_windows])
 
 
 @pytest.fixture(autouse=True)
@@ -178,3 +189,103 @@ def test_sessions_of_a_topic_with_a_schema_spill_as_rows() -> None:
         with millstream.open(":memory:") as store:
             store.create_topic("visits", schema=Visit)
             assert (state == "sqlite") == ("its state may be on disk" in made.explain(store))
+
+
+@given(
+    two_sides,
+    st.sampled_from([("backward", None), ("backward", 6), ("forward", 9), ("nearest", 5)]),
+    st.sampled_from(["inner", "left"]),
+    st.integers(0, 9),
+    st.integers(1, 20),
+    marks,
+    bases,
+)
+def test_as_of_joins_that_spill_are_those_in_memory(
+    events: list[tuple[bool, int, Any]],
+    looks: tuple[Any, int | None],
+    how: Any,
+    disorder: int,
+    batch_records: int,
+    marks: list[str],
+    base: int,
+) -> None:
+    def pipeline(state: StatePlace) -> Pipeline:
+        made = Pipeline("p", state=state)
+        left, right = two(made, disorder)
+        pairs = left.join_asof(right, direction=looks[0], within=looks[1], how=how)
+        pairs.map(repr).to("out")
+        pairs.late.map(repr).to("late")
+        return made
+
+    compare(pipeline, sides(events, base), batch_records, marks, ordered=False)
+
+
+def remember(context: Context[Any, list[int]], row: dict[str, Any]) -> list[str]:
+    """Ask to be called by event time; some rows take that back, or ask for the past."""
+    number = row["n"]
+    context.state.append(number)
+    context.set_timer(context.time_ms + number % 7, f"{number % 3}")
+    if number % 5 == 0:
+        context.cancel_timer(context.time_ms + 3, "1")
+    return [f"{number} {context.state} {context.watermark_ms}"]
+
+
+def remind(context: Context[Any, list[int]], timer: Timer) -> list[str]:
+    if timer.name == "2" and len(context.state) < 9:
+        context.state.append(-1)
+        context.set_timer(timer.at_ms, "again")
+        context.set_timer(timer.at_ms + 4, "0")
+    return [f"{context.key!r} {timer} {context.state} {context.watermark_ms}"]
+
+
+@given(events, st.sampled_from([None, 5, 20]), st.integers(0, 9), st.integers(1, 20), marks)
+def test_timers_that_spill_are_those_in_memory(
+    events: list[tuple[int, Any]],
+    ttl: int | None,
+    disorder: int,
+    batch_records: int,
+    marks: list[str],
+) -> None:
+    def pipeline(state: StatePlace) -> Pipeline:
+        made = Pipeline("p", state=state)
+        rows = keyed(made, disorder=disorder)
+        said: Any = rows.process(remember, state=list[int], on_timer=remind, ttl=ttl)
+        said.to("out")
+        return made
+
+    compare(pipeline, {"in": rows(events, 0)}, batch_records, marks, ordered=False)
+
+
+@given(
+    events,
+    st.sampled_from([(6, 6), (10, 4), (3, 5)]),
+    st.integers(0, 9),
+    st.sampled_from([*emissions_of_windows, {"corrections": 7}]),
+    st.integers(1, 20),
+    marks,
+    bases,
+)
+def test_windows_with_updates_that_spill_are_those_in_memory(
+    events: list[tuple[int, Any]],
+    shape: tuple[int, int],
+    grace: int,
+    emission: dict[str, Any],
+    batch_records: int,
+    marks: list[str],
+    base: int,
+) -> None:
+    def pipeline(state: StatePlace) -> Pipeline:
+        made = Pipeline("p", state=state)
+        rows = keyed(made, disorder=grace)
+        fixed = FixedWindows(shape[0], shape[1], 0)
+        later = {"corrections": emission["corrections"]} if "corrections" in emission else {}
+        results = rows.window(fixed, grace=grace, **later).agg(
+            n=agg.count(), ids=agg.collect("n", limit=5)
+        )
+        if not later:
+            results = results.emit("update", **emission)
+        results.map(repr).to("out")
+        results.late.to("late")
+        return made
+
+    compare(pipeline, {"in": rows(events, base)}, batch_records, marks, ordered=False)

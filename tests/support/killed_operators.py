@@ -23,6 +23,7 @@ import millstream
 from millstream import Store
 from millstream.processor import Context, Pipeline, Timer, agg, epoch, session, to_sqlite
 from millstream.processor.connections import Connections
+from millstream.processor.holding import StateHolding
 from millstream.processor.topology import Topology
 
 PARTITIONS: Final = 2
@@ -52,6 +53,9 @@ Row = dict[str, Any]
 def pipeline(name: str, path: Path) -> Pipeline:
     """Orders joined with payments and users; sessions, counts, and two process functions."""
     made = Pipeline(name)
+    if name == "shaken":
+        # In next to no memory; what nobody kills has all of it.
+        made._builder.holding = StateHolding("sqlite", 2_000)
     database = f"{path}/{name}.db"
     orders = made.source("orders", time="ts", disorder=DISORDER_MS)
     payments = made.source("payments", time="ts", disorder=DISORDER_MS)
