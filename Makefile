@@ -52,7 +52,7 @@ crash: $(VENV)/.flights ## the whole campaign, hours: make crash SEED=7 MINUTES=
 	@MILLSTREAM_SEED=$(SEED) MILLSTREAM_CELLS=all MILLSTREAM_FLIPS=1000 MILLSTREAM_CATALOG_FLIPS=all \
 		MILLSTREAM_FUZZ_EXAMPLES=600 MILLSTREAM_MODEL_EXAMPLES=100 MILLSTREAM_PLANS=1000 \
 		MILLSTREAM_SEGMENTS=100000 MILLSTREAM_TOPICS=1000 \
-		$(BIN)/pytest -q -n $(JOBS) -m "not crash" --hypothesis-seed=$(SEED) \
+		$(BIN)/pytest -q -n $(JOBS) --dist worksteal -m "not crash" --hypothesis-seed=$(SEED) \
 		tests/property tests/crash $(ARGS)
 	@$(BIN)/python tests/crash/campaign.py --seed $(SEED) --minutes $(MINUTES)
 
