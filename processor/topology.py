@@ -198,10 +198,15 @@ class Topology:
         }
         for node_id, source in self.sources.items():
             source.exact = node_id in judged
-        self._stages = [self._stage(node) for node in plan.nodes]
+        spent: dict[int, list[int]] = {node.id: [] for node in plan.nodes}
+        for node in plan.nodes:
+            last = self._last_use(node)
+            if last is not None:
+                spent[last].append(node.id)
+        self._stages = [self._stage(node, spent[node.id]) for node in plan.nodes]
 
-    def _stage(self, node: Node) -> Stage:
-        """The node as it takes part in each step."""
+    def _stage(self, node: Node, spent: Sequence[int]) -> Stage:
+        """The node as it takes part in each step; see `Stage.spent`."""
         nodes = self.plan.nodes
         return Stage(
             node=node.id,
@@ -215,7 +220,7 @@ class Topology:
                 if isinstance(each, PortNode) and each.parent == node.id
             ],
             timed_by=self._timed_by[node.id],
-            spent=[each.id for each in nodes if self._last_use(each) == node.id],
+            spent=spent,
             done=self._metrics[node.id],
         )
 
