@@ -134,6 +134,9 @@ class EpochWriter:
             kept = self._keeping.extended(self._kept, store.clock.now_ms(), data)
             if kept is not None:
                 transaction.put_checkpoint(kept_name(name), encode_kept(kept))
+        if content.topics != former.topics:
+            # An operator that was dropped is back, and its topic has what is kept of it.
+            self._kept_starts = kept_starts(self._kept, name, content.topics)
         starts = self._needed_from()
         self.checkpoint = checkpoint
         if kept is not None:

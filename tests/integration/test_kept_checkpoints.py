@@ -290,6 +290,32 @@ def test_a_migration_leaves_what_is_kept(store: Store) -> None:
     assert ["@state/small/last"] == topics
 
 
+@pytest.mark.usefixtures("small_sweeps")
+def test_state_of_an_operator_that_went_and_came_back_is_kept(store: Store) -> None:
+    def build(*, counting: bool) -> Pipeline:
+        pipeline = Pipeline("small")
+        keyed = pipeline.source("orders", time="t").key_by("k")
+        keyed.to("copies")
+        if counting:
+            keyed.count(name="n").to("counts")
+        return pipeline
+
+    def feed(first: int, last: int, *, counting: bool) -> None:
+        rows = [b'{"k":"k%d","t":%d}' % (number % 3, number) for number in range(first, last)]
+        store.append_many("orders", rows, partition=0)
+        build(counting=counting).run(store, until="end", epoch_ms=0, batch_records=1)
+
+    feed(0, 6, counting=True)
+    epoch, before = keep_checkpoint(store, "small"), build(counting=True).query(store, "n")
+    assert [2, 2, 2] == [item.value[0] for item in before]
+    build(counting=False).migrate(store, drop=["n"])
+    feed(6, 9, counting=False)
+    feed(9, 60, counting=True)
+    assert store.offsets("@state/small/n")[0].end > 60
+    assert before == build(counting=True).query(store, "n", epoch=epoch)
+    assert [17, 17, 17] == [item.value[0] for item in build(counting=True).query(store, "n")]
+
+
 def test_state_that_was_deleted_is_said_to_be(store: Store) -> None:
     pipeline = Pipeline("small")
     pipeline.source("orders", time="t").key_by("k").count().to("counts")
