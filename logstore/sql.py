@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 MEMORY: Final = "1GB"
 BATCH_ROWS: Final = 65_536
 _TOPICS_NAMED: Final = 20
+_INTERRUPT_SECONDS: Final = 0.05
 
 
 class RowTable(NamedTuple):
@@ -74,9 +76,11 @@ class Query:
         self._connection = connection
         self._failures = failures
         self._topics = topics
+        self._worker = ThreadPoolExecutor(1, "millstream-sql")
         try:
             self._reader = self._ask(lambda: _started(connection, text))
         except BaseException:
+            self._worker.shutdown()
             connection.close()
             raise
         self.columns: list[str] = list(self._reader.schema.names)
@@ -121,14 +125,26 @@ class Query:
         import pyarrow  # noqa: PLC0415 - an extra
 
         try:
-            return call()
+            return self._interruptible(call)
         except (duckdb.Error, pyarrow.ArrowException, OSError) as error:
             if self._failures:
                 raise self._failures[0] from None
             raise UsageError(_advised(str(error), self._topics)) from None
 
+    def _interruptible(self, call: Callable[[], Any]) -> Any:
+        """Call in another thread: while DuckDB works in this one, Python sees no Ctrl-C."""
+        future = self._worker.submit(call)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            while not future.done():  # again, in case that it had not begun
+                self._connection.interrupt()
+                wait((future,), _INTERRUPT_SECONDS)
+            raise
+
     def close(self) -> None:
         """End the query. More than once does no harm."""
+        self._worker.shutdown()
         self._reader.close()
         self._connection.close()
 

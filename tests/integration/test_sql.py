@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import csv
 import io
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -136,6 +137,20 @@ with millstream.open(sys.argv[1], durability="os") as store:
 """
 
 
+INTERRUPTED = """
+import sys
+from millstream.arrow_tables import ArrowTable
+from millstream.cli.main import main
+scanner = ArrowTable.scanner
+def begun(*arguments, **options):
+    print("up", flush=True)  # DuckDB has come to the topic
+    return scanner(*arguments, **options)
+ArrowTable.scanner = begun
+text = "select count(*) from t, range(100000000000) r where partition % 7 = r.range % 3"
+sys.exit(main(["query", text, "--dir", sys.argv[1]]))
+"""
+
+
 def test_another_process_may_write(store: millstream.Store, tmp_path: Path) -> None:
     store.close()
     command = [sys.executable, "-c", WRITER, str(tmp_path / "store")]
@@ -181,6 +196,21 @@ def test_the_command_prints_like_others(
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"select 1 as one;\n")))
     assert main(["query", "-", *place]) == 0
     assert capfd.readouterr().out == "one\n1\n"
+
+
+def test_a_query_ends_when_it_is_interrupted(store: millstream.Store, tmp_path: Path) -> None:
+    """Also one that works in DuckDB for hours before it has a first row."""
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "store")]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"up\n"
+        child.send_signal(signal.SIGINT)
+        _, error = child.communicate(timeout=60)
+    finally:
+        child.kill()
+        child.communicate()
+    assert child.returncode == 130, error
 
 
 def test_many_topics_are_not_all_named() -> None:
