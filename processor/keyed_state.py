@@ -14,7 +14,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import filterfalse, islice, repeat
+from itertools import filterfalse, repeat
 from operator import itemgetter
 from types import TracebackType
 from typing import Any, Final, Generic, NamedTuple, Protocol, Self, TypeAlias, TypeVar
@@ -24,19 +24,15 @@ from millstream import DataError
 from .row_codec import PLAIN
 from .serde import INT64_MAX, INT64_MIN, ordered_keys
 from .state import (
-    StateEntries,
     StateEntry,
-    StatePiece,
     StateRecords,
     encode_entries,
     encode_removed,
+    pieces_of,
 )
 from .stateful import SWEEP_RECORDS
 
 V = TypeVar("V")
-
-_PIECE_RECORDS: Final = 5_000
-"""Records of a restart looked at together, where they come one by one."""
 
 _Contents: TypeAlias = Mapping[tuple[object, ...], dict[object, list[Any] | None]]
 """By prefix: what state kept of each key; None: it is gone."""
@@ -437,7 +433,7 @@ def restore_states(states: Sequence[KeyedState[Any]], entries: Iterable[StateEnt
     contents: _Contents = {state.prefix: {} for state in states}
     width, by_prefix = len(states[0].prefix), {state.prefix: state for state in states}
     at_once = rest = states[0].restore_records
-    for paths, values in _pieces(entries):
+    for paths, values in pieces_of(entries):
         state = None
         if {width + 1} == set(map(len, paths)) and None not in values:
             prefix, *others = _prefixes(paths, width)
@@ -455,15 +451,6 @@ def restore_states(states: Sequence[KeyedState[Any]], entries: Iterable[StateEnt
             rest = at_once
             _take(states, contents)
     _take(states, contents)
-
-
-def _pieces(entries: Iterable[StateEntry]) -> Iterator[StatePiece]:
-    if isinstance(entries, StateEntries):
-        yield from entries.pieces()
-        return
-    each = iter(entries)
-    while piece := list(islice(each, _PIECE_RECORDS)):
-        yield StatePiece([path for path, _ in piece], [value for _, value in piece])
 
 
 def _prefixes(paths: Sequence[tuple[Any, ...]], width: int) -> set[tuple[Any, ...]]:

@@ -14,7 +14,7 @@ The last record of a path wins. Each operator says what its paths are: fixed win
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
@@ -33,6 +33,10 @@ _FIRST: Final[Callable[[bytes], bytes]] = itemgetter(slice(0, 1))
 _REST: Final[Callable[[bytes], bytes]] = itemgetter(slice(1, None))
 _PATH: Final = msgspec.msgpack.Decoder(tuple[Any, ...])
 _LIST: Final = msgspec.msgpack.Decoder(list[Any])
+
+
+_PIECE_RECORDS: Final = 5_000
+"""Entries looked at together, where they come one by one."""
 
 
 class StateRecords(NamedTuple):
@@ -70,6 +74,16 @@ class StateEntries(Iterable[StateEntry], Protocol):
     def pieces(self) -> Iterator[StatePiece]:
         """The same entries, instead of one by one."""
         ...
+
+
+def pieces_of(entries: Iterable[StateEntry]) -> Iterator[StatePiece]:
+    """The same entries, many at a time."""
+    if isinstance(entries, StateEntries):
+        yield from entries.pieces()
+        return
+    each = iter(entries)
+    while piece := list(islice(each, _PIECE_RECORDS)):
+        yield StatePiece([path for path, _ in piece], [value for _, value in piece])
 
 
 def encode_entries(

@@ -17,7 +17,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, compress, count, repeat
-from operator import not_
+from operator import itemgetter, not_
 from typing import Any, Final, NamedTuple, NoReturn, Protocol
 
 from millstream import DataError
@@ -29,7 +29,7 @@ from .errors import convert, fail, failed_index
 from .fields import field_getter
 from .nodes import LATE, WindowNode
 from .serde import INT64_MAX, key_order
-from .state import StateEntry, StateRecords, encode_filed, encode_removed
+from .state import StateEntry, StateRecords, encode_filed, encode_removed, pieces_of
 from .stateful import MAIN, SWEEP_RECORDS, StatefulOperator, Step
 from .windows import FixedWindows
 
@@ -414,20 +414,38 @@ class WindowOperator(StatefulOperator):
             DataError: Not the state of windows.
         """
         windows: dict[int, dict[object, list[Any]]] = {}
-        for path, accumulators in entries:
-            match path:
-                case (int(end),) if accumulators is None:
-                    windows.pop(end, None)
-                case (int(end), key):
-                    if accumulators is None:
-                        windows.get(end, {}).pop(key, None)
-                    else:
-                        windows.setdefault(end, {})[key] = accumulators
-                case _:
-                    raise DataError(f"not the state of windows: {path!r}")
+        for paths, values in pieces_of(entries):
+            if {2} == set(map(len, paths)) and None not in values:
+                # Most records are those of many keys of one window, one after the other.
+                ends = list(map(itemgetter(0), paths))
+                if {int} == set(map(type, ends)) and ends.count(ends[0]) == len(ends):
+                    keys = map(itemgetter(1), paths)
+                    there: list[Any] = values
+                    windows.setdefault(ends[0], {}).update(zip(keys, there, strict=True))
+                    continue
+            for path, accumulators in zip(paths, values, strict=True):
+                _take_entry(windows, path, accumulators)
         for end, content in windows.items():
             if content:
                 self._window(end).restore(content)
+
+
+def _take_entry(
+    windows: dict[int, dict[object, list[Any]]],
+    path: tuple[Any, ...],
+    accumulators: list[Any] | None,
+) -> None:
+    """Take one record of state into what windows hold of each key, by their ends."""
+    match path:
+        case (int(end),) if accumulators is None:
+            windows.pop(end, None)
+        case (int(end), key):
+            if accumulators is None:
+                windows.get(end, {}).pop(key, None)
+            else:
+                windows.setdefault(end, {})[key] = accumulators
+        case _:
+            raise DataError(f"not the state of windows: {path!r}")
 
 
 def pick(chunk: Chunk, indexes: Sequence[int]) -> Chunk:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from datetime import timedelta
 
 import pytest
 from hypothesis import given, strategies as st
 
-from millstream import UsageError
-from millstream.processor import FixedWindows, hopping, tumbling
+from millstream import DataError, UsageError
+from millstream.processor import FixedWindows, Pipeline, agg, hopping, tumbling
+from millstream.processor.nodes import WindowNode
+from millstream.processor.state import StateEntry
 from millstream.processor.watermark import BEFORE_TIME, Watermark
+from millstream.processor.windowing import WindowOperator
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
@@ -164,3 +168,48 @@ def test_a_jump_comes_to_where_row_by_row_comes() -> None:
     assert (exact.level, exact.maxima) == (jumping.level, jumping.maxima)
     assert ([], []) == jumping.jump(0, range(0), [])
     assert ([], []) == jumping.jump(0, range(1), [1])
+
+
+def window_node() -> WindowNode:
+    pipeline = Pipeline("p")
+    pipeline.source("in").key_by("user").window(tumbling("1m")).agg(n=agg.count()).to("out")
+    (node,) = pipeline.plan.stateful()
+    assert isinstance(node, WindowNode)
+    return node
+
+
+def test_windows_are_restored_alike_however_their_records_are_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = random.Random(3)
+    expected: dict[int, dict[str, list[int]]] = {}
+    entries = []
+    for number in range(3000):
+        end, key = 60_000 * (number // 700 + rng.choice((1, 1, 1, 2))), f"k{rng.randrange(80)}"
+        way = rng.random() if number % 1000 > 400 else 1.0
+        if way < 0.01:
+            entries.append(StateEntry((end,), None))
+            expected.pop(end, None)
+        elif way < 0.1:
+            entries.append(StateEntry((end, key), None))
+            expected.get(end, {}).pop(key, None)
+        else:
+            entries.append(StateEntry((end, key), [number]))
+            expected.setdefault(end, {})[key] = [number]
+    node = window_node()
+    for size in (1, 7, 5_000):
+        monkeypatch.setattr("millstream.processor.state._PIECE_RECORDS", size)
+        operator = WindowOperator(node, 0)
+        operator.restore(entries)
+        found: dict[int, dict[str, list[int]]] = {}
+        for end, window in operator._open.items():
+            keys = window.key_list()
+            found[end] = dict(zip(keys, map(list, window.accumulators(keys)), strict=True))
+        assert {end: content for end, content in expected.items() if content} == found
+
+
+@pytest.mark.parametrize("path", [(), ("60", "a"), (60, "a", "b")])
+def test_foreign_state_of_windows_is_a_data_error(path: tuple[object, ...]) -> None:
+    node = window_node()
+    with pytest.raises(DataError, match="not the state of windows"):
+        WindowOperator(node, 0).restore([StateEntry((60, "a"), [1]), StateEntry(path, [1])])
