@@ -19,33 +19,55 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from .asof_join import WAITING, AsofJoinOperator, Waiting
-from .columns import Chunk, Rows
+from .columns import Chunk, Rows, join_chunks
 from .frame_errors import NotInColumnsError
 from .frame_levels import HOLD_MAX, TIME_MAX, clipped, levels_before
 from .frame_pairs import PairFrame, plain_column
-from .frames import ColumnFrame, FrameChunk, Ints, Mask, concatenated, join_frames, to_list
+from .frames import ColumnFrame, Frame, FrameChunk, Ints, Mask, join_frames, to_list
 from .join_nodes import AsofJoinNode
 from .nodes import LATE
 from .operators import merged
+from .row_shapes import Joined
 from .state import StateRecords, encode_entries, encode_removed
 from .stateful import MAIN, SWEEP_RECORDS, Step
+from .watermark import Progress
 from .windowing import pick
 
 
 @dataclass(frozen=True, slots=True)
-class _Pool:
-    """Left rows that wait, in the order they came."""
+class _Piece:
+    """Left rows that came together, in their order, and which of them still wait."""
 
     chunk: FrameChunk
     numbers: Ints
     """Which name them in state, rising."""
+    dues: Ints
+    """The W that each waits for."""
+    waits: Mask
 
-    def pick(self, mask: Mask) -> _Pool:
-        """Those whose flag is true."""
-        return _Pool(self.chunk.pick(mask), self.numbers[mask])
+    @property
+    def count(self) -> int:
+        """How many wait."""
+        return int(np.count_nonzero(self.waits))
+
+    def pick(self, mask: Mask) -> _Piece:
+        """Those that wait and whose flag is true."""
+        chosen = mask & self.waits
+        return _Piece(
+            self.chunk.pick(chosen), self.numbers[chosen], self.dues[chosen], self.waits[chosen]
+        )
+
+    def compact(self) -> _Piece:
+        """Those that wait, in columns of their own, which keep nothing else in memory."""
+        left = self.pick(self.waits)
+        frame = left.chunk.frame
+        columns = {name: frame.column(name) for name in frame.names}
+        kept = ColumnFrame(frame.row_count, frame.names, frame.kind, columns.__getitem__)
+        rows = np.zeros(frame.row_count, np.int64)
+        chunk = FrameChunk(rows, left.chunk.times, kept, left.chunk.keys)
+        return _Piece(chunk, left.numbers, left.dues, left.waits)
 
 
 class FrameAsofJoinOperator(AsofJoinOperator):
@@ -53,8 +75,8 @@ class FrameAsofJoinOperator(AsofJoinOperator):
 
     def __init__(self, node: AsofJoinNode, delay_ms: int) -> None:
         super().__init__(node, delay_ms)
-        self._pool: _Pool | None = None
-        """None while those that wait are in `AsofJoinOperator`."""
+        self._pool: list[_Piece] | None = None
+        """In the order they came; None while those that wait are in `AsofJoinOperator`."""
         self._written = 0
         """State holds the rows of the pool up to this number."""
         self._rows_left = 0
@@ -63,14 +85,15 @@ class FrameAsofJoinOperator(AsofJoinOperator):
     @property
     def live_count(self) -> int:
         """Number of rows of both sides."""
-        return super().live_count + (0 if self._pool is None else len(self._pool.numbers))
+        return super().live_count + sum(piece.count for piece in self._pool or ())
 
     @property
     def required_level(self) -> int | None:
         """The W that settles every left row; None when none waits."""
-        if self._pool is None or not len(self._pool.numbers):
+        if self._pool is None:
             return super().required_level
-        return int(self._pool.chunk.times.max()) + self._wait_ms
+        waiting = [int(piece.dues[piece.waits].max()) for piece in self._pool if piece.count]
+        return max(waiting, default=None)
 
     # --- rows ----------------------------------------------------------------------------------
 
@@ -91,7 +114,7 @@ class FrameAsofJoinOperator(AsofJoinOperator):
         self._rows_left -= left.row_count
         return super().process(step._replace(chunks=[left.as_chunk(), right.as_chunk()]))
 
-    def _arrived(self, left: FrameChunk, step: Step) -> tuple[_Pool, Mask]:
+    def _arrived(self, left: FrameChunk, step: Step) -> tuple[list[_Piece], Mask]:
         """All left rows that wait now, and which of the new ones are late.
 
         Raises:
@@ -106,40 +129,92 @@ class FrameAsofJoinOperator(AsofJoinOperator):
         new = left.pick(~late)
         new.frame.require(new.frame.names)  # state keeps whole rows
         numbers = np.arange(self._numbers + 1, self._numbers + 1 + new.row_count)
-        before = self._pool or self._as_pool(left)
-        if before is None:
-            return _Pool(new, numbers), late
-        chunk = join_frames([before.chunk, new])
-        if chunk is None:
-            raise NotInColumnsError("columns of several types")
-        return _Pool(chunk, np.concatenate([before.numbers, numbers])), late
+        pool = self._as_pool(left.frame) if self._pool is None else [*self._pool]
+        return [*pool, self._piece(new, numbers)], late
 
-    def _process_pool(self, pool: _Pool, late: FrameChunk | None, step: Step) -> dict[str, Rows]:
+    def _piece(self, chunk: FrameChunk, numbers: Ints) -> _Piece:
+        waits = np.ones(len(numbers), np.bool_)
+        return _Piece(chunk, numbers, chunk.times + self._wait_ms, waits)
+
+    def _process_pool(
+        self, pool: list[_Piece], late: FrameChunk | None, step: Step
+    ) -> dict[str, Rows]:
         """Take in right rows, and settle what W has passed of the left ones."""
         self._drop_rows()
-        self._numbers = max(self._numbers, int(pool.numbers.max(initial=0)))
+        self._numbers = max([self._numbers, *(int(one.numbers.max(initial=0)) for one in pool)])
         came, late_right = self._add_versions(step)
         levels = clipped(step.progress.levels) - self.delay_ms
-        due = self._dues(pool)
-        settled = due <= levels[-1] if len(levels) else np.zeros(len(due), np.bool_)
         results: Rows = Chunk([], [], [], [])
-        if settled.any():
-            at = np.flatnonzero(settled)
-            moves = np.searchsorted(levels, due[at])
-            order = np.lexsort((at, due[at], moves))
-            moved = np.asarray(step.progress.rows, np.int64)[moves[order]]
-            results = self._pairs(pool.chunk, at[order], moved, came)
-            gone = self._persisted.intersection(due[at].tolist())
-            self._persisted -= gone
-            self._settled += sorted(gone)
-            pool = pool.pick(~settled)
-        self._pool = _Pool(_kept(pool.chunk), pool.numbers)
+        if len(levels):
+            settled = [np.flatnonzero(one.waits & (one.dues <= levels[-1])) for one in pool]
+            if any(map(len, settled)):
+                results = self._settled_rows(pool, settled, levels, step.progress, came)
+        self._pool = _tidied(pool)
         self._versions.prune(step.progress.end - self.delay_ms)
         late_left: Rows = Chunk([], [], [], []) if late is None else late
         self.late_count += late_left.row_count + late_right.row_count
         if late_right.row_count:
             late_left = merged([late_left.as_chunk(), late_right], keyed=True)
         return {MAIN: results, LATE: late_left}
+
+    def _settled_rows(
+        self,
+        pool: list[_Piece],
+        settled: list[Ints],
+        levels: Ints,
+        progress: Progress,
+        came: Ints,
+    ) -> Rows:
+        """The results of left rows that W has passed, which wait no more."""
+        parts = [(one, at) for one, at in zip(pool, settled, strict=True) if len(at)]
+        dues = np.concatenate([one.dues[at] for one, at in parts])
+        gone = self._persisted.intersection(dues.tolist())
+        self._persisted -= gone
+        self._settled += sorted(gone)
+        moves = np.searchsorted(levels, dues)
+        moved = np.asarray(progress.rows, np.int64)[moves]
+        # Rows are in the order of their numbers.
+        order = np.lexsort((np.arange(len(dues)), dues, moves))
+        found: list[Any] = []
+        lefts, places, done = [], [], 0
+        for one, at in parts:
+            one.waits[at] = False
+            left = one.chunk.take(at)
+            more, matches = self._match(left, moved[done : done + len(at)], came)
+            places.append(np.where(matches < 0, -1, matches + len(found)))
+            found += more
+            lefts.append(left)
+            done += len(at)
+        matches = np.concatenate(places)[order]
+        return self._pairs(lefts, order, moved[order], found, matches)
+
+    def _pairs(
+        self,
+        lefts: list[FrameChunk],
+        order: Ints,
+        moved: Ints,
+        found: list[Any],
+        matches: Ints,
+    ) -> Rows:
+        """Left rows in an order, with their matches."""
+        joined = join_frames(lefts)
+        inner = self._node.how == "inner"
+        if joined is not None:
+            left = joined.take(order)
+            frame = PairFrame(left.frame, found, matches)
+            pairs = FrameChunk(moved, left.times, frame, left.keys)
+            return pairs.pick(matches >= 0) if inner else pairs
+        # They came as columns of several types.
+        rows = join_chunks([each.as_chunk() for each in lefts], keyed=True)
+        assert rows.keys is not None
+        chosen = zip(order.tolist(), moved.tolist(), matches.tolist(), strict=True)
+        kept = [each for each in chosen if not inner or each[2] >= 0]
+        return Chunk(
+            [row for _, row, _ in kept],
+            [rows.times[index] for index, _, _ in kept],
+            [Joined(rows.values[i], None if m < 0 else found[m]) for i, _, m in kept],
+            [rows.keys[index] for index, _, _ in kept],
+        )
 
     def _add_versions(self, step: Step) -> tuple[Ints, Chunk]:
         """Take in right rows.
@@ -159,18 +234,16 @@ class FrameAsofJoinOperator(AsofJoinOperator):
                 late.append(index)
         return np.array(came, np.int64), pick(right, late)
 
-    def _pairs(self, chunk: FrameChunk, places: Ints, moved: Ints, came: Ints) -> FrameChunk:
-        """The results of left rows at `places`, settled by the input rows `moved`."""
-        assert chunk.keys is not None
-        keys, times = chunk.keys.take(pa.array(places)), chunk.times[places]
-        found, matches = self._match(keys, times, moved, came)
-        frame = PairFrame(chunk.frame.take(places), found, matches)
-        pairs = FrameChunk(moved, times, frame, keys)
-        return pairs.pick(matches >= 0) if self._node.how == "inner" else pairs
+    def _match(self, left: FrameChunk, moved: Ints, came: Ints) -> tuple[Sequence[Any], Ints]:
+        """Right rows, and which of them each left row has for its match; -1 for none.
 
-    def _match(self, keys: Any, times: Ints, moved: Ints, came: Ints) -> tuple[Sequence[Any], Ints]:
-        """Right rows, and which of them each left row has for its match; -1 for none."""
-        encoded = keys.dictionary_encode()
+        Args:
+            left: The left rows.
+            moved: The input rows that settle them.
+            came: See `_add_versions`.
+        """
+        assert left.keys is not None
+        times, encoded = left.times, left.keys.dictionary_encode()
         versions = list(map(self._versions.of, to_list(encoded.dictionary)))
         key_of = encoded.indices.to_numpy().astype(np.int64)
         counts = np.array([len(lane) for lane, _ in versions], np.int64)
@@ -193,16 +266,16 @@ class FrameAsofJoinOperator(AsofJoinOperator):
 
     # --- rows and columns ----------------------------------------------------------------------
 
-    def _as_pool(self, left: FrameChunk) -> _Pool | None:
-        """The left rows of `AsofJoinOperator` in columns like those of `left`; None if none wait.
+    def _as_pool(self, like: Frame) -> list[_Piece]:
+        """The left rows of `AsofJoinOperator` in columns of the same names.
 
         Raises:
             NotInColumnsError: They cannot be.
         """
         rows = sorted(each for many in self._waiting.values() for each in many)
         if not rows:
-            return None
-        names, kind = left.frame.names, left.frame.kind
+            return []
+        names, kind = like.names, like.kind
         values = [each.value for each in rows]
         if set(map(type, values)) != {kind}:
             raise NotInColumnsError("rows of several types")
@@ -218,7 +291,7 @@ class FrameAsofJoinOperator(AsofJoinOperator):
         frame = ColumnFrame(len(rows), names, kind, columns.__getitem__)
         keys = plain_column([each.key for each in rows])
         chunk = FrameChunk(np.zeros(len(rows), np.int64), times, frame, keys)
-        return _Pool(chunk, np.array([each.number for each in rows], np.int64))
+        return [self._piece(chunk, np.array([each.number for each in rows], np.int64))]
 
     def _drop_rows(self) -> None:
         """What waited as rows is in the pool now."""
@@ -230,22 +303,20 @@ class FrameAsofJoinOperator(AsofJoinOperator):
     def _to_rows(self) -> None:
         """All left rows that wait as those of `AsofJoinOperator`."""
         pool, self._pool = self._pool, None
+        for piece in pool or ():
+            left = piece.pick(piece.waits)
+            rows = left.chunk.as_chunk()
+            assert rows.keys is not None
+            columns = (left.numbers.tolist(), rows.times, rows.keys, rows.values)
+            for row in map(Waiting, *columns):
+                due = row.time + self._wait_ms
+                self._waiting.setdefault(due, []).append(row)
+                if row.number > self._written:
+                    self._fresh.setdefault(due, []).append(row)
         if pool is None:
             return
-        rows = pool.chunk.as_chunk()
-        assert rows.keys is not None
-        columns = (pool.numbers.tolist(), rows.times, rows.keys, rows.values)
-        for row in map(Waiting, *columns):
-            due = row.time + self._wait_ms
-            self._waiting.setdefault(due, []).append(row)
-            if row.number > self._written:
-                self._fresh.setdefault(due, []).append(row)
         self._due = list(self._waiting)
         heapq.heapify(self._due)
-
-    def _dues(self, pool: _Pool) -> Ints:
-        """The W that rows wait for."""
-        return pool.chunk.times + self._wait_ms
 
     # --- state ---------------------------------------------------------------------------------
 
@@ -255,34 +326,35 @@ class FrameAsofJoinOperator(AsofJoinOperator):
         if pool is None:
             return super().changes()
         records = encode_removed((WAITING, due) for due in self._settled)
-        fresh = pool.pick(pool.numbers > self._written)
-        records.extend(self._pool_entries(fresh))
-        self._persisted.update(self._dues(fresh).tolist())
+        for piece in pool:
+            fresh = piece.pick(piece.numbers > self._written)
+            records.extend(self._piece_entries(fresh))
+            self._persisted.update(fresh.dues.tolist())
         self._settled, self._written = [], self._numbers
         records.extend(self._versions.changes())
         return records
 
     def sweep(self) -> Iterator[StateRecords]:
         """All rows of both sides; those that wait may turn into columns or back in between."""
-        pool = self._pool
-        dues = sorted(self._waiting) if pool is None else np.unique(self._dues(pool)).tolist()
+        dues = sorted(self._waiting)
+        if self._pool is not None:
+            waiting = [piece.dues[piece.waits] for piece in self._pool]
+            dues = np.unique(np.concatenate(waiting)).tolist() if waiting else []
         for start in range(0, len(dues), SWEEP_RECORDS):
-            piece = dues[start : start + SWEEP_RECORDS]
-            pool = self._pool
-            if pool is None:
-                there = [due for due in piece if due in self._waiting]
+            some = dues[start : start + SWEEP_RECORDS]
+            if self._pool is None:
+                there = [due for due in some if due in self._waiting]
                 yield self._entries({due: self._waiting[due] for due in there})
             else:
-                yield self._pool_entries(pool.pick(np.isin(self._dues(pool), piece)))
+                for piece in self._pool:
+                    yield self._piece_entries(piece.pick(np.isin(piece.dues, some)))
         yield from self._versions.sweep()
 
-    def _pool_entries(self, pool: _Pool) -> StateRecords:
-        rows = pool.chunk.as_chunk()
+    def _piece_entries(self, piece: _Piece) -> StateRecords:
+        rows = piece.chunk.as_chunk()
         assert rows.keys is not None
-        due = self._dues(pool).tolist()
-        paths = [
-            (WAITING, *path) for path in zip(due, rows.keys, pool.numbers.tolist(), strict=True)
-        ]
+        columns = (piece.dues.tolist(), rows.keys, piece.numbers.tolist())
+        paths = [(WAITING, *path) for path in zip(*columns, strict=True)]
         values = list(zip(rows.times, self._codec.pack(rows.values), strict=True))
         return encode_entries(self.name, paths, values, proven=True)
 
@@ -356,9 +428,32 @@ def _nearer(best: Sequence[Ints], version_times: Ints, times: Ints, node: AsofJo
     return chosen
 
 
-def _kept(chunk: FrameChunk) -> FrameChunk:
-    """Rows in columns of their own, which keep nothing else in memory."""
-    frame = chunk.frame
-    columns = {name: concatenated([frame.column(name)], name) for name in frame.names}
-    kept = ColumnFrame(frame.row_count, frame.names, frame.kind, columns.__getitem__)
-    return FrameChunk(np.zeros(frame.row_count, np.int64), chunk.times, kept, chunk.keys)
+def _tidied(pool: Sequence[_Piece]) -> list[_Piece]:
+    """The rows that wait, in few pieces, of which each is larger than the next.
+
+    So a row is copied seldom, however many wait and however few come at a time.
+    """
+    tidied: list[_Piece] = []
+    for piece in pool:
+        count = piece.count
+        if not count:
+            continue
+        # The last piece is new, in columns that others may use.
+        worn = 2 * count < len(piece.waits) or piece is pool[-1]
+        tidied.append(piece.compact() if worn else piece)
+        while len(tidied) > 1 and len(tidied[-2].waits) <= 2 * len(tidied[-1].waits):
+            one = _joined(tidied[-2], tidied[-1])
+            if one is None:
+                break
+            tidied[-2:] = [one]
+    return tidied
+
+
+def _joined(first: _Piece, second: _Piece) -> _Piece | None:
+    """The rows of both that wait; None if they are of several types."""
+    parts = [piece.pick(piece.waits) for piece in (first, second)]
+    chunk = join_frames([part.chunk for part in parts])
+    if chunk is None:
+        return None
+    columns = ([getattr(part, name) for part in parts] for name in ("numbers", "dues", "waits"))
+    return _Piece(chunk, *map(np.concatenate, columns)).compact()
