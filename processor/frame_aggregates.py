@@ -1,9 +1,9 @@
-"""Accumulators of a window in arrays: one number per key instead of one object.
+"""The accumulators in arrays that there are: of count, sum, mean, and others of numbers.
 
 What an aggregate computes is said by its class in numeric_aggregates.py and value_aggregates.py;
-here count, sum, mean, min and max of numbers do exactly that on arrays, in row order. A sum is a
-left fold, so floats come out to the last bit as they do from rows. Any other aggregate keeps its
-own accumulators in a list and is asked a column at a time.
+here count, and sum, mean, min, max, first, last and variance of numbers do exactly that on arrays,
+in row order. A sum is a left fold, so floats come out to the last bit as they do from rows. Any
+other aggregate keeps its own accumulators in a list and is asked a column at a time.
 
 Whatever arrays cannot hold exactly is refused before anything was added: integers that might leave
 64 bits, zeros of both signs under `min`, a column that changes its type.
@@ -13,9 +13,9 @@ This module needs the extra `arrow`.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,174 +23,25 @@ import pyarrow as pa
 
 from .aggregate import Aggregate
 from .errors import failed_index
+from .frame_accumulators import Accumulators, AddError, Inputs, Numbers, Slots, as_array, grown
 from .frame_errors import NotInColumnsError
-from .frames import Array, Mask, normal, to_list
-from .numeric_aggregates import Count, Max, Mean, Min, Sum
-
-Slots: TypeAlias = "npt.NDArray[np.int32]"
-Numbers: TypeAlias = "npt.NDArray[Any]"
-"""Of int64 or float64."""
-Places: TypeAlias = "slice | npt.NDArray[np.int64]"
-"""Some rows of a chunk."""
+from .frames import Array, normal
+from .numeric_aggregates import Count, Max, Mean, Min, StandardDeviation, Sum, Variance
+from .value_aggregates import First, Last
 
 _EXACT_INT: Final = 1 << 53
 """Every int up to it is a float."""
 _INT64: Final = 1 << 63
-_NUMERIC: Final = (np.dtype(np.int64), np.dtype(np.float64))
-
-
-class Inputs:
-    """What an aggregate adds of some rows.
-
-    Args:
-        column: Int64, float64, bool, string or null; None for an aggregate that asks for nothing.
-    """
-
-    def __init__(self, column: Array | None) -> None:
-        self.column = column
-        self.numbers: Numbers | None = None
-        """Without meaning where not `valid`; None if they are no numbers."""
-        self.valid: Mask | None = None
-        """None: all are."""
-        if column is None or len(column) == 0:
-            return
-        if column.null_count:
-            self.valid = column.is_valid().to_numpy(zero_copy_only=False)
-        if pa.types.is_int64(column.type) or pa.types.is_float64(column.type):
-            filled = column.fill_null(0) if column.null_count else column
-            self.numbers = filled.to_numpy(zero_copy_only=False)
-
-    def at(self, places: Places) -> Inputs:
-        """Those of some rows."""
-        part = Inputs(None)
-        if self.column is not None:
-            if isinstance(places, slice):
-                part.column = self.column[places]
-            else:
-                part.column = _Later(self.column, places)
-        part.numbers = None if self.numbers is None else self.numbers[places]
-        part.valid = None if self.valid is None else self.valid[places]
-        return part
-
-    @property
-    def dtype(self) -> Any:
-        """Of the numbers; None where there are none."""
-        return None if self.numbers is None else self.numbers.dtype
-
-    @property
-    def null_only(self) -> bool:
-        """Whether there is nothing but nulls."""
-        return self.valid is not None and not self.valid.any()
-
-    def as_list(self) -> list[Any]:
-        """Them all as Python objects."""
-        column = self.column
-        if isinstance(column, _Later):
-            column = column.column.take(pa.array(column.places))
-        return [] if column is None else to_list(column)
-
-    def with_slots(self, slots: Slots) -> tuple[Slots, Numbers]:
-        """The numbers that are valid, and where they belong."""
-        assert self.numbers is not None
-        if self.valid is None:
-            return slots, self.numbers
-        return slots[self.valid], self.numbers[self.valid]
-
-
-class _Later:
-    """Some rows of a column, taken when somebody asks."""
-
-    def __init__(self, column: Array, places: npt.NDArray[np.int64]) -> None:
-        self.column = column
-        self.places = places
-
-
-class AddError(Exception):
-    """An aggregate raised on one of the rows."""
-
-    def __init__(self, index: int, aggregate: int = 0) -> None:
-        super().__init__(index, aggregate)
-        self.index = index
-        """Of the row."""
-        self.aggregate = aggregate
-        """Which one raised, by its number in the window."""
-
-
-class Accumulators(ABC):
-    """Those of one aggregate, one per slot."""
-
-    @abstractmethod
-    def accepts(self, inputs: Inputs) -> bool:
-        """Whether `add` will give what rows give."""
-
-    @abstractmethod
-    def grow(self, count: int) -> None:
-        """Have at least `count` slots, new ones fresh."""
-
-    @abstractmethod
-    def add(self, slots: Slots, inputs: Inputs) -> None:
-        """Add rows that are accepted, in their order.
-
-        Raises:
-            AddError: The aggregate raised; nothing else may be done with the accumulators.
-        """
-
-    @abstractmethod
-    def results(self, slots: Slots) -> Array:
-        """What the aggregate says of some slots.
-
-        Raises:
-            NotInColumnsError: It is no column.
-        """
-
-    @abstractmethod
-    def state(self, slots: Slots) -> Sequence[Any]:
-        """The accumulators as the aggregate itself has them."""
-
-    @abstractmethod
-    def restore(self, accumulators: Sequence[Any]) -> None:
-        """Take the accumulators of the first slots, as the aggregate itself has them.
-
-        Raises:
-            NotInColumnsError: They do not fit.
-        """
-
-    @abstractmethod
-    def reset(self, slots: Slots) -> None:
-        """Make slots fresh again."""
-
-    def can_merge(self, slots: Slots, inputs: Inputs) -> bool:
-        """Whether slots may be merged with each other while rows are added to them, exactly.
-
-        Args:
-            slots: All that take part, each once.
-            inputs: The rows, which are accepted.
-        """
-        del slots, inputs
-        return True
-
-    @abstractmethod
-    def merge(self, left: Slots, right: Slots) -> None:
-        """Add what the slots of `right` have to those of `left`; no slot is there twice.
-
-        Raises:
-            AddError: The aggregate raised; nothing else may be done with the accumulators.
-        """
+_ROUND_MIN: Final = 64
+"""Fewer slots than this are not worth a round of array operations."""
 
 
 def accumulators_for(aggregate: Aggregate[Any, Any, Any], inputs: Inputs) -> Accumulators:
     """Accumulators for an aggregate whose first inputs are these."""
-    kind = type(aggregate)
-    if kind is Count:
+    if type(aggregate) is Count:
         return Counts()
-    if inputs.numbers is not None:
-        if kind is Sum:
-            return Sums(inputs.dtype)
-        if kind is Mean:
-            return Means(inputs.dtype)
-        if kind in {Min, Max}:
-            return Extremes(inputs.dtype, least=kind is Min)
-    return Objects(aggregate)
+    make = None if inputs.numbers is None else _OF_NUMBERS.get(type(aggregate))
+    return Objects(aggregate) if make is None else make(aggregate, inputs.dtype)
 
 
 class Counts(Accumulators):
@@ -205,7 +56,7 @@ class Counts(Accumulators):
 
     def grow(self, count: int) -> None:
         """See `Accumulators.grow`."""
-        self._counts = _grown(self._counts, count)
+        self._counts = grown(self._counts, count)
 
     def add(self, slots: Slots, inputs: Inputs) -> None:
         """Count."""
@@ -221,7 +72,7 @@ class Counts(Accumulators):
 
     def restore(self, accumulators: Sequence[Any]) -> None:
         """Take counts."""
-        self._counts = _as_array(accumulators, np.dtype(np.int64), int)
+        self._counts = as_array(accumulators, np.dtype(np.int64), int)
 
     def reset(self, slots: Slots) -> None:
         """Zero."""
@@ -258,8 +109,8 @@ class Sums(Accumulators):
 
     def grow(self, count: int) -> None:
         """See `Accumulators.grow`."""
-        self._sums = _grown(self._sums, count)
-        self._counts = _grown(self._counts, count)
+        self._sums = grown(self._sums, count)
+        self._counts = grown(self._counts, count)
 
     def add(self, slots: Slots, inputs: Inputs) -> None:
         """Add in row order, one after the other."""
@@ -294,9 +145,9 @@ class Sums(Accumulators):
     def _restore(self, sums: Sequence[Any], counts: Sequence[int]) -> None:
         if self._dtype == np.float64:
             sums = [0.0 if type(each) is int and each == 0 else each for each in sums]
-            self._sums = _as_array(sums, self._dtype, float)
+            self._sums = as_array(sums, self._dtype, float)
         else:
-            self._sums = _as_array(sums, self._dtype, int)
+            self._sums = as_array(sums, self._dtype, int)
             self._bound = max(map(abs, sums), default=0)
         self._counts = np.array(counts, np.int64)
 
@@ -370,8 +221,8 @@ class Extremes(Accumulators):
 
     def grow(self, count: int) -> None:
         """See `Accumulators.grow`."""
-        self._found = _grown(self._found, count, self._worst)
-        self._seen = _grown(self._seen, count)
+        self._found = grown(self._found, count, self._worst)
+        self._seen = grown(self._seen, count)
 
     def add(self, slots: Slots, inputs: Inputs) -> None:
         """Replace what is worse."""
@@ -398,7 +249,7 @@ class Extremes(Accumulators):
         kind = int if self._dtype == np.int64 else float
         filled = [kind(self._worst) if each is None else each for each in accumulators]
         self._seen = np.array([each is not None for each in accumulators], np.bool_)
-        self._found = _as_array(filled, self._dtype, kind)
+        self._found = as_array(filled, self._dtype, kind)
         if np.signbit(self._found[self._found == 0]).any():
             raise NotInColumnsError("zeros of both signs")
 
@@ -412,6 +263,159 @@ class Extremes(Accumulators):
         better = np.minimum if self._least else np.maximum
         self._found[left] = better(self._found[left], self._found[right])
         self._seen[left] |= self._seen[right]
+
+
+class Ends(Accumulators):
+    """The numbers that came first, or last."""
+
+    def __init__(self, dtype: Any, *, first: bool) -> None:
+        self._dtype = dtype
+        self._first = first
+        self._found = np.zeros(0, dtype)
+        self._seen = np.zeros(0, np.bool_)
+
+    def accepts(self, inputs: Inputs) -> bool:
+        """Whether they are of the type of the others."""
+        return inputs.null_only if inputs.numbers is None else inputs.dtype == self._dtype
+
+    def grow(self, count: int) -> None:
+        """See `Accumulators.grow`."""
+        self._found = grown(self._found, count)
+        self._seen = grown(self._seen, count)
+
+    def add(self, slots: Slots, inputs: Inputs) -> None:
+        """Keep what was there, or the newest; of one slot the one that is written last stays."""
+        if inputs.numbers is None:
+            return
+        slots, numbers = inputs.with_slots(slots)
+        if self._first:
+            new = np.flatnonzero(~self._seen[slots])[::-1]
+            slots, numbers = slots[new], numbers[new]
+        self._found[slots] = numbers
+        self._seen[slots] = True
+
+    def results(self, slots: Slots) -> Array:
+        """What was found; null where there was nothing."""
+        seen = self._seen[slots]
+        return pa.array(self._found[slots], mask=None if seen.all() else ~seen)
+
+    def state(self, slots: Slots) -> Sequence[Any]:
+        """What was found, or None."""
+        pairs = zip(self._found[slots].tolist(), self._seen[slots].tolist(), strict=True)
+        return [found if seen else None for found, seen in pairs]
+
+    def restore(self, accumulators: Sequence[Any]) -> None:
+        """Take what was found."""
+        kind = int if self._dtype == np.int64 else float
+        filled = [kind(0) if each is None else each for each in accumulators]
+        self._seen = np.array([each is not None for each in accumulators], np.bool_)
+        self._found = as_array(filled, self._dtype, kind)
+        if not np.isfinite(self._found).all():
+            raise NotInColumnsError("NaN or infinity")
+
+    def reset(self, slots: Slots) -> None:
+        """Nothing seen."""
+        self._seen[slots] = False
+
+    def merge(self, left: Slots, right: Slots) -> None:
+        """Take what the later one has, where that is wanted."""
+        take = self._seen[right]
+        if self._first:
+            take &= ~self._seen[left]
+        self._found[left[take]] = self._found[right[take]]
+        self._seen[left] |= self._seen[right]
+
+
+class Variances(Accumulators):
+    """Counts, means and squared distances, by the recurrence of `Variance`.
+
+    Each row needs what the one before it in its slot has left, so the rows of a step are added in
+    rounds: of each slot the first, then of each the second. Slots of many more rows than others
+    would make rounds of few, so these are added one by one.
+
+    Args:
+        aggregate: What says how they are merged, and what they amount to.
+    """
+
+    def __init__(self, aggregate: Variance) -> None:
+        self._aggregate = aggregate
+        self._counts = np.zeros(0, np.int64)
+        self._means = np.zeros(0, np.float64)
+        self._squares = np.zeros(0, np.float64)
+
+    def accepts(self, inputs: Inputs) -> bool:
+        """Whether they are numbers."""
+        return inputs.numbers is not None or inputs.null_only
+
+    def grow(self, count: int) -> None:
+        """See `Accumulators.grow`."""
+        self._counts = grown(self._counts, count)
+        self._means = grown(self._means, count)
+        self._squares = grown(self._squares, count)
+
+    def add(self, slots: Slots, inputs: Inputs) -> None:
+        """Add in row order, one after the other in each slot."""
+        if inputs.numbers is None:
+            return
+        slots, numbers = inputs.with_slots(slots)
+        order = np.argsort(slots, kind="stable")
+        slots, numbers = slots[order], numbers[order].astype(np.float64)
+        heads = np.flatnonzero(np.concatenate([[True], slots[1:] != slots[:-1]])[: len(slots)])
+        sizes = np.diff(np.append(heads, len(slots)))
+        rounds = 0
+        while len(heads) > _ROUND_MIN:
+            self._add_once(slots[heads], numbers[heads + rounds])
+            rounds += 1
+            more = sizes > rounds
+            heads, sizes = heads[more], sizes[more]
+        for head, size in zip(heads.tolist(), sizes.tolist(), strict=True):
+            self._add_each(int(slots[head]), numbers[head + rounds : head + size].tolist())
+
+    def _add_once(self, slots: Slots, numbers: Numbers) -> None:
+        """Add one number to each of some slots."""
+        distances = numbers - self._means[slots]
+        self._counts[slots] += 1
+        means = self._means[slots] + distances / self._counts[slots]
+        self._means[slots] = means
+        self._squares[slots] += distances * (numbers - means)
+
+    def _add_each(self, slot: int, numbers: list[float]) -> None:
+        """Add numbers to one slot."""
+        held = self._of(np.array([slot]))[0]
+        self._aggregate.add_column([held], repeat(0, len(numbers)), numbers)
+        self._counts[slot], self._means[slot], self._squares[slot] = held
+
+    def _of(self, slots: Slots) -> list[list[float]]:
+        columns = (self._counts[slots], self._means[slots], self._squares[slots])
+        return list(map(list, zip(*(column.tolist() for column in columns), strict=True)))
+
+    def results(self, slots: Slots) -> Array:
+        """What they amount to; null where there are too few."""
+        results = self._aggregate.result_column(self._of(slots))
+        return normal(pa.array(results, pa.float64()), "a variance")
+
+    def state(self, slots: Slots) -> Sequence[Any]:
+        """Count, mean and squares."""
+        return self._of(slots)
+
+    def restore(self, accumulators: Sequence[Any]) -> None:
+        """Take counts, means and squares."""
+        columns = list(zip(*accumulators, strict=True)) or [(), (), ()]
+        self._counts = as_array(columns[0], np.dtype(np.int64), int)
+        self._means = as_array(columns[1], np.dtype(np.float64), float)
+        self._squares = as_array(columns[2], np.dtype(np.float64), float)
+
+    def reset(self, slots: Slots) -> None:
+        """Nothing added."""
+        for column in (self._counts, self._means, self._squares):
+            column[slots] = 0
+
+    def merge(self, left: Slots, right: Slots) -> None:
+        """Let the aggregate merge them: they are few."""
+        pairs = zip(left.tolist(), self._of(left), self._of(right), strict=True)
+        for slot, mine, other in pairs:
+            held = self._aggregate.merge(mine, other)
+            self._counts[slot], self._means[slot], self._squares[slot] = held
 
 
 class Objects(Accumulators):
@@ -475,6 +479,19 @@ class Objects(Accumulators):
                 raise AddError(number) from error
 
 
+_OF_NUMBERS: Final[Mapping[type, Callable[[Any, Any], Accumulators]]] = {
+    Sum: lambda _, dtype: Sums(dtype),
+    Mean: lambda _, dtype: Means(dtype),
+    Min: lambda _, dtype: Extremes(dtype, least=True),
+    Max: lambda _, dtype: Extremes(dtype, least=False),
+    First: lambda _, dtype: Ends(dtype, first=True),
+    Last: lambda _, dtype: Ends(dtype, first=False),
+    Variance: lambda aggregate, _: Variances(aggregate),
+    StandardDeviation: lambda aggregate, _: Variances(aggregate),
+}
+"""By the class of the aggregate itself: one derived from it may compute something else."""
+
+
 def add_ones(counts: npt.NDArray[np.int64], slots: Slots) -> None:
     """Add 1 at each slot, as often as it is there."""
     if 4 * len(slots) < len(counts):
@@ -491,25 +508,3 @@ def _weight(numbers: Numbers) -> int:
 def _greatest(numbers: Numbers) -> int:
     """The greatest absolute value of ints."""
     return max(abs(int(numbers.min())), abs(int(numbers.max()))) if len(numbers) else 0
-
-
-def _grown(array: Numbers, count: int, fresh: Any = 0) -> Numbers:
-    """The array with at least `count` entries, twice as many as it had where it is too short."""
-    if count <= len(array):
-        return array
-    more = np.full(max(count - len(array), len(array)), fresh, array.dtype)
-    return np.concatenate([array, more])
-
-
-def _as_array(values: Sequence[Any], dtype: Any, kind: type) -> Numbers:
-    """Numbers as an array, if they all are of that type.
-
-    Raises:
-        NotInColumnsError: They are not, or too great.
-    """
-    if not set(map(type, values)) <= {kind}:
-        raise NotInColumnsError("numbers of several types")
-    try:
-        return np.array(values, dtype)
-    except OverflowError:
-        raise NotInColumnsError("ints beyond 64 bits") from None

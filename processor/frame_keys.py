@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .frame_errors import NotInColumnsError
-from .frames import Array, to_list
+from .frames import Array, Ints, to_list
 
 Numbers: TypeAlias = "npt.NDArray[np.int32]"
 
@@ -115,7 +115,7 @@ class KeyTable:
         self._column = pa.concat_arrays([self._column, keys])
         self._order = None
 
-    def keys_of(self, numbers: Numbers) -> Array:
+    def keys_of(self, numbers: Numbers | Ints) -> Array:
         """The keys of these numbers, as a column."""
         return self._column.take(pa.array(numbers))  # type: ignore[union-attr]  # it has numbers
 
@@ -158,3 +158,12 @@ def _sorted_by_bytes(keys: Array) -> npt.NDArray[np.int64]:
     texts = keys if pa.types.is_string(keys.type) else keys.cast(pa.string())
     indexes = pc.sort_indices(texts).to_numpy()
     return indexes.astype(np.int64)  # type: ignore[no-any-return]
+
+
+def sorted_by_key(numbers: Numbers) -> tuple[Ints, Ints]:
+    """The order of rows by key, those of a key as they were, and the keys in that order."""
+    # A sort of numbers that say both is several times as fast as one of places by keys.
+    bits = max(1, len(numbers) - 1).bit_length()
+    both = (numbers.astype(np.int64) << bits) | np.arange(len(numbers))
+    both.sort()
+    return both & ((1 << bits) - 1), both >> bits

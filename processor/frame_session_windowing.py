@@ -11,22 +11,22 @@ This module needs the extra `arrow`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import repeat
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from .aggregating import SlottedAggregates
 from .columns import Chunk, MicroBatch, Rows
-from .errors import fail
-from .frame_aggregates import Accumulators, AddError, Inputs, accumulators_for
+from .frame_accumulators import Accumulators, Inputs
+from .frame_aggregates import accumulators_for
 from .frame_errors import NotInColumnsError
-from .frame_fields import column_of
+from .frame_folding import Closed, Folding, as_slots
 from .frame_keys import KeyTable
 from .frame_levels import HOLD_MAX, TIME_MAX, clipped, levels_before
 from .frame_sessions import SessionPlan, SessionSlots
-from .frames import ColumnFrame, FrameChunk, Ints, normal, to_list
+from .frames import FrameChunk, Ints, to_list
 from .nodes import LATE, SessionNode
 from .session_windowing import Content, SessionOperator
 from .sessions import OpenSessions
@@ -95,10 +95,7 @@ class FrameSessionOperator(SessionOperator):
     def __init__(self, node: SessionNode, delay_ms: int) -> None:
         super().__init__(node, delay_ms)
         self._hold_ms = node.windows.gap_ms + node.grace_ms
-        self._read = [
-            None if aggregate.field is None else column_of(aggregate.field)
-            for _, aggregate in node.aggregates
-        ]
+        self._folding = Folding(node)
         self._table = KeyTable()
         self._arrays: _Arrays | None = None
         """None while the sessions are those of `SessionOperator`."""
@@ -141,39 +138,24 @@ class FrameSessionOperator(SessionOperator):
         Raises:
             NotInColumnsError: Only rows can say; nothing has changed.
         """
-        prepared = self._prepare(chunk)
-        arrays = self._arrays or self._as_arrays(prepared)
+        if self._hold_ms + self.delay_ms > HOLD_MAX:
+            raise NotInColumnsError("sessions that never end")
+        inputs = self._folding.inputs(chunk.frame, chunk.times)
+        arrays = self._arrays or self._as_arrays(chunk, inputs)
         assert chunk.keys is not None
         self._compact_table(arrays)
         numbers = self._table.numbers_of(chunk.keys)
         closed = levels_before(step.progress, chunk.rows, self.delay_ms) - self._hold_ms
         plan = arrays.sessions.plan(numbers, chunk.times, closed)
         merging = plan.merging.astype(np.int32)
-        for each, inputs in zip(arrays.accumulators, prepared.inputs, strict=True):
-            if not each.accepts(inputs) or not each.can_merge(merging, inputs):
+        for each, one in zip(arrays.accumulators, inputs, strict=True):
+            if not each.accepts(one) or not each.can_merge(merging, one):
                 raise NotInColumnsError("a value that arrays cannot add")
-        self._follow(arrays, plan, prepared, step.batch)
+        self._follow(arrays, plan, _Prepared(chunk, inputs), step.batch)
         late = plan.of_row < 0
         self.late_count += int(np.count_nonzero(late))
         results = self._close_arrays(arrays, step)
         return {MAIN: results, LATE: chunk.pick(late) if late.any() else chunk.cut(0, 0)}
-
-    def _prepare(self, chunk: FrameChunk) -> _Prepared:
-        """What the rows of a chunk are about, with nothing changed.
-
-        Raises:
-            NotInColumnsError: Only rows can say.
-        """
-        times = chunk.times
-        if int(times.max()) > TIME_MAX or int(times.min()) < -TIME_MAX:
-            raise NotInColumnsError("times at the end of time")
-        if self._hold_ms + self.delay_ms > HOLD_MAX:
-            raise NotInColumnsError("sessions that never end")
-        inputs = [
-            Inputs(None if read is None else normal(read(chunk.frame), "a field"))
-            for read in self._read
-        ]
-        return _Prepared(chunk, inputs)
 
     def _follow(
         self, arrays: _Arrays, plan: SessionPlan, prepared: _Prepared, batch: MicroBatch
@@ -198,7 +180,7 @@ class FrameSessionOperator(SessionOperator):
         prepared: _Prepared,
         batch: MicroBatch,
     ) -> None:
-        of_row = plan.of_row
+        of_row, rows = plan.of_row, prepared.chunk.rows
         for phase in range(len(plan.merges) + 1):
             wanted = of_row >= 0
             if plan.phases is not None:
@@ -207,30 +189,24 @@ class FrameSessionOperator(SessionOperator):
             inputs = prepared.inputs
             if len(places) < len(of_row):
                 inputs = [each.at(places) for each in inputs]
-            where = slots[of_row[places]].astype(np.int32)
-            columns = zip(self.node.aggregates, arrays.accumulators, inputs, strict=True)
-            for (name, _), held, one in columns:
-                try:
-                    held.add(where, one)
-                except AddError as error:
-                    row = int(prepared.chunk.rows[int(places[error.index])])
-                    self._fail_add(f"agg {name}", error, batch, row)
+            where = as_slots(slots[of_row[places]])
+            self._folding.add(
+                arrays.accumulators,
+                where,
+                inputs,
+                batch,
+                partial(_row_at, rows, places),
+            )
             if phase < len(plan.merges):
                 merges = plan.merges[phase]
-                left, right = (
-                    slots[[each[side] for each in merges]].astype(np.int32) for side in (0, 1)
+                left, right = (as_slots(slots[[each[side] for each in merges]]) for side in (0, 1))
+                self._folding.merge(
+                    arrays.accumulators,
+                    left,
+                    right,
+                    batch,
+                    partial(_row_at, rows, [each.row for each in merges]),
                 )
-                for (name, _), held in zip(self.node.aggregates, arrays.accumulators, strict=True):
-                    try:
-                        held.merge(left, right)
-                    except AddError as error:
-                        row = int(prepared.chunk.rows[merges[error.index].row])
-                        self._fail_add(f"merge of {name}", error, batch, row)
-
-    def _fail_add(self, what: str, error: AddError, batch: MicroBatch, row: int) -> None:
-        cause = error.__cause__
-        assert isinstance(cause, Exception)
-        fail(f"window {self.node.name}, {what}", cause, batch, row)
 
     # --- closing -------------------------------------------------------------------------------
 
@@ -245,7 +221,10 @@ class FrameSessionOperator(SessionOperator):
         order = self._closing_order(arrays, slots, moves)
         slots, moves = slots[order], moves[order]
         rows = np.asarray(progress.rows, np.int64)[moves]
-        results = self._results_of(arrays, slots, rows, step.batch)
+        keys = self._table.keys_of(sessions.keys[slots])
+        start, end = sessions.first[slots], sessions.last[slots] + self._gap_ms
+        closed = Closed(as_slots(slots), rows, keys, start, end)
+        results = self._folding.results(arrays.accumulators, closed, step.batch)
         self._release(arrays, slots)
         return results
 
@@ -261,24 +240,6 @@ class FrameSessionOperator(SessionOperator):
             rank[numbers[self._table.ordered(numbers)]] = np.arange(len(numbers))
             order = np.lexsort((rank[arrays.sessions.keys[slots]], first, last, moves))
         return order
-
-    def _results_of(self, arrays: _Arrays, slots: Ints, rows: Ints, batch: MicroBatch) -> Rows:
-        sessions, of_slots = arrays.sessions, slots.astype(np.int32)
-        start, end = sessions.first[slots], sessions.last[slots] + self._gap_ms
-        keys = self._table.keys_of(sessions.keys[slots])
-        columns = {"key": keys, "start": pa.array(start), "end": pa.array(end)}
-        pairs = list(zip(self.node.aggregates, arrays.accumulators, strict=True))
-        try:
-            columns |= {name: held.results(of_slots) for (name, _), held in pairs}
-        except NotInColumnsError:
-            lists: list[Sequence[Any]] = [to_list(keys), start.tolist(), end.tolist()]
-            for (name, aggregate), held in pairs:
-                state = held.state(of_slots)
-                lists.append(_results(self.node, name, aggregate, state, batch, rows))
-            values = list(map(self._make, *lists))
-            return Chunk(rows.tolist(), (end - 1).tolist(), values, lists[0])
-        frame = ColumnFrame(len(slots), tuple(columns), self._make, columns.__getitem__)
-        return FrameChunk(rows, end - 1, frame, keys)
 
     def _release(self, arrays: _Arrays, slots: Ints) -> None:
         """Take out sessions; state is not to hold them any more."""
@@ -298,13 +259,13 @@ class FrameSessionOperator(SessionOperator):
 
     # --- lists and arrays ----------------------------------------------------------------------
 
-    def _as_arrays(self, prepared: _Prepared) -> _Arrays:
+    def _as_arrays(self, chunk: FrameChunk, inputs: Sequence[Inputs]) -> _Arrays:
         """All sessions in arrays; those of `SessionOperator` are gone then.
 
         Raises:
             NotInColumnsError: They cannot be; nothing has changed.
         """
-        pairs = zip(self.node.aggregates, prepared.inputs, strict=True)
+        pairs = zip(self.node.aggregates, inputs, strict=True)
         made = [accumulators_for(aggregate, one) for (_, aggregate), one in pairs]
         arrays = _Arrays(SessionSlots(self._gap_ms, self.node.grace_ms), made)
         self._table.clear()
@@ -324,8 +285,8 @@ class FrameSessionOperator(SessionOperator):
             arrays.changed[: len(keys)] = [id(one) in self._changed for one in open_now]
             is_written = [(one.key, one.first_ms) in self._written for one in open_now]
             arrays.written[: len(keys)] = np.where(is_written, first, _UNWRITTEN)
-        assert prepared.chunk.keys is not None
-        self._table.numbers_of(prepared.chunk.keys)
+        assert chunk.keys is not None
+        self._table.numbers_of(chunk.keys)
         self._sessions = OpenSessions(self._gap_ms, self.node.grace_ms)
         self._aggregates = SlottedAggregates(f"window {self.node.name}", self.node.aggregates)
         self._changed, self._written = {}, {}
@@ -417,25 +378,6 @@ class FrameSessionOperator(SessionOperator):
 _NO_SLOTS: Final = np.zeros(0, np.int64)
 
 
-def _results(
-    node: SessionNode,
-    name: str,
-    aggregate: Any,
-    held: Sequence[Any],
-    batch: MicroBatch,
-    rows: Ints,
-) -> Sequence[Any]:
-    """What an aggregate says of accumulators, in lists.
-
-    Raises:
-        RecordError: It raised.
-    """
-    try:
-        return aggregate.result_column(list(held))  # type: ignore[no-any-return]
-    except Exception as raised:
-        for accumulator, row in zip(held, rows.tolist(), strict=True):
-            try:
-                aggregate.result(accumulator)
-            except Exception as error:
-                fail(f"window {node.name}, result of {name}", error, batch, row)
-        fail(f"window {node.name}, result of {name}", raised, batch, int(rows[0]))
+def _row_at(rows: Any, places: Any, index: int) -> int:
+    """The input row at one of some places."""
+    return int(rows[int(places[index])])

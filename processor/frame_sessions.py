@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from .frame_errors import NotInColumnsError
-from .frame_keys import Numbers
+from .frame_keys import Numbers, sorted_by_key
 from .frames import Ints, Mask
 from .sessions import OpenSessions
 
@@ -126,7 +126,7 @@ class SessionSlots:
             NotInColumnsError: Their times are too far apart.
         """
         self._know(int(numbers.max()) + 1)
-        order, keys = _sorted_by_key(numbers)
+        order, keys = sorted_by_key(numbers)
         times, closed = times[order], closed[order]
         heads = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
         group = np.zeros(len(keys), np.int64)
@@ -381,15 +381,6 @@ class _Drafts:
         while len(self.merges) <= phase:
             self.merges.append([])
         self.merges[phase].append(merge)
-
-
-def _sorted_by_key(numbers: Numbers) -> tuple[Ints, Ints]:
-    """The order of rows by key, those of a key as they were, and the keys in that order."""
-    # A sort of numbers that say both is several times as fast as one of places by keys.
-    bits = max(1, len(numbers) - 1).bit_length()
-    both = (numbers.astype(np.int64) << bits) | np.arange(len(numbers))
-    both.sort()
-    return both & ((1 << bits) - 1), both >> bits
 
 
 def _running_max_before(values: Ints, group: Ints, heads: Ints, known: Ints) -> Ints:

@@ -23,14 +23,8 @@ import pyarrow as pa
 from .aggregating import Aggregates
 from .calendar_windows import DAY_MS
 from .columns import MicroBatch, Rows
-from .frame_aggregates import (
-    Accumulators,
-    AddError,
-    Inputs,
-    Places,
-    Slots,
-    accumulators_for,
-)
+from .frame_accumulators import Accumulators, AddError, Inputs, Places, Slots
+from .frame_aggregates import accumulators_for
 from .frame_errors import NotInColumnsError
 from .frame_fields import column_of
 from .frame_keys import KeyTable, Numbers

@@ -25,6 +25,7 @@ from .fields import Field
 from .frame_reasons import why_not
 from .join_nodes import AsofJoinNode, TableJoinNode
 from .nodes import (
+    CountNode,
     DedupNode,
     FilterNode,
     KeyByNode,
@@ -206,6 +207,12 @@ def _of_key(plan: Plan, node: KeyByNode) -> str | None:
     return _of_field(node.key, plan, node)
 
 
+def _of_count(plan: Plan, node: CountNode) -> str | None:
+    if plan.holding.spills:
+        return "its state may be on disk"
+    return _first(_of_aggregate(aggregate, plan, node) for _, aggregate in node.aggregates)
+
+
 def _of_asof_join(plan: Plan, node: AsofJoinNode) -> str | None:
     if plan.holding.spills:
         return "its state may be on disk"
@@ -272,6 +279,7 @@ _REASONS: dict[type[Node], Callable[[Plan, Any], str | None]] = {
     DedupNode: _of_dedup,
     WindowNode: _of_window,
     SessionNode: _of_session,
+    CountNode: _of_count,
     TableJoinNode: _of_table_join,
     AsofJoinNode: _of_asof_join,
     PortNode: lambda _plan, _node: None,

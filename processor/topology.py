@@ -509,6 +509,7 @@ def _on_columns(node: Node, operator: Operator) -> Operator:
 def _state_on_columns(node: Node, delay_ms: int, topology: Topology) -> StatefulOperator:
     """The operator with state of a node that takes columns, too."""
     from .frame_asof_join import FrameAsofJoinOperator  # noqa: PLC0415 - an extra
+    from .frame_count_windowing import FrameCountOperator  # noqa: PLC0415 - an extra
     from .frame_dedup import FrameDedupOperator  # noqa: PLC0415 - an extra
     from .frame_session_windowing import FrameSessionOperator  # noqa: PLC0415 - an extra
     from .frame_table_join import FrameTableJoinOperator  # noqa: PLC0415 - an extra
@@ -516,6 +517,8 @@ def _state_on_columns(node: Node, delay_ms: int, topology: Topology) -> Stateful
 
     if isinstance(node, DedupNode):
         return FrameDedupOperator(node, delay_ms, topology.rejects(node))
+    if isinstance(node, CountNode):
+        return FrameCountOperator(node, delay_ms)
     if isinstance(node, SessionNode):
         return FrameSessionOperator(node, delay_ms)
     if isinstance(node, AsofJoinNode):

@@ -35,6 +35,7 @@ from millstream.processor import (
     hopping,
     session,
     tumbling,
+    when,
 )
 
 ON_TIME_MIN = 15
@@ -138,54 +139,20 @@ class Plane(msgspec.Struct):
     seats: int
 
 
-class Departure(msgspec.Struct):
-    """A flight and the sky it left under."""
-
-    carrier: str
-    sky: str
-    delay: int
-
-
-class Named(msgspec.Struct):
-    """The same, with the airline by its name."""
-
-    airline: str
-    sky: str
-    delay: int
-
-
-class Seats(msgspec.Struct):
-    """A flight as seats of a manufacturer."""
-
-    manufacturer: str
-    seats: int
-
-
-def under_the_sky(flight: Flight, weather: Weather | None) -> Departure:
-    sky = "unknown"
-    if weather is not None:
-        wet, dim = weather.rain_inches > WET_INCHES, weather.sight_miles < CLEAR_MILES
-        sky = "rain" if wet else "fog" if dim else "fair"
-    assert flight.delay is not None
-    return Departure(flight.carrier, sky, flight.delay)
-
-
-def with_name(departure: Departure, airline: dict[str, str]) -> Named:
-    return Named(airline["name"], departure.sky, departure.delay)
-
-
-def as_seats(_: Flight, plane: Plane | None) -> Seats:
-    return Seats("unknown", 0) if plane is None else Seats(plane.manufacturer, plane.seats)
-
-
 def ask_weather(pipeline: Pipeline, departures: Stream[Flight]) -> None:
     """Delays by airline and weather."""
     weather = pipeline.source("weather", type=Weather, time="hour")
     skies = departures.key_by("origin").join_asof(
-        weather.key_by("origin"), within=HOUR_MS - 1, how="left", into=under_the_sky
+        weather.key_by("origin"), within=HOUR_MS - 1, how="left"
     )
-    named = skies.key_by("carrier").join_table(pipeline.table("airlines"), into=with_name)
-    by_sky = named.key_by(lambda one: (one.airline, one.sky))
+    rain, sight = (col("right").field(name) for name in ("rain_inches", "sight_miles"))
+    sky = when(rain.is_null()).then("unknown").when(rain > WET_INCHES).then("rain")
+    sky = sky.when(sight < CLEAR_MILES).then("fog").otherwise("fair")
+    flight = {name: col("left").field(name) for name in ("carrier", "delay")}
+    named = skies.select(**flight, sky=sky).key_by("carrier").join_table(pipeline.table("airlines"))
+    left = {name: col("left").field(name) for name in ("sky", "delay")}
+    told = named.select(**left, airline=col("right").field("name"))
+    by_sky = told.key_by(lambda one: (one["airline"], one["sky"]))
     delays = by_sky.window(hopping(WINDOW_MS, SLIDE_MS), name="skies")
     delays.agg(n=agg.count(), mean=agg.mean("delay"), worst=agg.max("delay")).to("skies")
 
@@ -193,7 +160,11 @@ def ask_weather(pipeline: Pipeline, departures: Stream[Flight]) -> None:
 def ask_planes(pipeline: Pipeline, aircraft: KeyedStream[Any, Flight]) -> None:
     """Seats by manufacturer."""
     planes = pipeline.table("planes", type=Plane)
-    flown = aircraft.join_table(planes, how="left", into=as_seats, name="planes")
+    seats = aircraft.join_table(planes, how="left", name="planes")
+    flown = seats.select(
+        manufacturer=col("right").field("manufacturer").fill_null("unknown"),
+        seats=col("right").field("seats").fill_null(0),
+    )
     months = flown.key_by("manufacturer").window(tumbling(MONTH_MS), name="months")
     months.agg(n=agg.count(), seats=agg.sum("seats")).to("seats")
 

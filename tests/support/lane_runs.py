@@ -12,7 +12,18 @@ import msgspec
 
 import millstream
 from millstream import MillstreamError, Store
-from millstream.processor import Pipeline, agg, col, daily, hopping, lit, session, tumbling
+from millstream.processor import (
+    Pipeline,
+    agg,
+    col,
+    counting,
+    daily,
+    hopping,
+    lit,
+    session,
+    tumbling,
+)
+from millstream.processor.count_windows import CountWindows
 from millstream.processor.lanes import runs_on_columns
 
 EPOCH_MS = 1_700_000_000_000
@@ -102,6 +113,9 @@ WINDOWS = (
     tumbling("1h"),
     daily(tz="Europe/Berlin"),
     daily(tz="America/New_York", offset="6h"),
+    counting(1),
+    counting(3),
+    counting(20),
     session("1s"),
     session("4s"),
     session("1m"),
@@ -126,6 +140,12 @@ AGGREGATES: tuple[Callable[[], Any], ...] = (
     lambda: agg.distinct("group"),
     lambda: agg.collect("count", limit=5),
     lambda: agg.stddev("amount"),
+    lambda: agg.variance("size", population=True),
+    lambda: agg.variance("count"),
+    lambda: agg.first("size"),
+    lambda: agg.last("amount"),
+    lambda: agg.first("weight"),
+    lambda: agg.last("count"),
     lambda: agg.sum(col("count") * 2),
     lambda: agg.max("good"),
     lambda: agg.min(lambda row: row["count"] if isinstance(row, dict) else row.count),
@@ -172,7 +192,8 @@ def windowed(stream: Any, rng: random.Random) -> None:
     }
     keyed = stream.key_by(rng.choice(KEYS)())
     windows = rng.choice(WINDOWS)
-    results = keyed.window(windows, grace=rng.choice(("0s", "2s"))).agg(**aggregates)
+    grace = "0s" if isinstance(windows, CountWindows) else rng.choice(("0s", "2s"))
+    results = keyed.window(windows, grace=grace).agg(**aggregates)
     results.late.to("late")
     if rng.random() < 0.3:
         results = results.filter(col("a0").is_not_null())

@@ -1,0 +1,112 @@
+"""Accumulators in arrays hold what those of the aggregates hold, to the last bit."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from millstream.processor import agg
+from millstream.processor.aggregate import Aggregate
+from millstream.processor.frame_accumulators import Inputs
+from millstream.processor.frame_aggregates import Objects, accumulators_for
+from millstream.processor.numeric_aggregates import Variance
+
+SLOTS = 400
+
+AGGREGATES: list[Aggregate[Any, Any, Any]] = [
+    agg.count("x"),
+    agg.sum("x"),
+    agg.mean("x"),
+    agg.min("x"),
+    agg.max("x"),
+    agg.first("x"),
+    agg.last("x"),
+    agg.variance("x"),
+    agg.stddev("x", population=True),
+]
+
+
+def column(rng: random.Random, count: int, *, ints: bool) -> list[Any]:
+    """Numbers and nulls."""
+
+    def number() -> Any:
+        return rng.randrange(-(2**40), 2**40) if ints else rng.uniform(-1e6, 1e6)
+
+    return [None if rng.random() < 0.2 else number() for _ in range(count)]
+
+
+def slots(rng: random.Random, count: int) -> list[int]:
+    """Some have a row, some have many more than others."""
+    return [rng.randrange(rng.choice((3, SLOTS, SLOTS, SLOTS))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("ints", [True, False])
+@pytest.mark.parametrize("aggregate", AGGREGATES, ids=lambda one: one.describe())
+def test_arrays_hold_what_the_aggregate_holds(
+    aggregate: Aggregate[Any, Any, Any], ints: bool
+) -> None:
+    rng = random.Random(repr(aggregate.describe()))
+    kind = pa.int64() if ints else pa.float64()
+    held = [aggregate.init() for _ in range(SLOTS)]
+    arrays = accumulators_for(aggregate, Inputs(pa.array([1], kind)))
+    assert not isinstance(arrays, Objects)
+    arrays.grow(SLOTS)
+    every = np.arange(SLOTS, dtype=np.int32)
+    for count in (5, 700, 3_000):
+        values, places = column(rng, count, ints=ints), slots(rng, count)
+        inputs = Inputs(pa.array(values, kind))
+        assert arrays.accepts(inputs)
+        arrays.add(np.array(places, np.int32), inputs)
+        aggregate.add_column(held, places, values)
+
+        chosen = rng.sample(range(SLOTS), 40)
+        left, right, gone = chosen[:15], chosen[15:30], chosen[30:]
+        assert arrays.can_merge(np.array(left + right), inputs)
+        arrays.merge(np.array(left, np.int32), np.array(right, np.int32))
+        for one, other in zip(left, right, strict=True):
+            held[one] = aggregate.merge(held[one], held[other])
+        arrays.reset(np.array([*right, *gone], np.int32))
+        for slot in (*right, *gone):
+            held[slot] = aggregate.init()
+
+        assert list(map(repr, held)) == list(map(repr, arrays.state(every)))
+        if not ints and isinstance(held[0], int) and aggregate.word == "sum":
+            continue  # a sum of floats in which there is none
+        some = [slot for slot in range(SLOTS) if result(aggregate, held[slot]) is not None]
+        found = arrays.results(np.array(some, np.int32)).to_pylist()
+        assert found == [result(aggregate, held[slot]) for slot in some]
+
+    again = accumulators_for(aggregate, inputs)
+    again.restore(arrays.state(every))
+    assert list(map(repr, held)) == list(map(repr, again.state(every)))
+
+
+def result(aggregate: Aggregate[Any, Any, Any], held: Any) -> Any:
+    """What an aggregate says, None where a sum of floats has had none."""
+    return None if held == 0 and type(held) is int else aggregate.result(held)
+
+
+def test_an_aggregate_derived_from_a_known_one_is_asked_itself() -> None:
+    class Mine(Variance):
+        def add(self, accumulator: list[float], value: float | None) -> list[float]:
+            return [1, 2.0, 3.0]
+
+    made = accumulators_for(Mine("x", population=False), Inputs(pa.array([1.5])))
+    assert isinstance(made, Objects)
+
+
+def test_the_bound_of_sums_falls_with_what_is_gone() -> None:
+    """Sums that have been taken out do not count for ever."""
+    sums = accumulators_for(agg.sum("x"), Inputs(pa.array([1])))
+    sums.grow(1)
+    slot = np.zeros(1, np.int32)
+    for _ in range(10):
+        large = Inputs(pa.array([2**62]))
+        assert sums.accepts(large)
+        sums.add(slot, large)
+        assert not sums.accepts(large)
+        sums.reset(slot)
