@@ -176,13 +176,17 @@ class Claimer:
 
     def _take_back(self, now: float) -> bool:
         """Take back leases that ran out, unless the database of a transaction may have acked it."""
-        left = self._engine.decisions.settle_dead(living=True)
-        if left:
-            self._take_back_at = now + LIVENESS_INTERVAL_SECONDS
-        spared = [
-            each.id for each in self._queues.workers(self._queue) if left and each.lock_path in left
-        ]
-        return self._queues.take_back(self._queue, int(now * 1000), self._clock.now_ms(), spared)
+        decisions, queues, queue = self._engine.decisions, self._queues, self._queue
+        decisions.settle_dead(living=True)
+
+        def spared() -> list[int]:
+            # Asked again with the catalog locked, when nobody can commit any more.
+            doubtful = decisions.in_doubt()
+            if doubtful:
+                self._take_back_at = now + LIVENESS_INTERVAL_SECONDS
+            return [each.id for each in queues.workers(queue) if each.lock_path in doubtful]
+
+        return queues.take_back(queue, int(now * 1000), self._clock.now_ms(), spared)
 
     def remove_dead(self, now: float) -> bool:
         """Remove workers whose processes are dead, if it is time to; True if there were any."""

@@ -195,6 +195,23 @@ class Decisions:
                 left.add(asked.place.process_path)
         return left
 
+    def in_doubt(self) -> set[str]:
+        """Lock files of processes that may have committed rows, and not what goes with them.
+
+        Inside a transaction of the catalog, so that nobody does while it lasts.
+        """
+        doubtful: set[str] = set()
+        for asked in self._owners.databases():
+            try:
+                with contextlib.closing(self._open(asked)) as rows:
+                    decision = rows.decision(asked.mark)
+            except MillstreamError:
+                doubtful.add(asked.place.process_path)
+                continue
+            if decision is not None and decision.number == asked.decided + 1:
+                doubtful.add(asked.place.process_path)
+        return doubtful
+
     def complain(self, owner_id: int, error: MillstreamError) -> None:
         """Say in the log, once, why a transaction of an owner stays open."""
         complaint = owner_id, type(error).__name__

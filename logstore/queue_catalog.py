@@ -272,7 +272,11 @@ class QueueCatalog:
         return claimed
 
     def take_back(
-        self, queue: QueueRow, monotonic_ms: int, now_ms: int, spared: Collection[int] = ()
+        self,
+        queue: QueueRow,
+        monotonic_ms: int,
+        now_ms: int,
+        spared: Callable[[], Collection[int]] = tuple,
     ) -> bool:
         """Let what is leased longer than allowed be claimed again; False if there is none.
 
@@ -280,10 +284,10 @@ class QueueCatalog:
             queue: Which queue.
             monotonic_ms: Leases that end later go on.
             now_ms: UTC time from which it may be claimed.
-            spared: Workers that keep what they have.
+            spared: Gives the workers that keep what they have; called inside the transaction.
         """
-        numbers = ", ".join(map(str, sorted(spared)))
         with self._database.transaction("take jobs back", durable=False):
+            numbers = ", ".join(map(str, sorted(spared())))
             return bool(
                 self._database.query(
                     "UPDATE queue_ranges SET worker_id = 0, due_ms = ?"  # noqa: S608 - numbers

@@ -154,10 +154,12 @@ class Stop(BaseException):
 def die_between(storage: MemoryStorage, clock: ManualClock, path: Path) -> None:
     """A process that has committed the row of the first job, and not its ack."""
     dying = open_quietly(storage, clock)
-    job = take(dying.queue("jobs"))
+    die_committing(dying, take(dying.queue("jobs")), path)
 
+
+def die_committing(dying: Store, job: Job, path: Path) -> None:
     def stop(kind: str) -> None:
-        if kind == "catalog.commit" and numbers(path):
+        if kind == "catalog.commit" and int(job.value or b"") in numbers(path):
             raise Stop
 
     dying._engine.catalog.database._on_commit = stop
@@ -173,6 +175,31 @@ def test_a_job_whose_row_is_committed_is_not_handed_out_again(
         die_between(storage, clock, path)
         assert [b"1", b"2"] == [job.value for job in queue.get_many(3, timeout=0)]
         assert ([0], [b"0"], 2) == (numbers(path), results(store), depth(store))
+
+
+def test_a_process_that_commits_and_dies_while_its_lease_is_taken_back_keeps_the_job(
+    store: Store, storage: MemoryStorage, clock: ManualClock, path: Path
+) -> None:
+    dying = open_quietly(storage, clock)
+    job = take(dying.queue("jobs"))
+    with store.queue("jobs") as queue:
+        commit(dying, path, *dying.queue("jobs").get_many(1, timeout=0))
+        clock.advance(VISIBILITY_MS)
+        database = store._engine.catalog.database
+        announce = database._on_commit
+        assert announce is not None
+
+        def die_first(kind: str) -> None:
+            if kind == "catalog.unsynced":  # the lease is about to be taken back
+                database._on_commit = announce
+                die_committing(dying, job, path)
+            announce(kind)
+
+        database._on_commit = die_first
+        assert [b"2"] == [each.value for each in queue.get_many(3, timeout=0)]
+        clock.advance(1_000)
+        assert queue.get(timeout=0) is None
+        assert ([0, 1], [b"1", b"0"], 1) == (numbers(path), results(store), depth(store))
 
 
 def test_while_the_database_is_gone_the_job_is_nobodys(
