@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import Final
 
 from millstream import DataError
@@ -20,7 +20,7 @@ from .numeric_aggregates import Count
 from .row_codec import RowCodec
 from .running import RunningOperator
 from .serde import encode_state
-from .state import STATE_VERSION, StateEntry, StateRecords
+from .state import STATE_VERSION, StateEntry, StatePiece, StateRecords, pieces_of
 from .stateful import MAIN, SWEEP_RECORDS, StatefulOperator, Step
 from .table_nodes import RunningNode
 
@@ -125,10 +125,33 @@ class RunningCountOperator(StatefulOperator):
         Raises:
             DataError: Not the state of running aggregates.
         """
+        pieces = pieces_of(entries)
+        for paths, values in pieces:
+            there = [value for value in values if value is not None]
+            counts = list(chain.from_iterable(there))
+            each_has_one = {1} == {*map(len, paths), *map(len, there)}
+            if not each_has_one or len(there) < len(values) or {int} != set(map(type, counts)):
+                rest = chain([StatePiece(paths, values)], pieces)
+                self._restore_kept(entry for piece in rest for entry in map(StateEntry, *piece))
+                return
+            self._set(list(chain.from_iterable(paths)), counts)
+
+    def _set(self, keys: Sequence[object], values: Sequence[int]) -> None:
+        known_count = len(self._counts)
+        slots = self._slots_of(keys)
+        if len(self._counts) - known_count == len(keys):
+            self._counts[known_count:] = values
+            return
+        for slot, value in zip(slots, values, strict=True):
+            self._counts[slot] = value
+
+    def _restore_kept(self, entries: Iterable[StateEntry]) -> None:
+        """The same, where some keys are gone or a record is not ours: as any state is restored."""
         state = KeyedState[int](self.name, RowCodec(self._node.value_type, self._node.label))
+        state.take({key: [value] for key, value in zip(self._keys, self._counts, strict=True)})
         state.restore(entries)
         held = state.view(())
         if not {int}.issuperset(map(type, held.values())):
             raise DataError(f"not the state of {self.name!r}: a count that is no number")
-        self._slots_of(list(held))
-        self._counts = list(held.values())
+        self._slots, self._keys, self._counts = defaultdict(count().__next__), [], []
+        self._set(list(held), list(held.values()))

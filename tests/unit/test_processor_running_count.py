@@ -83,6 +83,25 @@ def test_keys_that_come_during_a_sweep_are_left_to_the_changes() -> None:
     assert [StateEntry((0,), [2]), StateEntry((7_000,), [1])] == entries(operator.changes())
 
 
+def test_a_key_that_is_gone_begins_anew() -> None:
+    """As another plan over the same state may have left it, which forgets keys."""
+    log = [StateEntry((key,), value) for key, value in [("a", [2]), ("b", [3]), ("a", [4])]]
+    log += [StateEntry(("b",), None), StateEntry(("c",), [1])]
+    operator = RunningCountOperator(node(), 0)
+    operator.restore(iter(log))
+    assert operator.live_count == 2
+    assert count(operator, ["a", "b", "c", "b"]) == [5, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "values", [[[1, 2], []], [[], [1]], [[1], [True]], [[1], [2.0]], [[1], ["1"]]]
+)
+def test_a_record_that_is_no_count_is_refused(values: list[list[object]]) -> None:
+    log = [StateEntry((key,), value) for key, value in zip("ab", values, strict=True)]
+    with pytest.raises(DataError, match="not the state of"):
+        RunningCountOperator(node(), 0).restore(log)
+
+
 def test_a_state_of_something_else_is_refused() -> None:
     operator = RunningCountOperator(node(), 0)
     with pytest.raises(DataError, match=r"not the state of 'in\.count': a count that is no number"):
