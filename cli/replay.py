@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from millstream import Store
-from millstream.processor import list_pipelines
+from millstream.processor import SinkComparison, list_pipelines
 
 from .loading import load_pipeline
 from .output import print_document
@@ -36,20 +36,41 @@ def verify_pipeline(target: str, since: str | None, start: str | None, *, as_jso
                 for difference in found.differences
             ],
             "skipped": [f"{place.topic}/{place.partition}" for place in found.skipped],
+            "sinks": [_sink_document(each) for each in found.sinks],
         }
         print_document(document, "jsonl" if current.mode == "jsonl" else "json")
     else:
         for difference in found.differences:
             click.echo(str(difference))
+        for sink in found.sinks:
+            if sink.difference is not None:
+                click.echo(f"sink {sink.sink}: {sink.difference}")
     for place in found.skipped:
         current.say(f"{place.topic}/{place.partition}: not compared, its first records are gone")
+    for sink in found.sinks:
+        if sink.skipped is not None:
+            current.say(f"sink {sink.sink}: not compared, {sink.skipped}")
+        else:
+            current.say(f"sink {sink.sink}: {sink.records_compared} records compared")
+    count = len(found.differences) + sum(each.difference is not None for each in found.sinks)
+    what = "partition or sink" if found.sinks else "partition"
+    plural = "partitions or sinks" if found.sinks else "partitions"
     current.say(
         f"{pipeline.name}: {found.records_in} records replayed from {found.started_at},"
-        f" {found.records_compared} results"
-        f" compared: {len(found.differences) or 'no'} partition"
-        f"{'s' * (len(found.differences) != 1)} differ{'s' * (len(found.differences) == 1)}"
+        f" {found.records_compared} results compared:"
+        f" {count or 'no'} {what if count == 1 else plural} differ{'s' * (count == 1)}"
     )
     return 0 if found.ok else EXIT_DIFFERS
+
+
+def _sink_document(sink: SinkComparison) -> dict[str, object]:
+    difference = sink.difference
+    return {
+        "sink": sink.sink,
+        "records_compared": sink.records_compared,
+        "difference": None if difference is None else difference._asdict(),
+        "skipped": sink.skipped,
+    }
 
 
 def _checkpoint(store: Store, since: str | None) -> str | int | None:

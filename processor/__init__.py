@@ -10,11 +10,15 @@ from .agg import Aggregate
 from .calendar_windows import CalendarWindows, daily
 from .changed_plan import ChangedPlanError, MigrationStep
 from .connectors import (
+    ComparableSink,
     DeliveryKind,
+    NotComparable,
     RefusedRecords,
     Rejected,
+    Replayed,
     Retry,
     Sink,
+    SinkDifference,
     SinkWriter,
     Source,
     SourceBatch,
@@ -37,6 +41,7 @@ from .replay import Difference, Replay, dry_run
 from .row_shapes import Aggregated, Joined
 from .runtime import Metrics
 from .sessions import SessionWindows, session
+from .sink_replay import SinkComparison
 from .sinks import to_callable, to_csv, to_jsonl, to_sqlite, to_stdout
 from .sources import csv_files, from_iterable, jsonl_files, sqlite_rows
 from .stages import OperatorMetrics
@@ -69,6 +74,7 @@ __all__ = [
     "Aggregated",
     "CalendarWindows",
     "ChangedPlanError",
+    "ComparableSink",
     "Context",
     "CountWindows",
     "DedupStream",
@@ -89,6 +95,7 @@ __all__ = [
     "Metrics",
     "Migration",
     "MigrationStep",
+    "NotComparable",
     "OperatorMetrics",
     "Pipeline",
     "PipelineInfo",
@@ -96,10 +103,13 @@ __all__ = [
     "RefusedRecords",
     "Rejected",
     "Replay",
+    "Replayed",
     "Retry",
     "Row",
     "SessionWindows",
     "Sink",
+    "SinkComparison",
+    "SinkDifference",
     "SinkWriter",
     "Source",
     "SourceBatch",

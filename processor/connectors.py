@@ -215,6 +215,79 @@ class Sink(Protocol):
         ...
 
 
+class SinkDifference(NamedTuple):
+    """The first place where a sink holds something else than a replay gives."""
+
+    place: str
+    """Where it was found: file and line, or table, row and column."""
+    expected: str | None
+    """What a replay gives, as text; None where it gives nothing."""
+    found: str | None
+    """What is there; None where nothing is."""
+
+    def __str__(self) -> str:
+        found = "nothing" if self.found is None else self.found
+        expected = "nothing" if self.expected is None else self.expected
+        return f"{self.place}: found {found}, a replay gives {expected}"
+
+
+class NotComparable(Exception):  # noqa: N818 - says what cannot be done, not that something broke
+    """Raised by a `ComparableSink`: what it holds cannot be told, for the reason given.
+
+    >>> str(NotComparable("the queue was emptied"))
+    'the queue was emptied'
+    """
+
+
+class Replayed(Protocol):
+    """What a replay gives for a sink: what it should have been delivered."""
+
+    start: int
+    """Offset of the outbox where it begins. 0: with the first record there ever was; otherwise the
+    sink holds more, of before."""
+
+    passed: int
+    """So many of the first records may be others than those that were delivered. They are here
+    because as many were."""
+
+    position: int
+    """Up to this offset of the outbox the sink was delivered to, as the store knows, and the replay
+    goes. A pipeline that is running may have delivered more."""
+
+    def records(self, position: int | None = None, *, begin: int = 0) -> Iterator[Record]:
+        """The records up to an offset of the outbox, but for those which the sink has refused.
+
+        Their own offsets number them; those of the outbox are not known any more.
+
+        Args:
+            position: `self.position` if None. A sink that knows its position better says so.
+            begin: Passes over so many.
+
+        Raises:
+            OffsetOutOfRangeError: The outbox does not reach there, or does not begin before it.
+        """
+        ...
+
+
+class ComparableSink(Sink, Protocol):
+    """A sink that can be read back: `verify` compares it with what a replay gives."""
+
+    def compare(self, outbox: str, replayed: Replayed) -> SinkDifference | None:
+        """Hold what the sink has against what a replay gives; changes nothing.
+
+        Args:
+            outbox: As in `open`.
+            replayed: The records which should have been delivered.
+
+        Returns:
+            The first difference; None if there is none.
+
+        Raises:
+            NotComparable: It cannot be told.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Retry:
     """How often a delivery that fails is tried, and how long the pauses are.

@@ -83,6 +83,11 @@ def ensure_outbox(store: Store, pipeline: str, sink: str) -> str:
     return topic
 
 
+def outbox_name(store: Store, topic: str) -> str:
+    """What an outbox is called among those of all stores, for ever; see `Sink.open`."""
+    return f"{store.uid}/{topic}/{store.topic(topic).id}"
+
+
 def sink_position(store: Store, pipeline: str, sink: str) -> int:
     """The offset of the outbox up to which a sink was delivered to, as the store knows."""
     return _stored(store, sink_topic(pipeline, sink), _owner_name(pipeline, sink)).position
@@ -298,7 +303,7 @@ class Deliverer:
         """Find out where to go on, from the sink itself if it knows."""
         store, sink = self._store, self._sink
         topic_id = store.topic(self.topic).id
-        self._writer = self._opened(f"{store.uid}/{self.topic}/{topic_id}")
+        self._writer = self._opened(outbox_name(store, self.topic))
         self._stored = _stored(store, self.topic, self._owner_name)
         position = self._stored.position
         if sink.delivery == "transactional":

@@ -318,7 +318,8 @@ class Pipeline:
         """Run again over what has been read, and compare with what has been written.
 
         Nothing is written; the pipeline may be running meanwhile. It compares up to the last
-        commit, record by record: key, value, headers, timestamp, in each output partition.
+        commit, record by record: key, value, headers, timestamp, in each output partition. Sinks
+        outside the store are compared, too, if they can be read back.
 
         Args:
             store: May be open read-only.
@@ -331,12 +332,13 @@ class Pipeline:
                 must give as many records, which may be others.
 
         Returns:
-            What was compared, and the first difference of each output partition.
+            What was compared, and the first difference of each output partition and sink.
 
         Raises:
             UsageError: It has never run, no such checkpoint is kept, or the plan differs from that
                 of the checkpoint or fork.
             OffsetOutOfRangeError: The beginning of the input is gone.
+            ConnectorError: A sink of somebody else's raised something when it was compared.
         """
         return replay(self.plan, store, since=since, start=start)
 

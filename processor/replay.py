@@ -38,6 +38,7 @@ from .kept import kept_checkpoint, read_kept
 from .keyed_state import States
 from .outputs import OutputBatch
 from .plan import Plan
+from .sink_replay import SinkComparison, SinkReplays, record_text, same_record
 from .spilled_states import temporary_states
 from .state_log import read_checkpoint, state_entries, state_topic
 from .ticks import JournalEntry, decode_journal, journal_topic
@@ -45,9 +46,6 @@ from .topology import Topology
 
 _INPUT_BYTES = 1 << 19
 _INPUT_RECORDS = 1 << 16
-
-_TEXT_LENGTH = 200
-"""Characters shown of a key or value that differs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,36 +64,18 @@ class Difference:
     def __str__(self) -> str:
         place = f"{self.topic}/{self.partition}"
         if self.written is None:
-            return f"{place}: nothing was written where the replay gives {_text(self.replayed)}"
+            assert self.replayed is not None
+            given = record_text(self.replayed)
+            return f"{place}: nothing was written where the replay gives {given}"
         if self.replayed is None:
             return (
-                f"{place}: offset {self.offset} holds {_text(self.written)}, the replay gives"
+                f"{place}: offset {self.offset} holds {record_text(self.written)}, the replay gives"
                 " nothing more"
             )
         return (
-            f"{place}: offset {self.offset} holds {_text(self.written)}, the replay gives"
-            f" {_text(self.replayed)}"
+            f"{place}: offset {self.offset} holds {record_text(self.written)}, the replay gives"
+            f" {record_text(self.replayed)}"
         )
-
-
-def _text(record: Record | None) -> str:
-    """What is compared of a record."""
-    assert record is not None
-    parts = [f"key {_short(record.key)}", f"value {_short(record.value)}"]
-    parts += [f"headers {list(record.headers)!r}"] * bool(record.headers)
-    return f"{', '.join(parts)} at time {record.timestamp_ms}"
-
-
-def _short(data: bytes | None) -> str:
-    """Bytes as text where they are text, so that one reads what differs."""
-    if data is None:
-        return "none"
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        text = repr(data)
-    text = text if text.isprintable() else repr(data)
-    return text if len(text) <= _TEXT_LENGTH else f"{text[:_TEXT_LENGTH]}... ({len(data)} bytes)"
 
 
 @dataclass(slots=True)
@@ -109,13 +89,14 @@ class Replay:
     differences: list[Difference] = field(default_factory=list)
     """The first of each output partition that differs."""
     skipped: list[TopicPartition] = field(default_factory=list)
-    """Output partitions that were not compared, because their first records are gone: removed by
-    retention, or trimmed when they had been delivered to a sink outside the store."""
+    """Output partitions that were not compared, because their first records were removed."""
+    sinks: list[SinkComparison] = field(default_factory=list)
+    """What came of comparing each sink outside the store, or why it was not compared."""
 
     @property
     def ok(self) -> bool:
         """Whether everything written is what a replay gives."""
-        return not self.differences
+        return not self.differences and all(each.difference is None for each in self.sinks)
 
 
 class _Input:
@@ -150,14 +131,23 @@ class _Input:
 class _Written:
     """What a pipeline has written, read beside the replay. Not thread-safe."""
 
-    def __init__(self, store: Store, start: Checkpoint, end: Checkpoint, result: Replay) -> None:
+    def __init__(
+        self,
+        store: Store,
+        sinks: SinkReplays,
+        span: tuple[Checkpoint, Checkpoint],
+        result: Replay,
+    ) -> None:
+        start, end = span
         self._store = store
+        self._sinks = sinks
         self._start = start.output_ends()
         self._end = end.output_ends()
         self._result = result
         self._readers: dict[TopicPartition, Iterator[Record]] = {}
         self._differing: set[TopicPartition] = set()
         self._columnar: dict[str, bool] = {}
+        self._end = {place: end for place, end in self._end.items() if place not in sinks}
         for place in self._end:
             if store.offsets(place.topic)[place.partition].start > self._start.get(place, 0):
                 self._differing.add(place)
@@ -166,6 +156,9 @@ class _Written:
     def compare(self, outputs: Iterable[tuple[TopicPartition, OutputBatch]]) -> None:
         """Hold what one step gives against what was written."""
         for place, batch in outputs:
+            if place in self._sinks:
+                self._sinks.add(place, batch, passed=False)
+                continue
             if place in self._differing:
                 continue
             replayed = [
@@ -174,7 +167,7 @@ class _Written:
             ]
             written = list(islice(self._reader(place), len(replayed)))
             self._result.records_compared += len(written)
-            same = _same_row if self._stores_columns(place.topic) else _same
+            same = _same_row if self._stores_columns(place.topic) else same_record
             for number, each in enumerate(replayed):
                 found = written[number] if number < len(written) else None
                 if found is None or not same(found, each):
@@ -184,17 +177,20 @@ class _Written:
     def skip(self, outputs: Iterable[tuple[TopicPartition, OutputBatch]]) -> None:
         """Pass over what one step gives: as many records were written."""
         for place, batch in outputs:
-            if place not in self._differing:
+            if place in self._sinks:
+                self._sinks.add(place, batch, passed=True)
+            elif place not in self._differing:
                 count = sum(1 for _ in batch.rows())
                 deque(islice(self._reader(place), count), 0)
 
     def finish(self) -> None:
-        """Note what was written that no step gave."""
+        """Note what was written that no step gave, and compare the sinks."""
         for place in self._end:
             if place not in self._differing:
                 left = next(self._reader(place), None)
                 if left is not None:
                     self._differ(place, left, None)
+        self._result.sinks = self._sinks.compare()
 
     def _differ(self, place: TopicPartition, found: Record | None, given: Record | None) -> None:
         offset = None if found is None else found.offset
@@ -225,15 +221,6 @@ def _same_row(written: Record, given: Record) -> bool:
     told = {name: part for name, part in value.items() if part is not None}
     kept = {name: part for name, part in row.items() if part is not None}
     return (written.timestamp_ms, written.key, kept) == (given.timestamp_ms, key, told)
-
-
-def _same(left: Record, right: Record) -> bool:
-    return (left.timestamp_ms, left.key, left.value, tuple(left.headers)) == (
-        right.timestamp_ms,
-        right.key,
-        right.value,
-        tuple(right.headers),
-    )
 
 
 class _Start(NamedTuple):
@@ -304,10 +291,13 @@ def _positions(plan: Plan, store: Store, start: int | str | Position) -> dict[To
 def _replay(topology: Topology, store: Store, start: _Start, end: Checkpoint) -> Replay:
     plan = topology.plan
     result = Replay(started_at=start.text)
-    written = _Written(store, start.checkpoint, end, result)
-    steps = _Steps(topology, written, start.compared)
     positions = _start_positions(plan, store, start)
-    with store.reader(positions) as reader:
+    with (
+        SinkReplays(store, plan, start.checkpoint, end) as sinks,
+        store.reader(positions) as reader,
+    ):
+        written = _Written(store, sinks, (start.checkpoint, end), result)
+        steps = _Steps(topology, written, start.compared)
         source = _Input(reader)
         journal_end = start.checkpoint.journal_end
         for entry in _journal(store, plan.name, journal_end, end.journal_end):
@@ -315,7 +305,7 @@ def _replay(topology: Topology, store: Store, start: _Start, end: Checkpoint) ->
             topology.tick(entry.tick)
             steps.compare()
         steps.process(source, end.next_offsets())
-    written.finish()
+        written.finish()
     result.records_in = topology.row_count
     return result
 

@@ -22,7 +22,8 @@ from .connectors import (
     name_from,
 )
 from .errors import reason
-from .file_sink import CsvFile, FileFormat, FileSink, JsonLinesFile
+from .file_formats import CsvFile, FileFormat, JsonLinesFile
+from .file_sink import FileSink
 from .sqlite_sink import SqliteSink, TableMode
 
 

@@ -17,9 +17,18 @@ import msgspec
 
 from millstream import DataError, FencedError, Record, RecordError, UsageError, UserDatabase
 
-from .connectors import OUTSIDE, DeliveryKind, Outside, RefusedRecords, Sink
-from .file_sink import all_of, object_of, objects_of
+from .connectors import (
+    OUTSIDE,
+    DeliveryKind,
+    Outside,
+    RefusedRecords,
+    Replayed,
+    Sink,
+    SinkDifference,
+)
+from .file_formats import all_of, object_of, objects_of
 from .serde import INT64_MAX, INT64_MIN, UNDECODABLE, Json, encode_json
+from .sqlite_comparison import HeldTable, compare_table
 
 POSITIONS: Final = "millstream_positions"
 
@@ -68,6 +77,42 @@ class SqliteSink(Sink):
         except BaseException:
             database.close()
             raise
+
+    def compare(self, outbox: str, replayed: Replayed) -> SinkDifference | None:
+        """See `ComparableSink`. Rows of somebody else's in the table are differences, too.
+
+        Raises:
+            As `compare_table`.
+        """
+        try:
+            with self.outside.database(self.path, read_only=True) as database:
+                filename = database.filename
+        except UsageError as error:  # there is none
+            return SinkDifference(self.path, "a database", error.message)
+        held = HeldTable(
+            filename,
+            self.path,
+            self.table,
+            self.key,
+            outbox,
+            lambda scratch: SqliteWriter(scratch, self, outbox),
+            self.condition,
+        )
+        return compare_table(held, replayed)
+
+    def condition(self, key: bytes) -> tuple[str, list[SQLField]]:
+        """The condition, with bindings, for the row of a record's key.
+
+        Raises:
+            ValueError: The key does not have as many fields.
+        """
+        conditions = []
+        bindings: list[SQLField] = []
+        for name, choices in zip(self.key, _key_fields(key, len(self.key)), strict=True):
+            marks = ", ".join("?" * len(choices))
+            conditions.append(f"{UserDatabase.quoted(name)} IN ({marks})")
+            bindings += choices
+        return " AND ".join(conditions), bindings
 
 
 class SqliteWriter:
@@ -230,13 +275,8 @@ class SqliteWriter:
             raise ValueError("a tombstone is no row")
         if record.key is None:
             raise ValueError("a tombstone without a key")
-        conditions = []
-        bindings: list[SQLField] = []
-        for name, choices in zip(sink.key, _key_fields(record.key, len(sink.key)), strict=True):
-            marks = ", ".join("?" * len(choices))
-            conditions.append(f"{UserDatabase.quoted(name)} IN ({marks})")
-            bindings += choices
-        table, where = UserDatabase.quoted(sink.table), " AND ".join(conditions)
+        where, bindings = sink.condition(record.key)
+        table = UserDatabase.quoted(sink.table)
         return _Change(f"DELETE FROM {table} WHERE {where}", tuple(bindings), record.offset)  # noqa: S608 - quoted
 
     def _run(self, changes: Sequence[_Change]) -> None:

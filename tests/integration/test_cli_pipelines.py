@@ -82,6 +82,26 @@ def test_verify_replays_a_pipeline(home: Path) -> None:
     run(home, "verify", "orders", "--since", "point", code=2)
 
 
+def test_verify_says_what_differs_in_sinks_and_which_are_not_compared(home: Path) -> None:
+    sinks = "rows.to(to_jsonl('out'))\nrows.to(to_stdout())\n"
+    (home / "app.py").write_text(
+        "from millstream.processor import Pipeline, to_jsonl, to_stdout\n"
+        f"pipeline = Pipeline('p')\nrows = pipeline.source('orders')\n{sinks}"
+    )
+    run(home, "process", "app:pipeline", "--until", "end")
+    assert "" == run(home, "verify", "app:pipeline")
+    found = json.loads(run(home, "verify", "app:pipeline", "--json"))
+    files, stdout = found["sinks"]
+    assert {"sink": "out", "records_compared": 3, "difference": None, "skipped": None} == files
+    assert "what it was given cannot be read back" == stdout["skipped"]
+    (path,) = (home / "out").iterdir()
+    path.write_bytes(path.read_bytes().replace(b"u1", b"u2", 1))
+    said = run(home, "verify", "app:pipeline", code=1)
+    assert said.startswith(f"sink out: out/{path.name}, line 1: found {{")
+    difference = json.loads(run(home, "verify", "app:pipeline", "--json", code=1))["sinks"][0]
+    assert f"out/{path.name}, line 1" == difference["difference"]["place"]
+
+
 def test_checkpoints_are_kept_and_gone_back_to(home: Path) -> None:
     run(home, "process", "app:pipeline", "--until", "end", "--keep-every", "0ms", "--keep", "1")
     shown = json.loads(run(home, "checkpoints", "--output", "json"))["checkpoints"]

@@ -379,7 +379,9 @@ def test_sources_and_sinks_outside_are_verified_from_a_checkpoint(
             build().run(store, until="end")
         whole = build().verify(store)
         assert whole.ok
-        assert ["@sink/outside/there"] == [place.topic for place in whole.skipped]
+        (there,) = whole.sinks
+        assert "what it was given cannot be read back" == there.skipped
+        assert 0 < there.records_compared < 80  # those that wait
         for each in list_checkpoints(store, "outside")[:-1]:
             found = build().verify(store, since=each.epoch)
             assert [] == found.differences

@@ -281,7 +281,7 @@ def test_rows_written_at_once_are_those_written_one_by_one(
             )
         with pytest.MonkeyPatch.context() as patch:
             if not quick:
-                patch.setattr("millstream.processor.file_sink.objects_of", lambda _: None)
+                patch.setattr("millstream.processor.file_formats.objects_of", lambda _: None)
                 patch.setattr("millstream.processor.sqlite_sink.objects_of", lambda _: None)
             outcomes.append(outcome(replace(sink, outside=outside), rows, outside))
 

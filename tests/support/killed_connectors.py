@@ -80,7 +80,7 @@ def add_input(path: Path, number: int) -> None:
 def run(path: Path) -> None:
     """Run to the end of what there is, in small epochs."""
     with millstream.open(path / "store", durability="os") as store:
-        pipeline(path).run(store, until="end", batch_records=17, epoch_ms=0)
+        pipeline(path).run(store, until="end", batch_records=17, epoch_ms=0, keep_every=0)
 
 
 def main(path: Path, kills: int, seed: int) -> None:
