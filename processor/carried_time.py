@@ -40,16 +40,10 @@ def carry_time(plan: Plan, checkpoint: Checkpoint, carried: Mapping[str, str]) -
     """
     sources, shared = dict(checkpoint.sources), dict(checkpoint.shared)
     refused: dict[str, str] = {}
-    timings = {
-        node.name: tuple(each.topic for each in plan.timing_sources_of(node))
-        for node in plan.stateful()
-        if node.name in carried
-    }
-    above = {
-        node.name: tuple(each.topic for each in plan.sources_of(node))
-        for node in plan.stateful()
-        if node.name in carried
-    }
+    timed_by, fed_by = plan.timing_sources_by_node(), plan.sources_by_node()
+    going_on = [node for node in plan.stateful() if node.name in carried]
+    timings = {node.name: tuple(each.topic for each in timed_by[node.id]) for node in going_on}
+    above = {node.name: tuple(each.topic for each in fed_by[node.id]) for node in going_on}
     former = {
         name: _former_topics(plan.name, checkpoint, identity) for name, identity in carried.items()
     }

@@ -98,9 +98,15 @@ class _Kept(NamedTuple):
     good: Sequence[object]
 
     def numbers(self) -> list[int]:
-        """The row numbers."""
+        """The row numbers. A row may have come through thousands of filters."""
+        flags = [self.good]
         rows = self.rows
-        return list(compress(rows.numbers() if isinstance(rows, _Kept) else rows, self.good))
+        while isinstance(rows, _Kept):
+            flags.append(rows.good)
+            rows = rows.rows
+        for good in reversed(flags):
+            rows = list(compress(rows, good))
+        return list(rows)
 
 
 class Chunk:

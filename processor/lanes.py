@@ -171,10 +171,10 @@ def _columns_from(plan: Plan, node: Node) -> list[int]:
 
 def _gives_pairs(plan: Plan, node: Node) -> bool:
     """Whether the rows of a node are pairs of a join that gives them as columns."""
-    if isinstance(node, AsofJoinNode | TableJoinNode):
-        return node.into is Joined
-    passing = isinstance(node, FilterNode | KeyByNode | PortNode | DedupNode)
-    return passing and all(_gives_pairs(plan, plan.nodes[each]) for each in node.inputs)
+    while isinstance(node, FilterNode | KeyByNode | PortNode | DedupNode):
+        (above,) = node.inputs
+        node = plan.nodes[above]
+    return isinstance(node, AsofJoinNode | TableJoinNode) and node.into is Joined
 
 
 def _of_source(_plan: Plan, node: SourceNode) -> str | None:

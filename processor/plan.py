@@ -9,7 +9,7 @@ The kinds of nodes are in nodes.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -70,31 +70,33 @@ class Plan:
         """The operators that read from node `node_id`."""
         return (node for node in self.nodes if node_id in node.inputs)
 
-    def ancestors(self, node: Node) -> Iterator[Node]:
-        """The operators above `node`, nearest first, each once."""
-        waiting, seen = list(node.inputs), set[int]()
-        while waiting:
-            nearest = max(waiting)
-            waiting.remove(nearest)
-            if nearest not in seen:
-                seen.add(nearest)
-                yield self.nodes[nearest]
-                waiting += self.nodes[nearest].inputs
+    def readers(self) -> list[list[Node]]:
+        """The operators that read from each node, by its id."""
+        readers: list[list[Node]] = [[] for _ in self.nodes]
+        for node in self.nodes:
+            for each in dict.fromkeys(node.inputs):
+                readers[each].append(node)
+        return readers
 
-    def sources_of(self, node: Node) -> tuple[SourceNode, ...]:
-        """The sources whose rows reach `node`, in order of declaration."""
-        above = [node, *self.ancestors(node)]
-        return tuple(each for each in reversed(above) if isinstance(each, SourceNode))
+    def sources_by_node(self) -> list[tuple[SourceNode, ...]]:
+        """The sources whose rows reach each node, by its id, in order of declaration."""
+        return self._sources_along(lambda node: node.inputs)
 
-    def timing_sources_of(self, node: Node) -> tuple[SourceNode, ...]:
-        """The sources whose W is that of `node`, in order of declaration."""
-        found, waiting = set[int](), [node.id]
-        while waiting:
-            each = waiting.pop()
-            if each not in found:
-                found.add(each)
-                waiting += self.nodes[each].timed_inputs
-        return tuple(each for each in self.sources() if each.id in found)
+    def timing_sources_by_node(self) -> list[tuple[SourceNode, ...]]:
+        """The sources whose W is that of each node, by its id, in order of declaration."""
+        return self._sources_along(lambda node: node.timed_inputs)
+
+    def _sources_along(
+        self, inputs: Callable[[Node], Sequence[int]]
+    ) -> list[tuple[SourceNode, ...]]:
+        # One pass from above: a plan may be thousands of operators deep.
+        found: list[tuple[SourceNode, ...]] = []
+        for node in self.nodes:
+            above = {each.id: each for parent in inputs(node) for each in found[parent]}
+            if isinstance(node, SourceNode):
+                above[node.id] = node
+            found.append(tuple(above[each] for each in sorted(above)))
+        return found
 
     def key_of(self, node: Node) -> str:
         """How the rows that enter `node` by its first input are grouped, in words."""
@@ -102,9 +104,9 @@ class Plan:
 
     def _key_above(self, node_id: int) -> str:
         node = self.nodes[node_id]
-        if node.grouping is not None:
-            return node.grouping
-        return self._key_above(node.inputs[0]) if node.inputs else "nothing"
+        while node.grouping is None and node.inputs:
+            node = self.nodes[node.inputs[0]]
+        return node.grouping or "nothing"
 
     def input_topics(self) -> list[str]:
         """Topics the pipeline reads, in order of declaration."""
@@ -132,7 +134,8 @@ class Plan:
 
     def identities(self) -> dict[str, str]:
         """What each stateful operator does, by its name; compared with a checkpoint's."""
-        return {node.name: self._identity(node) for node in self.stateful()}
+        sources = self.sources_by_node()
+        return {node.name: self._identity(node, sources[node.id]) for node in self.stateful()}
 
     def same_state(self) -> dict[str, re.Pattern[str]]:
         """By operator, the identities whose state means the same: results may have other names."""
@@ -150,18 +153,19 @@ class Plan:
     def _unnamed(self) -> dict[str, str]:
         """The identities with results of any name."""
         texts = {}
+        sources = self.sources_by_node()
         for node in self.stateful():
+            unnamed = node
             if isinstance(node, AggregatingNode | RunningNode | RegroupNode):
-                unnamed = tuple((_ANY_NAME, one) for _, one in node.aggregates)
-                texts[node.name] = self._identity(replace(node, aggregates=unnamed))
-            else:
-                texts[node.name] = self._identity(node)
+                aggregates = tuple((_ANY_NAME, one) for _, one in node.aggregates)
+                unnamed = replace(node, aggregates=aggregates)
+            texts[node.name] = self._identity(unnamed, sources[node.id])
         return texts
 
-    def _identity(self, node: StatefulNode) -> str:
-        sources = " + ".join(each.input_name for each in self.sources_of(node))
+    def _identity(self, node: StatefulNode, sources: Sequence[SourceNode]) -> str:
+        names = " + ".join(each.input_name for each in sources)
         keys = [self._key_above(each) for each in node.inputs]
-        return f"source {sources}; {node.identity(keys)}"
+        return f"source {names}; {node.identity(keys)}"
 
     def check(self) -> None:
         """Refuse a plan that cannot run.
@@ -187,20 +191,19 @@ class Plan:
         """
         notes = notes or {}
         lines = [f"pipeline {self.name}"]
-
-        def walk(node: Node, depth: int) -> None:
+        readers = self.readers()
+        waiting: list[tuple[Node, int]] = [(source, 1) for source in self.sources()]
+        waiting.reverse()
+        while waiting:
+            node, depth = waiting.pop()
             state = ""
             if isinstance(node, StatefulNode):
                 place = f", {node.place_text}" if self.holding.spills else ""
                 state = f"  [state {node.name}{place}]"
             note = f"  [{notes[node.id]}]" if node.id in notes else ""
             lines.append(f"{'  ' * depth}{node.label}{state}{note}")
-            for child in self.children(node.id):
-                if child.inputs[-1] == node.id:
-                    walk(child, depth + 1)
-
-        for source in self.sources():
-            walk(source, 1)
+            below = [each for each in readers[node.id] if each.inputs[-1] == node.id]
+            waiting += [(each, depth + 1) for each in reversed(below)]
         return "\n".join(lines)
 
     def mermaid(self) -> str:

@@ -173,10 +173,12 @@ class Topology:
         self.stateful: dict[int, StatefulOperator] = {}
         self._operators: dict[int, Operator] = {}
         self._sinks: dict[str, list[SinkNode]] = {topic: [] for topic in plan.output_topics()}
-        self._sources_of: list[tuple[int, ...]] = []
+        self._sources_of = _ids(plan.sources_by_node())
         """Ids of the sources above each node."""
-        self._timed_by: list[tuple[int, ...]] = []
+        self._timed_by = _ids(plan.timing_sources_by_node())
         """Ids of the sources whose W is that of each node."""
+        self._derived: list[bool] = []
+        """Whether results of an operator with state, not just its late rows, reach each node."""
         self._delay_ms: list[int] = []
         """How far behind the W of its sources the rows of each node may lie."""
         resumed = resumed or Resumed()
@@ -184,9 +186,7 @@ class Topology:
         self.now_ms = resumed.now_ms
         self.row_count = 0
         for node in plan.nodes:
-            above = tuple(source.id for source in plan.sources_of(node))
-            self._sources_of.append(above)
-            self._timed_by.append(tuple(each.id for each in plan.timing_sources_of(node)))
+            self._derived.append(self._is_derived(node))
             delay_ms = max((self._delay_ms[each] for each in node.timed_inputs), default=0)
             self._add(node, delay_ms, resumed)
             self._delay_ms.append(delay_ms + self._own_delay_ms(node))
@@ -198,40 +198,27 @@ class Topology:
         }
         for node_id, source in self.sources.items():
             source.exact = node_id in judged
-        spent: dict[int, list[int]] = {node.id: [] for node in plan.nodes}
+        readers = plan.readers()
+        spent: list[list[int]] = [[] for _ in plan.nodes]
         for node in plan.nodes:
-            last = self._last_use(node)
+            last = _last_use(node, readers[node.id])
             if last is not None:
                 spent[last].append(node.id)
-        self._stages = [self._stage(node, spent[node.id]) for node in plan.nodes]
+        self._stages = [self._stage(node, readers[node.id], spent[node.id]) for node in plan.nodes]
 
-    def _stage(self, node: Node, spent: Sequence[int]) -> Stage:
+    def _stage(self, node: Node, readers: Sequence[Node], spent: Sequence[int]) -> Stage:
         """The node as it takes part in each step; see `Stage.spent`."""
-        nodes = self.plan.nodes
         return Stage(
             node=node.id,
             inputs=node.inputs,
             operator=self._operators.get(node.id),
             stateful=self.stateful.get(node.id),
             as_lists=node.id not in self.lane,
-            ports=[
-                (each.id, each.port)
-                for each in nodes
-                if isinstance(each, PortNode) and each.parent == node.id
-            ],
+            ports=[(each.id, each.port) for each in readers if isinstance(each, PortNode)],
             timed_by=self._timed_by[node.id],
             spent=spent,
             done=self._metrics[node.id],
         )
-
-    def _last_use(self, node: Node) -> int | None:
-        """The last node that needs the rows of `node` in a step; None where they are written."""
-        readers = [each for each in self.plan.nodes if node.id in each.inputs]
-        if isinstance(node, SinkNode | DeadLettersNode):
-            return None  # without rows
-        if any(isinstance(each, SinkNode) for each in readers):
-            return None
-        return max((each.id for each in readers), default=node.id)
 
     def _add(self, node: Node, delay_ms: int, resumed: Resumed) -> None:
         kind = type(node)
@@ -277,7 +264,7 @@ class Topology:
 
     def rejects(self, node: Node) -> Rejects | None:
         """Where `node` puts rows it cannot process; None where they are not input records."""
-        if self._is_derived(node):
+        if self._derived[node.id]:
             return None
         stages = [self.sources[each] for each in self._sources_of[node.id]]
         if len(stages) == 1:
@@ -285,16 +272,15 @@ class Topology:
         return RoutedFaults({stage.node.topic: stage.faults for stage in stages})
 
     def _is_derived(self, node: Node) -> bool:
-        """Whether results of an operator with state, not just its late rows, reach `node`."""
+        """See `_derived`, which knows it of all nodes above."""
+        nodes = self.plan.nodes
         if isinstance(node, PortNode) and node.port == LATE:
-            return any(map(self._is_derived, self._read_by(self.plan.nodes[node.parent])))
+            return any(self._derived[each] for each in nodes[node.parent].inputs)
+        above = [nodes[each] for each in node.inputs]
         return any(
-            (isinstance(above, StatefulNode) and not above.passes_rows) or self._is_derived(above)
-            for above in self._read_by(node)
+            self._derived[each.id] or (isinstance(each, StatefulNode) and not each.passes_rows)
+            for each in above
         )
-
-    def _read_by(self, node: Node) -> list[Node]:
-        return [self.plan.nodes[each] for each in node.inputs]
 
     @property
     def late_count(self) -> int:
@@ -489,6 +475,19 @@ class Topology:
             self.outputs.add(topic, pieces, batch)
         for source in self.sources.values():
             source.faults.messages.clear()
+
+
+def _ids(sources: Sequence[Sequence[Node]]) -> list[tuple[int, ...]]:
+    return [tuple(each.id for each in some) for some in sources]
+
+
+def _last_use(node: Node, readers: Sequence[Node]) -> int | None:
+    """The last node that needs the rows of `node` in a step; None where they are written."""
+    if isinstance(node, SinkNode | DeadLettersNode):
+        return None  # without rows
+    if any(isinstance(each, SinkNode) for each in readers):
+        return None
+    return max((each.id for each in readers), default=node.id)
 
 
 def _map_batch(node: MapBatchNode) -> Operator:
