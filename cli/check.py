@@ -304,7 +304,9 @@ def _line(status: Status, found: Sequence[Finding], values: Sequence[Value]) -> 
     wrong = [each for each in found if each.status != "OK"]
     wrong.sort(key=lambda each: (each.status != status, each.status))
     said = wrong or [each for each in found if each.check == "store"]
-    text = "; ".join(" ".join(each.message.split()).replace("|", "/") for each in said)
+    # Once each: metrics and verify may have met the same damage.
+    messages = dict.fromkeys(" ".join(each.message.split()).replace("|", "/") for each in said)
+    text = "; ".join(messages)
     numbers = " ".join(map(str, values))
     return f"MILLSTREAM {status} - {text}" + (f" | {numbers}" if numbers else "")
 

@@ -150,12 +150,13 @@ def _report(error: Exception, *, verbose: bool) -> int:
         traceback.print_exception(error)
     else:
         click.echo(f"millstream: {_message(error)}", err=True)
-        for note in getattr(error, "__notes__", ()):
+        for note in (*getattr(error, "__notes__", ()), *_next_steps(error)):
             click.echo(f"millstream: {note}", err=True)
-    for kind, code in _EXIT_CODES:
-        if isinstance(error, kind):
-            return code
-    return EXIT_ERROR
+    return _exit_code(error)
+
+
+def _exit_code(error: Exception) -> int:
+    return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), EXIT_ERROR)
 
 
 def _message(error: Exception) -> str:
@@ -166,6 +167,15 @@ def _message(error: Exception) -> str:
             f" `millstream topics create {error.topic}` makes one"
         )
     return str(error)
+
+
+def _next_steps(error: Exception) -> list[str]:
+    """What to do about damage in a topic, where the error does not say so itself."""
+    if not isinstance(error, DataError) or _exit_code(error) != EXIT_CORRUPT:
+        return []
+    if error.topic is None or "`millstream" in str(error):
+        return []
+    return ["`millstream verify --explain` says what is lost, `millstream repair` saves the rest"]
 
 
 def run() -> NoReturn:

@@ -98,7 +98,9 @@ class Settings:
             StoreNotFoundError: There is none and `create` is False.
         """
         directory = self.directory
-        if not create and not os.path.exists(os.path.join(directory, "catalog.db")):
+        # With topics alone it has lost its catalog: opening says so.
+        parts = (os.path.join(directory, name) for name in ("catalog.db", "topics"))
+        if not create and not any(map(os.path.exists, parts)):
             raise StoreNotFoundError(
                 f"no store in {directory}; name one with --dir or $MILLSTREAM_DIR, "
                 "or create one by `millstream produce TOPIC`"

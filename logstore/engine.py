@@ -87,12 +87,7 @@ class Engine:
         locks = NoLocks() if read_only else storage
         with ExitStack() as opened:
             opened.callback(storage.close)
-            self.catalog = Catalog(
-                storage.catalog_filename(),
-                clock=clock,
-                read_only=read_only,
-                on_commit=storage.sync_point,
-            )
+            self.catalog = self._open_catalog()
             opened.callback(self.catalog.close)
             self._refuse_topics_without_catalog()
             self.tail = Tail(storage, clock)
@@ -127,14 +122,25 @@ class Engine:
                 self.decisions.settle_dead()
             self._opened = opened.pop_all()
 
+    def _open_catalog(self) -> Catalog:
+        storage = self.storage
+        try:
+            return Catalog(
+                storage.catalog_filename(),
+                clock=self.clock,
+                read_only=self.read_only,
+                on_commit=storage.sync_point,
+            )
+        except UsageError:
+            # Who writes has made an empty one; who reads has not, and there is none.
+            if storage.list("topics"):
+                raise _lost_catalog(storage.root) from None
+            raise
+
     def _refuse_topics_without_catalog(self) -> None:
         # In this order: another process may be starting the store and creating the first topic.
         if self.storage.list("topics") and self.catalog.generation == 0:
-            raise DataError(
-                "there are topics, but catalog.db was missing: restore it, with its files -wal and"
-                " -shm removed",
-                path=self.storage.root,
-            )
+            raise _lost_catalog(self.storage.root)
 
     def _join(self) -> None:
         """Start a new generation if no other process has the store open."""
@@ -492,6 +498,14 @@ class Engine:
             self.append_lock.abandon()
             self._open_lock.close()
             self.tail.abandon()
+
+
+def _lost_catalog(root: str) -> DataError:
+    return DataError(
+        "there are topics, but catalog.db was missing: restore it, with its files -wal and -shm"
+        " removed, or see what `millstream repair` can make of the segments",
+        path=root,
+    )
 
 
 def _require_keys(log: Log, encoded: EncodedBatch) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Final, NamedTuple
 
@@ -170,7 +170,10 @@ class _StoreRepair:
         with self._alone():
             problem = catalog_problem(storage, self._clock, found)
             if problem is not None:
-                action = "make the catalog anew, from what can be read of it and from the segments"
+                action = (
+                    "make the catalog anew, from what can be read of it and from the segments; what"
+                    " it alone knew of groups, checkpoints and settings is lost"
+                )
                 self._add(None, CATALOG_NAME, action, problem)
                 if self._act:
                     rebuild_catalog(storage, self._clock, found, problem)
@@ -222,10 +225,12 @@ class _StoreRepair:
                         self._check(facts)
         finally:
             tail.close()
-        self._decide(catalog)
+        unknown = self._undecided(possible_transactions(catalog.database))
+        if unknown and self._act:
+            show = self._show_undecided
+            catalog_repair.decide_unknown(catalog.database, unknown, show=show)
         if self._generation > catalog.generation or catalog.checkpoint_names(REFUSED):
-            reason = f"segments were written in generation {self._generation}"
-            self._add(None, CATALOG_NAME, "raise the generation in the catalog", reason)
+            self._plan_generation()
             if self._act:
                 catalog_repair.raise_generation(catalog.database, self._generation)
 
@@ -251,30 +256,37 @@ class _StoreRepair:
             where = (facts.topic, facts.partition, error.path)
             self._report.refused.append(RepairAction(*where, "none", error.message))
 
-    def _decide(self, catalog: Catalog) -> None:
-        """Transactions beyond the next one of an owner cannot be open: the catalog is older."""
-        possible = possible_transactions(catalog.database)
+    def _undecided(self, possible: Mapping[int, int]) -> dict[int, set[int]]:
+        """Plan for transactions beyond the next one of an owner: they cannot be open any more.
+
+        Args:
+            possible: By owner, the number of the last one that its row can speak of.
+        """
         unknown = {
             owner: numbers
             for owner, numbers in self._transactions.items()
             if max(numbers) > possible.get(owner, 0)
         }
-        if not unknown:
-            return
         self._report.undecided = sum(map(len, unknown.values()))
-        what = "commit" if self._show_undecided else "abort"
-        action = f"{what} {self._report.undecided} transactions that are in the log"
-        self._add(None, CATALOG_NAME, action, "the catalog knows nothing of them")
-        if self._act:
-            show = self._show_undecided
-            catalog_repair.decide_unknown(catalog.database, unknown, show=show)
+        if unknown:
+            what = "commit" if self._show_undecided else "abort"
+            action = f"{what} {self._report.undecided} transactions that are in the log"
+            self._add(None, CATALOG_NAME, action, "the catalog knows nothing of them")
+        return unknown
+
+    def _plan_generation(self) -> None:
+        reason = f"segments were written in generation {self._generation}"
+        self._add(None, CATALOG_NAME, "raise the generation in the catalog", reason)
 
     # --- without one -----------------------------------------------------------------------------
 
     def _plan_without_catalog(self, found: list[FoundTopic]) -> None:
+        """As if nothing of it could be read; what can be may spare the last of these steps."""
         for topic in found:
             self._plan_found(topic, None)
-        self._report.undecided = sum(map(len, self._transactions.values()))
+        self._undecided({})
+        if self._generation:
+            self._plan_generation()
 
     def _plan_found(self, topic: FoundTopic, store_uid: bytes | None) -> None:
         for number, each in enumerate(topic.partitions):

@@ -150,6 +150,18 @@ def test_damage_is_critical(path: Path, check: Check) -> None:
     assert 1 == line.count("\n")
 
 
+def test_the_same_damage_is_said_once(path: Path, check: Check) -> None:
+    (segment,) = (path / "topics/orders/0").glob("*.segment")
+    data = bytearray(segment.read_bytes())
+    data[20] ^= 1  # in the header of the segment
+    segment.write_bytes(data)
+    code, line = check()
+    assert 2 == code
+    said = line.partition(" - ")[2].partition(" | ")[0].split("; ")
+    assert len(said) == len(set(said))
+    assert 1 == line.count("\n")
+
+
 def test_a_damaged_catalog_is_critical(path: Path, check: Check) -> None:
     (path / "catalog.db").write_bytes(b"no database" * 1000)
     code, line = check()

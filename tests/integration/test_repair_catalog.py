@@ -275,6 +275,34 @@ def test_a_damaged_segment_and_a_missing_catalog(path: Path) -> None:
         assert [b"1", b"2", b"3", b"4", b"5"] == values(store)
 
 
+@pytest.mark.parametrize("empty", [False, True], ids=["missing", "empty"])
+def test_a_lost_catalog_is_told_by_whoever_looks_and_repaired_as_planned(
+    path: Path, capfd: pytest.CaptureFixture[str], empty: bool
+) -> None:
+    for file in catalog_files(path):
+        file.unlink()
+    if empty:
+        (path / "catalog.db").touch()
+    for _ in range(2):
+        with pytest.raises(DataError, match="millstream repair"):
+            millstream.open(path, read_only=True)
+    at = ["--dir", str(path)]
+    assert 4 == main([*at, "consume", "t", "-e"])
+    assert "millstream repair" in capfd.readouterr().err
+    assert 2 == main([*at, "check"])
+    assert capfd.readouterr().out.startswith("MILLSTREAM CRITICAL - there are topics, but")
+    assert 4 == main([*at, "verify", "--explain", "--json"])
+    document = json.loads(capfd.readouterr().out)
+    assert ["catalog"] == [each["kind"] for each in document["findings"]]
+
+    plan = plan_repair(path)
+    done = repair(path)
+
+    assert plan.undecided == done.undecided == 3
+    assert [each.action for each in plan.actions] == [each.action for each in done.actions]
+    assert "groups, checkpoints and settings" in plan.actions[0].action
+
+
 def test_repair_on_the_command_line(
     path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,6 +314,8 @@ def test_repair_on_the_command_line(
     content[330] ^= 1
     segment.write_bytes(content)
 
+    assert 4 == main(["consume", "t", "-e"])
+    assert "`millstream verify --explain`" in capfd.readouterr().err
     assert 4 == main(["verify", "--deep", "--explain", "--json"])
     document = json.loads(capfd.readouterr().out)
     assert ("rotten", 1) == (document["findings"][0]["kind"], document["repair"]["lost"][0]["end"])
