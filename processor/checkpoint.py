@@ -10,9 +10,9 @@ from typing import Final
 
 import msgspec
 
-from millstream import DataError, FormatVersionError, TopicPartition
+from millstream import TopicPartition
 
-from .serde import UNDECODABLE
+from .serde import StoredForm
 from .source import SourceStage
 from .topology import Resumed
 from .watermark import BEFORE_TIME, Watermark
@@ -113,7 +113,7 @@ class Checkpoint(msgspec.Struct, frozen=True):
 EMPTY: Final = Checkpoint(0, [], {}, {}, {})
 """Where a pipeline stands that has never run."""
 
-_DECODER: Final = msgspec.msgpack.Decoder(Checkpoint)
+_FORM: Final = StoredForm(Checkpoint, CHECKPOINT_VERSION)
 
 
 def source_state(source: SourceStage) -> SourceState:
@@ -130,7 +130,7 @@ def source_state(source: SourceStage) -> SourceState:
 
 def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
     """The bytes of a checkpoint."""
-    return CHECKPOINT_VERSION + msgspec.msgpack.encode(checkpoint)
+    return _FORM.encode(checkpoint)
 
 
 def decode_checkpoint(data: bytes | None) -> Checkpoint:
@@ -140,14 +140,4 @@ def decode_checkpoint(data: bytes | None) -> Checkpoint:
         FormatVersionError: Written by a newer version.
         DataError: Not a checkpoint.
     """
-    if data is None:
-        return EMPTY
-    if data[:1] != CHECKPOINT_VERSION:
-        raise FormatVersionError(
-            f"the checkpoint was written in version {data[:1].hex() or 'none'}, this version"
-            f" reads {CHECKPOINT_VERSION.hex()}"
-        )
-    try:
-        return _DECODER.decode(data[1:])
-    except UNDECODABLE as error:
-        raise DataError(f"not a checkpoint: {error}") from error
+    return EMPTY if data is None else _FORM.decode(data, "the checkpoint")

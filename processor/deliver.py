@@ -23,7 +23,6 @@ from millstream import (
     ConnectorError,
     DataError,
     FencedError,
-    FormatVersionError,
     LogReader,
     MillstreamError,
     OffsetOutOfRangeError,
@@ -39,7 +38,7 @@ from millstream import (
 from .connectors import DEFAULT_RETRY, RefusedRecords, Retry, Sink, SinkWriter, check_connector_name
 from .errors import reason
 from .ingest import ensure_topic
-from .serde import UNDECODABLE
+from .serde import StoredForm
 
 DELIVERY_BYTES: Final = 4 << 20
 """A delivery ends with the epoch in which it gets this large."""
@@ -67,7 +66,7 @@ class _Stored(msgspec.Struct, frozen=True):
     """Offsets of that delivery which are dead letters already."""
 
 
-_DECODER: Final = msgspec.msgpack.Decoder(_Stored)
+_FORM: Final = StoredForm(_Stored, POSITION_VERSION)
 
 
 def sink_topic(pipeline: str, sink: str) -> str:
@@ -112,15 +111,7 @@ def _stored(store: Store, topic: str, name: str) -> _Stored:
     topic_id = store.topic(topic).id
     if data is None:
         return _Stored(topic_id, 0)
-    if data[:1] != POSITION_VERSION:
-        raise FormatVersionError(
-            f"the position {name!r} was written in version {data[:1].hex() or 'none'}, this"
-            f" version reads {POSITION_VERSION.hex()}"
-        )
-    try:
-        stored = _DECODER.decode(data[1:])
-    except UNDECODABLE as error:
-        raise DataError(f"{name!r} is no position: {error}") from error
+    stored = _FORM.decode(data, f"the position {name!r}")
     # An outbox made anew has nothing to do with what was delivered from the one before.
     return stored if stored.topic_id == topic_id else _Stored(topic_id, 0)
 
@@ -354,7 +345,7 @@ class Deliverer:
                         for record, why in dead
                     ],
                 )
-            data = POSITION_VERSION + msgspec.msgpack.encode(stored)
+            data = _FORM.encode(stored)
             transaction.put_checkpoint(self._owner_name, data)
         self._stored = stored
 

@@ -15,9 +15,9 @@ from typing import Final
 
 import msgspec
 
-from millstream import DataError, FormatVersionError, Record, Store, TopicPartition, UsageError
+from millstream import Record, Store, TopicPartition, UsageError
 
-from .serde import UNDECODABLE
+from .serde import StoredForm
 
 FORK_VERSION: Final = b"\x01"
 
@@ -31,7 +31,7 @@ class ForkPoint(msgspec.Struct, frozen=True):
     """(topic, partition, next offset) behind the newest record it had written."""
 
 
-_DECODER: Final = msgspec.msgpack.Decoder(ForkPoint)
+_FORM: Final = StoredForm(ForkPoint, FORK_VERSION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def fork_checkpoint(name: str) -> str:
 
 def encode_fork_point(point: ForkPoint) -> bytes:
     """The bytes of that checkpoint."""
-    return FORK_VERSION + msgspec.msgpack.encode(point)
+    return _FORM.encode(point)
 
 
 def compare_fork(store: Store, name: str, topics: Mapping[str, str]) -> ForkComparison:
@@ -128,15 +128,16 @@ def _fork_point(store: Store, name: str) -> ForkPoint:
         raise UsageError(
             f"there is no fork {name!r} here: make one with fork(store, PIPELINE, NAME)"
         )
-    if data[:1] != FORK_VERSION:
-        raise FormatVersionError(
-            f"the fork {name!r} was made in version {data[:1].hex() or 'none'}, this version reads"
-            f" {FORK_VERSION.hex()}"
-        )
-    try:
-        return _DECODER.decode(data[1:])
-    except UNDECODABLE as error:
-        raise DataError(f"where the fork {name!r} was made cannot be read: {error}") from error
+    return decode_fork_point(data, name)
+
+
+def decode_fork_point(data: bytes, name: str) -> ForkPoint:
+    """Where a fork was made, from the bytes of its checkpoint.
+
+    Raises:
+        DataError: They are damaged, or of a newer version.
+    """
+    return _FORM.decode(data, f"the place of the fork {name!r}")
 
 
 def _content(record: Record) -> tuple[object, ...]:

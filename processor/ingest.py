@@ -20,8 +20,6 @@ import msgspec
 
 from millstream import (
     ConnectorError,
-    DataError,
-    FormatVersionError,
     Headers,
     MillstreamError,
     Ownership,
@@ -34,7 +32,7 @@ from millstream import (
 
 from .connectors import Position, Rejected, Source, SourceBatch, check_connector_name
 from .errors import REJECTED, convert, reason
-from .serde import UNDECODABLE
+from .serde import StoredForm
 
 PUMP_BYTES: Final = 1 << 20
 PUMP_RECORDS: Final = 1 << 16
@@ -58,7 +56,7 @@ class _Stored(msgspec.Struct, frozen=True):
     position: Position
 
 
-_DECODER: Final = msgspec.msgpack.Decoder(_Stored)
+_FORM: Final = StoredForm(_Stored, POSITION_VERSION)
 
 
 SOURCE_TOPICS: Final = "@source/"
@@ -88,19 +86,11 @@ def moved_position(data: bytes, topic_id: int) -> bytes:
         FormatVersionError: Written by a newer version.
     """
     stored = msgspec.structs.replace(_decode_position("of a source", data), topic_id=topic_id)
-    return POSITION_VERSION + msgspec.msgpack.encode(stored)
+    return _FORM.encode(stored)
 
 
 def _decode_position(name: str, data: bytes) -> _Stored:
-    if data[:1] != POSITION_VERSION:
-        raise FormatVersionError(
-            f"the position {name!r} was written in version {data[:1].hex() or 'none'}, this"
-            f" version reads {POSITION_VERSION.hex()}"
-        )
-    try:
-        return _DECODER.decode(data[1:])
-    except UNDECODABLE as error:
-        raise DataError(f"{name!r} is no position: {error}") from error
+    return _FORM.decode(data, f"the position {name!r}")
 
 
 def rejection(headers: Headers) -> str | None:
@@ -374,7 +364,7 @@ class Ingestor:
 
     def _encoded(self, partition: str, position: Position) -> bytes:
         try:
-            return POSITION_VERSION + msgspec.msgpack.encode(_Stored(self._topic_id, position))
+            return _FORM.encode(_Stored(self._topic_id, position))
         except (TypeError, ValueError, OverflowError) as error:
             raise UsageError(
                 f"source {self._source.name!r}: the position of {partition!r} is not plain data:"

@@ -16,10 +16,10 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from millstream import DataError, FormatVersionError, Store, UsageError
+from millstream import DataError, Store, UsageError
 
 from .checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
-from .serde import UNDECODABLE
+from .serde import StoredForm
 from .state_log import checkpoint_name, read_checkpoint, state_topic
 
 KEPT_VERSION: Final = b"\x01"
@@ -80,7 +80,7 @@ class Keeping(NamedTuple):
 NOTHING_KEPT: Final = Keeping()
 """What a run keeps that is told nothing: the last commit alone."""
 
-_DECODER: Final = msgspec.msgpack.Decoder(list[Kept])
+_FORM: Final = StoredForm(list[Kept], KEPT_VERSION)
 
 
 def kept_name(pipeline: str) -> str:
@@ -88,9 +88,9 @@ def kept_name(pipeline: str) -> str:
     return f"kept/{pipeline}"
 
 
-def encode_kept(kept: Sequence[Kept]) -> bytes:
+def encode_kept(kept: list[Kept]) -> bytes:
     """The bytes of that list."""
-    return KEPT_VERSION + msgspec.msgpack.encode(kept)
+    return _FORM.encode(kept)
 
 
 def read_kept(store: Store, pipeline: str) -> list[Kept]:
@@ -102,15 +102,16 @@ def read_kept(store: Store, pipeline: str) -> list[Kept]:
     data = store.checkpoint(kept_name(pipeline))
     if data is None:
         return []
-    if data[:1] != KEPT_VERSION:
-        raise FormatVersionError(
-            f"the kept checkpoints of {pipeline!r} were written in version"
-            f" {data[:1].hex() or 'none'}, this version reads {KEPT_VERSION.hex()}"
-        )
-    try:
-        return _DECODER.decode(data[1:])
-    except UNDECODABLE as error:
-        raise DataError(f"the kept checkpoints of {pipeline!r} cannot be read: {error}") from error
+    return decode_kept(data, pipeline)
+
+
+def decode_kept(data: bytes, pipeline: str) -> list[Kept]:
+    """The list from its bytes.
+
+    Raises:
+        DataError: It is damaged, or of a newer version.
+    """
+    return _FORM.decode(data, f"the list of kept checkpoints of {pipeline!r}")
 
 
 def kept_checkpoint(store: Store, pipeline: str, epoch: int) -> Checkpoint:

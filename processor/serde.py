@@ -14,11 +14,11 @@ import typing
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from millstream import UsageError
+from millstream import DataError, FormatVersionError, UsageError
 
 Key: TypeAlias = str | bytes | bool | int | float | tuple[object, ...]
 """What a stream may be grouped by."""
@@ -39,6 +39,51 @@ _TOGETHER_MIN: Final = 2
 
 _ENCODER: Final = msgspec.json.Encoder()
 encode_json: Final = _ENCODER.encode
+T = TypeVar("T")
+
+
+class StoredForm(Generic[T]):
+    r"""Values of one type as bytes of the catalog or of a record: a version, then msgpack.
+
+    Args:
+        kind: The type.
+        version: The first byte, another one whenever older versions could not read the rest.
+
+    >>> form = StoredForm(list[int], b"\x01")
+    >>> form.decode(form.encode([1, 2]), "the list")
+    [1, 2]
+    """
+
+    def __init__(self, kind: type[T], version: bytes) -> None:
+        self._version = version
+        self._decoder = msgspec.msgpack.Decoder(kind)
+
+    def encode(self, value: T) -> bytes:
+        """The bytes of a value."""
+        return self._version + msgspec.msgpack.encode(value)
+
+    def decode(self, data: bytes, what: str) -> T:
+        """The value of some bytes.
+
+        Args:
+            data: From `encode`, or not.
+            what: Whose they are, for errors.
+
+        Raises:
+            FormatVersionError: Of another version.
+            DataError: No such value.
+        """
+        if data[:1] != self._version:
+            raise FormatVersionError(
+                f"{what} was written in version {data[:1].hex() or 'none'}, this version reads"
+                f" {self._version.hex()}"
+            )
+        try:
+            return self._decoder.decode(data[1:])
+        except UNDECODABLE as error:
+            raise DataError(f"{what} cannot be read: {error}") from error
+
+
 encode_state: Final = msgspec.msgpack.Encoder().encode
 decode_state: Final = msgspec.msgpack.Decoder().decode
 

@@ -14,9 +14,9 @@ from typing import Final
 
 import msgspec
 
-from millstream import DataError, TopicPartition
+from millstream import TopicPartition
 
-from .serde import UNDECODABLE
+from .serde import StoredForm
 
 JOURNAL_VERSION: Final = b"\x01"
 
@@ -53,7 +53,7 @@ class JournalEntry(msgspec.Struct, frozen=True):
         }
 
 
-_DECODER: Final = msgspec.msgpack.Decoder(JournalEntry)
+_FORM: Final = StoredForm(JournalEntry, JOURNAL_VERSION)
 
 
 def journal_topic(pipeline: str) -> str:
@@ -63,18 +63,14 @@ def journal_topic(pipeline: str) -> str:
 
 def encode_entry(entry: JournalEntry) -> bytes:
     """The value of a journal record."""
-    return JOURNAL_VERSION + msgspec.msgpack.encode(entry)
+    return _FORM.encode(entry)
 
 
 def decode_journal(value: bytes | None) -> JournalEntry:
     """A journal entry from the value of a record.
 
     Raises:
-        DataError: Not a journal entry, or of a newer version.
+        FormatVersionError: Of a newer version.
+        DataError: Not a journal entry.
     """
-    if value is None or value[:1] != JOURNAL_VERSION:
-        raise DataError("not a journal entry of a version this one reads")
-    try:
-        return _DECODER.decode(value[1:])
-    except UNDECODABLE as error:
-        raise DataError(f"not a journal entry: {error}") from error
+    return _FORM.decode(value or b"", "the journal entry")

@@ -38,6 +38,7 @@ from millstream.batch import (
 )
 from millstream.batch_filter import BatchFilter
 from millstream.catalog import GroupOffset
+from millstream.chain_file import chain_path, known_segments, write_chain
 from millstream.column_section import check_section, open_directory
 from millstream.config import TopicConfig
 from millstream.decisions import decode_outcome, encode_outcome
@@ -61,11 +62,21 @@ from millstream.processor.checkpoint import (
     decode_checkpoint,
     encode_checkpoint,
 )
-from millstream.processor.state import decode_entry, encode_entries
+from millstream.processor.deliver import _FORM as SINK_POSITIONS, _Stored as SinkPosition
+from millstream.processor.fork_diff import ForkPoint, decode_fork_point, encode_fork_point
+from millstream.processor.ingest import _FORM as SOURCE_POSITIONS, _Stored as SourcePosition
+from millstream.processor.kept import Kept, decode_kept, encode_kept
+from millstream.processor.line_files import FilePosition, to_position
+from millstream.processor.row_codec import RowCodec
+from millstream.processor.serde import encode_state
+from millstream.processor.state import STATE_VERSION, decode_content, decode_entry, encode_entries
 from millstream.processor.ticks import JournalEntry, Tick, decode_journal, encode_entry
 from millstream.producer_states import ProducedBatch, ProducerState, ProducerStates
 from millstream.queue_ranges import Lease, Range
+from millstream.retention import SegmentInfo
+from millstream.segment import create_segment
 from millstream.testing import MemoryStorage
+from millstream.topic_schema import stored_form, stored_schema
 
 EXAMPLES = int(os.environ.get("MILLSTREAM_FUZZ_EXAMPLES", "50"))
 UID = 0x1122_3344_5566_7788
@@ -303,6 +314,74 @@ def config() -> Parser:
     return Parser("configuration", text.encode(), parse)
 
 
+def chain() -> Parser:
+    """Of many segments, the last of which is there to be compared."""
+    storage = MemoryStorage(crashable=False)
+    bases = [10 * number for number in range(30)]
+    storage.make_directory("p")
+    create_segment(storage, "p", SegmentHeader(bytes(16), UID, 7, bases[-2], 1_700, 6, 7, 8))
+    infos = [SegmentInfo(base, base + 10, 128, 1_700, 1_700, sealed=True) for base in bases[:-1]]
+    write_chain(storage, "p", 7, infos)
+
+    def parse(content: bytes) -> object:
+        file = storage.open(chain_path("p"), "rw")
+        with contextlib.closing(file):
+            file.write([content], 0)
+            file.truncate(len(content))
+        if not (found := known_segments(storage, "p", bases)):
+            raise DataError("derived: all headers are read instead")
+        return found
+
+    file = storage.open(chain_path("p"), "r")
+    with contextlib.closing(file):
+        content = file.read(file.size(), 0)
+    return Parser("chain file", content, parse, at_end())
+
+
+def kept() -> Parser:
+    made = encode_kept([Kept(1_700, by_hand=True, data=checkpoint().content)])
+
+    def parse(content: bytes) -> object:
+        return [(each, each.checkpoint) for each in decode_kept(content, "p")]
+
+    return Parser("kept checkpoints", made, parse)
+
+
+def fork() -> Parser:
+    made = encode_fork_point(ForkPoint("p", [("out", 0, 7), ("out", 1, 9)]))
+    return Parser("place of a fork", made, lambda content: decode_fork_point(content, "f"))
+
+
+def source_position() -> Parser:
+    made = FilePosition(5, 2, b"head", b"tail", beside=[(3, b"x")])
+    plain = {name: getattr(made, name) for name in FilePosition.__struct_fields__}
+
+    def parse(content: bytes) -> object:
+        return to_position(SOURCE_POSITIONS.decode(content, "the position").position)
+
+    return Parser("position of a source", SOURCE_POSITIONS.encode(SourcePosition(3, plain)), parse)
+
+
+def sink_position() -> Parser:
+    made = SINK_POSITIONS.encode(SinkPosition(3, 7, 9, [7, 8]))
+    return Parser("position of a sink", made, lambda data: SINK_POSITIONS.decode(data, "it"))
+
+
+def row_of_state() -> Parser:
+    codec = RowCodec(tuple[int, str, dict[str, list[float]]], "rows")
+    made = STATE_VERSION + encode_state(codec.pack([(1, "a", {"b": [0.5]})]))
+    return Parser("row of state", made, lambda data: list(map(codec.unpack, decode_content(data))))
+
+
+def schema() -> Parser:
+    fields = pa.schema({"n": "i8", "t": "string", "l": pa.list_(pa.struct({"x": pa.int64()}))})
+
+    def parse(content: bytes) -> object:
+        return stored_schema(content.decode("utf-8", "replace"))
+
+    return Parser("stored schema", stored_form(fields).encode(), parse)
+
+
 PARSERS = [
     segment_header(rewritten=False),
     segment_header(rewritten=True),
@@ -319,6 +398,13 @@ PARSERS = [
     journal(),
     manifest(),
     config(),
+    chain(),
+    kept(),
+    fork(),
+    source_position(),
+    sink_position(),
+    row_of_state(),
+    schema(),
 ]
 
 # --- what is done to the bytes -----------------------------------------------------------------
