@@ -6,10 +6,11 @@ import pytest
 from simulated_stores import abandon, log_of, open_quietly
 
 from millstream import segment_list
-from millstream.chain_file import CHAIN_NAME, chain_path, known_segments
+from millstream.chain_file import CHAIN_NAME, chain_path, forget_chain, known_segments
 from millstream.errors import CorruptSegmentError, DataError
 from millstream.retention import SegmentInfo
 from millstream.segment import segment_path
+from millstream.storage import Storage
 from millstream.testing import MemoryStorage
 
 DIRECTORY = "topics/t/0"
@@ -133,6 +134,34 @@ def test_compaction_removes_it_for_good_before_a_segment_becomes_another() -> No
     )
     assert removed < synced < renamed
     abandon(store)
+
+
+def test_one_that_another_process_writes_meanwhile_is_removed_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    storage = filled()
+    file = storage.open(chain_path(DIRECTORY), "r")
+    content = file.read(file.size(), 0)
+    file.close()
+    left = [content]
+
+    def forget_and_be_late(storage: Storage, directory: str) -> None:
+        forget_chain(storage, directory)
+        if left:  # who saves it had looked before, and gets the lock first
+            file = storage.open(chain_path(directory), "x")
+            file.write([left.pop()], 0)
+            file.close()
+
+    monkeypatch.setattr("millstream.swap.forget_chain", forget_and_be_late)
+    store = open_quietly(storage)
+    (result,) = store.compact("t")
+    assert result.removed_records
+    expected = store.segments("t", 0)
+    abandon(store)
+
+    assert not left
+    assert CHAIN_NAME not in names(storage)
+    assert expected == infos(storage, read_only=True)
 
 
 def test_retention_leaves_it_in_use() -> None:

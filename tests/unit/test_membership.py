@@ -2,6 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from millstream.catalog import GroupOffset
 from millstream.config import TopicConfig
 from millstream.engine import Engine
 from millstream.errors import FencedError, LockedError, StoreClosedError, UsageError
@@ -288,3 +289,36 @@ def test_a_group_with_live_members_is_not_reset_or_deleted(machine: Machine) -> 
     assert groups.groups() == []
     with pytest.raises(UsageError, match="no consumer group"):
         groups.delete("g")
+
+
+def test_a_member_that_renewed_its_lease_after_it_was_seen_stays(machine: Machine) -> None:
+    seen_at = machine.clock.monotonic()
+    alive = member(machine.process())
+    groups = GroupCatalog(machine.engines[0].catalog)
+    seen = groups.members("g")
+    assert groups.renew("g", alive.member_id, int(seen_at * 1000) + 1_000_000)
+
+    assert not groups.remove_dead("g", seen)
+
+    assert [alive.member_id] == [row.member_id for row in groups.members("g")]
+    assert groups.remove_dead("g", groups.members("g"))
+    assert [] == groups.members("g")
+
+
+def test_a_commit_from_before_a_partition_came_back_is_fenced(machine: Machine) -> None:
+    first, second = member(machine.process()), member(machine.process())
+    groups = GroupCatalog(machine.engines[0].catalog)
+    machine.tick(first)
+    before = dict(first.owned)
+    assert first.hand_over()
+    handed = groups.concerning("g", second.member_id)[0]
+    assert handed.owner == second.member_id
+    (row,) = [row for row in groups.members("g") if row.member_id == second.member_id]
+    groups.join("g", row._replace(topics=frozenset()))  # wants nothing any more
+    assert groups.hand_over("g", second.member_id)
+    stale = before[order(handed.partition)]
+    assert first.member_id == groups.partitions("g")[handed.partition].owner == stale.owner
+
+    late = GroupOffset("g", stale.topic_id, stale.partition, 1, first.member_id, stale.generation)
+    with pytest.raises(FencedError):
+        groups.commit([late])
