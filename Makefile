@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 SEED ?= 0
-MINUTES ?= 1
+MINUTES ?= 5
 JOBS ?= auto
 ARGS ?=
 
@@ -47,14 +47,8 @@ bench: $(VENV)/.dev ## the benchmarks, as ratios to the limit measured beside th
 	@$(BIN)/python -m benchmarks $(ARGS)
 	@$(BIN)/python tools/write_readme_benchmarks.py
 
-crash: $(VENV)/.flights ## the whole campaign, hours: make crash SEED=7 MINUTES=5
-	@MILLSTREAM_SEED=$(SEED) MILLSTREAM_CELLS=all $(BIN)/pytest -q -m crash $(ARGS)
-	@MILLSTREAM_SEED=$(SEED) MILLSTREAM_CELLS=all MILLSTREAM_FLIPS=1000 MILLSTREAM_CATALOG_FLIPS=all \
-		MILLSTREAM_FUZZ_EXAMPLES=600 MILLSTREAM_MODEL_EXAMPLES=100 MILLSTREAM_PLANS=1000 \
-		MILLSTREAM_SEGMENTS=100000 MILLSTREAM_TOPICS=1000 \
-		$(BIN)/pytest -q -n $(JOBS) --dist worksteal -m "not crash" --hypothesis-seed=$(SEED) \
-		tests/property tests/crash $(ARGS)
-	@$(BIN)/python tests/crash/campaign.py --seed $(SEED) --minutes $(MINUTES)
+crash: $(VENV)/.flights ## crash the log for that long: make crash SEED=7 MINUTES=5
+	@$(BIN)/python tests/crash/campaign.py --seed $(SEED) --minutes $(MINUTES) --jobs $(JOBS) $(ARGS)
 
 wheel: $(VENV)/.dev ## build the wheel into dist/ and check what it holds
 	@$(BIN)/python -m build --wheel --outdir dist > /dev/null

@@ -91,6 +91,17 @@ def test_the_watermark_of_later_headers_counts() -> None:
         examine(log.storage, facts)
 
 
+def test_the_very_last_record_below_the_watermark_counts() -> None:
+    whole = prepare(durable=2, unsynced=1)
+    log = whole.copy()
+    log.overwrite(log.places[-1].path, log.places[-1].position, b"x")
+    first = log.places[-1].base_offset
+
+    with pytest.raises(CorruptBatchError, match=f"records up to {first + 1} were durable"):
+        examine(log.storage, facts_of(whole, durable_offset=first + 1))
+    assert examine(log.storage, facts_of(whole, durable_offset=first)).tear is not None
+
+
 def test_an_examination_changes_nothing() -> None:
     log = prepare(sealed=1)
     log.overwrite(log.active, log.places[-1].end, b"torn")
