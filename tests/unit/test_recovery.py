@@ -95,7 +95,7 @@ def test_the_very_last_record_below_the_watermark_counts() -> None:
     whole = prepare(durable=2, unsynced=1)
     log = whole.copy()
     log.overwrite(log.places[-1].path, log.places[-1].position, b"x")
-    first = log.places[-1].base_offset
+    first = log.places[-1].header.base_offset
 
     with pytest.raises(CorruptBatchError, match=f"records up to {first + 1} were durable"):
         examine(log.storage, facts_of(whole, durable_offset=first + 1))
