@@ -12,8 +12,9 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Final
 
 from .append_lock import AppendLock, NoLocks
@@ -35,6 +36,7 @@ from .errors import (
     missing_key,
 )
 from .format import CONTROL, HAS_KEYS, NULL_KEYS
+from .helpers import Helpers
 from .liveness import Liveness
 from .log import Log
 from .once_append import AppendGuard, guarded
@@ -99,6 +101,7 @@ class Engine:
             self.liveness = Liveness(storage)
             opened.callback(self.liveness.close)
             self.background = Background(clock)
+            self._helpers = Helpers()
             self.decisions = Decisions(self.catalog, self.tail, self.liveness, clock)
             self.transactions = TransactionStates(
                 self.catalog, self.tail, self.liveness, self.decisions, clock
@@ -372,9 +375,7 @@ class Engine:
         """
         mode = durability or self.durability
         if mode == "sync":
-            for log, end in ends:
-                log.wait_durable(end)
-                self.acknowledged(log)
+            self._sync(ends)
             return
         self._show(ends)
         self.tail.wake()
@@ -385,6 +386,34 @@ class Engine:
                 self._sync_later(log, 0)
             if log.needs_upkeep:
                 self._keep_up(log)
+
+    def _sync(self, ends: Sequence[tuple[Log, int]]) -> None:
+        """Sync all, each whatever becomes of the others; on a disk at the same time."""
+        with ExitStack() as rest:
+            for log, end in reversed(ends[1:]):
+                rest.callback(self._begin_sync(log, end))
+            for log, end in ends[:1]:
+                self._sync_log(log, end)
+
+    def sync_beside(self, log: Log, end: int) -> Callable[[], None] | None:
+        """Sync a log while the caller decides the transaction that wrote to it.
+
+        Nobody sees the records below `end` before they are durable, whatever is decided. Returns
+        what waits for the sync, and raises its errors; None if they have to be synced first.
+        """
+        with self.append_lock.let_go_at_interrupt, self.append_lock:
+            if not log.slot.hide(end):
+                return None
+        return self._begin_sync(log, end)
+
+    def _begin_sync(self, log: Log, end: int) -> Callable[[], None]:
+        """Begin to sync a log, and return what waits for it; in memory it is that which syncs."""
+        sync = partial(self._sync_log, log, end)
+        return sync if self.storage.in_memory else self._helpers.begin(sync).wait
+
+    def _sync_log(self, log: Log, end: int) -> None:
+        log.wait_durable(end)
+        self.acknowledged(log)
 
     def acknowledged(self, log: Log) -> None:
         """Wake who follows a log that has just been synced, and have done what is due."""
@@ -405,11 +434,11 @@ class Engine:
     def _show(self, ends: Sequence[tuple[Log, int]]) -> None:
         try:
             with self.append_lock:
-                for log, _ in ends:
-                    log.show_locked()
+                hidden = [each for each in ends if not each[0].slot.show()]
         except BaseException:
             self.append_lock.let_go()  # if it was interrupted on the way out
             raise
+        self._sync(hidden)
 
     def _sync_later(self, log: Log, delay_seconds: float) -> None:
         def sync() -> None:
@@ -467,6 +496,7 @@ class Engine:
             self.catalog.database.end_interrupted()
             # Whatever fails, all of these are done, the last one first.
             rest.callback(self._opened.close)
+            rest.callback(self._helpers.close)
             rest.callback(self._stop_syncing)
             if not self.read_only:
                 rest.callback(self.tail.wake)

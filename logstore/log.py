@@ -277,7 +277,7 @@ class Log:
         slot = self.slot
         self._publish_end(end)
         slot[Slot.ZERO_FILLED] = max(file_bytes, end.position)
-        slot[Slot.POISONED] = 0
+        slot[Slot.POISONED] = slot[Slot.COMMIT_END] = 0
         slot[Slot.START_OFFSET] = facts.start_offset
         slot[Slot.REWRITTEN_VERSION] = self._c.tail.stamp()
         slot[Slot.SEGMENTS_VERSION] = self._c.tail.stamp()
@@ -528,12 +528,6 @@ class Log:
     def durable_word(self, durable_offset: int) -> int:
         """The word that vouches for a durable end."""
         return durable_check(self.partition_uid, durable_offset)
-
-    def show_locked(self) -> None:
-        """Make everything written visible, as the modes `os` and `interval` acknowledge it."""
-        slot = self.slot
-        slot[Slot.VISIBLE_OFFSET] = slot[Slot.LOG_END]
-        slot[Slot.VISIBLE_SEQUENCE] = slot[Slot.SEQUENCE]
 
     def poisoned(self) -> PoisonedError:
         """The error for a partition whose sync failed."""

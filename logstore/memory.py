@@ -196,6 +196,8 @@ class MemoryStorage:
     [('create', 'data'), ('sync_directory', '.'), ('write', 'data')]
     """
 
+    in_memory = True
+
     def __init__(self, faults: FaultPlan | None = None, *, crashable: bool = True) -> None:
         self.root = ROOT
         self.read_only = False

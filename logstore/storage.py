@@ -275,6 +275,8 @@ class PosixStorage:
     Locks are flock and words are mmap: the directory must be on a local file system.
     """
 
+    in_memory = False
+
     def __init__(self, root: str | os.PathLike[str], *, read_only: bool = False) -> None:
         self.root = os.path.abspath(os.fspath(root))
         self.read_only = read_only

@@ -171,6 +171,11 @@ class Storage(Protocol):
         """True if everything that changes something is refused (StorageError, EROFS)."""
         ...
 
+    @property
+    def in_memory(self) -> bool:
+        """True if nothing is on a disk, so that no sync takes time."""
+        ...
+
     def open(self, path: str, mode: OpenMode) -> File:
         """Open a file; a missing one is a StorageError with ENOENT, a present one for x EEXIST.
 

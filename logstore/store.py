@@ -498,7 +498,7 @@ class Store(StoreWriting, StoreUpkeep):
     @property
     def in_memory(self) -> bool:
         """Whether nothing of it is on a disk: it vanishes with the process."""
-        return isinstance(self._engine.storage, MemoryStorage)
+        return self._engine.storage.in_memory
 
     @property
     def closed(self) -> bool:

@@ -165,7 +165,7 @@ class _StoreRepair:
     def run(self) -> RepairPlan:
         storage = self._storage
         found = find_topics(storage)
-        if not found and not storage.exists(CATALOG_NAME) and not _in_memory(storage):
+        if not found and not storage.exists(CATALOG_NAME) and not storage.in_memory:
             raise UsageError("there is no store here", path=storage.root)
         with self._alone():
             problem = catalog_problem(storage, self._clock, found)
@@ -346,10 +346,6 @@ class _StoreRepair:
 
 def _in_use() -> LockedError:
     return LockedError("a process has the store open: close it before repairing", path=OPEN_LOCK)
-
-
-def _in_memory(storage: Storage) -> bool:
-    return storage.catalog_filename().startswith("file:")
 
 
 def _facts(

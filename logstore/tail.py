@@ -159,6 +159,9 @@ class Slot:
     REWRITTEN_VERSION = 17
     """Bumped when a segment may have become another of the same name: compaction, recovery. Between
     two bumps segments only come at the end and go from the front."""
+    COMMIT_END = 18
+    """One past the last batch whose transaction is decided while it is synced: it must not be shown
+    before it is durable. See docs/decisions/0031."""
 
     def __init__(self, words: Words, index: int) -> None:
         self._words = words
@@ -226,6 +229,28 @@ class Slot:
             # In this order: a reader takes the sequence first, and then finds all up to it.
             view[base + _VISIBLE_OFFSET] = offset
             view[base + _VISIBLE_SEQUENCE] = sequence
+
+    def show(self) -> bool:
+        """Make everything written visible, as `os` and `interval` acknowledge it.
+
+        False, and nothing is done, while a transaction is committed here that is not synced yet.
+        The append lock is held.
+        """
+        if self[Slot.COMMIT_END] > self[Slot.DURABLE_OFFSET]:
+            return False
+        self[Slot.VISIBLE_OFFSET] = self[Slot.LOG_END]
+        self[Slot.VISIBLE_SEQUENCE] = self[Slot.SEQUENCE]
+        return True
+
+    def hide(self, end: int) -> bool:
+        """Let nothing show the records below `end` before they are durable.
+
+        False if they are shown already, or if nothing can be synced here. The append lock is held.
+        """
+        if self[Slot.VISIBLE_OFFSET] >= end or self[Slot.POISONED]:
+            return False
+        self[Slot.COMMIT_END] = max(end, self[Slot.COMMIT_END])
+        return True
 
     def __getitem__(self, word: int) -> int:
         try:

@@ -2,10 +2,11 @@
 
 Batches are written at once, marked with the transaction's id, and readers stop before them. To
 commit, every touched partition is synced, and one SQLite commit decides the transaction together
-with the offsets and checkpoints. Nothing outside that commit ever happened: a process that dies
-before it leaves an open transaction, which whoever notices aborts (`transaction_states.py`). Who
-may commit is `owners.py`. With rows in a database of the user's, that database decides: its commit
-comes inside the one of the catalog, right before it (`decisions.py`).
+with the offsets and checkpoints; if it is a single batch, while that is synced. Nothing outside
+that commit ever happened: a process that dies before it leaves an open transaction, which whoever
+notices aborts (`transaction_states.py`). Who may commit is `owners.py`. With rows in a database of
+the user's, that database decides: its commit comes inside the one of the catalog, right before it
+(`decisions.py`).
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ class Transaction:
         self._also: list[Callable[[], None]] = []
         self._rows = rows
         self._state: Literal["open", "committed", "aborted", "unknown"] = "open"
+        self._pieces = 0
+        """Batches of it; one counts twice that leaves out what an earlier batch holds."""
         self._written = False
         """Whether the log may hold a batch of it."""
         self._failed = False
@@ -175,6 +178,7 @@ class Transaction:
         for each in placed:
             # What a duplicate repeats has to be durable too.
             self._ends[each.log] = max(each.end, self._ends.get(each.log, 0))
+            self._pieces += 1 if each.rows is None else 2
         return placed, now_ms
 
     def commit_offsets(self, group: str, offsets: Mapping[TopicPartition, int]) -> None:
@@ -268,7 +272,8 @@ class Transaction:
         """Make everything durable, then visible, in one step.
 
         A commit that fails aborts, so that no reader waits for it. Only where that fails too is
-        the `state` unknown, until the owner is acquired again or its process ends.
+        the `state` unknown, until the owner is acquired again or its process ends; and where one
+        batch alone could not be synced, which is then there as a whole or not at all.
 
         Raises:
             FencedError: Somebody newer owns the name, a partition whose offset is committed, or a
@@ -286,14 +291,18 @@ class Transaction:
             raise UsageError("an append of the transaction failed, so it is aborted: start anew")
         self._state = "unknown"
         try:
-            # Outputs have to be durable before the decision is, whatever mode the store is in.
-            self._engine.acknowledge(list(self._ends.items()), "sync")
+            wait = self._sync_beside()
+            if wait is None:
+                # Outputs have to be durable before the decision is, in whatever mode the store is.
+                self._engine.acknowledge(list(self._ends.items()), "sync")
             if self._rows is not None and self._rows.begun:
                 if self._leases:
                     # What says whose the jobs are is not synced when they are handed out.
                     self._engine.catalog.sync()
                 self._rows.flush()
             self._decide(committed=True)
+            if wait is not None:
+                wait()
         except ABORTING as error:
             self._written = True  # the decision may have been taken: let the catalog tell
             with contextlib.suppress(MillstreamError):
@@ -305,6 +314,19 @@ class Transaction:
         self._state = "committed"
         for job in self._jobs:
             job.state = "acked"
+
+    def _sync_beside(self) -> Callable[[], None] | None:
+        """Begin the sync, if the decision need not wait for it; returns what waits.
+
+        One batch is there as a whole or not at all. If that is all there is, a decision about a
+        batch that was lost commits nothing.
+        """
+        if self._pieces != 1 or self._offsets or self._checkpoints or self._also:
+            return None
+        if self._rows is not None and self._rows.begun:
+            return None
+        ((log, end),) = self._ends.items()
+        return self._engine.sync_beside(log, end)
 
     def _leave_jobs_in_doubt(self) -> None:
         """Nobody may settle the jobs otherwise: they may be acked."""

@@ -22,6 +22,7 @@ class ProcessStorage:
         self.storage = storage
         self.root = storage.root
         self.read_only = storage.read_only
+        self.in_memory = storage.in_memory
         self.operations = 0
         self._at: int | None = None
         self._kind = ""

@@ -46,6 +46,8 @@ class Transaction:
 
     number: int
     state: Literal["open", "committing", "committed", "aborted"] = "open"
+    alone: bool = False
+    """Whether one batch is all there is of it: no offsets and no checkpoint."""
     offsets: dict[TopicPartition, int] = field(default_factory=dict)
 
     @property
@@ -132,9 +134,9 @@ class Model:
         for partition in self.partitions:
             self.acknowledged(partition, durable=True)
 
-    def begin(self) -> Transaction:
+    def begin(self, *, alone: bool = False) -> Transaction:
         """A transaction has begun."""
-        transaction = Transaction(len(self.transactions) + 1)
+        transaction = Transaction(len(self.transactions) + 1, alone=alone)
         self.transactions.append(transaction)
         return transaction
 
@@ -142,7 +144,8 @@ class Model:
         """A transaction has committed or aborted."""
         transaction.state = "committed" if committed else "aborted"
         if committed:
-            self.committed = transaction
+            if not transaction.alone:
+                self.committed = transaction
             for partition, model in self.partitions.items():
                 if any(batch.transaction is transaction for batch in model.batches):
                     self.acknowledged(partition, durable=True)
@@ -177,7 +180,7 @@ class Model:
         ]
         offsets = {TopicPartition(*key): offset for *key, offset in stored["offsets"]}
         if offsets:
-            model.committed = Transaction(0, "committed", offsets)
+            model.committed = Transaction(0, "committed", offsets=offsets)
         return model
 
     # --- what a crash left ---------------------------------------------------------------------
@@ -225,7 +228,10 @@ class Model:
         offsets = {key: offset for key, (offset, _) in groups.group_offsets(GROUP).items()}
         checkpoint = store.checkpoint(CHECKPOINT)
         for transaction in self.transactions:
-            if transaction.state == "committing":
+            if transaction.state == "committing" and transaction.alone:
+                shown = self._shown(store, transaction)
+                transaction.state = "committed" if shown else "aborted"
+            elif transaction.state == "committing":
                 happened = checkpoint == transaction.checkpoint
                 transaction.state = "committed" if happened else "aborted"
                 self.committed = transaction if happened else self.committed
@@ -233,6 +239,15 @@ class Model:
 
         assert (in_force.checkpoint if in_force else None) == checkpoint
         assert (in_force.offsets if in_force else {}) == offsets
+
+    def _shown(self, store: Store, transaction: Transaction) -> bool:
+        """Whether the last record of a transaction of one batch is seen; then all have to be."""
+        return any(
+            batch.end - 1 in {record.offset for record in store.read(topic, partition=number)}
+            for (topic, number), model in self.partitions.items()
+            for batch in model.batches
+            if batch.transaction is transaction
+        )
 
     def _check_committed(self, store: Store) -> None:
         for topic, count in self.topics.items():

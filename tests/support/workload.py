@@ -109,6 +109,7 @@ class Driver:
             (self.append, 6),
             (self.append_many, 4),
             (self.transaction, 4),
+            (self.transaction_of_one_batch, 3),
             (self.roll, 1),
             (self.trim, 1),
             (self.zero_fill, 1),
@@ -171,10 +172,13 @@ class Driver:
         mode = self.random.choice(MODES)
         self._append_many(mode, None)
 
-    def _append_many(self, mode: Durability, transaction: Transaction | None) -> None:
+    def _append_many(
+        self, mode: Durability, transaction: Transaction | None, *, whole: bool = False
+    ) -> None:
         rows = self.rows(self.random.randrange(1, 9))
         topic, count = self.random.choice(list(TOPICS.items()))
-        one = None if self.random.random() < 0.5 else self.random.randrange(count)
+        spread = not whole and self.random.random() < 0.5
+        one = None if spread else self.random.randrange(count)
         if one is None:
             rows = [row._replace(key=row.key or b"") for row in rows]
         parts: dict[int, list[Row]] = {}
@@ -217,6 +221,21 @@ class Driver:
                 state.offsets = {**(before.offsets if before else {}), partition: position}
                 transaction.commit_offsets(GROUP, {partition: position})
                 transaction.put_checkpoint(CHECKPOINT, state.checkpoint)
+                state.state = "committing"
+            finally:
+                self.open_transaction = None
+        self.model.decided(state, committed=commits)
+
+    def transaction_of_one_batch(self) -> None:
+        """A transaction that is decided while it is synced, committed or aborted."""
+        state = self.model.begin(alone=True)
+        commits = self.random.random() < 0.8
+        with contextlib.suppress(_AbortError), self.store.transaction() as transaction:
+            self.open_transaction = transaction
+            try:
+                self._append_many("sync", state, whole=True)
+                if not commits:
+                    raise _AbortError("on purpose")
                 state.state = "committing"
             finally:
                 self.open_transaction = None

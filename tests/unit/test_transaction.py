@@ -146,4 +146,4 @@ def test_a_transaction_needs_two_syncs_and_no_third(store: Store, storage: Memor
                 transaction.append_many("t", [b"x"] * 1000)
             if not first:  # which makes the segment
                 kinds = [kind for kind, _ in storage.trace[before:]]
-                assert ["write", "sync", "catalog.commit"] == kinds
+                assert ["write", "catalog.commit", "sync"] == kinds

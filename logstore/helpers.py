@@ -1,0 +1,90 @@
+"""Threads that wait for the disk beside the one that asks.
+
+A disk that is asked to flush several files at once takes little longer than for one.
+They start when they are first needed and stay, because starting one takes as long as a fast sync.
+What has to be synced, and what a failure means, is for `engine.py` and `group_commit.py`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Final
+
+HELPERS_MAX: Final = 16
+"""With more to do at once, the rest waits its turn."""
+
+
+class Helped:
+    """What a helper does, and how that ended."""
+
+    __slots__ = ("_ended", "_error", "_task")
+
+    def __init__(self, task: Callable[[], object]) -> None:
+        self._task = task
+        self._ended = threading.Lock()
+        self._ended.acquire()
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """Do it; called once."""
+        try:
+            self._task()
+        except BaseException as error:  # for the one who waits
+            self._error = error
+        self._ended.release()
+
+    def wait(self) -> None:
+        """Return when it is done, or raise its error; called once."""
+        self._ended.acquire()
+        if self._error is not None:
+            raise self._error
+
+
+class Helpers:
+    """Does tasks on threads of its own. Thread-safe; a task may not wait for another one."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._tasks: SimpleQueue[Helped | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._busy = 0
+        """Tasks that were begun or wait."""
+        self._closed = False
+
+    def begin(self, task: Callable[[], object]) -> Helped:
+        """Have it done. Once closed, it is done before this returns."""
+        helped = Helped(task)
+        with self._guard:
+            closed = self._closed
+            if not closed:
+                self._busy += 1
+                if self._busy > len(self._threads) < HELPERS_MAX:
+                    self._add_thread()
+                self._tasks.put(helped)
+        if closed:
+            helped.run()
+        return helped
+
+    def _add_thread(self) -> None:
+        name = f"millstream-helper-{len(self._threads)}"
+        thread = threading.Thread(target=self._help, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _help(self) -> None:
+        while (helped := self._tasks.get()) is not None:
+            helped.run()
+            with self._guard:
+                self._busy -= 1
+
+    def close(self) -> None:
+        """Return when everything begun is done. Idempotent."""
+        with self._guard:
+            self._closed = True
+            threads, self._threads = self._threads, []
+            for _ in threads:
+                self._tasks.put(None)
+        for thread in threads:
+            thread.join()

@@ -1,0 +1,68 @@
+"""Threads that do tasks beside the caller: at the same time, and each error for who waits."""
+
+from __future__ import annotations
+
+import threading
+from threading import Barrier, Event
+
+import pytest
+
+from millstream.helpers import HELPERS_MAX, Helpers
+
+TIMEOUT = 20
+
+
+def test_tasks_are_done_at_the_same_time() -> None:
+    helpers, barrier = Helpers(), Barrier(3, timeout=TIMEOUT)
+    for _ in range(2):
+        begun = [helpers.begin(barrier.wait) for _ in range(2)]
+        barrier.wait()
+        for each in begun:
+            each.wait()
+    helpers.close()
+
+
+def test_an_error_is_raised_by_the_one_who_waits_and_helpers_go_on() -> None:
+    helpers = Helpers()
+
+    def fail() -> None:
+        raise KeyError("the cause")
+
+    failing, other = helpers.begin(fail), helpers.begin(Event)
+    with pytest.raises(KeyError, match="the cause"):
+        failing.wait()
+    other.wait()
+    helpers.close()
+
+
+def test_what_exceeds_the_helpers_waits_its_turn() -> None:
+    helpers, barrier, done = Helpers(), Barrier(HELPERS_MAX, timeout=TIMEOUT), []
+    begun = [helpers.begin(barrier.wait) for _ in range(HELPERS_MAX)]
+    begun += [helpers.begin(lambda: done.append(threading.get_ident())) for _ in range(5)]
+    for each in begun:
+        each.wait()
+    helpers.close()
+    assert 5 == len(done)
+
+
+def test_a_close_waits_for_what_was_begun_and_later_tasks_are_done_at_once() -> None:
+    helpers, go, done = Helpers(), Event(), []
+    started = Event()
+
+    def task() -> None:
+        started.set()
+        assert go.wait(TIMEOUT)
+        done.append("begun")
+
+    helpers.begin(task)
+    assert started.wait(TIMEOUT)
+    closing = threading.Thread(target=helpers.close)
+    closing.start()
+    assert [] == done
+    go.set()
+    closing.join(TIMEOUT)
+    assert ["begun"] == done
+
+    helpers.begin(lambda: done.append("later"))
+    assert ["begun", "later"] == done
+    helpers.close()
