@@ -86,6 +86,10 @@ class Rows(Protocol):
         """The rows as lists."""
         ...
 
+    def key_types(self) -> set[type]:
+        """The types of the grouping keys; of none if there are none."""
+        ...
+
     def followed_by(self, others: Sequence[Rows]) -> Rows | None:
         """All rows, if the others are of the same kind and lie behind; None if they cannot be."""
         ...
@@ -153,6 +157,12 @@ class Chunk:
     def as_chunk(self) -> Chunk:
         """The rows as lists, which they are."""
         return self
+
+    def key_types(self) -> set[type]:
+        """The types of the keys."""
+        if self.plain_keys:
+            return {str} if self.keys else set()
+        return set(map(type, self.keys or ()))
 
     def followed_by(self, others: Sequence[Rows]) -> Chunk | None:
         """Lists are joined by `join_chunks`."""

@@ -356,6 +356,10 @@ class FrameChunk:
             self._chunk = Chunk(rows, self.times.tolist(), frame.values, keys, frame.kind)
         return self._chunk
 
+    def key_types(self) -> set[type]:
+        """The type of the keys."""
+        return set() if self.keys is None else set(map(type, to_list(self.keys.slice(0, 1))))
+
     def pick(self, mask: Mask) -> FrameChunk:
         """The rows whose flag is true."""
         if mask.all():

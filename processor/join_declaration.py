@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias, TypedDict
 from millstream import UsageError, parse_duration_ms
 
 from .fields import require_function
+from .join_keys import require_equal_keys
 from .join_nodes import AsofJoinNode, Direction, How, IntervalJoinNode, JoinNode, TableJoinNode
 from .plan import PlanBuilder
 from .row_codec import RowCodec
@@ -41,6 +42,8 @@ class Joining:
     how: How
     into: Into
     name: str | None
+    what: str
+    """The call, for messages."""
 
     def add(self, node: JoinNode) -> int:
         """Add the node; its rows are pairs, or what `into` makes of them."""
@@ -58,13 +61,15 @@ class Joining:
         """The fields of any join's node.
 
         Raises:
-            UsageError: Another `how`, no function, or rows that state could never keep.
+            UsageError: Another `how`, no function, rows that state could never keep, or keys of
+                types that are never equal.
         """
         if self.how not in hows:
             raise UsageError(f"how={self.how!r}: use {' or '.join(map(repr, hows))}")
         if self.into is not None:
             require_function(self.into, "into=")
         parents = (self.left, self.right)
+        require_equal_keys(self.builder, *parents, self.what)
         types = [self.builder.type_of(each) for each in parents]
         for side, row_type in zip(("left", "right"), types, strict=True):
             RowCodec(row_type, f"join: {side} rows")

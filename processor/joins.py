@@ -143,7 +143,8 @@ class JoinMethods(Rows[T], Generic[K, T]):
             **bounds: `within`, or `lower` and `upper`; in text they may be negative, "-5m".
 
         Raises:
-            UsageError: Not keyed, of another pipeline, or bounds that match nothing.
+            UsageError: Not keyed, of another pipeline, keys of types that are never equal, or
+                bounds that match nothing.
 
         >>> from millstream.processor import Pipeline
         >>> pipeline = Pipeline("paid")
@@ -156,7 +157,7 @@ class JoinMethods(Rows[T], Generic[K, T]):
         [4]
         """
         self._require_keyed(other, "join()")
-        joining = Joining(self._builder, self._node, other._node, how, into, name)
+        joining = Joining(self._builder, self._node, other._node, how, into, name, "join()")
         return self._joined(interval_join(joining, bounds))
 
     @overload
@@ -218,13 +219,14 @@ class JoinMethods(Rows[T], Generic[K, T]):
             name: Of the state; by default `<source topic>.join`.
 
         Raises:
-            UsageError: Not a table, or one of another pipeline.
+            UsageError: Not a table, one of another pipeline, or keys of types that are never equal.
         """
         if not isinstance(table, Table):
             raise UsageError(f"join_table() takes a table, not {table!r}")
         updates = table._updates
         self._require_same_pipeline(updates, "join_table()")
-        joining = Joining(self._builder, self._node, updates._node, how, into, name)
+        sides = self._node, updates._node
+        joining = Joining(self._builder, *sides, how, into, name, "join_table()")
         return self._joined(table_join(joining, table._ttl_ms, versioned=table._versioned))
 
     @overload
@@ -297,10 +299,11 @@ class JoinMethods(Rows[T], Generic[K, T]):
             name: Of the state; by default `<source topic>.join`.
 
         Raises:
-            UsageError: Not keyed, of another pipeline, or a direction that needs `within`.
+            UsageError: Not keyed, of another pipeline, keys of types that are never equal, or a
+                direction that needs `within`.
         """
         self._require_keyed(other, "join_asof()")
-        joining = Joining(self._builder, self._node, other._node, how, into, name)
+        joining = Joining(self._builder, self._node, other._node, how, into, name, "join_asof()")
         return self._joined(asof_join(joining, direction, within))
 
     def _require_keyed(self, other: object, what: str) -> None:

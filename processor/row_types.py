@@ -6,6 +6,7 @@ what they were. An unknown type is None, never a guess.
 
 from __future__ import annotations
 
+import inspect
 import typing
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -24,6 +25,26 @@ def returned_type(function: Callable[..., object]) -> object:
     except (NameError, TypeError, AttributeError):
         return None  # annotations that name what is not there say nothing
     return None if found in {Any, object} or isinstance(found, typing.TypeVar) else found
+
+
+def field_type(row_type: object, name: str) -> object:
+    """The type of a field or property of a class, or of an item of a TypedDict.
+
+    >>> class Point(typing.NamedTuple):
+    ...     x: int
+    >>> field_type(Point, "x"), field_type(Point, "y"), field_type(dict, "x")
+    (<class 'int'>, None, None)
+    """
+    if not isinstance(row_type, type):
+        return None
+    try:
+        found = typing.get_type_hints(row_type).get(name)
+    except (NameError, TypeError, AttributeError):
+        return None  # as above
+    if found is not None:
+        return found
+    member = inspect.getattr_static(row_type, name, None)
+    return returned_type(member.fget) if isinstance(member, property) and member.fget else None
 
 
 def element_type(iterable_type: object) -> object:

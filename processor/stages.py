@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .columns import Rows
+from .join_keys import KeyWatch
 from .operators import Operator
 from .stateful import MAIN, StatefulOperator, Step
 
@@ -48,6 +49,8 @@ class Stage:
     spent: Sequence[int]
     """Ids of those whose rows nobody needs after this stage."""
     done: OperatorMetrics
+    watch: KeyWatch | None
+    """Of a join: looks at the keys of its inputs."""
 
     def run(self, chunks: dict[int, Rows], step: Step) -> None:
         """Take the rows of the inputs from `chunks`, and put there what becomes of them.
@@ -64,6 +67,8 @@ class Stage:
         done = self.done
         for each in inputs:
             done.records_in += each.row_count
+        if self.watch is not None:
+            self.watch.see(inputs)
         if self.operator is not None or self.stateful is not None:
             if self.as_lists:
                 inputs = [each.as_chunk() for each in inputs]

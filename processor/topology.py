@@ -20,7 +20,8 @@ from .asof_join import AsofJoinOperator
 from .columns import Chunk, InputBatch, MicroBatch, Rows
 from .count_windowing import CountOperator
 from .interval_join import IntervalJoinOperator
-from .join_nodes import AsofJoinNode, IntervalJoinNode, TableJoinNode
+from .join_keys import KeyWatch
+from .join_nodes import AsofJoinNode, IntervalJoinNode, JoinNode, TableJoinNode
 from .keyed_state import IN_MEMORY, States
 from .lanes import NO_COLUMNS, ColumnTopics, runs_on_columns
 from .nodes import (
@@ -218,6 +219,7 @@ class Topology:
             timed_by=self._timed_by[node.id],
             spent=spent,
             done=self._metrics[node.id],
+            watch=KeyWatch(self.plan.name, node) if isinstance(node, JoinNode) else None,
         )
 
     def _add(self, node: Node, delay_ms: int, resumed: Resumed) -> None:
