@@ -50,11 +50,16 @@ Row = dict[str, Any]
 # --- the pipeline --------------------------------------------------------------------------------
 
 
-def pipeline(name: str, path: Path) -> Pipeline:
-    """Orders joined with payments and users; sessions, counts, and two process functions."""
+def pipeline(name: str, path: Path, *, spilled: bool = False) -> Pipeline:
+    """Orders joined with payments and users; sessions, counts, and two process functions.
+
+    Args:
+        name: Of the pipeline, and of all it writes.
+        path: Where its database is.
+        spilled: Whether its state has next to no memory.
+    """
     made = Pipeline(name)
-    if name == "shaken":
-        # In next to no memory; what nobody kills has all of it.
+    if spilled:
         made._builder.holding = StateHolding("sqlite", 2_000)
     database = f"{path}/{name}.db"
     orders = made.source("orders", time="ts", disorder=DISORDER_MS)
@@ -200,13 +205,14 @@ class Feed:
 # --- the process ---------------------------------------------------------------------------------
 
 
-def run(pipe: int, path: str, _seed: int) -> None:
+def run(pipe: int, path: str, spilled: int) -> None:
     """Run "shaken" for ever, and report once that it has started."""
     tell(pipe, *READY)
     sweep_often()
     _say_phases(Path(path) / "phase", pipe)
     with millstream.open(Path(path) / "store") as store:
-        pipeline("shaken", Path(path)).run(store, batch_records=20, epoch_ms=0, tick_ms=1)
+        shaken = pipeline("shaken", Path(path), spilled=bool(spilled))
+        shaken.run(store, batch_records=20, epoch_ms=0, tick_ms=1)
 
 
 def sweep_often() -> None:

@@ -21,6 +21,7 @@ from zygote import Zygote
 
 import millstream
 from millstream import Store, diagnose
+from millstream.processor import Pipeline
 
 LIFE_S = 0.3
 """The longest life of a process after it has started."""
@@ -44,8 +45,8 @@ class Kills:
     """Put out in the end."""
 
 
-def kill_operators(seed: int, kills: int) -> Kills:
-    """That many kills, then everything is compared.
+def kill_operators(seed: int, kills: int, *, spilled: bool) -> Kills:
+    """That many kills, then everything is compared with a run that nobody kills, all in memory.
 
     Raises:
         AssertionError: Something differs, or is left.
@@ -55,9 +56,9 @@ def kill_operators(seed: int, kills: int) -> Kills:
         with millstream.open(path / "store") as store:
             for topic in ("orders", "payments", "users"):
                 store.create_topic(topic, partitions=PARTITIONS)
-            done = _kill_again_and_again(store, feed, path, Random(seed), kills)
-            for name in NAMES:
-                _run_to_the_end(store, name, path)
+            done = _kill_again_and_again(store, feed, path, Random(seed), kills, spilled)
+            for name, spills in zip(NAMES, (spilled, False), strict=True):
+                _run_to_the_end(store, name, pipeline(name, path, spilled=spills))
             for topic in EXACT:
                 quiet = _content(store, f"quiet.{topic}")
                 assert quiet == _content(store, f"shaken.{topic}"), topic
@@ -72,7 +73,7 @@ def kill_operators(seed: int, kills: int) -> Kills:
 
 
 def _kill_again_and_again(
-    store: Store, feed: Feed, path: Path, random: Random, kills: int
+    store: Store, feed: Feed, path: Path, random: Random, kills: int, spilled: bool
 ) -> Kills:
     """Input comes before a process starts and while it runs."""
     done, phase, start_s = Kills(), path / "phase", LIFE_S
@@ -82,7 +83,7 @@ def _kill_again_and_again(
             for _ in range(random.randrange(3)):
                 feed.append_piece(store)
             early, share = random.random() < EARLY, random.random()
-            with zygote.spawn("run", path, 0) as child:
+            with zygote.spawn("run", path, int(spilled)) as child:
                 started = time.monotonic()
                 if not early:
                     assert len(child.hear()) == 1
@@ -98,9 +99,9 @@ def _kill_again_and_again(
     return done
 
 
-def _run_to_the_end(store: Store, name: str, path: Path) -> None:
+def _run_to_the_end(store: Store, name: str, made: Pipeline) -> None:
     """Until everything is read, the wall clock has reminded of all, and all windows are closed."""
-    run = pipeline(name, path).run
+    run = made.run
     run(store, until="end", tick_ms=1)
     missing = _seen(store, name)
     while missing:
