@@ -173,7 +173,8 @@ class Variance(Aggregate[Any, "list[float]", "float | None"]):
     def result(self, accumulator: list[float]) -> float | None:
         """The variance, or None when there are too few values for one."""
         count, _, squares = accumulator
-        return None if count <= self._less else squares / (count - self._less)
+        # Distances too great for a float have either sign, their squares have none.
+        return None if count <= self._less else abs(squares) / (count - self._less)
 
     def add_column(
         self, accumulators: list[Any], slots: Iterable[int], values: Iterable[Any]

@@ -89,6 +89,7 @@ class GroupTable:
         every = f"SELECT key, path, shown, bucket, value FROM {table} WHERE "  # noqa: S608
         self._find = f"{every} key IN "
         self._after = f"{every} (key, path) > (?, ?) ORDER BY key, path LIMIT ?"
+        self._called = f"SELECT coalesce(shown, path) FROM {table} WHERE key = ? AND path = ?"  # noqa: S608
         self._bucket = f"SELECT key, count(*) FROM {table} WHERE bucket = ? GROUP BY key"  # noqa: S608
         self._end = f"DELETE FROM {table} WHERE bucket = ?"  # noqa: S608
         self._remove = f"DELETE FROM {table} WHERE key = ? AND path = ?"  # noqa: S608
@@ -127,6 +128,11 @@ class GroupTable:
         """So many rows behind a place of (key, path)."""
         rows = self._database.query(self._after, (*place, count))
         return list(map(GroupRow._make, rows))
+
+    def called(self, key: bytes, path: bytes) -> bytes | None:
+        """What state calls a path; None if the file does not have it."""
+        rows = self._database.query(self._called, (key, path))
+        return rows[0][0] if rows else None  # type: ignore[return-value]
 
     def of_bucket(self, bucket: bytes) -> list[tuple[bytes, int]]:
         """How many rows of a bucket each group has."""
@@ -448,14 +454,14 @@ class SpilledGroups(StatefulOperator):
 
     def sweep(self) -> Iterator[StateRecords]:
         """See `StatefulOperator`: what was committed last, wherever it is."""
-        waiting = [path for path, _, value in self._waiting() if value is not None]
+        waiting = [(path, filed.key) for path, filed, value in self._waiting() if value is not None]
         for start in range(0, len(waiting), SWEEP_RECORDS):
             records = encode_removed(())
-            for path in waiting[start : start + SWEEP_RECORDS]:
+            for path, key in waiting[start : start + SWEEP_RECORDS]:
                 value = self._pending.get(path)
                 # What has come into the file since is found there.
                 if value is not None:
-                    records.keys.append(self._shown.get(path, path))
+                    records.keys.append(self._called(path, key))
                     records.values.append(value)
             yield records
         place = b"", b""
@@ -464,6 +470,13 @@ class SpilledGroups(StatefulOperator):
             alive = [row for row in rows if self._is_current(row)]
             keys = [row.shown or row.path for row in alive]
             yield StateRecords(keys, [row.value for row in alive])
+
+    def _called(self, path: bytes, key: object) -> bytes:
+        """A path that the file has to get, as state calls it: by the first of equal keys."""
+        known = None
+        if not self._plain and path not in self._anew:
+            known = self.table.called(stored_key(key), path)
+        return known or self._shown.get(path, path)
 
     def _is_current(self, row: GroupRow) -> bool:
         """Whether a row of the file is what was committed last."""

@@ -22,6 +22,7 @@ from millstream.processor import (
     counting,
     session,
     spilled_groups,
+    tumbling,
 )
 from millstream.processor.holding import StatePlace
 from millstream.processor.spilled_groups import SpilledGroups
@@ -289,3 +290,16 @@ def test_windows_with_updates_that_spill_are_those_in_memory(
         return made
 
     compare(pipeline, {"in": rows(events, base)}, batch_records, marks, ordered=False)
+
+
+@pytest.mark.parametrize("other", [True, 1.0])
+def test_a_sweep_shows_a_key_as_it_came_first(other: object) -> None:
+    def pipeline(state: StatePlace) -> Pipeline:
+        made = Pipeline("p", state=state)
+        results = keyed(made).window(tumbling(50)).agg(n=agg.count()).emit("update", every=9)
+        results.map(repr).to("out")
+        return made
+
+    events = [(1, 1), (2, other), (3, ("a", 1)), (4, ("a", other)), (5, "b")]
+    # The file has the key 1; what has changed under another name of it is swept, and read again.
+    compare(pipeline, {"in": rows(events, 0)}, 1, ["", "sweep", "", "sweep", "crash"])

@@ -133,6 +133,12 @@ def test_variance_far_from_zero_keeps_its_digits() -> None:
     assert squares / 3 != 30.0, "the case must tell the naive formula apart"
 
 
+def test_a_variance_beyond_all_floats_is_infinite() -> None:
+    values = [1e308, 1e308, -1e308]
+    assert result_of(agg.variance(), values) == math.inf
+    assert result_of(agg.stddev(population=True), values) == math.inf
+
+
 def test_too_few_values_have_no_variance() -> None:
     assert result_of(agg.variance(), []) is None
     assert result_of(agg.variance(), [7]) is None
