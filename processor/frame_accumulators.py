@@ -29,31 +29,41 @@ class Inputs:
     """What an aggregate adds of some rows.
 
     Args:
-        column: Int64, float64, bool, string or null; None for an aggregate that asks for nothing.
+        column: Int64, float64, bool, string, timestamp or null; None for an aggregate that asks for
+            nothing.
+        order: What rows are ordered by, where the aggregate looks at that and keeps the column.
     """
 
-    def __init__(self, column: Array | None) -> None:
-        self.column = column
+    def __init__(self, column: Array | None, order: Array | None = None) -> None:
+        self._column = column
+        self._order = order
+        self._places: npt.NDArray[np.int64] | None = None
+        """Which rows of the columns; None for all. They are taken when somebody asks."""
         self.numbers: Numbers | None = None
         """Without meaning where not `valid`; None if they are no numbers."""
         self.valid: Mask | None = None
-        """None: all are."""
+        """Which rows lack nothing; None: all."""
         if column is None or len(column) == 0:
             return
         if column.null_count:
             self.valid = column.is_valid().to_numpy(zero_copy_only=False)
-        if pa.types.is_int64(column.type) or pa.types.is_float64(column.type):
+        if order is not None:
+            if order.null_count:
+                there = order.is_valid().to_numpy(zero_copy_only=False)
+                self.valid = there if self.valid is None else self.valid & there
+        elif pa.types.is_int64(column.type) or pa.types.is_float64(column.type):
             filled = column.fill_null(0) if column.null_count else column
             self.numbers = filled.to_numpy(zero_copy_only=False)
 
     def at(self, places: Places) -> Inputs:
         """Those of some rows."""
         part = Inputs(None)
-        if self.column is not None:
-            if isinstance(places, slice):
-                part.column = self.column[places]
-            else:
-                part.column = _Later(self.column, places)
+        part._column, part._order = self.columns()
+        if not isinstance(places, slice):
+            part._places = places
+        elif part._column is not None:
+            part._column = part._column[places]
+            part._order = None if part._order is None else part._order[places]
         part.numbers = None if self.numbers is None else self.numbers[places]
         part.valid = None if self.valid is None else self.valid[places]
         return part
@@ -68,12 +78,24 @@ class Inputs:
         """Whether there is nothing but nulls."""
         return self.valid is not None and not self.valid.any()
 
-    def as_list(self) -> list[Any]:
-        """Them all as Python objects."""
-        column = self.column
-        if isinstance(column, _Later):
-            column = column.column.take(pa.array(column.places))
-        return [] if column is None else to_list(column)
+    def columns(self) -> tuple[Array | None, Array | None]:
+        """What is added, and what it is ordered by."""
+        if self._places is not None:
+            places, self._places = pa.array(self._places), None
+            self._column = None if self._column is None else self._column.take(places)
+            self._order = None if self._order is None else self._order.take(places)
+        return self._column, self._order
+
+    def as_list(self, places: npt.NDArray[np.int64] | None = None) -> list[Any]:
+        """Them as Python objects: all, or some."""
+        column, order = self.columns()
+        if column is None:
+            return []
+        if places is not None:
+            chosen = pa.array(places)
+            column, order = column.take(chosen), None if order is None else order.take(chosen)
+        values = to_list(column)
+        return values if order is None else list(zip(to_list(order), values, strict=True))
 
     def with_slots(self, slots: Slots) -> tuple[Slots, Numbers]:
         """The numbers that are valid, and where they belong."""
@@ -81,14 +103,6 @@ class Inputs:
         if self.valid is None:
             return slots, self.numbers
         return slots[self.valid], self.numbers[self.valid]
-
-
-class _Later:
-    """Some rows of a column, taken when somebody asks."""
-
-    def __init__(self, column: Array, places: npt.NDArray[np.int64]) -> None:
-        self.column = column
-        self.places = places
 
 
 class AddError(Exception):

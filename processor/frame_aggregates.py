@@ -2,8 +2,8 @@
 
 What an aggregate computes is said by its class in numeric_aggregates.py and value_aggregates.py;
 here count, and sum, mean, min, max, first, last and variance of numbers do exactly that on arrays,
-in row order. A sum is a left fold, so floats come out to the last bit as they do from rows. Any
-other aggregate keeps its own accumulators in a list and is asked a column at a time.
+in row order. A sum is a left fold, so floats come out to the last bit as they do from rows. The
+accumulators of any other aggregate are objects (frame_objects.py).
 
 Whatever arrays cannot hold exactly is refused before anything was added: integers that might leave
 64 bits, zeros of both signs under `min`, a column that changes its type.
@@ -22,9 +22,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from .aggregate import Aggregate
-from .errors import failed_index
-from .frame_accumulators import Accumulators, AddError, Inputs, Numbers, Slots, as_array, grown
+from .frame_accumulators import Accumulators, Inputs, Numbers, Slots, as_array, grown
 from .frame_errors import NotInColumnsError
+from .frame_objects import objects_of
 from .frames import Array, normal
 from .numeric_aggregates import Count, Max, Mean, Min, StandardDeviation, Sum, Variance
 from .value_aggregates import First, Last
@@ -41,7 +41,7 @@ def accumulators_for(aggregate: Aggregate[Any, Any, Any], inputs: Inputs) -> Acc
     if type(aggregate) is Count:
         return Counts()
     make = None if inputs.numbers is None else _OF_NUMBERS.get(type(aggregate))
-    return Objects(aggregate) if make is None else make(aggregate, inputs.dtype)
+    return objects_of(aggregate) if make is None else make(aggregate, inputs.dtype)
 
 
 class Counts(Accumulators):
@@ -416,67 +416,6 @@ class Variances(Accumulators):
         for slot, mine, other in pairs:
             held = self._aggregate.merge(mine, other)
             self._counts[slot], self._means[slot], self._squares[slot] = held
-
-
-class Objects(Accumulators):
-    """The accumulators of any aggregate, as it has them."""
-
-    def __init__(self, aggregate: Aggregate[Any, Any, Any]) -> None:
-        self._aggregate = aggregate
-        self._held: list[Any] = []
-
-    def accepts(self, inputs: Inputs) -> bool:
-        """Always."""
-        return True
-
-    def grow(self, count: int) -> None:
-        """See `Accumulators.grow`."""
-        self._held += [self._aggregate.init() for _ in range(count - len(self._held))]
-
-    def add(self, slots: Slots, inputs: Inputs) -> None:
-        """Let the aggregate add them."""
-        values: Sequence[Any] = inputs.as_list()
-        remaining = iter(values)
-        try:
-            self._aggregate.add_column(self._held, slots.tolist(), remaining)
-        except Exception as error:
-            raise AddError(failed_index(values, remaining)) from error
-
-    def results(self, slots: Slots) -> Array:
-        """What the aggregate says, if that is a column."""
-        try:
-            results = self._aggregate.result_column(list(self.state(slots)))
-        except Exception as error:  # rows find out which it is, and raise again
-            raise NotInColumnsError("a result that raises") from error
-        kinds = set(map(type, results)) - {type(None)}
-        if not kinds <= {int} and not kinds <= {float} and not kinds <= {str}:
-            raise NotInColumnsError("results of several types")
-        try:
-            return normal(pa.array(results), "a result")
-        except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
-            raise NotInColumnsError(str(error)) from None
-
-    def state(self, slots: Slots) -> Sequence[Any]:
-        """The accumulators."""
-        return list(map(self._held.__getitem__, slots.tolist()))
-
-    def restore(self, accumulators: Sequence[Any]) -> None:
-        """Take accumulators."""
-        self._held = list(accumulators)
-
-    def reset(self, slots: Slots) -> None:
-        """Others, which nobody else has."""
-        for slot in slots.tolist():
-            self._held[slot] = self._aggregate.init()
-
-    def merge(self, left: Slots, right: Slots) -> None:
-        """Let the aggregate merge them."""
-        held, merge = self._held, self._aggregate.merge
-        for number, (slot, later) in enumerate(zip(left.tolist(), right.tolist(), strict=True)):
-            try:
-                held[slot] = merge(held[slot], held[later])
-            except Exception as error:
-                raise AddError(number) from error
 
 
 _OF_NUMBERS: Final[Mapping[type, Callable[[Any, Any], Accumulators]]] = {

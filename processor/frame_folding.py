@@ -18,9 +18,9 @@ from .columns import Chunk, MicroBatch, Rows
 from .errors import fail
 from .frame_accumulators import Accumulators, AddError, Inputs, Slots
 from .frame_errors import NotInColumnsError
-from .frame_fields import column_of
+from .frame_fields import inputs_of
 from .frame_levels import TIME_MAX
-from .frames import Array, ColumnFrame, Frame, FrameChunk, Ints, normal, to_list
+from .frames import Array, ColumnFrame, Frame, FrameChunk, Ints, to_list
 from .nodes import AggregatingNode
 
 
@@ -47,10 +47,7 @@ class Folding:
     def __init__(self, node: AggregatingNode) -> None:
         self._node = node
         self._make = result_type(node)
-        self._read = [
-            None if aggregate.field is None else column_of(aggregate.field)
-            for _, aggregate in node.aggregates
-        ]
+        self._read = [inputs_of(aggregate.field) for _, aggregate in node.aggregates]
 
     def inputs(self, frame: Frame, times: Ints) -> list[Inputs]:
         """What each aggregate adds of rows, of which there are some.
@@ -60,9 +57,7 @@ class Folding:
         """
         if int(times.max()) > TIME_MAX or int(times.min()) < -TIME_MAX:
             raise NotInColumnsError("times at the end of time")
-        return [
-            Inputs(None if read is None else normal(read(frame), "a field")) for read in self._read
-        ]
+        return [read(frame) for read in self._read]
 
     def add(
         self,

@@ -160,7 +160,7 @@ def _sorted_by_bytes(keys: Array) -> npt.NDArray[np.int64]:
     return indexes.astype(np.int64)  # type: ignore[no-any-return]
 
 
-def sorted_by_key(numbers: Numbers) -> tuple[Ints, Ints]:
+def sorted_by_key(numbers: Numbers | Ints) -> tuple[Ints, Ints]:
     """The order of rows by key, those of a key as they were, and the keys in that order."""
     # A sort of numbers that say both is several times as fast as one of places by keys.
     bits = max(1, len(numbers) - 1).bit_length()

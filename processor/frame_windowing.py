@@ -26,9 +26,9 @@ from .columns import MicroBatch, Rows
 from .frame_accumulators import Accumulators, AddError, Inputs, Places, Slots
 from .frame_aggregates import accumulators_for
 from .frame_errors import NotInColumnsError
-from .frame_fields import column_of
+from .frame_fields import inputs_of
 from .frame_keys import KeyTable, Numbers
-from .frames import Array, ColumnFrame, FrameChunk, Ints, normal
+from .frames import Array, ColumnFrame, FrameChunk, Ints
 from .nodes import WindowNode
 from .numeric_aggregates import Count, Max, Mean, Min, Sum
 from .serde import INT64_MAX, INT64_MIN
@@ -272,10 +272,7 @@ class FrameWindowOperator(WindowOperator):
         super().__init__(node, delay_ms)
         self._grid = node.windows
         self._table = KeyTable()
-        self._read = [
-            None if aggregate.field is None else column_of(aggregate.field)
-            for _, aggregate in node.aggregates
-        ]
+        self._read = [inputs_of(aggregate.field) for _, aggregate in node.aggregates]
         self._arrays: dict[int, ArrayWindow] = {}
         """Those of the open windows that are in arrays, by end; `_open` has the others."""
         self._stays_rows: set[int] = set()
@@ -311,10 +308,7 @@ class FrameWindowOperator(WindowOperator):
         times = chunk.times
         if int(times.max()) > _TIME_MAX or int(times.min()) < -_TIME_MAX:
             raise NotInColumnsError("times at the end of time")
-        inputs = [
-            Inputs(None if read is None else normal(read(chunk.frame), "a field"))
-            for read in self._read
-        ]
+        inputs = [read(chunk.frame) for read in self._read]
         self._compact_table()
         return _Prepared(chunk, self._table.numbers_of(chunk.keys), inputs)
 

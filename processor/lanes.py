@@ -21,7 +21,7 @@ from millstream import Store
 
 from .agg import Aggregate
 from .expressions import Expression
-from .fields import Field
+from .fields import Field, FieldPair
 from .frame_reasons import why_not
 from .join_nodes import AsofJoinNode, TableJoinNode
 from .nodes import (
@@ -250,6 +250,9 @@ def _of_session(plan: Plan, node: SessionNode) -> str | None:
 def _of_aggregate(aggregate: Aggregate[Any, Any, Any], plan: Plan, node: Node) -> str | None:
     if aggregate.field is None:
         return None if type(aggregate) is Count else f"{aggregate.describe()} takes whole rows"
+    if isinstance(aggregate.field, FieldPair):
+        pair = (aggregate.field.first, aggregate.field.second)
+        return _first(_of_field(field, plan, node) for field in pair)
     return _of_field(aggregate.field, plan, node)
 
 

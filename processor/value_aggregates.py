@@ -196,7 +196,7 @@ class Collect(OwnResult["list[Any]"]):
     def __init__(self, field: Field, *, limit: int) -> None:
         require_positive(limit, "agg.collect(): limit")
         self.field = field
-        self._limit = limit
+        self.limit = limit
 
     def init(self) -> list[Any]:
         """An empty list."""
@@ -204,19 +204,19 @@ class Collect(OwnResult["list[Any]"]):
 
     def add(self, accumulator: list[Any], value: Any) -> list[Any]:
         """One more value."""
-        if value is not None and len(accumulator) < self._limit:
+        if value is not None and len(accumulator) < self.limit:
             accumulator.append(value)
         return accumulator
 
     def merge(self, left: list[Any], right: list[Any]) -> list[Any]:
         """The values of the earlier session, then those of the later one."""
-        return (left + right)[: self._limit]
+        return (left + right)[: self.limit]
 
     def add_column(
         self, accumulators: list[Any], slots: Iterable[int], values: Iterable[Any]
     ) -> None:
         """Append what there is room for."""
-        limit = self._limit
+        limit = self.limit
         for slot, value in zip(slots, values, strict=True):
             if value is not None:
                 values_so_far = accumulators[slot]
@@ -225,7 +225,7 @@ class Collect(OwnResult["list[Any]"]):
 
     def parameters(self) -> list[str]:
         """The limit."""
-        return [f"limit={self._limit}"]
+        return [f"limit={self.limit}"]
 
 
 class TopK(Aggregate[Any, "list[Any]", "list[Any]"]):
@@ -243,7 +243,7 @@ class TopK(Aggregate[Any, "list[Any]", "list[Any]"]):
     def __init__(self, k: int, field: Field) -> None:
         require_positive(k, "agg.top_k(): k")
         self.field = field
-        self._k = k
+        self.k = k
 
     def init(self) -> list[Any]:
         """An empty list; what is in it is sorted, least first, and equal ones latest first."""
@@ -256,7 +256,7 @@ class TopK(Aggregate[Any, "list[Any]", "list[Any]"]):
 
     def merge(self, left: list[Any], right: list[Any]) -> list[Any]:
         """The k greatest of both; of equal ones those of the earlier session count as first."""
-        return sorted(right + left)[-self._k :]
+        return sorted(right + left)[-self.k :]
 
     def result(self, accumulator: list[Any]) -> list[Any]:
         """Greatest first."""
@@ -266,7 +266,7 @@ class TopK(Aggregate[Any, "list[Any]", "list[Any]"]):
         self, accumulators: list[Any], slots: Iterable[int], values: Iterable[Any]
     ) -> None:
         """One comparison for a value that is not among the k greatest."""
-        k = self._k
+        k = self.k
         for slot, value in zip(slots, values, strict=True):
             if value is not None:
                 top = accumulators[slot]
@@ -279,7 +279,7 @@ class TopK(Aggregate[Any, "list[Any]", "list[Any]"]):
 
     def parameters(self) -> list[str]:
         """How many."""
-        return [f"k={self._k}"]
+        return [f"k={self.k}"]
 
 
 class TopKBy(Aggregate[Any, "list[list[Any]]", "list[Any]"]):
@@ -299,7 +299,7 @@ class TopKBy(Aggregate[Any, "list[list[Any]]", "list[Any]"]):
     def __init__(self, k: int, field: Field, by: Field) -> None:
         require_positive(k, "agg.top_k(): k")
         self.field = FieldPair(by, field)
-        self._k = k
+        self.k = k
 
     def init(self) -> list[list[Any]]:
         """An empty list of [order, value], sorted, least first, and equal ones latest first."""
@@ -312,7 +312,7 @@ class TopKBy(Aggregate[Any, "list[list[Any]]", "list[Any]"]):
 
     def merge(self, left: list[list[Any]], right: list[list[Any]]) -> list[list[Any]]:
         """The k greatest of both; of equal ones those of the earlier session count as first."""
-        return sorted(right + left, key=_ORDER)[-self._k :]
+        return sorted(right + left, key=_ORDER)[-self.k :]
 
     def result(self, accumulator: list[list[Any]]) -> list[Any]:
         """The values without what they are ordered by, greatest first."""
@@ -322,7 +322,7 @@ class TopKBy(Aggregate[Any, "list[list[Any]]", "list[Any]"]):
         self, accumulators: list[Any], slots: Iterable[int], values: Iterable[Any]
     ) -> None:
         """One comparison for a row that is not among the k greatest."""
-        k = self._k
+        k = self.k
         for slot, (order, value) in zip(slots, values, strict=True):
             if order is not None and value is not None:
                 top = accumulators[slot]
@@ -335,7 +335,7 @@ class TopKBy(Aggregate[Any, "list[list[Any]]", "list[Any]"]):
 
     def parameters(self) -> list[str]:
         """How many."""
-        return [f"k={self._k}"]
+        return [f"k={self.k}"]
 
 
 class Reduce(OwnResult[Any]):

@@ -11,8 +11,10 @@ import pytest
 
 from millstream.processor import agg
 from millstream.processor.aggregate import Aggregate
-from millstream.processor.frame_accumulators import Inputs
-from millstream.processor.frame_aggregates import Objects, accumulators_for
+from millstream.processor.fields import FieldPair
+from millstream.processor.frame_accumulators import AddError, Inputs
+from millstream.processor.frame_aggregates import accumulators_for
+from millstream.processor.frame_objects import Objects, objects_of
 from millstream.processor.numeric_aggregates import Variance
 
 SLOTS = 400
@@ -110,3 +112,85 @@ def test_the_bound_of_sums_falls_with_what_is_gone() -> None:
         sums.add(slot, large)
         assert not sums.accepts(large)
         sums.reset(slot)
+
+
+# --- aggregates whose accumulators are objects ---------------------------------------------------
+
+OBJECTS: list[Aggregate[Any, Any, Any]] = [
+    agg.distinct("x"),
+    agg.first("x"),
+    agg.last("x"),
+    agg.min("x"),
+    agg.max("x"),
+    agg.collect("x", limit=3),
+    agg.top_k(3, "x"),
+    agg.quantile(0.5, "x"),
+    agg.first("x", by="y"),
+    agg.last("x", by="y"),
+    agg.top_k(3, "x", by="y"),
+    agg.reduce(max, "x"),
+]
+DRAWN: dict[str, tuple[Any, list[Any]]] = {
+    "ints": (pa.int64(), [*range(-5, 40), 2**62, -(2**63), 2**53 + 1, 2**53]),
+    "floats": (pa.float64(), [0.0, -0.0, 1.5, -2.5, 1e300, 5e-324, *(n / 7 for n in range(30))]),
+    "texts": (pa.string(), ["", "a", "b", "ab", "\u00e4", "z" * 20, "\u65e5", "\U0001f600"]),
+    "flags": (pa.bool_(), [True, False]),
+}
+
+
+def drawn(rng: random.Random, values: list[Any], count: int) -> list[Any]:
+    """Some of the values, and nulls."""
+    return [None if rng.random() < 0.2 else rng.choice(values) for _ in range(count)]
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+@pytest.mark.parametrize("aggregate", OBJECTS, ids=lambda one: one.describe())
+def test_objects_are_what_rows_leave(aggregate: Aggregate[Any, Any, Any], kind: str) -> None:
+    if aggregate.word == "quantile" and kind == "texts":
+        pytest.skip("it takes numbers alone")
+    rng = random.Random(repr((aggregate.describe(), kind)))
+    type_, values = DRAWN[kind]
+    is_pair = isinstance(aggregate.field, FieldPair)
+    held = [aggregate.init() for _ in range(SLOTS)]
+    arrays = objects_of(aggregate)
+    arrays.grow(SLOTS)
+    for count in (5, 300, 3_000, 100):
+        column, order = drawn(rng, values, count), drawn(rng, values, count)
+        places = slots(rng, count)
+        whole = Inputs(pa.array(column, type_), pa.array(order, type_) if is_pair else None)
+        chosen = np.array(sorted(rng.sample(range(count), count - 3)))
+        arrays.add(np.array(places, np.int32)[chosen], whole.at(chosen))
+        added: list[Any] = list(zip(order, column, strict=True)) if is_pair else column
+        aggregate.add_column(held, [places[one] for one in chosen], [added[one] for one in chosen])
+
+        assert list(map(repr, held)) == list(map(repr, arrays.state(np.arange(SLOTS))))
+
+
+def test_only_rows_that_may_count_become_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    as_list = Inputs.as_list
+    monkeypatch.setattr(
+        Inputs, "as_list", lambda self, places: made.append(len(places)) or as_list(self, places)
+    )
+    values = pa.array([number % 7 for number in range(20_000)])
+    of_slots = (np.arange(20_000) % 3).astype(np.int32)
+    for aggregate in OBJECTS[:8]:
+        arrays = objects_of(aggregate)
+        arrays.grow(3)
+        arrays.add(of_slots, Inputs(values))
+    assert [21, 3, 3, 3, 3, 9, 2_857, 21] == made
+
+
+@pytest.mark.parametrize("aggregate", OBJECTS[3:5], ids=lambda one: one.describe())
+def test_the_first_row_that_cannot_be_compared_is_to_blame(
+    aggregate: Aggregate[Any, Any, Any],
+) -> None:
+    arrays = objects_of(aggregate)
+    arrays.grow(2)
+    arrays.add(np.array([1], np.int32), Inputs(pa.array(["text"])))
+
+    with pytest.raises(AddError) as raised:
+        arrays.add(np.array([0] * 90 + [1] * 30, np.int32), Inputs(pa.array(range(120))))
+
+    assert 90 == raised.value.index
+    assert isinstance(raised.value.__cause__, TypeError)

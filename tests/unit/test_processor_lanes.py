@@ -16,8 +16,8 @@ import pytest
 import millstream
 from millstream import RecordError, Store
 from millstream.processor import Pipeline, agg, col, daily, hopping, lanes, tumbling
-from millstream.processor.frame_aggregates import Objects
 from millstream.processor.frame_keys import KeyTable
+from millstream.processor.frame_objects import Objects
 from millstream.processor.frame_windowing import ArrayWindow, FrameWindowOperator
 from millstream.processor.frames import FrameChunk, plain_fields
 from millstream.processor.operators import FilterOperator, KeyByOperator, MapOperator

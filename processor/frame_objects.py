@@ -1,0 +1,278 @@
+"""Accumulators that are objects, as aggregates have them: of distinct, top_k, collect, and others.
+
+Of the rows of a step most change nothing of what such an aggregate keeps: a value that its key has
+had, a number that is not among the greatest. Which rows of a step could is found with array
+operations, by the rows of the step alone; these are made objects and added in their order, by the
+aggregate itself. So what it keeps is what rows would have left there, in the same order.
+
+This module needs the extra `arrow`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .aggregate import Aggregate
+from .errors import failed_index
+from .frame_accumulators import Accumulators, AddError, Inputs, Slots
+from .frame_errors import NotInColumnsError
+from .frame_keys import sorted_by_key
+from .frames import Array, Ints, normal
+from .numeric_aggregates import Max, Min
+from .quantile_aggregate import Quantile
+from .value_aggregates import Collect, Distinct, First, FirstBy, Last, LastBy, TopK, TopKBy
+
+Pick: TypeAlias = Callable[[Any, Slots, Array], Ints]
+"""Given an aggregate, the slots of rows and what they are compared by, which has no nulls: the
+places, in ascending order, of the rows that might change an accumulator."""
+
+_FEW: Final = 64
+"""So many rows are added faster than looked through."""
+_CODES_MAX: Final = 1 << 62
+
+
+class Objects(Accumulators):
+    """The accumulators of any aggregate, as it has them; it is asked about each row.
+
+    Args:
+        aggregate: Whose.
+        pick: Finds the rows to ask it about; None for all.
+    """
+
+    def __init__(self, aggregate: Aggregate[Any, Any, Any], pick: Pick | None = None) -> None:
+        self._aggregate = aggregate
+        self._pick = pick
+        self._held: list[Any] = []
+
+    def accepts(self, inputs: Inputs) -> bool:
+        """Always."""
+        return True
+
+    def grow(self, count: int) -> None:
+        """See `Accumulators.grow`."""
+        self._held += [self._aggregate.init() for _ in range(count - len(self._held))]
+
+    def add(self, slots: Slots, inputs: Inputs) -> None:
+        """Let the aggregate add them, or those of them that count."""
+        if self._pick is None or len(slots) <= _FEW:
+            self._add_all(slots, inputs)
+            return
+        try:
+            self._add_some(slots, inputs, self._pick)
+        except Exception as error:
+            # Those left out would raise as well: of all of them, the first is to blame.
+            self._add_all(slots, inputs)
+            raise AddError(0) from error
+
+    def _add_all(self, slots: Slots, inputs: Inputs) -> None:
+        values: Sequence[Any] = inputs.as_list()
+        remaining = iter(values)
+        try:
+            self._aggregate.add_column(self._held, slots.tolist(), remaining)
+        except Exception as error:
+            raise AddError(failed_index(values, remaining)) from error
+
+    def _add_some(self, slots: Slots, inputs: Inputs, pick: Pick) -> None:
+        """Add the rows that count."""
+        there = None if inputs.valid is None else np.flatnonzero(inputs.valid)
+        column, order = inputs.columns()
+        compared: Array = column if order is None else order
+        if there is not None:
+            slots, compared = slots[there], compared.take(pa.array(there))
+        if not len(slots):
+            return
+        places = pick(self._aggregate, slots, compared)
+        values = inputs.as_list(places if there is None else there[places])
+        self._aggregate.add_column(self._held, slots[places].tolist(), values)
+
+    def results(self, slots: Slots) -> Array:
+        """What the aggregate says, if that is a column."""
+        try:
+            results = self._aggregate.result_column(list(self.state(slots)))
+        except Exception as error:  # rows find out which it is, and raise again
+            raise NotInColumnsError("a result that raises") from error
+        kinds = set(map(type, results)) - {type(None)}
+        if not kinds <= {int} and not kinds <= {float} and not kinds <= {str}:
+            raise NotInColumnsError("results of several types")
+        try:
+            return normal(pa.array(results), "a result")
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+            raise NotInColumnsError(str(error)) from None
+
+    def state(self, slots: Slots) -> Sequence[Any]:
+        """The accumulators."""
+        return list(map(self._held.__getitem__, slots.tolist()))
+
+    def restore(self, accumulators: Sequence[Any]) -> None:
+        """Take accumulators."""
+        self._held = list(accumulators)
+
+    def reset(self, slots: Slots) -> None:
+        """Others, which nobody else has."""
+        for slot in slots.tolist():
+            self._held[slot] = self._aggregate.init()
+
+    def merge(self, left: Slots, right: Slots) -> None:
+        """Let the aggregate merge them."""
+        held, merge = self._held, self._aggregate.merge
+        for number, (slot, later) in enumerate(zip(left.tolist(), right.tolist(), strict=True)):
+            try:
+                held[slot] = merge(held[slot], held[later])
+            except Exception as error:
+                raise AddError(number) from error
+
+
+class Quantiles(Objects):
+    """Those of quantiles: equal values of a slot are added at once."""
+
+    def __init__(self, aggregate: Quantile) -> None:
+        super().__init__(aggregate, lambda _, slots, __: np.arange(len(slots)))
+        self._quantile = aggregate
+
+    def _add_some(self, slots: Slots, inputs: Inputs, pick: Pick) -> None:
+        if inputs.valid is not None:
+            there = np.flatnonzero(inputs.valid)
+            slots, inputs = slots[there], inputs.at(there)
+        if not len(slots):
+            return
+        column, _ = inputs.columns()
+        places, counts = _first_of_each(_codes(slots, column))
+        self._quantile.add_counts(
+            self._held, slots[places].tolist(), inputs.as_list(places), counts.tolist()
+        )
+
+
+def objects_of(aggregate: Aggregate[Any, Any, Any]) -> Objects:
+    """Accumulators of an aggregate for which no arrays will do."""
+    if type(aggregate) is Quantile:
+        return Quantiles(aggregate)
+    return Objects(aggregate, _PICKS.get(type(aggregate)))
+
+
+# --- which rows count ----------------------------------------------------------------------------
+
+
+def _new(_: Any, slots: Slots, values: Array) -> Ints:
+    """Of each slot the first of equal values."""
+    return _first_of_each(_codes(slots, values))[0]
+
+
+def _first(_: Any, slots: Slots, __: Array) -> Ints:
+    order, groups = sorted_by_key(slots)
+    return np.sort(order[_heads(groups)])
+
+
+def _last(_: Any, slots: Slots, __: Array) -> Ints:
+    order, groups = sorted_by_key(slots)
+    return np.sort(order[_tails(groups)])
+
+
+def _least(_: Any, slots: Slots, values: Array) -> Ints:
+    return _extreme(slots, values, np.minimum, _heads)
+
+
+def _greatest(_: Any, slots: Slots, values: Array) -> Ints:
+    return _extreme(slots, values, np.maximum, _heads)
+
+
+def _last_greatest(_: Any, slots: Slots, values: Array) -> Ints:
+    return _extreme(slots, values, np.maximum, _tails)
+
+
+def _extreme(slots: Slots, values: Array, better: Any, one_of: Callable[[Ints], Ints]) -> Ints:
+    """Of each slot the best value; of equal ones the first or the last."""
+    order, groups = sorted_by_key(slots)
+    numbers, heads = _comparable(values)[order], _heads(groups)
+    best = better.reduceat(numbers, heads)
+    places = np.flatnonzero(numbers == np.repeat(best, _sizes(heads, groups)))
+    return np.sort(order[places[one_of(groups[places])]])
+
+
+def _collected(aggregate: Collect, slots: Slots, _: Array) -> Ints:
+    """The first rows of each slot, as many as may be collected."""
+    order, groups = sorted_by_key(slots)
+    heads = _heads(groups)
+    place = np.arange(len(groups)) - np.repeat(heads, _sizes(heads, groups))
+    return np.sort(order[place < aggregate.limit])
+
+
+def _top(aggregate: TopK | TopKBy, slots: Slots, values: Array) -> Ints:
+    """Of slots with many rows those that are no less than the k-th greatest of them."""
+    k = aggregate.k
+    order, groups = sorted_by_key(slots)
+    numbers, heads = _comparable(values)[order], _heads(groups)
+    sizes = _sizes(heads, groups)
+    chosen = np.ones(len(groups), np.bool_)
+    for group in np.flatnonzero(sizes > max(4 * k, _FEW)).tolist():
+        part = slice(heads[group], heads[group] + sizes[group])
+        least = np.partition(numbers[part], sizes[group] - k)[sizes[group] - k]
+        chosen[part] = numbers[part] >= least
+    return np.sort(order[chosen])
+
+
+def _codes(slots: Slots, values: Array) -> Ints:
+    """A number for each row that says slot and value; 0.0 and -0.0 may be one or two values."""
+    encoded = pc.dictionary_encode(values)
+    codes: Ints = slots.astype(np.int64) * len(encoded.dictionary) + encoded.indices.to_numpy()
+    return codes
+
+
+def _first_of_each(codes: Ints) -> tuple[Ints, Ints]:
+    """Places of the first of equal codes, in ascending order, and how many are equal to each."""
+    if int(codes.max()) >= _CODES_MAX >> len(codes).bit_length():
+        _, codes = np.unique(codes, return_inverse=True)  # too large to be sorted with their places
+    order, groups = sorted_by_key(codes)
+    heads = _heads(groups)
+    firsts = order[heads]
+    ascending = np.argsort(firsts)
+    return firsts[ascending], _sizes(heads, groups)[ascending]
+
+
+def _comparable(values: Array) -> npt.NDArray[Any]:
+    """Numbers in the order of the values, equal ones for equal values."""
+    t, kind = pa.types, values.type
+    if t.is_timestamp(kind):
+        values = values.view(pa.int64())
+    elif t.is_string(kind):
+        encoded = pc.dictionary_encode(values)
+        rank = np.empty(len(encoded.dictionary), np.int64)
+        rank[pc.sort_indices(encoded.dictionary).to_numpy()] = np.arange(len(rank))
+        ranks: Ints = rank[encoded.indices.to_numpy()]
+        return ranks
+    numbers: npt.NDArray[Any] = values.to_numpy(zero_copy_only=False)
+    return numbers.astype(np.int8) if t.is_boolean(kind) else numbers
+
+
+def _heads(groups: Ints) -> Ints:
+    """Where groups of equal numbers begin."""
+    return np.flatnonzero(np.concatenate([[True], groups[1:] != groups[:-1]]))
+
+
+def _tails(groups: Ints) -> Ints:
+    """Where their last ones are."""
+    return np.flatnonzero(np.concatenate([groups[1:] != groups[:-1], [True]]))
+
+
+def _sizes(heads: Ints, groups: Ints) -> Ints:
+    return np.diff(np.append(heads, len(groups)))
+
+
+_PICKS: Final[Mapping[type, Pick]] = {
+    Distinct: _new,
+    First: _first,
+    Last: _last,
+    FirstBy: _least,
+    LastBy: _last_greatest,
+    Min: _least,
+    Max: _greatest,
+    Collect: _collected,
+    TopK: _top,
+    TopKBy: _top,
+}
+"""By the class of the aggregate itself: one derived from it may look at other rows."""
