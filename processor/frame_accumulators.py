@@ -8,14 +8,15 @@ This module needs the extra `arrow`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from .frame_errors import NotInColumnsError
+from .frame_turns import Turns
 from .frames import Array, Mask, to_list
 
 Slots: TypeAlias = "npt.NDArray[np.int32]"
@@ -97,6 +98,11 @@ class Inputs:
         values = to_list(column)
         return values if order is None else list(zip(to_list(order), values, strict=True))
 
+    def filled(self, other: Any) -> Numbers:
+        """The numbers, `other` where there is none."""
+        assert self.numbers is not None
+        return self.numbers if self.valid is None else np.where(self.valid, self.numbers, other)
+
     def with_slots(self, slots: Slots) -> tuple[Slots, Numbers]:
         """The numbers that are valid, and where they belong."""
         assert self.numbers is not None
@@ -176,6 +182,23 @@ class Accumulators(ABC):
         Raises:
             AddError: The aggregate raised; nothing else may be done with the accumulators.
         """
+
+    def follow(self, turns: Turns, inputs: Inputs) -> Followed:
+        """What the aggregate says after each row of accepted ones; nothing has changed then.
+
+        Raises:
+            NotInColumnsError: It is no column, or not found so.
+        """
+        del turns, inputs
+        raise NotInColumnsError("a result for every row")
+
+
+class Followed(NamedTuple):
+    """What an aggregate says after each row."""
+
+    results: Array
+    apply: Callable[[], None]
+    """Lets the accumulators be what they are after the last row."""
 
 
 def grown(array: Numbers, count: int, fresh: Any = 0) -> Numbers:

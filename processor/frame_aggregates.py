@@ -22,10 +22,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from .aggregate import Aggregate
-from .frame_accumulators import Accumulators, Inputs, Numbers, Slots, as_array, grown
+from .frame_accumulators import Accumulators, Followed, Inputs, Numbers, Slots, as_array, grown
 from .frame_errors import NotInColumnsError
 from .frame_objects import objects_of
-from .frames import Array, normal
+from .frame_turns import Turns
+from .frames import Array, Ints, Mask, normal
 from .numeric_aggregates import Count, Max, Mean, Min, StandardDeviation, Sum, Variance
 from .value_aggregates import First, Last
 
@@ -81,6 +82,15 @@ class Counts(Accumulators):
     def merge(self, left: Slots, right: Slots) -> None:
         """Add counts."""
         self._counts[left] += self._counts[right]
+
+    def follow(self, turns: Turns, inputs: Inputs) -> Followed:
+        """The count after each row."""
+        counts = turns.counted(_sorted_flags(turns, inputs), self._counts[turns.slots])
+
+        def apply() -> None:
+            self._counts[turns.slots] = turns.ends(counts)
+
+        return Followed(pa.array(turns.in_row_order(counts)), apply)
 
 
 class Sums(Accumulators):
@@ -170,6 +180,33 @@ class Sums(Accumulators):
         if self._dtype != np.float64:
             self._bound = max(self._bound, _greatest(self._sums[left]))
 
+    def follow(self, turns: Turns, inputs: Inputs) -> Followed:
+        """The sum after each row."""
+        counts, sums, apply = self._follow(turns, inputs)
+        if self._dtype == np.float64 and not counts.all():
+            raise NotInColumnsError("a sum of nothing is an int")
+        return Followed(normal(pa.array(turns.in_row_order(sums)), "a sum"), apply)
+
+    def _follow(self, turns: Turns, inputs: Inputs) -> tuple[Ints, Numbers, Callable[[], None]]:
+        """Counts and sums after each row, sorted."""
+        slots = turns.slots
+        counts = turns.counted(_sorted_flags(turns, inputs), self._counts[slots])
+        if inputs.numbers is None:
+            sums = turns.spread(self._sums[slots])
+        elif self._dtype == np.float64:
+            # Nulls are 0.0 here. No sum is -0.0, so that changes none.
+            numbers = turns.sorted(inputs.filled(0.0))
+            sums = turns.folded(np.add, numbers, self._sums[slots])
+        else:
+            sums = turns.added(turns.sorted(inputs.filled(0)), self._sums[slots])
+
+        def apply() -> None:
+            self._counts[slots], self._sums[slots] = turns.ends(counts), turns.ends(sums)
+            if self._dtype != np.float64 and inputs.numbers is not None:
+                self._bound += _weight(inputs.numbers)
+
+        return counts, sums, apply
+
 
 class Means(Sums):
     """Sums with the number of what was added."""
@@ -184,6 +221,16 @@ class Means(Sums):
         empty = counts == 0
         means = sums / np.where(empty, 1, counts)
         return normal(pa.array(means, mask=empty if empty.any() else None), "a mean")
+
+    def follow(self, turns: Turns, inputs: Inputs) -> Followed:
+        """The mean after each row."""
+        counts, sums, apply = self._follow(turns, inputs)
+        if self._dtype != np.float64 and _greatest(sums) > _EXACT_INT:
+            raise NotInColumnsError("an int that is no float")
+        empty = counts == 0
+        means = turns.in_row_order(sums / np.where(empty, 1, counts))
+        mask = turns.in_row_order(empty) if empty.any() else None
+        return Followed(normal(pa.array(means, mask=mask), "a mean"), apply)
 
     def state(self, slots: Slots) -> Sequence[Any]:
         """Pairs of count and sum."""
@@ -264,6 +311,18 @@ class Extremes(Accumulators):
         self._found[left] = better(self._found[left], self._found[right])
         self._seen[left] |= self._seen[right]
 
+    def follow(self, turns: Turns, inputs: Inputs) -> Followed:
+        """The extreme after each row."""
+        slots = turns.slots
+        before = self._seen[slots].astype(np.int64)
+        seen = turns.counted(_sorted_flags(turns, inputs), before) > 0
+        found = turns.spread(self._found[slots])
+        if inputs.numbers is not None:
+            better = np.minimum if self._least else np.maximum
+            numbers = turns.sorted(inputs.filled(self._worst))
+            found = turns.folded(better, numbers, self._found[slots])
+        return _followed(self._found, self._seen, turns, found, seen)
+
 
 class Ends(Accumulators):
     """The numbers that came first, or last."""
@@ -324,6 +383,19 @@ class Ends(Accumulators):
             take &= ~self._seen[left]
         self._found[left[take]] = self._found[right[take]]
         self._seen[left] |= self._seen[right]
+
+    def follow(self, turns: Turns, inputs: Inputs) -> Followed:
+        """What is first or last after each row."""
+        slots = turns.slots
+        found, seen = turns.spread(self._found[slots]), turns.spread(self._seen[slots])
+        if inputs.numbers is not None:
+            valid = np.ones(len(found), np.bool_) if inputs.valid is None else inputs.valid
+            flags, numbers = turns.sorted(valid), turns.sorted(inputs.numbers)
+            places = turns.first(flags) if self._first else turns.newest(flags)
+            taken = (places >= 0) & ~seen if self._first else places >= 0
+            found = np.where(taken, numbers[places], found)
+            seen = seen | (places >= 0)
+        return _followed(self._found, self._seen, turns, found, seen)
 
 
 class Variances(Accumulators):
@@ -429,6 +501,23 @@ _OF_NUMBERS: Final[Mapping[type, Callable[[Any, Any], Accumulators]]] = {
     StandardDeviation: lambda aggregate, _: Variances(aggregate),
 }
 """By the class of the aggregate itself: one derived from it may compute something else."""
+
+
+def _sorted_flags(turns: Turns, inputs: Inputs) -> Mask | None:
+    """Which rows have a value, sorted; None: all."""
+    return None if inputs.valid is None else turns.sorted(inputs.valid)
+
+
+def _followed(
+    found: Numbers, seen: Mask, turns: Turns, found_then: Numbers, seen_then: Mask
+) -> Followed:
+    """What was found after each row, null where nothing was seen; both to be kept."""
+
+    def apply() -> None:
+        found[turns.slots], seen[turns.slots] = turns.ends(found_then), turns.ends(seen_then)
+
+    mask = None if seen_then.all() else ~turns.in_row_order(seen_then)
+    return Followed(normal(pa.array(turns.in_row_order(found_then), mask=mask), "a value"), apply)
 
 
 def add_ones(counts: npt.NDArray[np.int64], slots: Slots) -> None:

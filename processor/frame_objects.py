@@ -11,6 +11,7 @@ This module needs the extra `arrow`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -20,9 +21,10 @@ import pyarrow.compute as pc
 
 from .aggregate import Aggregate
 from .errors import failed_index
-from .frame_accumulators import Accumulators, AddError, Inputs, Slots
+from .frame_accumulators import Accumulators, AddError, Followed, Inputs, Slots
 from .frame_errors import NotInColumnsError
 from .frame_keys import sorted_by_key
+from .frame_turns import Turns
 from .frames import Array, Ints, normal
 from .numeric_aggregates import Max, Min
 from .quantile_aggregate import Quantile
@@ -128,30 +130,62 @@ class Objects(Accumulators):
                 raise AddError(number) from error
 
 
+class DistinctValues(Objects):
+    """Those of `distinct`, which can also be followed."""
+
+    def __init__(self, aggregate: Distinct) -> None:
+        super().__init__(aggregate, _new)
+
+    def follow(self, turns: Turns, inputs: Inputs) -> Followed:
+        """How many there are after each row."""
+        column, held = inputs.columns()[0], self._held
+        if column is not None and pa.types.is_timestamp(column.type):
+            raise NotInColumnsError("times, which state cannot keep")
+        slots = turns.in_row_order(turns.spread(turns.slots))
+        places, _, values = _values_once(slots, inputs)
+        pairs = list(zip(slots[places].tolist(), values, strict=True))
+        new = [value not in held[slot] for slot, value in pairs]
+        flags = np.zeros(len(slots), np.bool_)
+        flags[places] = new
+        before = np.array([len(held[slot]) for slot in turns.slots.tolist()], np.int64)
+        counts = turns.counted(turns.sorted(flags), before)
+
+        def apply() -> None:
+            for slot, value in compress(pairs, new):
+                held[slot][value] = None
+
+        return Followed(pa.array(turns.in_row_order(counts)), apply)
+
+
 class Quantiles(Objects):
     """Those of quantiles: equal values of a slot are added at once."""
 
     def __init__(self, aggregate: Quantile) -> None:
-        super().__init__(aggregate, lambda _, slots, __: np.arange(len(slots)))
+        super().__init__(aggregate, _new)
         self._quantile = aggregate
 
     def _add_some(self, slots: Slots, inputs: Inputs, pick: Pick) -> None:
-        if inputs.valid is not None:
-            there = np.flatnonzero(inputs.valid)
-            slots, inputs = slots[there], inputs.at(there)
-        if not len(slots):
-            return
-        column, _ = inputs.columns()
-        places, counts = _first_of_each(_codes(slots, column))
-        self._quantile.add_counts(
-            self._held, slots[places].tolist(), inputs.as_list(places), counts.tolist()
-        )
+        del pick
+        places, counts, values = _values_once(slots, inputs)
+        self._quantile.add_counts(self._held, slots[places].tolist(), values, counts.tolist())
+
+
+def _values_once(slots: Slots, inputs: Inputs) -> tuple[Ints, Ints, list[Any]]:
+    """Of each slot its different values: the rows where they come first, how often, and they."""
+    there = np.arange(len(slots)) if inputs.valid is None else np.flatnonzero(inputs.valid)
+    if not len(there):
+        return there, there, []
+    given = inputs.at(there)
+    places, counts = _first_of_each(_codes(slots[there], given.columns()[0]))
+    return there[places], counts, given.as_list(places)
 
 
 def objects_of(aggregate: Aggregate[Any, Any, Any]) -> Objects:
     """Accumulators of an aggregate for which no arrays will do."""
     if type(aggregate) is Quantile:
         return Quantiles(aggregate)
+    if type(aggregate) is Distinct:
+        return DistinctValues(aggregate)
     return Objects(aggregate, _PICKS.get(type(aggregate)))
 
 
@@ -217,7 +251,9 @@ def _top(aggregate: TopK | TopKBy, slots: Slots, values: Array) -> Ints:
 
 
 def _codes(slots: Slots, values: Array) -> Ints:
-    """A number for each row that says slot and value; 0.0 and -0.0 may be one or two values."""
+    """A number for each row that says slot and value."""
+    if pa.types.is_float64(values.type):
+        values = pc.add(values, 0.0)  # -0.0 is 0.0
     encoded = pc.dictionary_encode(values)
     codes: Ints = slots.astype(np.int64) * len(encoded.dictionary) + encoded.indices.to_numpy()
     return codes
@@ -264,7 +300,6 @@ def _sizes(heads: Ints, groups: Ints) -> Ints:
 
 
 _PICKS: Final[Mapping[type, Pick]] = {
-    Distinct: _new,
     First: _first,
     Last: _last,
     FirstBy: _least,

@@ -1,4 +1,4 @@
-"""Operators without state on columns: filter, select, key_by. What they mean is in operators.py.
+"""Operators without state on columns: filter, select, key_by, merge. What they do: operators.py.
 
 Each takes frames as far as it can, and hands rows to the operator it stands for: rows that came as
 rows, and a frame on which columns would not surely give the same. Nothing has changed by then, so
@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 
 from .columns import MicroBatch, Rows
@@ -19,8 +20,8 @@ from .fields import Field
 from .frame_errors import NotInColumnsError
 from .frame_expressions import compile_columns, condition_mask
 from .frame_fields import column_of
-from .frames import Array, ColumnFrame, FrameChunk
-from .nodes import FilterNode, KeyByNode, MapBatchNode, MapNode, Node
+from .frames import Array, ColumnFrame, FrameChunk, join_frames
+from .nodes import FilterNode, KeyByNode, MapBatchNode, MapNode, MergeNode, Node
 from .operators import Operator
 from .selection import Selection
 from .stateful import MAIN
@@ -106,10 +107,40 @@ class FrameKeyByOperator(FrameOperator):
         return FrameChunk(chunk.rows, chunk.times, chunk.frame, keys)
 
 
+class FrameMergeOperator:
+    """Puts streams together whose rows are the same columns.
+
+    Args:
+        rows: The same operator on rows.
+        keyed: Whether the rows keep their keys.
+    """
+
+    def __init__(self, rows: Operator, *, keyed: bool) -> None:
+        self._rows = rows
+        self._keyed = keyed
+
+    def process(self, chunks: Sequence[Rows], batch: MicroBatch) -> Mapping[str, Rows]:
+        """All rows in the order of their input rows, then of the streams."""
+        filled = [chunk for chunk in chunks if chunk.row_count]
+        frames = [chunk for chunk in filled if isinstance(chunk, FrameChunk)]
+        if frames and len(frames) == len(filled):
+            if not self._keyed:
+                frames = [FrameChunk(each.rows, each.times, each.frame) for each in frames]
+            joined = join_frames(frames)
+            if joined is not None:
+                # Sorting is stable and the chunks come in order, so the row alone decides.
+                falls = len(frames) > 1 and bool((joined.rows[1:] < joined.rows[:-1]).any())
+                order = np.argsort(joined.rows, kind="stable") if falls else None
+                return {MAIN: joined if order is None else joined.take(order)}
+        return self._rows.process([chunk.as_chunk() for chunk in chunks], batch)
+
+
 def on_columns(node: Node, rows: Operator) -> Operator:
     """The operator of a node that runs on columns (lanes.py says which do)."""
     if isinstance(node, MapBatchNode):
         return rows
+    if isinstance(node, MergeNode):
+        return FrameMergeOperator(rows, keyed=node.keyed)
     if isinstance(node, FilterNode):
         assert isinstance(node.predicate, Expression)
         return FrameFilterOperator(node.predicate, rows)

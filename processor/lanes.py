@@ -31,6 +31,7 @@ from .nodes import (
     KeyByNode,
     MapBatchNode,
     MapNode,
+    MergeNode,
     Node,
     PortNode,
     SessionNode,
@@ -38,12 +39,18 @@ from .nodes import (
     SourceNode,
     WindowNode,
 )
-from .numeric_aggregates import Count
+from .numeric_aggregates import Count, Max, Mean, Min, Sum
 from .row_shapes import Joined
 from .selection import Selection
+from .table_nodes import RunningNode
+from .value_aggregates import Distinct, First, Last
 
 if TYPE_CHECKING:
     from .plan import Plan
+
+
+_FOLLOWED: Final = frozenset({Count, Sum, Mean, Min, Max, First, Last, Distinct})
+"""Aggregates that columns can say the results of after every row: of numbers, or a number."""
 
 
 @cache
@@ -247,6 +254,39 @@ def _of_session(plan: Plan, node: SessionNode) -> str | None:
     return _first(_of_aggregate(aggregate, plan, node) for _, aggregate in node.aggregates)
 
 
+def _of_running(plan: Plan, node: RunningNode) -> str | None:
+    if node.ttl_ms is not None:
+        return "a table with a time to live"
+    if plan.holding.spills:
+        return "its state may be on disk"
+    if node.single:
+        return "its rows are single values"
+    for _, aggregate in node.aggregates:
+        reason = _of_aggregate(aggregate, plan, node)
+        if reason is None and type(aggregate) not in _FOLLOWED:
+            reason = f"{aggregate.word or 'an own aggregate'}() of every row works on rows"
+        if reason is not None:
+            return reason
+    return None
+
+
+def _of_merge(plan: Plan, node: MergeNode) -> str | None:
+    shapes = {_shape(plan, each) for each in node.parents} - {None}
+    return "its streams have rows of several types" if len(shapes) > 1 else None
+
+
+def _shape(plan: Plan, node_id: int) -> object:
+    """What rows are made of, as far as the plan says: a Struct, or the fields of dicts."""
+    node = plan.nodes[_comes_from(plan, node_id)]
+    if isinstance(node, SourceNode):
+        return None if node.type in {dict, Any} else node.type
+    if isinstance(node, MapNode) and isinstance(node.function, Selection):
+        return None if node.function.keep else tuple(node.function.fields)
+    if isinstance(node, FilterNode | KeyByNode | DedupNode):
+        return _shape(plan, node.inputs[0])
+    return None
+
+
 def _of_aggregate(aggregate: Aggregate[Any, Any, Any], plan: Plan, node: Node) -> str | None:
     if aggregate.field is None:
         return None if type(aggregate) is Count else f"{aggregate.describe()} takes whole rows"
@@ -285,6 +325,8 @@ _REASONS: dict[type[Node], Callable[[Plan, Any], str | None]] = {
     CountNode: _of_count,
     TableJoinNode: _of_table_join,
     AsofJoinNode: _of_asof_join,
+    RunningNode: _of_running,
+    MergeNode: _of_merge,
     PortNode: lambda _plan, _node: None,
     SinkNode: lambda _plan, _node: None,
 }

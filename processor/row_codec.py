@@ -11,7 +11,7 @@ What state records look like is said in state.py; which types rows have, in row_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any, Final
 
@@ -196,16 +196,23 @@ def _require_plain(rows: Sequence[Any], what: str) -> None:
 def _foreign(value: object) -> str | None:
     """What in a value is not plain, in words."""
     kind = type(value)
+    parts: Iterable[object]
     if kind in _SCALARS:
         return None
     if isinstance(value, list) and kind is list:
-        return next(filter(None, map(_foreign, value)), None)
-    if isinstance(value, dict) and kind is dict:
-        for key in value:
-            if not _is_plain_key(key):
-                return f"the dict key {key!r}"
-        return next(filter(None, map(_foreign, value.values())), None)
-    return f"a {_name(kind)}"
+        parts = value
+    elif isinstance(value, dict) and kind is dict:
+        # Most keys and values are scalars: they are looked at in C.
+        if not _SCALARS.issuperset(map(type, value)):
+            for key in value:
+                if not _is_plain_key(key):
+                    return f"the dict key {key!r}"
+        parts = value.values()
+    else:
+        return f"a {_name(kind)}"
+    if _SCALARS.issuperset(map(type, parts)):
+        return None
+    return next(filter(None, map(_foreign, parts)), None)
 
 
 def _is_plain_key(key: object) -> bool:

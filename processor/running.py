@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 from .aggregating import RowAggregates, detached
 from .columns import Chunk, MicroBatch
 from .errors import fail
-from .keyed_state import IN_MEMORY, States
+from .keyed_state import IN_MEMORY, KeyedState, States
 from .numeric_aggregates import Count
 from .row_codec import PLAIN, RowCodec
 from .row_shapes import aggregated_type
@@ -42,8 +42,8 @@ class RunningOperator(StatefulOperator):
     def __init__(self, node: RunningNode, delay_ms: int, states: States = IN_MEMORY) -> None:
         super().__init__(node, delay_ms)
         self._node = node
-        codec = RowCodec(node.value_type, node.label) if node.single else PLAIN
-        self._state = states.make(node.name, codec, ttl_ms=node.ttl_ms)
+        self._states = states
+        self._state = self._empty()
         self._aggregates = RowAggregates(node.label, node.aggregates)
         self._make = aggregated_type(tuple(name for name, _ in node.aggregates))
         (_, self._first), *others = node.aggregates
@@ -53,6 +53,12 @@ class RunningOperator(StatefulOperator):
             and self._first.field is None
             and not others
         )
+
+    def _empty(self) -> KeyedState[Any]:
+        """State without keys."""
+        node = self._node
+        codec = RowCodec(node.value_type, node.label) if node.single else PLAIN
+        return self._states.make(node.name, codec, ttl_ms=node.ttl_ms)
 
     @property
     def live_count(self) -> int:

@@ -512,19 +512,20 @@ def _state_on_columns(node: Node, delay_ms: int, topology: Topology) -> Stateful
     from .frame_asof_join import FrameAsofJoinOperator  # noqa: PLC0415 - an extra
     from .frame_count_windowing import FrameCountOperator  # noqa: PLC0415 - an extra
     from .frame_dedup import FrameDedupOperator  # noqa: PLC0415 - an extra
+    from .frame_running import FrameRunningOperator  # noqa: PLC0415 - an extra
     from .frame_session_windowing import FrameSessionOperator  # noqa: PLC0415 - an extra
     from .frame_table_join import FrameTableJoinOperator  # noqa: PLC0415 - an extra
     from .frame_windowing import FrameWindowOperator  # noqa: PLC0415 - an extra
 
     if isinstance(node, DedupNode):
         return FrameDedupOperator(node, delay_ms, topology.rejects(node))
-    if isinstance(node, CountNode):
-        return FrameCountOperator(node, delay_ms)
-    if isinstance(node, SessionNode):
-        return FrameSessionOperator(node, delay_ms)
-    if isinstance(node, AsofJoinNode):
-        return FrameAsofJoinOperator(node, delay_ms)
     if isinstance(node, TableJoinNode):
         return FrameTableJoinOperator(node, delay_ms, topology.states)
-    assert isinstance(node, WindowNode)
-    return FrameWindowOperator(node, delay_ms)
+    kinds: Mapping[type[Node], Callable[[Any, int], StatefulOperator]] = {
+        CountNode: FrameCountOperator,
+        SessionNode: FrameSessionOperator,
+        RunningNode: FrameRunningOperator,
+        AsofJoinNode: FrameAsofJoinOperator,
+        WindowNode: FrameWindowOperator,
+    }
+    return kinds[type(node)](node, delay_ms)

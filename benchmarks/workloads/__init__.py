@@ -54,6 +54,8 @@ WORKLOADS: tuple[Workload, ...] = (
     restoring.WORKLOAD,
     visiting.WORKLOAD,
     lanes.SESSIONS,
+    lanes.RUNNING,
+    lanes.DIFFERENT,
     joining.WORKLOAD,
     nexmark.WORKLOAD,
 )

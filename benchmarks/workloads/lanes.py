@@ -1,4 +1,4 @@
-"""The column lane: P1 and P2 over JSON with a schema, P3 and sessions over a column topic.
+"""The column lane: P1 and P2 over JSON with a schema, all else over a column topic.
 
 The limits are batch engines over the same rows, on one thread: over a file of JSON lines where ours
 reads JSON, else over an Arrow table in memory. They compute one result and are done; ours reads a
@@ -41,6 +41,27 @@ class Large(msgspec.Struct):
     user: str
     cents: float
     ts: int
+
+
+class Running(msgspec.Struct):
+    """What totals of every row are written as."""
+
+    key: str
+    n: int
+    total: float
+    least: float
+    most: float
+
+
+class Different(msgspec.Struct):
+    """What windows of different values are written as."""
+
+    key: str
+    window_start: int
+    window_end: int
+    users: int
+    last: str
+    middle: float
 
 
 def prepare(context: Context) -> None:
@@ -198,9 +219,93 @@ def visits_of_rows(context: Context) -> Sample:
     return _run(context, visiting.visits(), "visits", None, values="json", schemas=False)
 
 
+# --- running: totals by user after every row -----------------------------------------------------
+
+
+def duckdb_running(context: Context) -> Sample:
+    """DuckDB, from a table to a table, each row with those of its user before it."""
+    connection, table = _duckdb(), _table(context)
+    connection.register("events", table)
+    query = """select "user", count(*) over w as n, sum(amount) over w as total,
+        min(amount) over w as least, max(amount) over w as most
+        from (select *, row_number() over () as place from events)
+        window w as (partition by "user" order by place rows unbounded preceding)"""
+    with Stopwatch() as watch:
+        found = connection.sql(query).to_arrow_table()
+    return {**watch.sample(context.records), "kept": float(found.num_rows)}
+
+
+def polars_running(context: Context) -> Sample:
+    """Polars, from a frame to a frame."""
+    polars = _polars()
+    frame = polars.from_arrow(_table(context))
+    with Stopwatch() as watch:
+        amount = polars.col("amount")
+        wanted = {
+            "n": amount.cum_count(),
+            "total": amount.cum_sum(),
+            "least": amount.cum_min(),
+            "most": amount.cum_max(),
+        }
+        columns = [each.over("user").alias(name) for name, each in wanted.items()]
+        found = frame.lazy().select("user", *columns).collect()
+    return {**watch.sample(context.records), "kept": float(len(found))}
+
+
+def _running() -> Pipeline:
+    job = Pipeline("running")
+    amount = {"least": agg.min("amount"), "most": agg.max("amount")}
+    keyed = job.source("events", type=Event, time="ts").key_by("user")
+    keyed.agg(n=agg.count(), total=agg.sum("amount"), **amount).to("running")
+    return job
+
+
+def running(context: Context) -> Sample:
+    """Ours, from a column topic to another."""
+    return _run(context, _running(), "running", Running)
+
+
+def running_of_rows(context: Context) -> Sample:
+    """The same pipeline over a topic without a schema: on rows, from JSON to JSON."""
+    return _run(context, _running(), "running", None, values="json", schemas=False)
+
+
+# --- different: who was there in a minute, who last, and the median amount -----------------------
+
+
+def duckdb_different(context: Context) -> Sample:
+    """DuckDB, from a table to a table; its quantile is an estimate, too."""
+    connection, table = _duckdb(), _table(context)
+    connection.register("events", table)
+    query = """select "user"[:2] as key, ts // 60000 as minute, count(distinct "user") as users,
+        last("user") as last, approx_quantile(amount, 0.5) as middle from events group by 1, 2"""
+    with Stopwatch() as watch:
+        found = connection.sql(query).to_arrow_table()
+    return {**watch.sample(context.records), "kept": float(found.num_rows)}
+
+
+def _different() -> Pipeline:
+    job = Pipeline("different")
+    source = job.source("events", type=Event, time="ts", disorder="10s")
+    windows = source.key_by(col("user").slice(0, 2)).window(tumbling("1m"))
+    middle = agg.quantile(0.5, "amount")
+    windows.agg(users=agg.distinct("user"), last=agg.last("user"), middle=middle).to("different")
+    return job
+
+
+def different(context: Context) -> Sample:
+    """Ours, from a column topic to another."""
+    return _run(context, _different(), "different", Different)
+
+
+def different_of_rows(context: Context) -> Sample:
+    """The same pipeline over a topic without a schema: on rows, from JSON to JSON."""
+    return _run(context, _different(), "different", None, values="json", schemas=False)
+
+
 def _load() -> None:
     """Load what is loaded when it is needed: what the others load is not measured either."""
-    for name in ("frame_outputs", "frame_session_windowing", "frame_windowing"):
+    for name in ("frame_outputs", "frame_running", "frame_session_windowing", "frame_windowing"):
         importlib.import_module(f"millstream.processor.{name}")
     importlib.import_module("millstream.json_columns")
     importlib.import_module("millstream.processor.frame_dedup")
@@ -268,6 +373,37 @@ SESSIONS = Workload(
     targets=(
         Target("columns", "rate", 0.5, "duckdb"),
         Target("columns", "rate", 10.0, "rows"),
+    ),
+    prepare=prepare,
+)
+RUNNING = Workload(
+    name="running columns",
+    title="totals by user after every row from columns, exactly once",
+    durability="sync, an epoch every 100 ms",
+    contestants={
+        "polars": polars_running,
+        "duckdb": duckdb_running,
+        "rows": running_of_rows,
+        "columns": running,
+    },
+    targets=(
+        Target("columns", "rate", 0.5, "duckdb"),
+        Target("columns", "rate", 5.0, "rows"),
+    ),
+    prepare=prepare,
+)
+DIFFERENT = Workload(
+    name="different columns",
+    title="different users, the last one and the median by minute from columns, exactly once",
+    durability="sync, an epoch every 100 ms",
+    contestants={
+        "duckdb": duckdb_different,
+        "rows": different_of_rows,
+        "columns": different,
+    },
+    targets=(
+        Target("columns", "rate", 0.5, "duckdb"),
+        Target("columns", "rate", 2.0, "rows"),
     ),
     prepare=prepare,
 )

@@ -85,6 +85,15 @@ class Found(msgspec.Struct):
     item: str | None = None
 
 
+def _daily(key: type, *fields: str, **more: type) -> type:
+    """What a query of days writes: a key, counts of bids, and statistics."""
+    names = ["n", "rank1", "rank2", "rank3"]
+    names += [name for of in fields for name in (of, *(f"{of}_rank{n}" for n in (1, 2, 3)))]
+    return msgspec.defstruct(
+        "Daily", [("key", key), *((name, int) for name in names), *more.items()]
+    )
+
+
 STORED = {
     "q0": generator.Bid,
     "q1": Priced,
@@ -94,6 +103,9 @@ STORED = {
     "q12": Counted,
     "q13": Found,
     "q14": Dear,
+    "q15": _daily(int, "bidders", "auctions"),
+    "q16": _daily(str, "bidders", "auctions"),
+    "q17": _daily(str, least=int, most=int, mean=float, total=int),
     "q20": Found,
 }
 """Results that are stored as columns, too."""

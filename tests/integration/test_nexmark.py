@@ -79,11 +79,11 @@ NEWEST = {
         where place <= 10 group by seller""",
     "q9": f"""select id, bidder, price, ts from ({IN_TIME})
         qualify row_number() over (partition by id order by price desc, ts) = 1""",
-    "q15": f"select [ts // 86400000], {COUNTS}, {DISTINCT} from bid group by ts // 86400000",
-    "q16": f"""select [(ts // 86400000)::varchar, channel], {COUNTS}, {DISTINCT} from bid
+    "q15": f"select ts // 86400000, {COUNTS}, {DISTINCT} from bid group by ts // 86400000",
+    "q16": f"""select (ts // 86400000) || ' ' || channel, {COUNTS}, {DISTINCT} from bid
         group by ts // 86400000, channel""",
-    "q17": f"""select [ts // 86400000, auction], {COUNTS}, min(price), max(price), avg(price),
-        sum(price)::bigint from bid group by ts // 86400000, auction""",
+    "q17": f"""select (ts // 86400000) || ' ' || auction, {COUNTS}, min(price), max(price),
+        avg(price), sum(price)::bigint from bid group by ts // 86400000, auction""",
     "q18": "from bid qualify row_number() over (partition by bidder, auction order by ts desc) = 1",
     "q19": "select auction, (list(price order by price desc))[:10] from bid group by 1",
 }
@@ -160,8 +160,6 @@ def test_newest_rows_are_those_of_duckdb(nexmark: SimpleNamespace, query: str) -
     newest = {record.key: msgspec.json.decode(record.value) for record in output}
     found = Counter(plain(tuple(row.values())) for row in newest.values())
     expected = asked(nexmark, NEWEST[query])
-    if query == "q16":  # a list of SQL has one type
-        found = Counter((tuple(map(str, key)), *rest) for key, *rest in found.elements())
     assert found == Counter(map(plain, expected))
     assert expected
 
@@ -190,11 +188,17 @@ def test_files_have_the_bids_by_date_and_minute(nexmark: SimpleNamespace, tmp_pa
     assert sorted(found) == sorted(expected)
 
 
+@pytest.mark.parametrize("columns", [False, True])
 @pytest.mark.parametrize("query", ["q5", "q7", "q11", "q15", "q16", "q17", "q18", "q19"])
-def test_crashes_change_nothing(nexmark: SimpleNamespace, query: str) -> None:
+def test_crashes_change_nothing(nexmark: SimpleNamespace, query: str, columns: bool) -> None:
     """The machine dies again and again, each time with 300 bids processed and not committed."""
     bids = nexmark.rows["bid"]
     with build(nexmark, query).driver() as driver:
+        if columns:
+            driver.store.delete_topic("bid")
+            driver.store.create_topic("bid", schema=nexmark.generator.Bid)
+            driver.crash()
+            driver.restore()
         for start in range(0, len(bids), 300):
             some = bids[start : start + 300]
             values = list(map(msgspec.json.encode, some))

@@ -171,32 +171,89 @@ def pipeline(rng: random.Random) -> Pipeline:
     """A random one over the topic `rows`."""
     job = Pipeline("job")
     time = rng.choice(("ts", None, col("ts") + 5))
-    source = job.source("rows", type=rng.choice((Row, dict)), time=time, disorder="2s")
+    source_type = rng.choice((Row, dict))
+    source = job.source("rows", type=source_type, time=time, disorder="2s")
     source.dead_letters.to("dead")
     stream: Any = source
+    if rng.random() < 0.15:
+        stream = stream.merge(job.source("more", type=source_type, time=time, disorder="3s"))
     for _ in range(rng.randrange(4)):
-        turn = rng.random()
-        if turn < 0.45:
-            stream = stream.filter(rng.choice(CONDITIONS)())
-        elif turn < 0.75:
-            chosen = rng.sample(FIELDS, rng.randrange(1, 4))
-            stream = stream.with_columns(**{name: make() for name, make in chosen})
-        elif turn < 0.79:
-            stream = stream.map(lambda row: row)
-        elif turn < 0.87:
-            stream = stream.dedup(rng.choice(KEYS)(), within=rng.choice(("1s", "1m")))
-        else:
-            stream.filter(rng.choice(CONDITIONS)()).to("side")
+        stream = another(stream, rng)
     if rng.random() < 0.2:
         stream = joined(job, stream, rng)
         if rng.random() < 0.4:
             stream.to("out")
             return job
+    if rng.random() < 0.2:
+        running(stream, rng)
+        return job
     if rng.random() < 0.15:
         stream.select("user", "count", more=col("amount") + col("count")).to("out")
         return job
     windowed(stream, rng)
     return job
+
+
+def another(stream: Any, rng: random.Random) -> Any:
+    """A stream with one more operator of those without results of their own."""
+    turn = rng.random()
+    if turn < 0.45:
+        return stream.filter(rng.choice(CONDITIONS)())
+    if turn < 0.75:
+        chosen = rng.sample(FIELDS, rng.randrange(1, 4))
+        return stream.with_columns(**{name: make() for name, make in chosen})
+    if turn < 0.79:
+        return stream.map(lambda row: row)
+    if turn < 0.84:
+        return merged(stream, rng)
+    if turn < 0.91:
+        return stream.dedup(rng.choice(KEYS)(), within=rng.choice(("1s", "1m")))
+    stream.filter(rng.choice(CONDITIONS)()).to("side")
+    return stream
+
+
+def merged(stream: Any, rng: random.Random) -> Any:
+    """A stream with parts of itself, of which some rows are others."""
+    parts = [stream.filter(rng.choice(CONDITIONS)()) for _ in range(rng.randrange(1, 3))]
+    if rng.random() < 0.5:
+        chosen = rng.choice(FIELDS)
+        parts[0] = parts[0].with_columns(**{chosen[0]: chosen[1]()})
+    return parts[0].merge(stream, *parts[1:])
+
+
+RUNNING: tuple[Callable[[], Any], ...] = (
+    agg.count,
+    lambda: agg.count("note"),
+    lambda: agg.sum("count"),
+    lambda: agg.sum("amount"),
+    lambda: agg.sum("weight"),
+    lambda: agg.sum("size"),
+    lambda: agg.mean("amount"),
+    lambda: agg.mean("size"),
+    lambda: agg.min("amount"),
+    lambda: agg.max("weight"),
+    lambda: agg.min("size"),
+    lambda: agg.max("count"),
+    lambda: agg.first("size"),
+    lambda: agg.last("amount"),
+    lambda: agg.first("weight"),
+    lambda: agg.last("count"),
+    lambda: agg.distinct("group"),
+    lambda: agg.distinct("note"),
+    lambda: agg.distinct("weight"),
+)
+
+
+def running(stream: Any, rng: random.Random) -> None:
+    """Let aggregates of all rows so far be written, after each row."""
+    chosen = rng.sample(RUNNING, rng.randrange(1, 4))
+    if rng.random() < 0.1:
+        chosen.append(rng.choice(AGGREGATES))
+    made = {f"a{number}": make() for number, make in enumerate(chosen)}
+    table = stream.key_by(rng.choice(KEYS)()).agg(**made)
+    table.to("out")
+    if rng.random() < 0.3:
+        table.to("running")
 
 
 def windowed(stream: Any, rng: random.Random) -> None:
@@ -284,6 +341,12 @@ def update(store: Store, data: Sequence[Row], rng: random.Random) -> None:
         store.append("known", value, key=user.encode(), timestamp_ms=time)
 
 
+def append(store: Store, topic: str, rows: Sequence[Row]) -> None:
+    """Put rows into a topic as JSON."""
+    values = [msgspec.json.encode(row) for row in rows]
+    store.append_many(topic, values, timestamps_ms=[row.ts for row in rows])
+
+
 class Outcome(NamedTuple):
     """What came of a run."""
 
@@ -307,6 +370,7 @@ def outcome(
     values = "columns" if columnar else "json"
     with millstream.open() as store:
         store.create_topic("rows", schema=Row, partitions=1, values=values)
+        store.create_topic("more", schema=Row, partitions=1, values=values)
         store.create_topic("known")
         create_stored(store, rng)
         parts = sorted(rng.randrange(len(data) + 1) for _ in range(rng.randrange(4)))
@@ -316,11 +380,8 @@ def outcome(
                 count = rng.randrange(1, len(chosen) + 1)
                 some, chosen = chosen[:count], chosen[count:]
                 update(store, some, rng)
-                store.append_many(
-                    "rows",
-                    [msgspec.json.encode(row) for row in some],
-                    timestamps_ms=[row.ts for row in some],
-                )
+                append(store, "rows", some)
+                append(store, "more", some[::3])
             last = stop == len(data)
             allowed = runs_on_columns if columns(number) else (lambda _plan, _topics: frozenset())
             try:
@@ -334,7 +395,8 @@ def outcome(
                     )
             except MillstreamError as error:
                 return Outcome({}, str(error))
-        topics = [topic.name for topic in store.topics() if topic.name not in {"rows", "known"}]
+        given = {"rows", "more", "known"}
+        topics = [topic.name for topic in store.topics() if topic.name not in given]
         return Outcome({topic: _records(store, topic) for topic in topics}, None)
 
 
