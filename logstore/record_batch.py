@@ -126,6 +126,11 @@ class RecordBatch:
         return column if self._whole else column[self._start : self._stop]
 
     @property
+    def has_keys(self) -> bool:
+        """Whether a record of the whole batch has a key, by its header."""
+        return bool(self.header.flags & HAS_KEYS)
+
+    @property
     def values(self) -> list[bytes | None]:
         """Value of each record; None is a tombstone."""
         try:

@@ -54,6 +54,11 @@ class InputBatch(Protocol):
         ...
 
     @property
+    def has_keys(self) -> bool:
+        """Whether a record may have a key."""
+        ...
+
+    @property
     def values(self) -> Sequence[bytes | None]:
         """Value of each record; None is a tombstone."""
         ...
@@ -277,7 +282,9 @@ class MicroBatch:
     def has_keys(self) -> bool:
         """Whether a record of the step has a key."""
         if self._keys is None:
-            columns = [batch.keys for batch in self.batches]
+            columns: list[Sequence[bytes | None]] = []
+            if any(batch.has_keys for batch in self.batches):
+                columns = [batch.keys for batch in self.batches]
             if all(column.count(None) == len(column) for column in columns):
                 columns = []
             self._keys = list(chain.from_iterable(columns))

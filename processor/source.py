@@ -229,7 +229,9 @@ class SourceStage:
         if node.time is None:
             times: Sequence[object] = part.timestamps_ms
         else:
-            getter = field_getter(node.time, values, self._kind)
+            # What is wrapped is called for each value, where reading many at once is of no use.
+            kind = None if node.missing_time == "append_time" else self._kind
+            getter = field_getter(node.time, values, kind)
             assert getter is not None
             if node.missing_time == "append_time":
                 getter = _or_none(getter)

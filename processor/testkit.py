@@ -101,6 +101,11 @@ class _ListBatch:
         return len(self.offsets)
 
     @property
+    def has_keys(self) -> bool:
+        """Whether a row may have a key."""
+        return True
+
+    @property
     def joined_values(self) -> tuple[bytes, Sequence[int]] | None:
         """As a batch of a log has them, so that a test goes the same way."""
         values = [value for value in self.values if value]

@@ -78,10 +78,11 @@ from .watermark import BEFORE_TIME, Progress, Watermark, least
 _NOTHING: Final = MicroBatch(())
 _NO_MOVES: Final = Progress(BEFORE_TIME, [], [])
 
-INPUT_RECORDS: Final = 1 << 12
+INPUT_RECORDS: Final = 5_000
 """Most records of one step on rows. Each becomes several objects, which every operator walks
 through: as long as they fit into a processor's own cache, that takes a tenth less time than with
-10,000."""
+10,000. A step has costs of its own, too, so a batch of 10,000 makes two, without a third for a
+rest."""
 
 LANE_RECORDS: Final = 1 << 17
 """The same on columns, where a step has costs of its own and rows have hardly any."""

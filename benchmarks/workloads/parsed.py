@@ -35,6 +35,7 @@ class ParsedBatch:
         self.offsets: Sequence[int] = range(self.record_count)
         self.timestamps_ms: Sequence[int] = [0] * self.record_count
         self.keys: Sequence[bytes | None] = [None] * self.record_count
+        self.has_keys = False
         self.headers: Sequence[Headers] = [()] * self.record_count
 
 

@@ -569,6 +569,14 @@ def test_values_put_together_are_those_of_the_slice() -> None:
             assert values[start:stop] == [data[one:end] for one, end in pairwise(bounds)]
 
 
+@pytest.mark.parametrize(("keys", "expected"), [(None, False), ([None, b"k"], True)])
+def test_a_batch_knows_whether_a_record_may_have_a_key(
+    keys: list[bytes | None] | None, expected: bool
+) -> None:
+    batch = written(encode_batch([b"a", b"b"], keys))
+    assert expected == batch.has_keys == batch.slice(0, 1).has_keys
+
+
 @pytest.mark.parametrize("values", [[b"a", None], [b"a", b""]])
 def test_values_are_not_put_together_where_one_is_empty_or_a_tombstone(
     values: list[bytes | None],

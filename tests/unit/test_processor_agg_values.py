@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pytest
 from ddsketch import CubicallyInterpolatedMapping
 from ddsketch.ddsketch import BaseDDSketch
@@ -16,6 +17,7 @@ from hypothesis import given, strategies as st
 
 from millstream import UsageError
 from millstream.processor import Aggregate, Pipeline, agg, col, tumbling
+from millstream.processor.errors import REJECTED, convert
 from millstream.processor.fields import FieldPair, field_getter, field_names
 from millstream.processor.serde import decode_state, encode_state, same_plain
 
@@ -380,6 +382,27 @@ def test_two_fields_are_read_at_once_from_dicts_objects_and_both() -> None:
     assert whole is not None
     assert whole(dicts[0]) == (1, {"name": "a", "n": 1})
     assert FieldPair("n", "name")(objects[0]) == (1, "a")
+
+
+def test_a_field_of_structs_is_read_at_once_and_one_that_is_missing_is_told() -> None:
+    kind = msgspec.defstruct("Row", ["n"])
+    rows = [kind(1), kind(2), kind(3)]
+    del rows[1].n
+    getter = field_getter("n", rows, kind)
+    assert getter is not None
+    bad: dict[int, Exception] = {}
+    assert [1, REJECTED, 3] == convert(rows, getter, bad.__setitem__)
+    assert [(1, AttributeError)] == [(index, type(error)) for index, error in bad.items()]
+
+
+@pytest.mark.parametrize("name", ["n", "class", chr(0xFB01)])
+def test_a_field_of_structs_is_read_whatever_its_name(name: str) -> None:
+    # To Python's parser the ligature in the list is the two letters it is made of.
+    kind = msgspec.defstruct("Row", ["fi", name])
+    rows = [kind(1, 2), kind(3, 4)]
+    getter = field_getter(name, rows, kind)
+    assert getter is not None
+    assert [2, 4] == convert(rows, getter, {}.__setitem__) == list(map(getter, rows))
 
 
 def test_the_names_a_field_reads_by_are_known() -> None:
