@@ -16,7 +16,7 @@ from .catalog_checks import problems
 from .clock import Clock
 from .database import readable_rows
 from .errors import DataError
-from .found_topics import FoundTopic
+from .found_topics import FoundTopic, original_of
 from .quarantine import set_aside
 from .storage import CATALOG_NAME, Storage
 
@@ -114,8 +114,12 @@ def _build(storage: Storage, clock: Clock, topics: Sequence[FoundTopic], *, copy
         database = catalog.database
         catalog_repair.copy_rows(database, old)
         catalog_repair.set_store(database, _store_uid(topics))
-        for topic in topics:
-            catalog_repair.adopt_topic(database, topic)
+        owners = catalog_repair.partition_owners(database)
+        names = set(owners.values())
+        for topic in sorted(topics, key=lambda topic: topic.name not in names):
+            if original_of(topic, owners) is None:
+                catalog_repair.adopt_topic(database, topic)
+                owners.update((each.uid, topic.name) for each in topic.partitions)
     finally:
         catalog.close()
     storage.sync_directory("")

@@ -56,6 +56,12 @@ def adopt_topic(database: Database, topic: FoundTopic) -> None:
             _adopt_partition(database, as_int(topic_id), number, secrets.randbits(62) + 1, 0)
 
 
+def partition_owners(database: Database) -> dict[int, str]:
+    """By the uid of each partition, the name of its topic."""
+    rows = database.query("SELECT uid, name FROM partitions JOIN topics ON id = topic_id")
+    return {as_int(uid): as_text(name) for uid, name in rows}
+
+
 def _adopt_partition(
     database: Database, topic_id: int, partition: int, uid: int, start_offset: int
 ) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import secrets
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from .config import TopicConfig
@@ -49,6 +49,17 @@ class FoundTopic(NamedTuple):
     def config(self) -> str:
         """The default: what it was is not in the files."""
         return TopicConfig().to_json()
+
+
+def original_of(topic: FoundTopic, owners: Mapping[int, str]) -> str | None:
+    """The topic whose partitions a copied or renamed directory holds; None: they are its own.
+
+    Args:
+        topic: What was found.
+        owners: By the uid of each partition that is known, the name of its topic.
+    """
+    named = (owners.get(partition.uid, topic.name) for partition in topic.partitions)
+    return next((name for name in named if name != topic.name), None)
 
 
 def find_topics(storage: Storage) -> list[FoundTopic]:

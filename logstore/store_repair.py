@@ -26,7 +26,7 @@ from .clock import Clock, SystemClock
 from .components import partition_directory
 from .engine import OPEN_LOCK, in_use
 from .errors import DataError, LockedError, UsageError
-from .found_topics import FoundTopic, find_topics
+from .found_topics import FoundTopic, find_topics, original_of
 from .partition_plan import (
     ForgetCheckpoint,
     MoveStart,
@@ -237,8 +237,9 @@ class _StoreRepair:
     def _adopt(self, catalog: Catalog, found: list[FoundTopic]) -> None:
         """Enter topics of which there are segments and no row."""
         known = {info.name for info in catalog.topics()}
+        owners = catalog_repair.partition_owners(catalog.database)
         for topic in found:
-            if topic.name in known:
+            if topic.name in known or self._refuse_copy(topic, owners):
                 continue
             reason = f"there are segments of topic {topic.name!r}, which the catalog does not know"
             path = topic.partitions[0].directory.rpartition("/")[0]
@@ -247,6 +248,20 @@ class _StoreRepair:
                 catalog_repair.adopt_topic(catalog.database, topic)
             else:
                 self._plan_found(topic, catalog.store_uid)
+
+    def _refuse_copy(self, topic: FoundTopic, owners: dict[int, str]) -> bool:
+        """Whether a topic is another one's, which `owners` knows; else it is entered there."""
+        original = original_of(topic, owners)
+        if original is None:
+            owners.update((each.uid, topic.name) for each in topic.partitions)
+            return False
+        path = topic.partitions[0].directory.rpartition("/")[0]
+        reason = (
+            f"its segments are those of topic {original!r}: it is a copy, or has been renamed. Move"
+            " it out of the store, or back"
+        )
+        self._report.refused.append(RepairAction(None, None, path, "none", reason))
+        return True
 
     def _check(self, facts: PartitionFacts) -> None:
         """See that opening the partition will be fine."""
@@ -282,8 +297,10 @@ class _StoreRepair:
 
     def _plan_without_catalog(self, found: list[FoundTopic]) -> None:
         """As if nothing of it could be read; what can be may spare the last of these steps."""
+        owners: dict[int, str] = {}
         for topic in found:
-            self._plan_found(topic, None)
+            if not self._refuse_copy(topic, owners):
+                self._plan_found(topic, None)
         self._undecided({})
         if self._generation:
             self._plan_generation()

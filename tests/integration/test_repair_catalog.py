@@ -231,6 +231,27 @@ def test_a_topic_the_catalog_does_not_know_is_entered(path: Path, tmp_path: Path
         assert store.verify(deep=True).ok
 
 
+@pytest.mark.parametrize("lost", [False, True], ids=["catalog", "no catalog"])
+def test_a_copied_topic_is_named_and_left_alone(path: Path, lost: bool) -> None:
+    """Its segments are those of another topic, which goes on; what is what the user must say."""
+    shutil.copytree(path / "topics/t/0", path / "topics/zz copy/0")
+    if lost:
+        for file in catalog_files(path):
+            file.unlink()
+    kept = segments(path)
+
+    for call in (plan_repair, repair, plan_repair, repair):
+        done = call(path)
+        (refused,) = done.refused
+        assert ("topics/zz copy", True) == (refused.path, "topic 't'" in refused.reason)
+    assert [] == done.actions
+    assert kept == segments(path)
+    with millstream.open(path) as store:
+        assert ALL == values(store)
+        assert store.verify(deep=True).ok
+        assert "zz copy" not in {info.name for info in store.topics()}
+
+
 def test_the_rest_of_a_deletion_is_not_brought_back(path: Path) -> None:
     database = apsw.Connection(str(path / "catalog.db"), vfs=CHECKED_VFS)
     database.execute("PRAGMA foreign_keys = ON; DELETE FROM topics WHERE name = 't'").fetchall()

@@ -126,6 +126,19 @@ def test_a_repair_may_be_repeated() -> None:
     assert [f"{8:020d}-{log.places[-1].end}.torn.0"] == names
 
 
+def test_the_cut_of_a_torn_tail_is_durable_and_so_is_its_copy() -> None:
+    log = prepare(sealed=1)
+    end = log.places[-1].end
+    log.overwrite(log.active, end, b"torn")
+    storage = log.storage.crash(keep="all")  # the torn bytes are on the disk
+    facts = facts_of(log)
+    repair(storage, facts, examine(storage, facts))
+
+    left = storage.crash(keep="none")
+    assert end == left.size(log.active)
+    assert [b"torn"] == list(quarantined(left).values())
+
+
 def test_later_segments_behind_a_tear_are_moved_away() -> None:
     """The sealed segment lost its end: what was written after it cannot be reached any more."""
     storage = MemoryStorage()
