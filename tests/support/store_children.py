@@ -28,7 +28,9 @@ from millstream.testing import ManualClock
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TIMEOUT = 60
+TIMEOUT = 300
+"""Seconds a child lives at most, so that one that hangs ends the test. Some are needed for all of a
+test, which takes a minute on a busy machine."""
 KEPT_FOR_EVER: list[object] = []
 """Lives as long as the interpreter."""
 T0 = TopicPartition("t", 0)
@@ -76,7 +78,11 @@ def hear(child: subprocess.Popen[bytes], count: int = 1) -> bytes:
 def say(child: subprocess.Popen[bytes], word: bytes = b".") -> None:
     """Let a child go on that waits for a byte."""
     assert child.stdin is not None
-    child.stdin.write(word)
+    try:
+        child.stdin.write(word)
+    except BrokenPipeError:
+        _, errors = child.communicate()
+        raise AssertionError(f"died with {child.returncode}: {errors.decode()}") from None
 
 
 def tell(word: bytes = b".") -> None:
