@@ -126,6 +126,29 @@ def test_scenario_74_retention_removes_what_is_being_rewritten(
         assert 50 == again.offsets("t")[0].start
 
 
+def test_scenario_74_what_retention_removes_at_any_step_does_not_come_back(
+    store: Store,
+    storage: MemoryStorage,
+    model: CompactedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    cell: Cell,
+) -> None:
+    monkeypatch.setattr("millstream.compaction_round.STEP_BYTES", 1024)
+    shape(store, cell)
+    for part in range(8):  # a segment each, and a compaction whose every step is interrupted once
+        fill(store, model, count=12)
+        store.roll("t", 0)
+        for number, _ in enumerate(compactor(store).run()):
+            sealed = store.segments("t", 0)[:-1]
+            if number % 8 == part and sealed and model.start < sealed[0].end_offset:
+                model.start = sealed[0].end_offset
+                store.trim("t", {0: model.start})
+        assert all(each.end_offset > model.start for each in store.segments("t", 0)[:-1])
+
+    for again in restarted(store, storage, cell):
+        model.check(again)
+
+
 def test_scenario_74_the_topic_is_deleted_meanwhile(
     store: Store,
     storage: MemoryStorage,

@@ -22,6 +22,7 @@ from millstream import (
     Transaction,
     UsageError,
 )
+from millstream.compaction import ALL, NONE, LaterKeys
 from millstream.format import CONTROL, OFFSET_DELTAS, BatchHeader
 from millstream.segment import scan_headers
 from millstream.testing import ManualClock, MemoryStorage
@@ -331,6 +332,15 @@ def test_scenario_73_empty_and_huge_keys(store: Store, storage: MemoryStorage, c
         assert [(3, b"k" * 64), (4, b""), (5, long), (6, longer)] == [
             (record.offset, record.key) for record in again.read("t")
         ]
+
+
+def test_long_keys_are_told_apart_and_none_is_no_key() -> None:
+    later, keys = LaterKeys(), [b"k" * 64 + b"%d" % number for number in range(500)]
+    assert ALL == later.take(keys[:250])
+    assert ALL == later.take(keys[250:])
+    assert NONE == later.mask(keys)
+    assert ALL == later.take([None, b"a"])
+    assert b"\x01\x00" == later.mask([None, b"a"])
 
 
 def test_scenario_73_a_gap_of_more_than_2_to_the_31_offsets_in_a_segment(

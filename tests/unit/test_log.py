@@ -270,6 +270,21 @@ def test_zeros_of_a_segment_that_has_gone_since_need_no_sync() -> None:
     abandon(store)
 
 
+def test_a_sealed_segment_keeps_no_zeros() -> None:
+    storage = MemoryStorage()
+    with open_quietly(storage) as store:
+        store.create_topic("t")
+        store.append("t", b"a")
+        log = log_of(store)
+        path = segment_path(log.directory, 0)
+        log.zero_fill()
+        filled = storage.size(path)
+        end = log.slot[Slot.END_POSITION]
+        store.roll("t", 0)
+
+        assert storage.size(path) == end < filled
+
+
 @pytest.mark.parametrize("number", range(6))
 def test_a_roll_that_fails_leaves_the_segment_as_it_was(number: int) -> None:
     storage = MemoryStorage()

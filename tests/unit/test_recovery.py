@@ -5,21 +5,23 @@ Damage in all its forms is in tests/crash.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from damaged_log import DIRECTORY, DamagedLog, prepare, quarantined, read_all, using
+from damaged_log import DIRECTORY, DamagedLog, prepare, quarantined, read_all, segments, using
 from simulated_stores import abandon, log_of, open_quietly
 
 from millstream import StorageError, Store, recovery
+from millstream.batch import BatchPlacement, buffers, encode_batch, seal
 from millstream.catalog_age import check_generation
 from millstream.errors import CorruptBatchError, CorruptSegmentError, DataError
 from millstream.recovery import Examination, examine, repair, rewrite_unsynced
 from millstream.segment_chain import PartitionFacts
 from millstream.tail import COUNTER_BITS
-from millstream.testing import MemoryStorage
+from millstream.testing import FaultPlan, Keep, MemoryStorage, SimulatedCrash
 
 
 def facts_of(log: DamagedLog, **changes: object) -> PartitionFacts:
@@ -102,6 +104,51 @@ def test_the_very_last_record_below_the_watermark_counts() -> None:
     assert examine(log.storage, facts_of(whole, durable_offset=first)).tear is not None
 
 
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"previous_hash": 1}, "does not link"),
+        ({"sequence": 0}, "sequence of the batch does not rise"),
+        ({"partition_uid": 1}, "another partition"),
+        ({"base_offset": 99}, "found offset 99"),
+        ({}, None),
+    ],
+    ids=["link", "sequence", "partition", "offset", "nothing"],
+)
+def test_a_whole_batch_that_cannot_follow_is_no_part_of_the_log(
+    wrong: dict[str, int], reason: str | None
+) -> None:
+    """As one of an earlier life of the file, which is found again behind a torn write."""
+    log = prepare(durable=2, unsynced=0)
+    last = log.places[-1]
+    facts = facts_of(log, durable_offset=last.header.next_offset)
+    uid = int.from_bytes(log.read(log.active)[40:48], "little")
+    fits = BatchPlacement(
+        segment_uid=uid,
+        partition_uid=last.header.partition_uid,
+        base_offset=last.header.next_offset,
+        append_timestamp_ms=last.header.append_timestamp_ms,
+        previous_hash=last.header.header_hash,
+        durable_offset=last.header.next_offset,
+        sequence=last.header.sequence + 1,
+        transaction_id=0,
+        prior_max_timestamp_ms=last.header.prior_max_timestamp_ms,
+    )
+    encoded = encode_batch([b"old"])
+    header, _ = seal(encoded, fits._replace(**wrong))
+    log.overwrite(log.active, last.end, b"".join(buffers(encoded, header)))
+
+    found = examine(log.storage, facts)
+
+    assert (reason is None) == (found.tear is None)
+    if found.tear is None:
+        assert last.header.next_offset + 1 == found.end.next_offset
+    else:
+        assert reason is not None
+        assert reason in found.tear.reason
+        assert last.header.next_offset == found.end.next_offset
+
+
 def test_an_examination_changes_nothing() -> None:
     log = prepare(sealed=1)
     log.overwrite(log.active, log.places[-1].end, b"torn")
@@ -158,6 +205,34 @@ def test_later_segments_behind_a_tear_are_moved_away() -> None:
         assert 1 == again.append("t", b"next").offset
     saved = sorted(path.rpartition("/")[2] for path in quarantined(log.storage.crash()))
     assert [f"{0:020d}-5376.torn.0", f"{2:020d}.segment.0"] == saved
+
+
+@pytest.mark.parametrize("keep", ["none", "all"])
+def test_power_fails_at_each_step_while_later_segments_are_moved_away(keep: Keep) -> None:
+    """Never a hole among them: that would be refused, though nothing durable is missing."""
+    storage = MemoryStorage()
+    store = open_quietly(storage, durability="os")
+    store.create_topic("t")
+    for value in (b"a", b"b" * 5000, b"c", b"d", b"e"):
+        store.append("t", value)
+        if value != b"a":
+            store.roll("t", 0)
+    abandon(store)
+    whole = DamagedLog(storage, [], 0).copy()
+    whole.forget_words()
+    whole.cut(f"{DIRECTORY}/{0:020d}.segment", 4000)
+    assert 5 == len(segments(whole.storage))
+    for step in range(100):
+        broken = whole.storage.crash(keep="all")
+        broken.faults = FaultPlan(crash_at=len(broken.trace) + step)
+        with contextlib.suppress(SimulatedCrash), using(broken) as store:
+            read_all(store)
+        finished = not broken.is_dead
+        with using(broken.crash(keep=keep)) as store:
+            assert [b"a"] == read_all(store)
+        if finished:
+            break
+    assert step > 15
 
 
 def test_temporary_files_of_an_interrupted_roll_are_swept() -> None:
