@@ -18,7 +18,7 @@ FOLDERS = ("tests/crash/", "tests/property/")
 SIZES = (
     *("MILLSTREAM_SEED", "MILLSTREAM_CELLS", "MILLSTREAM_FLIPS", "MILLSTREAM_CATALOG_FLIPS"),
     *("MILLSTREAM_FUZZ_EXAMPLES", "MILLSTREAM_MODEL_EXAMPLES", "MILLSTREAM_PLANS"),
-    *("MILLSTREAM_SEGMENTS", "MILLSTREAM_TOPICS"),
+    *("MILLSTREAM_SEGMENTS", "MILLSTREAM_TOPICS", "MILLSTREAM_KILLS"),
 )
 """What tests take from the environment, and a repetition needs, too."""
 SECONDS = float(os.environ["MILLSTREAM_TEST_SECONDS"])
