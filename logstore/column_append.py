@@ -7,18 +7,21 @@ one partition, in turn.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from .append import partition_of
 from .arrow_columns import compute
 from .batch import EncodedBatch
-from .column_batch import conforming, encode_arrow, given_column, keys_of
+from .column_batch import ArrowPart, conforming, encode_arrow, given_column, keys_of, times_of
 from .config import TopicInfo
 from .engine import Engine
 from .errors import UsageError, missing_key
 from .log import Log
 from .topic_schema import pyarrow
+
+_PIECE_BYTES: Final = 4 << 20
+"""Bytes that are written at once, at least: smaller batches share a hold of the append lock."""
 
 
 class ColumnAppender:
@@ -35,35 +38,37 @@ class ColumnAppender:
         partition: int | None,
         keys: object = None,
         timestamps_ms: object = None,
-    ) -> list[tuple[Log, EncodedBatch]]:
-        """Batches in the order of partitions; see `Store.append_arrow`."""
+    ) -> Generator[list[tuple[Log, EncodedBatch]], None, None]:
+        """Batches in the order of partitions, in pieces to be written; see `Store.append_arrow`.
+
+        What is wrong with the data is an error before the first piece. While a piece is written the
+        next is compressed, and no more than these are in memory.
+        """
         info = self._engine.topic(topic)
-        batches = conforming(data, topic, info.config)
-        rows = sum(batch.num_rows for batch in batches)
-        given_keys = None if keys is None else given_column(keys, "keys", "binary", rows)
-        stamps = None
-        if timestamps_ms is not None:
-            stamps = given_column(timestamps_ms, "timestamps_ms", "int64", rows)
-        parts, start = [], 0
-        for batch in batches:
-            count = batch.num_rows
-            own = None if given_keys is None else given_keys.slice(start, count)
-            times = None if stamps is None else stamps.slice(start, count)
-            parts.append(_Part(batch, _keys(info, batch, own), times))
-            start += count
+        parts = _parts(info, data, keys, timestamps_ms)
         if partition is None and (info.partitions == 1 or all(part.keys is None for part in parts)):
             partition = next(self._turn) % info.partitions
-        if partition is not None:
-            log = self._engine.log(topic, partition)
-            return [(log, encode_arrow(info.config, *part)) for part in parts]
-        encoded = []
-        for number in range(info.partitions):
-            log = self._engine.log(topic, number)
-            for part in parts:
-                chosen = _rows_of(info, part, number)
-                if chosen.batch.num_rows:
-                    encoded.append((log, encode_arrow(info.config, *chosen)))
-        return encoded
+        places: Iterable[tuple[int, list[ArrowPart]]]
+        if partition is None:
+            places = enumerate(_spread(parts, info.partitions))
+        else:
+            places = [(partition, parts)]
+        encoded = (
+            (self._engine.log(topic, number), batch)
+            for number, chosen in places
+            for batch in encode_arrow(info.config, chosen)
+        )
+        if not info.config.columnar:
+            yield list(encoded)  # a row that cannot be JSON is found only here
+            return
+        piece: list[tuple[Log, EncodedBatch]] = []
+        for each in encoded:
+            piece.append(each)
+            if sum(batch.total_bytes for _, batch in piece) >= _PIECE_BYTES:
+                yield piece
+                piece = []
+        if piece:
+            yield piece
 
     def table_of(self, topic: str, columns: Mapping[str, Sequence[object]]) -> Any:
         """The columns of a mapping as a pyarrow.Table; see `Store.append_columns`."""
@@ -89,14 +94,24 @@ class ColumnAppender:
         return pa.Table.from_arrays(arrays, names=names)
 
 
-class _Part(NamedTuple):
-    """Rows that become a batch, with what leads them."""
-
-    batch: Any
-    keys: Any
-    """A binary array; None: no row has a key."""
-    stamps: Any
-    """An int64 array; None: as declared, or the time of the append."""
+def _parts(info: TopicInfo, data: object, keys: object, timestamps_ms: object) -> list[ArrowPart]:
+    """The rows in parts of a size for a batch, with their keys and timestamps."""
+    batches = conforming(data, info.name, info.config)
+    rows = sum(batch.num_rows for batch in batches)
+    given_keys = None if keys is None else given_column(keys, "keys", "binary", rows)
+    given_times = None
+    if timestamps_ms is not None:
+        given_times = given_column(timestamps_ms, "timestamps_ms", "int64", rows)
+    parts, start = [], 0
+    for batch in batches:
+        count = batch.num_rows
+        own = None if given_keys is None else given_keys.slice(start, count)
+        times = None if given_times is None else given_times.slice(start, count)
+        if times is None and info.config.time_column is not None:
+            times = times_of(info.config, batch)
+        parts.append(ArrowPart(batch, _keys(info, batch, own), times))
+        start += count
+    return parts
 
 
 def _keys(info: TopicInfo, batch: Any, given: Any) -> Any:
@@ -111,12 +126,20 @@ def _keys(info: TopicInfo, batch: Any, given: Any) -> Any:
     return keys
 
 
-def _rows_of(info: TopicInfo, part: _Part, partition: int) -> _Part:
-    """The rows whose keys belong to a partition; each key is hashed once."""
+def _spread(parts: Sequence[ArrowPart], partitions: int) -> Iterator[list[ArrowPart]]:
+    """For each partition the rows whose keys belong to it; each key is hashed once."""
     pa = pyarrow()
-    numbered = part.keys.dictionary_encode()
-    places = [partition_of(key, info.partitions) for key in numbered.dictionary.to_pylist()]
-    chosen = pa.array([place == partition for place in places], pa.bool_())
-    mask = chosen.take(numbered.indices).fill_null(partition == 0)
+    placed = []
+    for part in parts:
+        numbered = part.keys.dictionary_encode()
+        places = [partition_of(key, partitions) for key in numbered.dictionary.to_pylist()]
+        placed.append(pa.array(places, pa.int32()).take(numbered.indices).fill_null(0))
+    for partition in range(partitions):
+        masks = [compute().equal(places, partition) for places in placed]
+        chosen = [_chosen(part, mask) for part, mask in zip(parts, masks, strict=True)]
+        yield [part for part in chosen if part.batch.num_rows]
+
+
+def _chosen(part: ArrowPart, mask: Any) -> ArrowPart:
     stamps = None if part.stamps is None else part.stamps.filter(mask)
-    return _Part(part.batch.filter(mask), part.keys.filter(mask), stamps)
+    return ArrowPart(part.batch.filter(mask), part.keys.filter(mask), stamps)

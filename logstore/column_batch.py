@@ -7,15 +7,24 @@ they are given. Which partition a row goes to is `column_append.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from typing import Any, Final, NamedTuple
 
-from .arrow_columns import bad_value, compute, encode_columns, from_json, to_json
+from .arrow_columns import bad_value, compute, encode_columns, encode_each, from_json, to_json
 from .arrow_leads import encode_keys, encode_times
 from .batch import EncodedBatch, encode_batch, encode_columns_batch
+from .column_section import ColumnSection
 from .config import TopicConfig
 from .errors import UsageError
-from .format import APPEND_TIME, CODEC_BY_NAME, COLUMNS, NO_TIMESTAMP, UNIFORM_TIMESTAMP
+from .format import (
+    APPEND_TIME,
+    CODEC_BY_NAME,
+    COLUMNS,
+    NO_TIMESTAMP,
+    SECTION_RAW_BYTES_MAX,
+    UNIFORM_TIMESTAMP,
+)
 from .record import Headers
 from .topic_schema import pyarrow, stored_schema
 
@@ -23,6 +32,8 @@ BATCH_ROWS: Final = 1 << 17
 """Rows of one batch, at most: what a reader decodes at once."""
 BATCH_BYTES: Final = 16 << 20
 """Bytes of one batch, about."""
+_BATCH_BYTES_MAX: Final = SECTION_RAW_BYTES_MAX - (8 << 20)
+"""At most; what is left is for what describes 4,096 columns."""
 
 
 def encode_values(
@@ -90,34 +101,42 @@ def _times_of_all(config: TopicConfig, rows: Any, places: Sequence[int], count: 
     return times
 
 
-def encode_arrow(config: TopicConfig, batch: Any, keys: Any, stamps: Any = None) -> EncodedBatch:
-    """One batch of a pyarrow.RecordBatch that conforms to the schema of the topic.
+class ArrowPart(NamedTuple):
+    """Rows that become a batch, with what leads them."""
 
-    Args:
-        config: Of the topic.
-        batch: Not empty.
-        keys: A binary array, or None.
-        stamps: An int64 array of UTC milliseconds; None: the declared ones, if there are.
-    """
+    batch: Any
+    """A pyarrow.RecordBatch that conforms to the schema of the topic; not empty."""
+    keys: Any
+    """A binary array; None: no row has a key."""
+    stamps: Any
+    """An int64 array of UTC milliseconds; None: the time of the append."""
+
+
+def encode_arrow(config: TopicConfig, parts: Sequence[ArrowPart]) -> Iterator[EncodedBatch]:
+    """A batch of each part; the next ones are compressed while the caller writes one."""
     codec = CODEC_BY_NAME[config.compression]
-    if stamps is None and config.time_column is not None:
-        stamps = times_of(config, batch)
-    if not config.columnar:
-        values = to_json(batch.columns, list(batch.schema))
-        times = None if stamps is None else stamps.to_pylist()
-        column = None if keys is None else keys.to_pylist()
-        return encode_batch(values, column, times, codec=codec)
+    if config.columnar:
+        sections = encode_each([part.batch for part in parts], codec)
+        yield from map(_columns_batch, parts, sections, repeat(codec))
+        return
+    for batch, keys, stamps in parts:
+        yield encode_batch(
+            to_json(batch.columns, list(batch.schema)),
+            None if keys is None else keys.to_pylist(),
+            None if stamps is None else stamps.to_pylist(),
+            codec=codec,
+        )
+
+
+def _columns_batch(part: ArrowPart, columns: ColumnSection, codec: int) -> EncodedBatch:
     flags, extremes, times = UNIFORM_TIMESTAMP | APPEND_TIME, (0, 0), b""
-    if stamps is not None:
-        flags, extremes, times = encode_times(stamps)
-    more, column = (0, b"") if keys is None else encode_keys(keys)
+    if part.stamps is not None:
+        flags, extremes, times = encode_times(part.stamps)
+    more, keys = (0, b"") if part.keys is None else encode_keys(part.keys)
+    rows = part.batch.num_rows
+    sections = (times + keys, b"", b"")
     return EncodedBatch(
-        (batch.num_rows, batch.num_rows - 1),
-        flags | more | COLUMNS,
-        extremes,
-        (times + column, b"", b""),
-        codec,
-        encode_columns(batch, codec),
+        (rows, rows - 1), flags | more | COLUMNS, extremes, sections, codec, columns
     )
 
 
@@ -159,7 +178,14 @@ def conforming(data: object, topic: str, config: TopicConfig) -> list[Any]:
         raise UsageError(f"the data does not fit the schema of topic {topic!r}:\n{lines}")
     fitting = pa.Table.from_arrays(columns, schema=schema).combine_chunks()
     rows = max(1, min(BATCH_ROWS, BATCH_BYTES * table.num_rows // max(fitting.nbytes, 1)))
-    return [batch for batch in fitting.to_batches(max_chunksize=rows) if batch.num_rows]
+    batches = [batch for batch in fitting.to_batches(max_chunksize=rows) if batch.num_rows]
+    # Rows of very different sizes; it is found out before the first of the batches is written.
+    if any(batch.nbytes > _BATCH_BYTES_MAX for batch in batches):
+        raise UsageError(
+            f"columns of one batch exceed {_BATCH_BYTES_MAX} bytes: append fewer rows at once",
+            topic=topic,
+        )
+    return batches
 
 
 def _table(pa: Any, data: object) -> Any:

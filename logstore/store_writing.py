@@ -7,7 +7,7 @@ several writes at once are `transaction.py`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import overload
 
@@ -176,9 +176,9 @@ class StoreWriting:
         """Append Arrow data to a topic with a schema, and return when all of it is acknowledged.
 
         Columns are matched by name and cast where nothing is lost; a nullable one may be missing.
-        Rows become batches of about 16 MiB, which are written in one go but are not one
-        transaction (`Transaction.append_arrow` is). Rows with a key go to the partition it belongs
-        to; else all go to one, in turn.
+        Rows become batches of about 16 MiB. They are acknowledged together, but are not one
+        transaction (`Transaction.append_arrow` is): batches of other writers may come in between.
+        Rows with a key go to the partition it belongs to; else all go to one, in turn.
 
         Args:
             topic: An existing topic with a schema.
@@ -200,8 +200,8 @@ class StoreWriting:
             StorageError, PoisonedError: As `append`.
         """
         self._engine.ensure_writable()
-        batches = self._columns.encode(topic, data, partition, keys, timestamps_ms)
-        return self._append_batches(topic, batches, durability)
+        pieces = self._columns.encode(topic, data, partition, keys, timestamps_ms)
+        return self._append_pieces(topic, pieces, durability)
 
     def append_columns(
         self,
@@ -214,26 +214,26 @@ class StoreWriting:
         """Append columns by name: lists or NumPy arrays of equal length; see `append_arrow`."""
         self._engine.ensure_writable()
         table = self._columns.table_of(topic, columns)
-        return self._append_batches(
-            topic, self._columns.encode(topic, table, partition), durability
-        )
+        return self._append_pieces(topic, self._columns.encode(topic, table, partition), durability)
 
-    def _append_batches(
+    def _append_pieces(
         self,
         topic: str,
-        batches: Sequence[tuple[Log, EncodedBatch]],
+        pieces: Generator[list[tuple[Log, EncodedBatch]], None, None],
         durability: Durability | None,
     ) -> list[AppendMetadata]:
         check_durability(durability or self._engine.durability)
-        offsets = self._engine.append(batches)
+        written: list[AppendMetadata] = []
         ends: dict[Log, int] = {}
-        for (log, encoded), base in zip(batches, offsets, strict=True):
-            ends[log] = base + encoded.record_count
+        with closing(pieces):
+            for piece in pieces:
+                offsets = self._engine.append(piece)
+                for (log, encoded), base in zip(piece, offsets, strict=True):
+                    count = encoded.record_count
+                    written.append(AppendMetadata(topic, log.partition, base, count))
+                    ends[log] = base + count
         self._engine.acknowledge(list(ends.items()), durability)
-        return [
-            AppendMetadata(topic, log.partition, base, encoded.record_count)
-            for (log, encoded), base in zip(batches, offsets, strict=True)
-        ]
+        return written
 
     @overload
     def producer(

@@ -154,7 +154,8 @@ class Transaction:
     ) -> list[AppendMetadata]:
         """As `Store.append_arrow`; all of it visible when the transaction commits, or nothing."""
         self._ensure_open()
-        batches = self._columns.encode(topic, data, partition, keys, timestamps_ms)
+        pieces = self._columns.encode(topic, data, partition, keys, timestamps_ms)
+        batches = [batch for piece in pieces for batch in piece]
         return [
             AppendMetadata(topic, each.log.partition, each.base_offset, each.written.record_count)
             for each in self._write(batches)[0]
