@@ -7,6 +7,7 @@ It uses the public names of `millstream` alone.
 
 from . import agg
 from .agg import Aggregate
+from .aggregate import AnyAggregate
 from .calendar_windows import CalendarWindows, daily
 from .changed_plan import ChangedPlanError, MigrationStep
 from .connectors import (
@@ -72,6 +73,7 @@ from .windows import FixedWindows, Windowed, hopping, tumbling
 __all__ = [
     "Aggregate",
     "Aggregated",
+    "AnyAggregate",
     "CalendarWindows",
     "ChangedPlanError",
     "ComparableSink",

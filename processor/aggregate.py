@@ -26,7 +26,15 @@ A = TypeVar("A")
 R_co = TypeVar("R_co", covariant=True)
 
 
-class Aggregate(ABC, Generic[T_contra, A, R_co]):
+class AnyAggregate(ABC, Generic[T_contra, R_co]):
+    """An aggregate of values of type T with result R, whatever it keeps meanwhile.
+
+    What takes aggregates asks for this one: an accumulator that may be of any type would make
+    results that have its type of any type, too, to a type checker. Derive from `Aggregate`.
+    """
+
+
+class Aggregate(AnyAggregate[T_contra, R_co], Generic[T_contra, A, R_co]):
     """An aggregate of values of type T, with accumulator A and result R.
 
     Methods must depend on their arguments alone. Those that return an accumulator may change and

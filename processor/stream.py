@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, Self, 
 from millstream import UsageError, parse_duration_ms
 
 from . import agg
-from .agg import Aggregate
+from .aggregate import AnyAggregate
 from .aggregating import result_type
 from .expressions import Expression
 from .fields import Field, label, require_fields, require_readable
@@ -473,8 +473,7 @@ class WindowedStream(Generic[K, T]):
         """A value that every row changes: `agg(value=agg.fold(init, step, merge=merge))`."""
         return self.agg(value=agg.fold(init, step, merge=merge))
 
-    # The accumulator's type is the aggregate's own business: hence the Any.
-    def agg(self, **aggregates: Aggregate[T, Any, R]) -> WindowResults[K, T, R]:
+    def agg(self, **aggregates: AnyAggregate[T, R]) -> WindowResults[K, T, R]:
         """Compute named aggregates of every key and window; `emit` says when they are results.
 
         Args:

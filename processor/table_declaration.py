@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 from millstream import UsageError, parse_duration_ms
 
 from . import agg
-from .aggregate import Aggregate, require_invertible
+from .aggregate import Aggregate, AnyAggregate, require_invertible
 from .connectors import Source
 from .fields import Field, describe, label, require_field, require_function, require_readable
 from .plan import PlanBuilder
@@ -19,7 +19,7 @@ from .row_types import returned_type
 from .serde import key_decoder
 from .source_options import Reading, SourceOptions, source_node
 from .table_nodes import RecordKeyNode, RegroupNode, RunningNode, ttl_text
-from .window_declaration import check_aggregates
+from .window_declaration import checked_aggregates
 
 Ttl: TypeAlias = str | int | timedelta | None
 
@@ -95,7 +95,7 @@ def _single(
 def running_node(
     builder: PlanBuilder,
     parent: int,
-    aggregates: Mapping[str, Aggregate[Any, Any, Any]],
+    aggregates: Mapping[str, AnyAggregate[Any, Any]],
     ttl: Ttl,
     name: str | None,
 ) -> RunningNode:
@@ -107,16 +107,16 @@ def running_node(
     for option, given in (("ttl", ttl), ("name", name)):
         if isinstance(given, Aggregate):
             raise UsageError(f"an aggregate cannot be called {option!r} here: it is an option")
-    parts = _checked(aggregates, builder.type_of(parent))
+    checked = checked_aggregates(aggregates, builder.type_of(parent))
     lifetime_ms = ttl_ms(ttl)
     return RunningNode(
         id=builder.next_id,
         parents=(parent,),
-        label=f"agg {parts}{ttl_text(lifetime_ms)}",
+        label=f"agg {_in_words(checked)}{ttl_text(lifetime_ms)}",
         name=builder.state_name((parent,), "agg", name),
-        aggregates=tuple(aggregates.items()),
+        aggregates=tuple(checked.items()),
         single=False,
-        value_type=aggregated_type(tuple(aggregates)),
+        value_type=aggregated_type(tuple(checked)),
         ttl_ms=lifetime_ms,
     )
 
@@ -125,7 +125,7 @@ def regrouping_node(
     builder: PlanBuilder,
     parent: int,
     key: Field,
-    aggregates: Mapping[str, Aggregate[Any, Any, Any]],
+    aggregates: Mapping[str, AnyAggregate[Any, Any]],
     name: str | None,
 ) -> RegroupNode:
     """The node of `group_by().agg()` of a table.
@@ -137,27 +137,23 @@ def regrouping_node(
     require_readable(key, "group_by()")
     if isinstance(key, str):
         require_field(row_type, key, "group_by")
-    parts = _checked(aggregates, row_type)
-    for column, aggregate in aggregates.items():
+    checked = checked_aggregates(aggregates, row_type)
+    for column, aggregate in checked.items():
         require_invertible(aggregate, f"agg {column}")
     RowCodec(row_type, "group_by()")
     return RegroupNode(
         id=builder.next_id,
         parents=(parent,),
-        label=f"group_by {describe(key)}, agg {parts}",
+        label=f"group_by {describe(key)}, agg {_in_words(checked)}",
         name=builder.state_name((parent,), RegroupNode.kind, name),
         key=key,
         row_type=row_type,
-        aggregates=tuple(aggregates.items()),
-        value_type=aggregated_type(tuple(aggregates)),
+        aggregates=tuple(checked.items()),
+        value_type=aggregated_type(tuple(checked)),
     )
 
 
-def _checked(aggregates: Mapping[str, Aggregate[Any, Any, Any]], row_type: object) -> str:
-    """The aggregates in words."""
-    if not aggregates:
-        raise UsageError("agg() needs at least one aggregate, such as n=agg.count()")
-    check_aggregates(aggregates, row_type)
+def _in_words(aggregates: Mapping[str, Aggregate[Any, Any, Any]]) -> str:
     return ", ".join(f"{column}={one.describe()}" for column, one in aggregates.items())
 
 

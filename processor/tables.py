@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Self, TypeVar
 
 from millstream import UsageError
 
-from .agg import Aggregate
+from .aggregate import AnyAggregate
 from .connectors import Sink
 from .fields import Field, label
 from .row_shapes import Aggregated
@@ -107,7 +107,7 @@ class TableMethods(Rows[T], Generic[K, T]):
         *,
         ttl: str | int | timedelta | None = None,
         name: str | None = None,
-        **aggregates: Aggregate[T, Any, R],
+        **aggregates: AnyAggregate[T, R],
     ) -> Table[K, Aggregated[K, R]]:
         """Named aggregates of each key, updated with every row.
 
@@ -240,7 +240,7 @@ class GroupedTable(Generic[J, V]):
         self._key = key
         self._name = name
 
-    def agg(self, **aggregates: Aggregate[V, Any, R]) -> Table[J, Aggregated[J, R]]:
+    def agg(self, **aggregates: AnyAggregate[V, R]) -> Table[J, Aggregated[J, R]]:
         """Named aggregates of the rows that each group has now. A group without rows is deleted.
 
         Args:

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from millstream import UsageError, parse_duration_ms
 
 from .agg import Aggregate
-from .aggregate import require_mergeable
+from .aggregate import AnyAggregate, require_mergeable
 from .calendar_windows import CalendarWindows
 from .count_windows import CountWindows
 from .fields import require_fields, require_readable
@@ -68,7 +68,7 @@ def aggregating_node(
     builder: PlanBuilder,
     parent: int,
     chosen: Windowing,
-    aggregates: Mapping[str, Aggregate[Any, Any, Any]],
+    aggregates: Mapping[str, AnyAggregate[Any, Any]],
 ) -> AggregatingNode:
     """The node of a window operator.
 
@@ -76,21 +76,19 @@ def aggregating_node(
         UsageError: No aggregate, a reserved name, a field the row type lacks, or an aggregate
             that sessions cannot merge.
     """
-    if not aggregates:
-        raise UsageError("agg() needs at least one aggregate, such as n=agg.count()")
-    check_aggregates(aggregates, builder.type_of(parent))
+    checked = checked_aggregates(aggregates, builder.type_of(parent))
     windows, grace_ms, emission, name = chosen
     common: dict[str, Any] = {
         "id": builder.next_id,
         "parents": (parent,),
         "label": "",
         "name": builder.state_name((parent,), AggregatingNode.kind, name),
-        "aggregates": tuple(aggregates.items()),
+        "aggregates": tuple(checked.items()),
         "emission": emission,
     }
     node: AggregatingNode
     if isinstance(windows, SessionWindows):
-        for column, aggregate in aggregates.items():
+        for column, aggregate in checked.items():
             require_mergeable(aggregate, f"agg {column}")
         node = SessionNode(windows=windows, grace_ms=grace_ms, **common)
     elif isinstance(windows, CountWindows):
@@ -106,12 +104,17 @@ def labelled(node: AggregatingNode) -> AggregatingNode:
     return replace(node, label=f"window {node.windows_text}{node.emission}, agg {parts}")
 
 
-def check_aggregates(aggregates: Mapping[str, Aggregate[Any, Any, Any]], row_type: object) -> None:
-    """Refuse aggregates that cannot work on rows of a type.
+def checked_aggregates(
+    aggregates: Mapping[str, AnyAggregate[Any, Any]], row_type: object
+) -> dict[str, Aggregate[Any, Any, Any]]:
+    """The aggregates; those that cannot work on rows of a type are refused.
 
     Raises:
         UsageError: A reserved name, no aggregate, or a field the type lacks.
     """
+    if not aggregates:
+        raise UsageError("agg() needs at least one aggregate, such as n=agg.count()")
+    checked = {}
     for column, aggregate in aggregates.items():
         if not _COLUMN.fullmatch(column) or column in _RESERVED or keyword.iskeyword(column):
             raise UsageError(f"an aggregate cannot be called {column!r}")
@@ -123,6 +126,8 @@ def check_aggregates(aggregates: Mapping[str, Aggregate[Any, Any, Any]], row_typ
         if aggregate.field is not None:
             require_readable(aggregate.field, f"agg {column}")
         require_fields(row_type, aggregate.field, f"agg {column}")
+        checked[column] = aggregate
+    return checked
 
 
 def emitting(

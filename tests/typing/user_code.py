@@ -16,6 +16,7 @@ from millstream import Record
 from millstream.processor import (
     Aggregate,
     Aggregated,
+    AnyAggregate,
     ChangedPlanError,
     Context,
     DedupStream,
@@ -134,6 +135,37 @@ def aggregates_know_what_they_take_and_give() -> None:
     agg.fold(str, _count)  # type: ignore[misc]
     agg.fold(float, _plus, _user)  # type: ignore[misc]
     agg.fold(float, _plus, 5)  # type: ignore[call-overload]
+
+
+def results_of_aggregates_have_their_types() -> None:
+    rows = Pipeline("p").source("orders", type=Order).key_by(_user)
+    windows = rows.window(tumbling("1m"))
+    assert_type(windows.agg(n=agg.min(_amount)), WindowResults[str, Order, float])
+    assert_type(windows.agg(n=agg.max(_user)), WindowResults[str, Order, str])
+    assert_type(windows.agg(n=agg.collect(_user, limit=3)), WindowResults[str, Order, list[str]])
+    assert_type(windows.agg(n=agg.top_k(3, _user)), WindowResults[str, Order, list[str]])
+    assert_type(windows.agg(n=agg.reduce(_larger, _amount)), WindowResults[str, Order, float])
+    assert_type(windows.agg(n=agg.fold(int, _count)), WindowResults[str, Order, int])
+    assert_type(windows.agg(n=agg.fold(int, _count, result=str)), WindowResults[str, Order, str])
+    assert_type(windows.agg(n=agg.quantile(0.5, _amount)), WindowResults[str, Order, float | None])
+    assert_type(rows.agg(n=agg.max(_amount)), Table[str, Aggregated[str, float]])
+    grouped = rows.reduce(_newer).group_by(_user).agg(n=agg.fold(int, _count))
+    assert_type(grouped, Table[str, Aggregated[str, int]])
+    shouted = windows.agg(n=agg.max(_user)).map(lambda row: row["n"].upper())
+    assert_type(shouted, KeyedStream[str, str])
+    windows.agg(n=agg.max(_amount)).map(lambda row: row["n"].upper())  # type: ignore[attr-defined]
+    windows.agg(n=agg.sum(len_of_text))  # type: ignore[arg-type]
+    windows.agg(n=5)  # type: ignore[arg-type]
+    either: AnyAggregate[Order, float] = agg.max(_amount)
+    assert_type(windows.agg(n=either), WindowResults[str, Order, float])
+
+
+def _newer(left: Order, right: Order) -> Order:
+    return right
+
+
+def len_of_text(text: str) -> int:
+    return len(text)
 
 
 def _user(order: Order) -> str:
