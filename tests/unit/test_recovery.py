@@ -149,6 +149,14 @@ def test_a_whole_batch_that_cannot_follow_is_no_part_of_the_log(
         assert last.header.next_offset == found.end.next_offset
 
 
+def test_a_log_that_ends_whole_but_before_the_watermark_is_refused() -> None:
+    log = prepare(durable=2, unsynced=0)
+    end = log.places[-1].header.next_offset
+    facts = facts_of(log, durable_offset=end + 1)
+    with pytest.raises(CorruptBatchError, match=f"the log ends at offset {end} but records up to"):
+        examine(log.storage, facts)
+
+
 def test_an_examination_changes_nothing() -> None:
     log = prepare(sealed=1)
     log.overwrite(log.active, log.places[-1].end, b"torn")
@@ -186,7 +194,8 @@ def test_the_cut_of_a_torn_tail_is_durable_and_so_is_its_copy() -> None:
     assert [b"torn"] == list(quarantined(left).values())
 
 
-def test_later_segments_behind_a_tear_are_moved_away() -> None:
+@pytest.mark.parametrize("size", [6000, 5376], ids=["inside a batch", "between two"])
+def test_later_segments_behind_a_tear_are_moved_away(size: int) -> None:
     """The sealed segment lost its end: what was written after it cannot be reached any more."""
     storage = MemoryStorage()
     store = open_quietly(storage, durability="os")
@@ -198,13 +207,14 @@ def test_later_segments_behind_a_tear_are_moved_away() -> None:
     abandon(store)
     log = DamagedLog(storage, [[b"a" * 5000], [b"b" * 5000], [b"c"]], 0).copy()
     log.forget_words()
-    log.cut(f"{DIRECTORY}/{0:020d}.segment", 6000)
+    log.cut(f"{DIRECTORY}/{0:020d}.segment", size)
 
     with using(log.storage) as again:
         assert [b"a" * 5000] == read_all(again)
         assert 1 == again.append("t", b"next").offset
     saved = sorted(path.rpartition("/")[2] for path in quarantined(log.storage.crash()))
-    assert [f"{0:020d}-5376.torn.0", f"{2:020d}.segment.0"] == saved
+    torn = [f"{0:020d}-5376.torn.0"] * (size > 5376)
+    assert [*torn, f"{2:020d}.segment.0"] == saved
 
 
 @pytest.mark.parametrize("keep", ["none", "all"])
