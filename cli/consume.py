@@ -160,7 +160,7 @@ def run(current: Settings, options: ConsumeOptions) -> int:
     with (
         StopSignals() as stop,
         current.open(read_only=options.group is None) as store,
-        _source(store, options, start, stop_position) as source,
+        _source(store, options, start, stop_position, where) as source,
     ):
         pump = _Pump(source, formatter, limit=options.num, timeout_seconds=timeout_seconds)
         pump.where = where
@@ -174,8 +174,13 @@ def run(current: Settings, options: ConsumeOptions) -> int:
 
 
 def _source(
-    store: Store, options: ConsumeOptions, start: Position, stop: Position | None
+    store: Store,
+    options: ConsumeOptions,
+    start: Position,
+    stop: Position | None,
+    where: Where | None,
 ) -> Source:
+    may_hold = None if where is None else where.may_hold
     if options.group is not None:
         if stop not in {None, Position("latest")}:
             raise click.UsageError("-o with -g says where a new group starts; it cannot stop there")
@@ -185,6 +190,7 @@ def _source(
                 group=options.group,
                 start="earliest" if start.kind == "stored" else start,
                 isolation=options.isolation,
+                may_hold=may_hold,
             ),
             commit=options.commit,
             follow=stop is None and not options.exit_eof,
@@ -195,7 +201,7 @@ def _source(
     if options.exit_eof:
         stops = {tp: min(end, stops[tp]) if stops else end for tp, end in ends.items()}
     waits = stop is not None and stop.kind == "offset" and not options.exit_eof
-    reader = store.reader(starts, isolation=options.isolation)
+    reader = store.reader(starts, isolation=options.isolation, may_hold=may_hold)
     return RangeSource(reader, stops, waits_for_stops=waits)
 
 

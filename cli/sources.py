@@ -143,11 +143,14 @@ class GroupSource:
             return batch.records()
         self._batches = self._consumer.batches()
         if not self._follow:
+            self._commit_passed()
             self.finished = True
             return []
         if self._commit == "auto":
             self._commit_printed()
         records = self._consumer.poll(seconds, limit)
+        if not records:
+            self._commit_passed()
         self._polled = {
             TopicPartition(record.topic, record.partition): record.offset + 1 for record in records
         }
@@ -166,6 +169,13 @@ class GroupSource:
         due = time.monotonic() - self._committed_at >= COMMIT_SECONDS
         if self._commit == "batch" or (self._commit == "auto" and due):
             self._commit_printed()
+
+    def _commit_passed(self) -> None:
+        """All there is has been printed or passed over, for no record of it was wanted."""
+        if self._commit != "never":
+            self._consumer.commit()
+            self._printed = {}
+            self._committed_at = time.monotonic()
 
     def _commit_printed(self) -> None:
         # After a long stall of our reader, a partition may have gone to another member, which

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from millstream import Record, RecordError, UsageError
+from millstream import BatchFacts, FieldFacts, Record, RecordError, UsageError
 
 _decode: Final = msgspec.json.Decoder().decode
 
@@ -57,6 +57,15 @@ class Where:
         self.unseen = set(names) - set(self._beside)
         """Fields that no value has had so far: misspelt, perhaps."""
 
+    def may_hold(self, batch: BatchFacts) -> bool:
+        """Whether it may hold for a record of a batch, or be an error, by what is known of them."""
+        if self._has_values and batch.names is None:
+            return True  # values are decoded before anything is asked, and may be no JSON
+        if self._condition.may_be_true(lambda name: _facts(batch, name)):
+            return True
+        self.unseen.difference_update(batch.names or ())
+        return False
+
     def select(self, records: Sequence[Record]) -> Selection:
         """The records it holds for, before the first it cannot be computed for."""
         try:
@@ -89,6 +98,21 @@ class Where:
         for name, read in self._beside.items():
             fields[name] = read(record)
         return fields
+
+
+def _facts(batch: BatchFacts, name: str) -> FieldFacts:
+    """What is known of a field of an expression in the records of a batch."""
+    if name not in _RECORD_FIELDS:
+        return batch.field(name)
+    known = {
+        "_offset": FieldFacts("number", *batch.offsets),
+        "_timestamp": FieldFacts("number", *batch.timestamps_ms),
+        "_partition": FieldFacts("number", batch.partition, batch.partition),
+        "_topic": FieldFacts("text", batch.topic, batch.topic),
+        "_key": FieldFacts("text", nulls=True),
+        "_text": FieldFacts("text", nulls=True),
+    }
+    return known.get(name, FieldFacts("other", nulls=True))
 
 
 def _error(record: Record, error: Exception) -> RecordError:

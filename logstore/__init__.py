@@ -14,6 +14,7 @@ pipelines over the log are in `millstream.processor`, the command line in `mills
 
 from .append import partition_of
 from .backup import BackupReport
+from .batch_facts import BatchFacts, FieldFacts
 from .cache_database import CacheDatabase
 from .clock import Clock, SystemClock
 from .compactor import CompactionResult
@@ -106,6 +107,7 @@ __all__ = [
     "BackpressureTimeoutError",
     "BackupReport",
     "BatchDump",
+    "BatchFacts",
     "CacheDatabase",
     "Clock",
     "CompactionResult",
@@ -121,6 +123,7 @@ __all__ = [
     "DuplicateMetadata",
     "Durability",
     "FencedError",
+    "FieldFacts",
     "File",
     "FormatVersionError",
     "GroupInfo",

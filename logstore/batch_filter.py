@@ -15,13 +15,12 @@ from typing import Any, Final, TypeAlias
 
 from .arrow_batch import RECORD_COLUMNS, chosen_fields
 from .arrow_columns import compute, directory_schema
+from .batch_facts import BatchFacts
 from .column_section import ColumnEntry, Directory
 from .errors import CorruptBatchError, UsageError
 from .format import BatchHeader
 from .topic_schema import pyarrow
 
-ROWS_MIN: Final = 256
-"""To decide costs as much as reading batches smaller than this."""
 Limit: TypeAlias = int | float | bytes
 _SPLIT_MAX: Final = 3
 """Columns with nulls of which rows with and without a value are judged apart."""
@@ -62,18 +61,15 @@ class BatchFilter:
             raise UsageError(f"where={where}: {reason}; there are {known}") from None
         self.names = tuple(name for name in self._schema.names if _uses(where, empty, name))
 
-    def may_hold(self, partition: int, header: BatchHeader, directory: Directory) -> bool:
+    def may_hold(self, batch: BatchFacts) -> bool:
         """Whether a row of the batch may fulfil the condition.
 
         Raises:
             CorruptBatchError: What the directory says makes no sense.
         """
-        if header.record_count < ROWS_MIN or self._about_nan:
+        if batch.directory is None or self._about_nan:
             return True
-        known = [
-            *self._of_records(partition, header),
-            *self._of_columns(header, directory),
-        ]
+        known = [*self._of_records(batch), *self._of_columns(batch.header, batch.directory)]
         if not known:
             return True
         splits = 0
@@ -104,11 +100,11 @@ class BatchFilter:
                 " pyarrow.scalar of the type of the column, or cast it"
             ) from None
 
-    def _of_records(self, partition: int, header: BatchHeader) -> Iterator[list[Any]]:
+    def _of_records(self, batch: BatchFacts) -> Iterator[list[Any]]:
         ranges = {
-            "_offset": (header.base_offset, header.base_offset + header.last_offset_delta),
-            "_partition": (partition, partition),
-            "_timestamp_ms": (header.min_timestamp_ms, header.max_timestamp_ms),
+            "_offset": batch.offsets,
+            "_partition": (batch.partition, batch.partition),
+            "_timestamp_ms": batch.timestamps_ms,
         }
         for name, (low, high) in ranges.items():
             if name in self.names:

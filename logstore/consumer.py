@@ -16,6 +16,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
+from .batch_facts import MayHold
 from .config import Isolation
 from .delivery import Delivery
 from .engine import Engine
@@ -66,6 +67,8 @@ class Consumer:
             "@<time>", "-10", an offset; see `positions.py`.
         follow: Wait for records at the end.
         isolation: "uncommitted" also shows records of open and aborted transactions.
+        may_hold: Asked of each batch of at least 256 records before it is read; one it says no of
+            is passed over, and counts as read. See `BatchFacts`.
 
     Raises:
         UnknownTopicError: A topic does not exist.
@@ -73,7 +76,7 @@ class Consumer:
         UsageError: Bad argument; a group and a store open read-only.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - as many as a reader of a group has to say
         self,
         engine: Engine,
         topics: str | Sequence[str],
@@ -82,6 +85,7 @@ class Consumer:
         start: int | str | datetime | Position = "earliest",
         follow: bool = False,
         isolation: Isolation = "committed",
+        may_hold: MayHold | None = None,
     ) -> None:
         names = _topic_names(engine, topics)
         self._engine = engine
@@ -103,7 +107,7 @@ class Consumer:
         self._reading: dict[TopicPartition, tuple[int, int]] = {}
         """What the reader reads, each with the topic id and generation it was given in."""
         self._committed: dict[TopicPartition, int] = {}
-        self._reader = LogReader(engine, {}, isolation=isolation)
+        self._reader = LogReader(engine, {}, isolation=isolation, may_hold=may_hold)
         self._membership: Membership | None = None
         try:
             if group is not None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Self
 
 from .batch import decode_batch
-from .batch_filter import BatchFilter
+from .batch_facts import ROWS_MIN, BatchFacts, MayHold
 from .chunk_reader import ChunkReader
 from .config import Isolation
 from .engine import Engine
@@ -68,7 +68,7 @@ class PartitionCursor:
         offset: int,
         isolation: Isolation,
         columns: Sequence[str] | None = None,
-        where: BatchFilter | None = None,
+        may_hold: MayHold | None = None,
     ) -> None:
         self.log = log
         self.next_offset = offset
@@ -81,8 +81,8 @@ class PartitionCursor:
         self._engine = engine
         self._isolation = isolation
         self._columns = columns
-        self._where = where
-        self._chunk_bytes = CHUNK_BYTES if columns is None else HEADERS_BYTES
+        self._may_hold = may_hold
+        self._chunk_bytes = HEADERS_BYTES if self._in_parts else CHUNK_BYTES
         self._file: File | None = None
         self._segment: SegmentHeader | None = None
         self._position = 0
@@ -240,52 +240,57 @@ class PartitionCursor:
                 )
             )
 
+    @property
+    def _in_parts(self) -> bool:
+        """Whether some batches of columns, or some columns of them, are not read."""
+        return self._columns is not None or self._may_hold is not None
+
     def _take(self, header: BatchHeader) -> int:
         """Verify and queue the batch at the current position; its size in bytes, 0 if left out."""
-        if self._columns is not None and header.flags & COLUMNS:
-            try:
-                batch = self._take_columns(header, self._columns)
-            except DataError as error:
-                raise self._at(error) from None
-            if batch is not None:
-                self.queue.append(batch.from_offset(self._scan_offset))
-            self._skip(header)
-            return 0 if batch is None else header.total_bytes
+        size_bytes = 0
+        try:
+            batch = self._open_batch(header)
+        except DataError as error:
+            raise self._at(error) from None
+        if batch is not None:
+            self.queue.append(batch.from_offset(self._scan_offset))
+            size_bytes = header.total_bytes
+        self._skip(header)
+        return size_bytes
+
+    def _open_batch(self, header: BatchHeader) -> RecordBatch | None:
+        """The batch at the current position, of columns perhaps only some, verified.
+
+        None: by its header and directory no record of it is wanted; nothing else was read.
+        """
+        log, schema = self.log, self.log.config.schema
+        chunks = directory = None
+        if self._in_parts and header.flags & COLUMNS:
+            chunks = ChunkReader(self._bytes, self._position + BATCH_HEADER_BYTES, header)
+            directory = chunks.directory()
+        if self._may_hold is not None and header.record_count >= ROWS_MIN:
+            facts = BatchFacts(log.topic, log.partition, header, schema, directory)
+            if not self._may_hold(facts):
+                return None
+        if chunks is None or directory is None or self._columns is None:
+            body = self._body(header)
+            return decode_batch(log.topic, log.partition, header, body, schema=schema)
+        projection = chunks.project(directory, self._columns)
+        section = chunks.leading()
+        return open_columns(log.topic, log.partition, header, section, schema, projection)
+
+    def _body(self, header: BatchHeader) -> Buffer:
+        """What follows the header at the current position."""
         start = self._position + BATCH_HEADER_BYTES
         at = start - self._chunk_start
         if at + header.body_bytes <= len(self._chunk):
-            body: bytes | memoryview = memoryview(self._chunk)[at : at + header.body_bytes]
-        else:
-            # With the header of the next one, which says how much to read then.
-            length = header.body_bytes + BATCH_HEADER_BYTES
-            large = header.body_bytes >= LARGE_BATCH_BYTES
-            self._chunk = self._read(length if large else CHUNK_BYTES, start)
-            self._chunk_start = start
-            body = memoryview(self._chunk)[: header.body_bytes]
-        log = self.log
-        try:
-            batch = decode_batch(log.topic, log.partition, header, body, schema=log.config.schema)
-        except DataError as error:
-            raise self._at(error) from None
-        self.queue.append(batch.from_offset(self._scan_offset))
-        self._skip(header)
-        return header.total_bytes
-
-    def _take_columns(self, header: BatchHeader, columns: Sequence[str]) -> RecordBatch | None:
-        """The batch at the current position with some of its columns; the others are not read.
-
-        None: by its header and directory no row of it is wanted; nothing else was read.
-        """
-        log = self.log
-        reader = ChunkReader(self._bytes, self._position + BATCH_HEADER_BYTES, header)
-        directory = reader.directory()
-        if self._where and not self._where.may_hold(log.partition, header, directory):
-            return None
-        projection = reader.project(directory, columns)
-        section = reader.leading()
-        return open_columns(
-            log.topic, log.partition, header, section, log.config.schema, projection
-        )
+            return memoryview(self._chunk)[at : at + header.body_bytes]
+        # With the header of the next one, which says how much to read then.
+        length = header.body_bytes + BATCH_HEADER_BYTES
+        large = header.body_bytes >= LARGE_BATCH_BYTES
+        self._chunk = self._read(length if large else CHUNK_BYTES, start)
+        self._chunk_start = start
+        return memoryview(self._chunk)[: header.body_bytes]
 
     def _bytes(self, position: int, length: int) -> Buffer:
         """Bytes of the segment, from what was read already if they are there."""
@@ -354,7 +359,8 @@ class PartitionCursor:
 class LogReader:
     """Reads partitions from given offsets, merged in append order. Used by one thread at a time.
 
-    Made by `Store.reader`.
+    Made by `Store.reader`. A batch of at least 256 records that `may_hold` says no of, see
+    `BatchFacts`, is passed over: only its header and the directory of its columns are read.
     """
 
     def __init__(
@@ -364,14 +370,14 @@ class LogReader:
         *,
         isolation: Isolation,
         columns: Sequence[str] | None = None,
-        where: BatchFilter | None = None,
+        may_hold: MayHold | None = None,
     ) -> None:
         if isolation not in ("committed", "uncommitted"):
             raise UsageError(f"isolation is {isolation!r}; choose committed or uncommitted")
         self._engine = engine
         self._isolation: Isolation = isolation
         self._columns = columns
-        self._where = where
+        self._may_hold = may_hold
         self._cursors: dict[TopicPartition, PartitionCursor] = {}
         self._held_since: float | None = None
         """Since when nothing was handed out although some partition has unacknowledged records."""
@@ -390,7 +396,7 @@ class LogReader:
         log = self._engine.log(*partition)
         self._check(log, offset)
         self._cursors[partition] = PartitionCursor(
-            self._engine, log, offset, self._isolation, self._columns, self._where
+            self._engine, log, offset, self._isolation, self._columns, self._may_hold
         )
 
     def remove(self, partition: TopicPartition) -> None:

@@ -124,7 +124,7 @@ class Scan:
             starts,
             isolation=self._isolation,
             columns=self._columns,
-            where=self._where,
+            may_hold=None if self._where is None else self._where.may_hold,
         )
 
     def _follow(self, max_records: int | None, max_bytes: int) -> Iterator[RecordBatch]:

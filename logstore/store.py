@@ -15,6 +15,7 @@ from typing import Literal, Self
 
 from . import groups, queues, topics
 from .backup import BackupReport, back_up
+from .batch_facts import MayHold
 from .cache_database import CacheDatabase, open_cache, remove_cache
 from .clock import Clock, SystemClock
 from .config import Durability, Isolation, TopicConfig, TopicInfo, check_durability
@@ -209,10 +210,14 @@ class Store(StoreWriting, StoreUpkeep):
         return Scan(self._engine, starts, stops, isolation, columns)
 
     def reader(
-        self, positions: Mapping[TopicPartition, int], *, isolation: Isolation = "committed"
+        self,
+        positions: Mapping[TopicPartition, int],
+        *,
+        isolation: Isolation = "committed",
+        may_hold: MayHold | None = None,
     ) -> LogReader:
         """A reader of these partitions from these offsets; see `LogReader`."""
-        return LogReader(self._engine, positions, isolation=isolation)
+        return LogReader(self._engine, positions, isolation=isolation, may_hold=may_hold)
 
     def consumer(
         self,
@@ -222,10 +227,17 @@ class Store(StoreWriting, StoreUpkeep):
         start: int | str | datetime | Position = "earliest",
         follow: bool = False,
         isolation: Isolation = "committed",
+        may_hold: MayHold | None = None,
     ) -> Consumer:
         """A consumer of these topics, alone or as a member of a group; see `Consumer`."""
         return Consumer(
-            self._engine, topics, group=group, start=start, follow=follow, isolation=isolation
+            self._engine,
+            topics,
+            group=group,
+            start=start,
+            follow=follow,
+            isolation=isolation,
+            may_hold=may_hold,
         )
 
     def queue(  # noqa: PLR0913 - what there is to say about a queue

@@ -14,12 +14,13 @@ Conditions are put together with `&`, `|` and `~`, each side in parentheses:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, NoReturn, TypeAlias
 
-from millstream import UsageError
+from millstream import FieldFacts, UsageError
 
+from .expression_bounds import may_be_true
 from .expression_calls import call
 from .expression_columns import Batch, only_type, vector
 from .expression_parser import parse
@@ -112,6 +113,18 @@ class Expression(ComputedField):
             pass
         one = self._scalar
         return [one(value) for value in values]
+
+    def may_be_true(self, fields: Callable[[str], FieldFacts]) -> bool:
+        """Whether it may be true, or an error, for a row of which bounds of fields are known.
+
+        >>> (col("price") > 9).may_be_true(lambda name: FieldFacts("number", 1.5, 9.0))
+        False
+
+        Args:
+            fields: What is known of a field of that name.
+        """
+        require_shallow(self.tree)
+        return may_be_true(self.tree, fields)
 
     def _compose(self) -> None:
         require_shallow(self.tree)

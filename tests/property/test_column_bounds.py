@@ -12,6 +12,7 @@ from pyarrow.compute import field
 import millstream
 from millstream import CorruptBatchError
 from millstream.arrow_columns import encode_columns, read_column
+from millstream.batch_facts import BatchFacts
 from millstream.batch_filter import BatchFilter
 from millstream.column_bounds import BOUND_BYTES_MAX, lower_bound, upper_bound
 from millstream.column_section import (
@@ -114,7 +115,9 @@ def test_a_batch_is_left_out_only_if_no_row_of_it_is_wanted(
     more = [x.is_null(), x.is_valid(), x.isin(pa.array([asked.as_py()], arrow_type)), ~(x < asked)]
     for where in [*conditions, *more]:
         rows = batch.filter(where).num_rows
-        wanted = BatchFilter(where, batch.schema).may_hold(0, header(times, 0), directory)
+        wanted = BatchFilter(where, batch.schema).may_hold(
+            BatchFacts("t", 0, header(times, 0), None, directory)
+        )
         assert wanted or not rows, str(where)
 
 
@@ -175,7 +178,7 @@ def test_bounds_that_are_no_text_are_damage_to_who_looks_at_them() -> None:
     )
     where = BatchFilter(field("x") == "a", schema)
     with pytest.raises(CorruptBatchError, match="bounds of column 'x'"):
-        where.may_hold(0, header(300, BOUNDS), directory_of(section))
+        where.may_hold(BatchFacts("t", 0, header(300, BOUNDS), None, directory_of(section)))
 
 
 def test_the_flag_is_on_disk_where_newer_bounds_are() -> None:

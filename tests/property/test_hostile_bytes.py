@@ -36,6 +36,7 @@ from millstream.batch import (
     encode_columns_batch,
     seal,
 )
+from millstream.batch_facts import BatchFacts
 from millstream.batch_filter import BatchFilter
 from millstream.catalog import GroupOffset
 from millstream.chain_file import chain_path, known_segments, write_chain
@@ -194,9 +195,10 @@ def directory() -> Parser:
         columns = section_columns(stored, directory_hash, 300)
         values = [columns.column(field).to_pylist() for field in columns.schema]
         header = BatchHeader._make([300] * len(BatchHeader._fields))
+        facts = BatchFacts("t", 0, header, None, found)
         asked = [
-            BatchFilter(field("t") == "a", rows.schema).may_hold(0, header, found),
-            BatchFilter(field("u") == 7, rows.schema).may_hold(0, header, found),
+            BatchFilter(field("t") == "a", rows.schema).may_hold(facts),
+            BatchFilter(field("u") == 7, rows.schema).may_hold(facts),
         ]
         return values, asked
 
