@@ -27,7 +27,7 @@ def test_every_workload_runs_and_is_reported(tmp_path: Path) -> None:
     log = ["L1", "L2", "L3", "L4", "L5", "threads", "opening"]
     log += ["segments", "follow", "queue", "transactions", "verify", "columns", "C1", "C2"]
     processor = ["P1", "P2", "epochs", "P3", "P1 columns", "P2 columns", "P3 columns", "P4", "R1"]
-    processor += ["sessions", "sessions columns", "running columns", "different columns"]
+    processor += ["spill", "sessions", "sessions columns", "running columns", "different columns"]
     processor += ["join", "nexmark"]
     assert [*log, *processor] == list(workloads)
     for name, workload in workloads.items():
