@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -120,6 +121,27 @@ def two(pipeline: Pipeline, disorder: int) -> tuple[Any, Any]:
     return left.key_by(lambda row: hashable(row["k"])), right.key_by(lambda row: hashable(row["k"]))
 
 
+def compare_joins(
+    join: Callable[[Any, Any], Any],
+    inputs: dict[str, list[Row]],
+    disorder: int,
+    batch_records: int,
+    marks: list[str],
+    *,
+    ordered: bool = True,
+) -> None:
+    """What a join makes of both sides, in memory and spilled; see `compare`."""
+
+    def pipeline(state: StatePlace) -> Pipeline:
+        made = Pipeline("p", state=state)
+        pairs = join(*two(made, disorder))
+        pairs.map(repr).to("out")
+        pairs.late.map(repr).to("late")
+        return made
+
+    compare(pipeline, inputs, batch_records, marks, ordered=ordered)
+
+
 @given(
     two_sides,
     st.tuples(st.integers(-12, 12), st.integers(0, 20)),
@@ -138,16 +160,12 @@ def test_interval_joins_that_spill_are_those_in_memory(
     marks: list[str],
     base: int,
 ) -> None:
-    def pipeline(state: StatePlace) -> Pipeline:
-        made = Pipeline("p", state=state)
-        left, right = two(made, disorder)
-        lower, width = bounds
-        pairs = left.join(right, lower=lower, upper=lower + width, how=how)
-        pairs.map(repr).to("out")
-        pairs.late.map(repr).to("late")
-        return made
+    lower, upper = bounds[0], sum(bounds)
 
-    compare(pipeline, sides(events, base), batch_records, marks)
+    def join(left: Any, right: Any) -> Any:
+        return left.join(right, lower=lower, upper=upper, how=how)
+
+    compare_joins(join, sides(events, base), disorder, batch_records, marks)
 
 
 def test_only_what_is_in_use_stays_in_memory() -> None:
@@ -210,15 +228,12 @@ def test_as_of_joins_that_spill_are_those_in_memory(
     marks: list[str],
     base: int,
 ) -> None:
-    def pipeline(state: StatePlace) -> Pipeline:
-        made = Pipeline("p", state=state)
-        left, right = two(made, disorder)
-        pairs = left.join_asof(right, direction=looks[0], within=looks[1], how=how)
-        pairs.map(repr).to("out")
-        pairs.late.map(repr).to("late")
-        return made
+    direction, within = looks
 
-    compare(pipeline, sides(events, base), batch_records, marks, ordered=False)
+    def join(left: Any, right: Any) -> Any:
+        return left.join_asof(right, direction=direction, within=within, how=how)
+
+    compare_joins(join, sides(events, base), disorder, batch_records, marks, ordered=False)
 
 
 def remember(context: Context[Any, list[int]], row: dict[str, Any]) -> list[str]:
