@@ -132,6 +132,7 @@ def _keys(chunk: FrameChunk, batch: MicroBatch) -> Array | None:
     keys = chunk.keys
     if keys is not None:
         return keys.cast(pa.string()).cast(pa.binary())
+    if not batch.has_keys:
+        return None  # and no list of rows is made
     rows = chunk.rows if isinstance(chunk.rows, range) else chunk.rows.tolist()
-    own = batch.keys(rows)  # None where no record has one
-    return None if own is None else pa.array(own, pa.binary())
+    return pa.array(batch.keys(rows), pa.binary())

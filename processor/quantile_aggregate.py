@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cache, lru_cache
-from itertools import repeat
 from math import floor, inf
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -87,22 +86,17 @@ class Quantile(Aggregate[Any, Buckets, "float | None"]):
         self, accumulators: list[Any], slots: Iterable[int], values: Iterable[Any]
     ) -> None:
         """Count each value in its bucket."""
-        self.add_counts(accumulators, slots, values, repeat(1))
-
-    def add_counts(
-        self,
-        accumulators: list[Any],
-        slots: Iterable[int],
-        values: Iterable[Any],
-        counts: Iterable[int],
-    ) -> None:
-        """Add many values, each as often as `counts` says: to find its bucket takes longest."""
         place = _place(self._error)
-        for slot, value, more in zip(slots, values, counts, strict=False):
+        for slot, value in zip(slots, values, strict=True):
             if value is not None and value == value:  # noqa: PLR0124 - NaN is passed over
                 sign, bucket = place(value)
-                held = accumulators[slot][sign]
-                held[bucket] = held.get(bucket, 0) + more
+                counts = accumulators[slot][sign]
+                counts[bucket] = counts.get(bucket, 0) + 1
+
+    @property
+    def mapping(self) -> CubicallyInterpolatedMapping:
+        """What says in which bucket a value is."""
+        return _mapping(self._error)
 
     def result(self, accumulator: Buckets) -> float | None:
         """The middle of the bucket in which the value at the rank is; None without values."""

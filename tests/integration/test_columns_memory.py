@@ -20,6 +20,16 @@ ROWS = 8_000_000
 ROWS_PER_APPEND = 1_000_000
 MORE_BYTES = 80 << 20
 
+EVERY = pa.schema(
+    [
+        pa.field("key", pa.int64(), nullable=False),
+        pa.field("n", pa.int64(), nullable=False),
+        pa.field("total", pa.float64(), nullable=False),
+        pa.field("different", pa.int64(), nullable=False),
+    ]
+)
+"""What is written for every row of some users."""
+
 CHILD = """
 import resource, sys
 import msgspec, numpy, pyarrow, pyarrow.compute
@@ -42,6 +52,14 @@ pyarrow.set_memory_pool(pyarrow.system_memory_pool())
 job = Pipeline("totals")
 source = job.source("events", type=Event, time="ts").filter(col("amount") >= 0)
 source.key_by("user").window(tumbling("1s")).agg(n=agg.count()).to("totals")
+every = Pipeline("every")
+events = every.source("events", type=Event, time="ts")
+some = events.filter(col("user") == 0).merge(events.filter(col("user") == 1)).key_by("user")
+seconds = agg.distinct(col("ts") // 1000)
+some.agg(n=agg.count(), total=agg.sum("amount"), different=seconds).to("every")
+kept = Pipeline("kept")
+keyed = kept.source("events", type=Event, time="ts").key_by("user")
+keyed.window(tumbling("1s")).agg(n=agg.distinct("amount"), top=agg.top_k(3, "amount")).to("kept")
 with millstream.open(sys.argv[1]) as store:
     with sql.query(store, "select 1") as found:
         list(found.rows())
@@ -55,6 +73,10 @@ with millstream.open(sys.argv[1]) as store:
     job.run(store, until="end", on_end="flush")
     counts = (msgspec.json.decode(each.value)["n"] for each in store.read("totals"))
     print(sum(counts))
+    every.run(store, until="end")
+    print(sum(batch.record_count for batch in store.read("every").batches()))
+    kept.run(store, until="end", on_end="flush")
+    print(sum(msgspec.json.decode(each.value)["n"] for each in store.read("kept")))
     with sql.query(store, "select count(*), max(ts) from events") as found:
         print(list(found.rows()))
 """
@@ -67,6 +89,7 @@ def test_a_topic_may_be_larger_than_memory(tmp_path: Path) -> None:
     schema = pa.schema([field.with_nullable(False) for field in schema])
     with millstream.open(tmp_path / "store", durability="os") as store:
         store.create_topic("events", schema=schema)
+        store.create_topic("every", schema=EVERY)
         for start in range(0, ROWS, ROWS_PER_APPEND):
             numbers = np.arange(start, start + ROWS_PER_APPEND)
             columns = {"user": numbers % 7, "amount": numbers / 8, "ts": numbers // 100}
@@ -76,7 +99,7 @@ def test_a_topic_may_be_larger_than_memory(tmp_path: Path) -> None:
         [sys.executable, "-c", CHILD, tmp_path / "store", str(MORE_BYTES)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
 
@@ -84,6 +107,8 @@ def test_a_topic_may_be_larger_than_memory(tmp_path: Path) -> None:
     assert [
         "too large",
         str(ROWS),
+        str(ROWS),
+        str(sum(len(range(user, ROWS, 7)) for user in (0, 1))),
         str(ROWS),
         f"[({ROWS}, {(ROWS - 1) // 100})]",
     ] == done.stdout.splitlines()

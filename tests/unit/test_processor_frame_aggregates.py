@@ -130,6 +130,7 @@ OBJECTS: list[Aggregate[Any, Any, Any]] = [
     agg.top_k(3, "x", by="y"),
     agg.reduce(max, "x"),
 ]
+SOME = range(20_000)
 DRAWN: dict[str, tuple[Any, list[Any]]] = {
     "ints": (pa.int64(), [*range(-5, 40), 2**62, -(2**63), 2**53 + 1, 2**53]),
     "floats": (pa.float64(), [0.0, -0.0, 1.5, -2.5, 1e300, 5e-324, *(n / 7 for n in range(30))]),
@@ -143,11 +144,16 @@ def drawn(rng: random.Random, values: list[Any], count: int) -> list[Any]:
     return [None if rng.random() < 0.2 else rng.choice(values) for _ in range(count)]
 
 
-@pytest.mark.parametrize("kind", DRAWN)
-@pytest.mark.parametrize("aggregate", OBJECTS, ids=lambda one: one.describe())
+@pytest.mark.parametrize(
+    ("aggregate", "kind"),
+    [
+        pytest.param(each, kind, id=f"{each.describe()}-{kind}")
+        for each in OBJECTS
+        for kind in DRAWN
+        if each.word != "quantile" or kind != "texts"  # it takes numbers alone
+    ],
+)
 def test_objects_are_what_rows_leave(aggregate: Aggregate[Any, Any, Any], kind: str) -> None:
-    if aggregate.word == "quantile" and kind == "texts":
-        pytest.skip("it takes numbers alone")
     rng = random.Random(repr((aggregate.describe(), kind)))
     type_, values = DRAWN[kind]
     is_pair = isinstance(aggregate.field, FieldPair)
@@ -166,6 +172,22 @@ def test_objects_are_what_rows_leave(aggregate: Aggregate[Any, Any, Any], kind: 
         assert list(map(repr, held)) == list(map(repr, arrays.state(np.arange(SLOTS))))
 
 
+@pytest.mark.parametrize("error", [0.5, 0.01, 1e-5])
+def test_buckets_of_quantiles_are_found_together_as_one_by_one(error: float) -> None:
+    rng = random.Random(error)
+    values = [rng.choice((-1, 1)) * rng.random() * 10.0 ** rng.randrange(-320, 308) for _ in SOME]
+    values += [0.0, -0.0, 5e-324, 2.3e-308, 3e-308, 1.7e308, *(2.0**n for n in range(-1070, 1020))]
+    aggregate = agg.quantile(0.5, "x", error=error)
+    held = [aggregate.init()]
+    arrays = objects_of(aggregate)
+    arrays.grow(1)
+
+    aggregate.add_column(held, [0] * len(values), values)
+    arrays.add(np.zeros(len(values), np.int32), Inputs(pa.array(values)))
+
+    assert repr(held) == repr(arrays.state(np.zeros(1, np.int32)))
+
+
 def test_only_rows_that_may_count_become_objects(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     as_list = Inputs.as_list
@@ -174,11 +196,12 @@ def test_only_rows_that_may_count_become_objects(monkeypatch: pytest.MonkeyPatch
     )
     values = pa.array([number % 7 for number in range(20_000)])
     of_slots = (np.arange(20_000) % 3).astype(np.int32)
-    for aggregate in OBJECTS[:8]:
+    for aggregate in OBJECTS[:7]:
         arrays = objects_of(aggregate)
         arrays.grow(3)
         arrays.add(of_slots, Inputs(values))
-    assert [21, 3, 3, 3, 3, 9, 2_857, 21] == made
+    assert [21, 3, 3, 3, 3, 9] == made[:-1]
+    assert made[-1] < 3_000  # all sevens are as great
 
 
 @pytest.mark.parametrize("aggregate", OBJECTS[3:5], ids=lambda one: one.describe())
