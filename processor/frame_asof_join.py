@@ -24,8 +24,8 @@ from .asof_join import WAITING, AsofJoinOperator, Waiting
 from .columns import Chunk, Rows, join_chunks
 from .frame_errors import NotInColumnsError
 from .frame_levels import HOLD_MAX, TIME_MAX, clipped, levels_before
-from .frame_pairs import PairFrame, plain_column
-from .frames import ColumnFrame, Frame, FrameChunk, Ints, Mask, join_frames, to_list
+from .frame_pairs import PairFrame
+from .frames import ColumnFrame, Frame, FrameChunk, Ints, Mask, join_frames, plain_column, to_list
 from .join_nodes import AsofJoinNode
 from .nodes import LATE
 from .operators import merged

@@ -21,11 +21,11 @@ import pyarrow.compute as pc
 
 from .aggregate import Aggregate
 from .errors import failed_index
-from .frame_accumulators import Accumulators, AddError, Followed, Inputs, Slots
+from .frame_accumulators import Accumulators, AddError, Followed, Inputs, Slots, as_array
 from .frame_errors import NotInColumnsError
 from .frame_keys import sorted_by_key
 from .frame_turns import Turns
-from .frames import Array, Ints, normal
+from .frames import Array, Ints, Mask, concatenated, normal, plain_column
 from .numeric_aggregates import Max, Min
 from .quantile_aggregate import Quantile
 from .value_aggregates import Collect, Distinct, First, FirstBy, Last, LastBy, TopK, TopKBy
@@ -157,6 +157,74 @@ class DistinctValues(Objects):
         return Followed(pa.array(turns.in_row_order(counts)), apply)
 
 
+class Kept(Objects):
+    """Those of the first or last value, by arrival or by another field, which can be followed."""
+
+    def __init__(self, aggregate: Aggregate[Any, Any, Any], pick: Pick) -> None:
+        super().__init__(aggregate, pick)
+        self._first = isinstance(aggregate, First | FirstBy)
+        self._is_pair = isinstance(aggregate, FirstBy | LastBy)
+
+    def follow(self, turns: Turns, inputs: Inputs) -> Followed:
+        """The value that is kept after each row."""
+        column, order = inputs.columns()
+        assert column is not None
+        held = [self._held[slot] for slot in turns.slots.tolist()]
+        values = [each[1] if each else None for each in held] if self._is_pair else held
+        there = np.array([each is not None for each in values], np.bool_)
+        flags = np.ones(len(column), np.bool_) if inputs.valid is None else inputs.valid
+        flags = turns.sorted(flags)
+        if self._is_pair:
+            places = turns.newest(self._better(turns, flags, order, held))
+        elif self._first:
+            places = np.where(turns.spread(there), -1, turns.first(flags))
+        else:
+            places = turns.newest(flags)
+        if pa.types.is_timestamp(column.type):
+            raise NotInColumnsError("times, which state cannot keep")
+        known = concatenated([column, plain_column(values)], "what is kept")
+        rows = turns.sorted(np.arange(len(column)))
+        before = np.where(there, len(column) + np.arange(len(there)), -1)
+        found = np.where(places >= 0, rows[places], turns.spread(before))
+        chosen = turns.in_row_order(found)
+        last = turns.ends(np.where(places >= 0, rows[places], -1))
+
+        def apply() -> None:
+            changed = last >= 0
+            added = inputs.as_list(last[changed])
+            kept = map(list, added) if self._is_pair else added
+            for slot, value in zip(turns.slots[changed].tolist(), kept, strict=True):
+                self._held[slot] = value
+
+        return Followed(known.take(pa.array(chosen, mask=chosen < 0)), apply)
+
+    def _better(self, turns: Turns, flags: Mask, order: Array, held: Sequence[Any]) -> Any:
+        """Which rows, sorted, are kept by their order, at least until the next one is.
+
+        Raises:
+            NotInColumnsError: The order is no number, or the kept ones are of another type.
+        """
+        if not (pa.types.is_int64(order.type) or pa.types.is_float64(order.type)):
+            raise NotInColumnsError("an order that is no number")
+        kind = int if pa.types.is_int64(order.type) else float
+        limits = np.iinfo(np.int64)
+        worst: Any = limits.max if self._first else limits.min
+        if kind is float:
+            worst = np.inf if self._first else -np.inf
+        numbers = order.fill_null(0).to_numpy(zero_copy_only=False)
+        before = as_array([each[0] if each else kind(worst) for each in held], numbers.dtype, kind)
+        numbers = np.where(flags, turns.sorted(numbers), worst)
+        best = turns.folded(np.minimum if self._first else np.maximum, numbers, before)
+        if not self._first:
+            return flags & (numbers == best)
+        less = np.empty(len(flags), np.bool_)
+        less[1:] = numbers[1:] < best[:-1]
+        less[turns.heads] = numbers[turns.heads] < before
+        none = turns.spread(np.array([not each for each in held], np.bool_))
+        first = turns.first(flags) == np.arange(len(flags))
+        return flags & (less | (none & first))
+
+
 class Quantiles(Objects):
     """Those of quantiles: the buckets of values are found together, and counted by slot."""
 
@@ -169,7 +237,7 @@ class Quantiles(Objects):
         there = np.arange(len(slots)) if inputs.valid is None else np.flatnonzero(inputs.valid)
         if not len(there):
             return
-        column, _ = inputs.at(there).columns()
+        column: Array = inputs.at(there).columns()[0]
         if pa.types.is_string(column.type) or pa.types.is_timestamp(column.type):
             raise TypeError("no numbers")
         slots = slots[there]
@@ -212,7 +280,10 @@ def objects_of(aggregate: Aggregate[Any, Any, Any]) -> Objects:
         return Quantiles(aggregate)
     if type(aggregate) is Distinct:
         return DistinctValues(aggregate)
-    return Objects(aggregate, _PICKS.get(type(aggregate)))
+    pick = _PICKS.get(type(aggregate))
+    if pick is not None and isinstance(aggregate, First | Last | FirstBy | LastBy):
+        return Kept(aggregate, pick)
+    return Objects(aggregate, pick)
 
 
 # --- which rows count ----------------------------------------------------------------------------

@@ -9,17 +9,15 @@ This module needs the extra `arrow`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from .expression_scalar import read
 from .frame_errors import NotInColumnsError
-from .frames import Array, Frame, Ints, Mask, normal
+from .frames import Array, Frame, Ints, Mask, plain_column
 from .row_shapes import Joined
-
-_TYPES: Final = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
 
 
 class PairFrame(Frame):
@@ -117,21 +115,3 @@ def latest(keys: Ints, rows: Ints, update_keys: Ints, update_rows: Ints) -> Ints
     places = np.searchsorted(updates[order], keys * span + rows, side="right") - 1
     found = order[places]
     return np.where((places >= 0) & (update_keys[found] == keys), found, -1)
-
-
-def plain_column(values: Sequence[Any]) -> Array:
-    """Values of one type and None as a column.
-
-    Raises:
-        NotInColumnsError: They are none.
-    """
-    kinds = set(map(type, values)) - {type(None)}
-    if not kinds:
-        return pa.nulls(len(values))
-    kind = _TYPES.get(kinds.pop())
-    if kind is None or kinds:
-        raise NotInColumnsError("values of several types")
-    try:
-        return normal(pa.array(values, kind), "a right row")
-    except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
-        raise NotInColumnsError(str(error)) from None

@@ -29,10 +29,11 @@ class Turns:
 
     def __init__(self, slots: Numbers) -> None:
         self._order, groups = sorted_by_key(slots)
-        self._heads = np.flatnonzero(np.concatenate([[True], groups[1:] != groups[:-1]]))
-        self._sizes = np.diff(np.append(self._heads, len(groups)))
-        self._tails = self._heads + self._sizes - 1
-        self.slots = groups[self._heads].astype(np.int32)
+        self.heads = np.flatnonzero(np.concatenate([[True], groups[1:] != groups[:-1]]))
+        """Where, in that order, the rows of each slot begin."""
+        self._sizes = np.diff(np.append(self.heads, len(groups)))
+        self._tails = self.heads + self._sizes - 1
+        self.slots = groups[self.heads].astype(np.int32)
         """Each slot once."""
 
     def sorted(self, values: Any) -> Any:
@@ -61,13 +62,13 @@ class Turns:
             before: What each slot counts from.
         """
         if flags is None:
-            return np.arange(1, len(self._order) + 1) + np.repeat(before - self._heads, self._sizes)
+            return np.arange(1, len(self._order) + 1) + np.repeat(before - self.heads, self._sizes)
         return self.added(flags.astype(np.int64), before)
 
     def added(self, numbers: Ints, before: Ints) -> Ints:
         """Sums of ints, which fit in 64 bits, up to each row."""
         sums: Ints = np.cumsum(numbers)
-        sums += self.spread(before - (sums[self._heads] - numbers[self._heads]))
+        sums += self.spread(before - (sums[self.heads] - numbers[self.heads]))
         return sums
 
     def folded(self, function: np.ufunc, numbers: Any, before: Any) -> Any:
@@ -80,12 +81,12 @@ class Turns:
         """
         found = np.empty_like(numbers)
         many = self._sizes >= _MANY
-        triples = zip(*(x[many].tolist() for x in (self._heads, self._sizes)), strict=True)
+        triples = zip(*(x[many].tolist() for x in (self.heads, self._sizes)), strict=True)
         for (head, size), first in zip(triples, before[many], strict=True):
             part = numbers[head : head + size].copy()
             part[0] = function(first, part[0])
             function.accumulate(part, out=found[head : head + size])
-        at, sizes, held = self._heads[~many], self._sizes[~many], before[~many]
+        at, sizes, held = self.heads[~many], self._sizes[~many], before[~many]
         while len(at):
             held = function(held, numbers[at])
             found[at] = held
@@ -101,7 +102,7 @@ class Turns:
         """
         places = np.where(flags, np.arange(len(flags)), -1)
         np.maximum.accumulate(places, out=places)
-        return np.where(places >= self.spread(self._heads), places, -1)
+        return np.where(places >= self.spread(self.heads), places, -1)
 
     def first(self, flags: Mask) -> Ints:
         """The same of the first one: it is that for all rows from it on."""

@@ -111,6 +111,25 @@ def normal(array: Array, name: str) -> Array:
     raise NotInColumnsError(f"{name} is {kind}")
 
 
+def plain_column(values: Sequence[Any]) -> Array:
+    """Values of one type and None as a column.
+
+    Raises:
+        NotInColumnsError: They are none.
+    """
+    kinds = set(map(type, values)) - {type(None)}
+    if not kinds:
+        return pa.nulls(len(values))
+    only = kinds.pop()
+    kind = _TYPES.get(only)
+    if kind is None or kinds or only is datetime:
+        raise NotInColumnsError("values of several types")
+    try:
+        return normal(pa.array(values, kind), "a value")
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+        raise NotInColumnsError(str(error)) from None
+
+
 def all_finite(array: Array) -> bool:
     """Whether no value of a column of floats is NaN or infinite."""
     numbers = array.fill_null(0.0) if array.null_count else array

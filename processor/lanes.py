@@ -43,14 +43,16 @@ from .numeric_aggregates import Count, Max, Mean, Min, Sum
 from .row_shapes import Joined
 from .selection import Selection
 from .table_nodes import RunningNode
-from .value_aggregates import Distinct, First, Last
+from .value_aggregates import Distinct, First, FirstBy, Last, LastBy
 
 if TYPE_CHECKING:
     from .plan import Plan
 
 
-_FOLLOWED: Final = frozenset({Count, Sum, Mean, Min, Max, First, Last, Distinct})
-"""Aggregates that columns can say the results of after every row: of numbers, or a number."""
+_FOLLOWED: Final = frozenset(
+    {Count, Sum, Mean, Min, Max, First, Last, FirstBy, LastBy, Distinct},
+)
+"""Aggregates that columns can say the results of after every row."""
 
 
 @cache

@@ -304,14 +304,9 @@ def q18() -> Pipeline:
     """What is the last bid of each bidder on each auction?"""
     pipeline = Pipeline("q18")
     bids = pipeline.source("bid", type=Bid, time="ts")
-
-    def later(one: Bid, other: Bid) -> Bid:
-        return other if other.ts >= one.ts else one
-
-    def pair(bid: Bid) -> tuple[int, int]:
-        return (bid.bidder, bid.auction)
-
-    bids.key_by(pair).reduce(later).to("q18")
+    pair = col("bidder").cast("str") + " " + col("auction").cast("str")
+    fields = {name: agg.last(name, by="ts") for name in Bid.__struct_fields__}
+    bids.key_by(pair).agg(**fields).to("q18")
     return pipeline
 
 

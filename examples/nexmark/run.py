@@ -85,6 +85,12 @@ class Found(msgspec.Struct):
     item: str | None = None
 
 
+class Last(generator.Bid, frozen=True, kw_only=True):
+    """What q18 writes."""
+
+    key: str
+
+
 def _daily(key: type, *fields: str, **more: type) -> type:
     """What a query of days writes: a key, counts of bids, and statistics."""
     names = ["n", "rank1", "rank2", "rank3"]
@@ -106,6 +112,7 @@ STORED = {
     "q15": _daily(int, "bidders", "auctions"),
     "q16": _daily(str, "bidders", "auctions"),
     "q17": _daily(str, least=int, most=int, mean=float, total=int),
+    "q18": Last,
     "q20": Found,
 }
 """Results that are stored as columns, too."""

@@ -84,7 +84,8 @@ NEWEST = {
         group by ts // 86400000, channel""",
     "q17": f"""select (ts // 86400000) || ' ' || auction, {COUNTS}, min(price), max(price),
         avg(price), sum(price)::bigint from bid group by ts // 86400000, auction""",
-    "q18": "from bid qualify row_number() over (partition by bidder, auction order by ts desc) = 1",
+    "q18": """select bidder || ' ' || auction, * from bid
+        qualify row_number() over (partition by bidder, auction order by ts desc) = 1""",
     "q19": "select auction, (list(price order by price desc))[:10] from bid group by 1",
 }
 

@@ -241,6 +241,13 @@ RUNNING: tuple[Callable[[], Any], ...] = (
     lambda: agg.distinct("group"),
     lambda: agg.distinct("note"),
     lambda: agg.distinct("weight"),
+    lambda: agg.first("note"),
+    lambda: agg.last("note"),
+    lambda: agg.first("good"),
+    lambda: agg.first("note", by="amount"),
+    lambda: agg.last("note", by="size"),
+    lambda: agg.last("user", by="ts"),
+    lambda: agg.first("weight", by="count"),
 )
 
 

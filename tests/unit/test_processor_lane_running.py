@@ -32,6 +32,8 @@ class Running(msgspec.Struct):
     sizes: int
     most: int | None
     last: int | None
+    who: str
+    named: str
 
 
 def never(*_: object, **__: object) -> NoReturn:
@@ -67,6 +69,8 @@ def running(**more: Any) -> Pipeline:
         "sizes": agg.distinct("size"),
         "most": agg.max("size"),
         "last": agg.last("size"),
+        "who": agg.last("user", by="amount"),
+        "named": agg.first("user"),
     }
     job.source("events", type=Event, time="ts").key_by("user").agg(**totals, **more).to("running")
     return job
