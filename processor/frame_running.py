@@ -48,7 +48,7 @@ class _Arrays:
         """Have room for all keys."""
         missing = key_count - len(self.changed)
         if missing > 0:
-            more = np.zeros(max(missing, len(self.changed)), np.bool_)
+            more = np.zeros(max(missing, len(self.changed) // 4), np.bool_)
             self.changed = np.concatenate([self.changed, more])
             for each in self.accumulators:
                 each.grow(len(self.changed))

@@ -305,7 +305,7 @@ def q18() -> Pipeline:
     pipeline = Pipeline("q18")
     bids = pipeline.source("bid", type=Bid, time="ts")
     pair = col("bidder").cast("str") + " " + col("auction").cast("str")
-    fields = {name: agg.last(name, by="ts") for name in Bid.__struct_fields__}
+    fields: dict[str, Any] = {n: agg.last(n, by="ts") for n in Bid.__struct_fields__}
     bids.key_by(pair).agg(**fields).to("q18")
     return pipeline
 

@@ -15,6 +15,7 @@ from millstream.processor.fields import FieldPair
 from millstream.processor.frame_accumulators import AddError, Inputs
 from millstream.processor.frame_aggregates import accumulators_for
 from millstream.processor.frame_objects import Objects, objects_of
+from millstream.processor.frame_turns import Turns
 from millstream.processor.numeric_aggregates import Variance
 
 SLOTS = 400
@@ -217,3 +218,61 @@ def test_the_first_row_that_cannot_be_compared_is_to_blame(
 
     assert 90 == raised.value.index
     assert isinstance(raised.value.__cause__, TypeError)
+
+
+# --- what they say after every row ---------------------------------------------------------------
+
+FOLLOWED: list[Aggregate[Any, Any, Any]] = [
+    agg.count("x"),
+    agg.sum("x"),
+    agg.mean("x"),
+    agg.min("x"),
+    agg.max("x"),
+    agg.first("x"),
+    agg.last("x"),
+    agg.distinct("x"),
+    agg.first("x", by="y"),
+    agg.last("x", by="y"),
+]
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "kind"),
+    [
+        pytest.param(each, kind, id=f"{each.describe()}-{kind}")
+        for each in FOLLOWED
+        for kind in DRAWN
+        if each.word not in {"sum", "mean", "min", "max"} or kind in {"ints", "floats"}
+    ],
+)
+def test_after_every_row_they_say_what_rows_say(
+    aggregate: Aggregate[Any, Any, Any], kind: str
+) -> None:
+    rng = random.Random(repr((aggregate.describe(), kind)))
+    type_, values = DRAWN[kind]
+    if kind in {"ints", "floats"}:
+        values = [value for value in values if 0 <= value < 2**40 and repr(value) != "-0.0"]
+    is_pair = isinstance(aggregate.field, FieldPair)
+    held = [aggregate.init() for _ in range(SLOTS)]
+    arrays = accumulators_for(
+        aggregate, Inputs(pa.array(values[:1], type_), pa.array([1]) if is_pair else None)
+    )
+    for count in (700, 5, 3_000):
+        column, order = drawn(rng, values, count), drawn(rng, [*range(9), -(2**63)], count)
+        if aggregate.word == "sum":
+            column = [each or values[0] for each in column]  # a sum of none is an int
+        places = slots(rng, count)
+        whole = Inputs(pa.array(column, type_), pa.array(order, pa.int64()) if is_pair else None)
+        assert arrays.accepts(whole)
+        arrays.grow(SLOTS)
+        followed = arrays.follow(Turns(np.array(places, np.int32)), whole)
+        followed.apply()
+
+        expected = []
+        for row, slot in enumerate(places):
+            added = (order[row], column[row]) if is_pair else column[row]
+            held[slot] = aggregate.add(held[slot], added)
+            expected.append(aggregate.result(held[slot]))
+        assert list(map(repr, expected)) == list(map(repr, followed.results.to_pylist()))
+        there = np.unique(places).astype(np.int32)
+        assert [repr(held[slot]) for slot in there] == list(map(repr, arrays.state(there)))

@@ -1,17 +1,21 @@
-"""Aggregates of every row, and merged streams, on columns: the same as row by row."""
+"""Results for every row, and merged streams, on columns: the same as row by row."""
 
 from __future__ import annotations
 
 import random
+import sys
+from collections import Counter
 from typing import Any, NoReturn
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import millstream
 from millstream import Store
 from millstream.processor import Pipeline, agg, col
+from millstream.processor.columns import MicroBatch
 from millstream.processor.frame_running import FrameRunningOperator
 from millstream.processor.frame_turns import Turns
 from millstream.processor.frames import FrameChunk
@@ -87,6 +91,27 @@ def said(rows: list[Event], job: Pipeline) -> list[tuple[bytes | None, bytes | N
         append(store, rows)
         job.run(store, until="end")
         return written(store)
+
+
+def test_rows_that_are_filtered_and_selected_take_no_call_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(FrameChunk, "as_chunk", never)
+    monkeypatch.setattr(MicroBatch, "keys", never)
+    job = Pipeline("job")
+    kept = job.source("events", type=Event, time="ts").filter(col("amount") > 0.1)
+    kept.select("user", double=col("amount") * 2).to("kept")
+    calls: Counter[int] = Counter()
+    for count in (2_000, 40_000):
+        with filled(events(count)) as store:
+            store.create_topic("kept", schema=pa.schema({"user": "string", "double": "float64"}))
+            sys.setprofile(lambda *_, count=count: calls.update([count]))
+            try:
+                job.run(store, until="end")
+            finally:
+                sys.setprofile(None)
+            assert store.offsets("kept")[0].end > count / 2
+    assert calls[40_000] < calls[2_000] + 5_000
 
 
 # --- aggregates of every row ---------------------------------------------------------------------

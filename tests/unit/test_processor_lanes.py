@@ -16,7 +16,6 @@ import pytest
 import millstream
 from millstream import RecordError, Store
 from millstream.processor import Pipeline, agg, col, daily, hopping, lanes, tumbling
-from millstream.processor.columns import MicroBatch
 from millstream.processor.frame_keys import KeyTable
 from millstream.processor.frame_objects import Objects
 from millstream.processor.frame_windowing import ArrayWindow, FrameWindowOperator
@@ -103,29 +102,6 @@ def test_from_a_topic_to_a_topic_no_row_becomes_an_object(
     metrics = job.run(store, until="end")
 
     assert 17 < metrics.records_out == store.offsets("totals")[0].end
-
-
-def test_rows_that_are_filtered_and_selected_take_no_call_each(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    forbid_rows(monkeypatch)
-    monkeypatch.setattr(MicroBatch, "keys", never)
-    job = Pipeline("job")
-    kept = job.source("events", type=Event, time="ts").filter(col("amount") > 3)
-    kept.select("user", double=col("amount") * 2).to("kept")
-    calls: Counter[int] = Counter()
-    for count in (10_000, 100_000):
-        with millstream.open() as store:
-            store.create_topic("events", schema=Event)
-            store.create_topic("kept", schema=pa.schema({"user": "string", "double": "float64"}))
-            store.append_arrow("events", events(count))
-            sys.setprofile(lambda *_, count=count: calls.update([count]))
-            try:
-                job.run(store, until="end")
-            finally:
-                sys.setprofile(None)
-            assert store.offsets("kept")[0].end == count - 25
-    assert calls[100_000] < calls[10_000] + 5_000
 
 
 def test_days_of_a_zone_are_those_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +239,7 @@ pipeline job
     filter amount > 1  [columns]
       same  [rows: a Python function]
         key_by 'user'  [rows: it gets rows]
-          count()  [state events.count]  [rows: an operator of rows]
+          count()  [state events.count]  [rows: its rows are single values]
             to counts  [rows: the topic stores no columns]
   source plain: Event, time 'ts', disorder 0s  [rows: the topic has no schema]
     filter size > 3  [rows: it gets rows]
