@@ -28,6 +28,8 @@ _OPERATOR_COLUMNS: Final = (
     "busy_s",
     "late",
     "state_records",
+    "watermark_ms",
+    "watermark_lag_ms",
 )
 
 
@@ -111,7 +113,9 @@ def process(
             status.show(f"{_summary(done)}{catching_up.text(done)}")
 
     epoch = options["epoch"]
-    with StopSignals() as stop, current.open() as store:
+    # Input that comes from outside needs no store to be there before.
+    create = all(source.source is not None for source in pipeline.plan.sources())
+    with StopSignals() as stop, current.open(create=create) as store:
         try:
             result = pipeline.run(
                 store,

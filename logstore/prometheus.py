@@ -91,6 +91,11 @@ class Operator(Protocol):
         """About how many things it keeps."""
         ...
 
+    @property
+    def watermark_lag_ms(self) -> int | None:
+        """How far its event time is behind the newest of its sources."""
+        ...
+
 
 class Run(Protocol):
     """What is told of a run; `millstream.processor.Metrics` is one."""
@@ -439,6 +444,12 @@ class PipelineCollector:
         full = "millstream_operator_state_records"
         family = self._core.GaugeMetricFamily(full, "Kept by the operator, about", labels=labels)
         yield _filled(family, labels, [(place, each.state_records) for place, each in places])
+        full = "millstream_operator_watermark_lag_seconds"
+        text = "The newest event time of the operator's sources, minus its W"
+        family = self._core.GaugeMetricFamily(full, text, labels=labels)
+        lags = [(place, each.watermark_lag_ms) for place, each in places]
+        samples = [(place, lag / 1000) for place, lag in lags if lag is not None]
+        yield _filled(family, labels, samples)
 
     def _whole(self, run: Run) -> Families:
         labels, place = ("pipeline",), (self._pipeline,)

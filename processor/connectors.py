@@ -297,7 +297,7 @@ class Retry:
     """
 
     attempts: int = 6
-    """The first one included."""
+    """The first one included. A delivery that comes further has them all again."""
     pause_ms: int = 100
     """After the first failure; it doubles each time."""
     pause_max_ms: int = 10_000

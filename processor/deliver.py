@@ -127,6 +127,14 @@ class _Delivery:
     planned: bool
     """The store knows where it ends."""
     failures: int = 0
+    """Since it last came further."""
+    failed_at: int = -1
+    """The last offset that a failure was about: what came before has been tried with success."""
+
+
+def _why(error: Exception, offset: int) -> str:
+    """Why a delivery failed, at the record of an offset."""
+    return error.reasons[offset] if isinstance(error, RefusedRecords) else reason(error)
 
 
 class Deliverer:
@@ -433,7 +441,7 @@ class Deliverer:
             attempts, delivery.failures = delivery.failures, 0
             raise ConnectorError(
                 f"sink {self._sink.name!r} of pipeline {self._pipeline!r} failed {attempts} times:"
-                f" {reason(error)}",
+                f" {_why(error, offset)}",
                 connector=self._sink.name,
                 topic=self.topic,
                 partition=0,
@@ -447,7 +455,7 @@ class Deliverer:
             self._pipeline,
             offset,
             pause_ms,
-            reason(error),
+            _why(error, offset),
         )
 
     def _refuse(self, delivery: _Delivery, error: RefusedRecords) -> None:
@@ -461,6 +469,8 @@ class Deliverer:
         if unknown or not error.reasons:
             raise UsageError(f"sink {self._sink.name!r} refused what it was not given: {unknown}")
         first = min(error.reasons)
+        if first > delivery.failed_at:
+            delivery.failures, delivery.failed_at = 0, first
         if error.retry and (
             self.dead_letters is None or delivery.failures + 1 < self._retry.attempts
         ):

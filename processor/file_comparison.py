@@ -225,8 +225,8 @@ class SinkFiles:
         except RefusedRecords as error:
             expected = f"what is no row ({error})"
         files = f"{self._directory}/{self._stem}-*.{self._form.suffix}"
-        offsets = f"of offsets {reached} to {following}" if reached < following else "any more"
-        return SinkDifference(f"{files}, no file {offsets}", expected, None)
+        offsets = f"{reached} to {following}" if reached < following else f"{following}, the last"
+        return SinkDifference(f"{files}, offsets {offsets}", expected, None)
 
 
 def _texts(row: bytes | None, other: bytes | None) -> tuple[str | None, str | None]:

@@ -8,6 +8,7 @@ are compared with a replay is in file_comparison.py.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,7 +39,13 @@ class FileSink(Sink):
         Raises:
             StorageError: It cannot be created or written.
         """
-        storage = self.outside.directory(self.directory)
+        try:
+            storage = self.outside.directory(self.directory)
+        except StorageError as error:
+            # Opened like a store, it would be called one.
+            number = error.errno or errno.EIO
+            message = f"sink {self.name!r} cannot have its directory: {os.strerror(number)}"
+            raise StorageError(message, errno=number, path=self.directory) from error
         return FileWriter(storage, self._stem(outbox), self.format, self.folders)
 
     def _stem(self, outbox: str) -> str:

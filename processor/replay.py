@@ -34,6 +34,7 @@ from millstream import (
 
 from .changed_plan import plan_changes
 from .checkpoint import EMPTY, Checkpoint
+from .fork_diff import fork_checkpoint
 from .kept import kept_checkpoint, read_kept
 from .keyed_state import States
 from .outputs import OutputBatch
@@ -277,6 +278,11 @@ def _start(
         before = all(reached.get(place, 0) <= offset for place, offset in compared.items())
         if before and not plan_changes(plan, checkpoint):
             return _start(plan, store, checkpoint.epoch, start)
+    if store.checkpoint(fork_checkpoint(plan.name)) is not None:
+        raise UsageError(
+            f"{plan.name!r} is a fork: what came before was written by its original, so it cannot"
+            f" be verified from the beginning. {_elsewhere(store, plan.name)}; or keep_checkpoint"
+        )
     return _Start(EMPTY, plan.name, "the beginning", compared)
 
 

@@ -28,6 +28,11 @@ class OperatorMetrics:
     """Rows it refused as too late."""
     state_records: int = 0
     """About how many things it keeps."""
+    watermark_ms: int | None = None
+    """W of its input, UTC ms; None before the first row."""
+    watermark_lag_ms: int | None = None
+    """How far that is behind the newest event time of its sources: their disorder, and what the
+    slowest of them and of their partitions is behind the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +67,15 @@ class Stage:
         Raises:
             RecordError: A user function raised, or a row cannot be processed.
         """
+        done = self.done
+        if self.node in chunks:
+            # Of a source, which counts what it reads, or of another output of an operator.
+            count = chunks[self.node].row_count
+            done.records_in += count if self.inputs else 0
+            done.records_out += count
+            return
         # Behind dead letters there are no rows.
         inputs = [chunks[each] for each in self.inputs if each in chunks]
-        done = self.done
         for each in inputs:
             done.records_in += each.row_count
         if self.watch is not None:
@@ -80,5 +91,4 @@ class Stage:
             chunks[self.node] = made[MAIN]
             for node, port in self.ports:
                 chunks[node] = made[port]
-        if self.node in chunks:
             done.records_out += chunks[self.node].row_count

@@ -192,6 +192,7 @@ class Topology:
             delay_ms = max((self._delay_ms[each] for each in node.timed_inputs), default=0)
             self._add(node, delay_ms, resumed)
             self._delay_ms.append(delay_ms + self._own_delay_ms(node))
+        self._source_ids = {source.node.topic: each for each, source in self.sources.items()}
         judged = {
             source
             for node_id, operator in self.stateful.items()
@@ -300,7 +301,25 @@ class Topology:
         for node_id, operator in self.stateful.items():
             self._metrics[node_id].late = operator.late_count
             self._metrics[node_id].state_records = operator.live_count
+        for node in self.plan.nodes:
+            told = self._metrics[node.id]
+            if isinstance(node, DeadLettersNode):
+                told.records_in = told.records_out = self.sources[node.parent].faults.count
+            elif isinstance(node, SinkNode) and isinstance(
+                self.plan.nodes[node.parent], DeadLettersNode
+            ):
+                told.records_in = self._metrics[node.parent].records_out
+            told.watermark_ms, told.watermark_lag_ms = self._time_at(node.id)
         return [replace(one) for one in self._metrics]
+
+    def _time_at(self, node_id: int) -> tuple[int | None, int | None]:
+        """W of the input of a node, and how far it is behind the newest row."""
+        above = [self.sources[each] for each in self._timed_by[node_id]]
+        level = min(source.watermark.level for source in above)
+        name = " + ".join(source.node.topic for source in above)
+        level = max(level, self.shared.get(name, level))
+        newest = max((max(source.watermark.maxima.values(), default=level)) for source in above)
+        return (None, None) if level == BEFORE_TIME else (level, max(0, newest - level))
 
     @property
     def step_records(self) -> int:
@@ -351,6 +370,8 @@ class Topology:
         """
         batch = MicroBatch(batches)
         self.row_count += batch.row_count
+        for each in batches:
+            self._metrics[self._source_ids[each.topic]].records_in += each.record_count
         chunks: dict[int, Rows] = {}
         reached: dict[int, Reached] = {}
         for node_id, source in self.sources.items():

@@ -82,6 +82,22 @@ def test_verify_replays_a_pipeline(home: Path) -> None:
     run(home, "verify", "orders", "--since", "point", code=2)
 
 
+def test_a_pipeline_from_files_begins_without_a_store(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"n":1}\n')
+    (tmp_path / "app.py").write_text(
+        "from millstream.processor import Pipeline, jsonl_files, to_jsonl\n"
+        "pipeline = Pipeline('p')\n"
+        "pipeline.source(jsonl_files('in.jsonl')).to(to_jsonl('out'))\n"
+    )
+    run(tmp_path, "process", "app:pipeline", "--until", "end")
+    (path,) = (tmp_path / "out").iterdir()
+    assert '{"n":1}\n' == path.read_text()
+    (tmp_path / "topic.py").write_text(APP)
+    (tmp_path / "data").rename(tmp_path / "other")
+    run(tmp_path, "process", "topic:pipeline", "--until", "end", code=5)
+    assert not (tmp_path / "data").exists()
+
+
 def test_verify_says_what_differs_in_sinks_and_which_are_not_compared(home: Path) -> None:
     sinks = "rows.to(to_jsonl('out'))\nrows.to(to_stdout())\n"
     (home / "app.py").write_text(

@@ -18,6 +18,7 @@ from millstream.processor import (
     agg,
     dry_run,
     fork,
+    keep_checkpoint,
     list_state,
     read_state,
     session,
@@ -116,6 +117,25 @@ def test_a_replay_from_a_fork_begins_with_its_state(store: Store, clock: ManualC
     after = sum(len(list(store.read(topic))) for topic in ("totals", "visits", "reminders"))
     assert [] == found.differences
     assert after - before == found.records_compared > 50
+
+
+def test_a_fork_is_verified_from_where_it_was_made_and_not_from_the_beginning(
+    store: Store, clock: ManualClock
+) -> None:
+    live(store, clock, shop(), 10, 1)
+    fork(store, "shop", "copy")
+    epoch = keep_checkpoint(store, "copy")
+    copy = shop("copy", ".copy")
+    live(store, clock, copy, 10, 2)
+    with pytest.raises(UsageError, match=f"'copy' is a fork.*there is epoch {epoch}"):
+        copy.verify(store)
+    with pytest.raises(UsageError, match="'copy' is a fork"):
+        copy.verify(store, start=0)
+    for options in ({"since": epoch}, {"start": "-1"}):
+        found = copy.verify(store, **options)
+        assert found.ok, found.differences
+        assert f"the checkpoint of epoch {epoch}" == found.started_at
+    assert copy.verify(store, since=epoch).records_compared > 50
 
 
 def test_a_replay_names_the_first_difference(store: Store, clock: ManualClock) -> None:

@@ -294,6 +294,40 @@ def test_a_record_that_may_succeed_is_refused_only_after_all_attempts(store: Sto
     assert [b"2"] == values_of(store, "p.spy.dead")
 
 
+@pytest.mark.parametrize("dead_letters", [None, "p.list.dead"])
+def test_each_record_of_a_delivery_is_tried_as_often_as_any(
+    store: Store, dead_letters: str | None
+) -> None:
+    got: list[bytes | None] = []
+    failed: list[bytes | None] = []
+
+    def fail_twice(record: Record) -> None:
+        if failed.count(record.value) < 2:
+            failed.append(record.value)
+            raise OSError("not now")
+        got.append(record.value)
+
+    values = [b"%d" % number for number in range(5)]
+    store.create_topic("@sink/p/list")
+    store.append_many("@sink/p/list", values)
+    sink = to_callable(fail_twice, name="list")
+    options: dict[str, Any] = {"dead_letters": dead_letters, "retry": Retry(attempts=3)}
+    with Deliverer(store, "p", sink, **options) as deliverer:
+        deliverer.drain()
+        assert (values, 0, 0) == (got, deliverer.refused, deliverer.lag)
+
+
+def test_the_last_attempt_says_why_the_record_was_refused(store: Store) -> None:
+    store.append(TOPIC, b"0")
+    sink = Spy("idempotent", RefusedRecords({0: "busy"}, retry=True))
+    with (
+        pytest.raises(ConnectorError, match=r"'p' failed 1 times: busy \(topic"),
+        Deliverer(store, "p", sink, retry=Retry(attempts=1)) as deliverer,
+    ):
+        deliverer.pump()
+
+
+
 def test_a_sink_that_refuses_what_it_was_not_given_is_told_so(store: Store) -> None:
     epoch(store, [b"1"])
     for reasons in ({}, {7: "?"}):

@@ -5,8 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -462,3 +466,85 @@ def test_packages_offer_sources_and_sinks_by_name() -> None:
     assert "stdout" == plugin(SINKS, "stdout")().name
     with pytest.raises(UsageError, match=r"offers 'kafka' as millstream\.sinks"):
         plugin(SINKS, "kafka")
+
+
+def test_a_package_that_is_installed_offers_its_own(tmp_path: Path) -> None:
+    """Built and installed without a network, as anybody's package is."""
+    project, site = tmp_path / "project", tmp_path / "site"
+    project.mkdir()
+    (project / "pyproject.toml").write_text(
+        """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "squares"
+version = "1"
+
+[tool.setuptools]
+py-modules = ["squares"]
+
+[project.entry-points."millstream.sources"]
+squares = "squares:Squares"
+
+[project.entry-points."millstream.sinks"]
+kept = "squares:Kept"
+"""
+    )
+    (project / "squares.py").write_text(
+        """
+from millstream.processor import Sink, Source, SourceBatch
+
+class Squares(Source):
+    name = "squares"
+    def __init__(self, count):
+        self.count = count
+    def partitions(self):
+        return ["all"]
+    def open(self, partition, position):
+        for number in range(position or 0, self.count):
+            yield SourceBatch([b"%d" % number**2], position=number + 1)
+
+class Kept(Sink):
+    name, delivery = "kept", "at_least_once"
+    values = []
+    def open(self, outbox):
+        return self
+    def position(self):
+        return None
+    def write(self, records, first, following):
+        self.values += [record.value for record in records]
+    def close(self):
+        pass
+"""
+    )
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+    options = ["--no-build-isolation", "--target", str(site), str(project)]
+    subprocess.run([*pip, *options], check=True, capture_output=True)
+    program = """
+import millstream
+from millstream.processor import Pipeline, plugin
+
+kept = plugin("millstream.sinks", "kept")()
+pipeline = Pipeline("p")
+pipeline.source(plugin("millstream.sources", "squares")(4), type=int).to(kept)
+with millstream.open(":memory:") as store:
+    pipeline.run(store, until="end")
+print(kept.values, end="")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "[b'0', b'1', b'4', b'9']" == done.stdout, done.stderr
+
+
+def test_a_directory_that_cannot_be_had_is_called_the_one_of_the_sink(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(StorageError, match="sink 'out' cannot have its directory") as caught:
+        to_jsonl(f"{tmp_path}/out").open("outbox")
+    assert f"{tmp_path}/out" == caught.value.path
