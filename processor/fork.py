@@ -102,7 +102,9 @@ def fork(store: Store, pipeline: str, name: str, *, epoch: int | None = None) ->
                 operators[operator] = msgspec.structs.replace(
                     known, snapshot_offset=start, end_offset=end, change_count=len(items)
                 )
-            copied = msgspec.structs.replace(checkpoint, operators=operators, topics=topics)
+            copied = msgspec.structs.replace(
+                checkpoint, operators=operators, topics=topics, journal_end=0
+            )
             copied = _with_sources(copied, copies, store)
             _copy_sources(transaction, store, original, copies)
             for kept, data in _moved_positions(pipeline, name, original, copies).items():
@@ -113,7 +115,7 @@ def fork(store: Store, pipeline: str, name: str, *, epoch: int | None = None) ->
                 if not is_source_of_another(place.topic, name)
             }
             transaction.commit_offsets(name, own)
-            point = ForkPoint(pipeline, checkpoint.outputs)
+            point = ForkPoint(pipeline, checkpoint.outputs, checkpoint.journal_end)
             transaction.put_checkpoint(fork_checkpoint(name), encode_fork_point(point))
             transaction.put_checkpoint(checkpoint_name(name), encode_checkpoint(copied))
 

@@ -29,6 +29,8 @@ class ForkPoint(msgspec.Struct, frozen=True):
     """The original."""
     outputs: list[tuple[str, int, int]]
     """(topic, partition, next offset) behind the newest record it had written."""
+    journal_end: int | None = None
+    """Where its journal ended: that of the fork begins anew. None in forks of early versions."""
 
 
 _FORM: Final = StoredForm(ForkPoint, FORK_VERSION)
@@ -99,7 +101,11 @@ def compare_fork(store: Store, name: str, topics: Mapping[str, str]) -> ForkComp
         UnknownTopicError: There is no such topic.
         OffsetOutOfRangeError: What the original wrote first behind the fork was removed.
     """
-    point = _fork_point(store, name)
+    point = fork_point(store, name)
+    if point is None:
+        raise UsageError(
+            f"there is no fork {name!r} here: make one with fork(store, PIPELINE, NAME)"
+        )
     starts = {TopicPartition(topic, partition): end for topic, partition, end in point.outputs}
     result = ForkComparison(point.pipeline)
     for topic, copy in topics.items():
@@ -122,12 +128,15 @@ def compare_fork(store: Store, name: str, topics: Mapping[str, str]) -> ForkComp
     return result
 
 
-def _fork_point(store: Store, name: str) -> ForkPoint:
+def fork_point(store: Store, name: str) -> ForkPoint | None:
+    """Where a fork was made; None if there is none of that name.
+
+    Raises:
+        DataError: What says so is damaged, or of a newer version.
+    """
     data = store.checkpoint(fork_checkpoint(name))
     if data is None:
-        raise UsageError(
-            f"there is no fork {name!r} here: make one with fork(store, PIPELINE, NAME)"
-        )
+        return None
     return decode_fork_point(data, name)
 
 

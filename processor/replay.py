@@ -34,7 +34,7 @@ from millstream import (
 
 from .changed_plan import plan_changes
 from .checkpoint import EMPTY, Checkpoint
-from .fork_diff import fork_checkpoint
+from .fork_diff import fork_point
 from .kept import kept_checkpoint, read_kept
 from .keyed_state import States
 from .outputs import OutputBatch
@@ -271,6 +271,9 @@ def _start(
                 f"there is no pipeline {since!r} here to start from: fork one first, or give the"
                 " epoch of a checkpoint that is kept"
             )
+        point = fork_point(store, since)
+        if point is not None and point.journal_end is not None:
+            checkpoint = msgspec.structs.replace(checkpoint, journal_end=point.journal_end)
         return _Start(checkpoint, since, f"fork {since!r}", compared)
     for kept in reversed(read_kept(store, plan.name)) if compared else ():
         checkpoint = kept.checkpoint
@@ -278,7 +281,7 @@ def _start(
         before = all(reached.get(place, 0) <= offset for place, offset in compared.items())
         if before and not plan_changes(plan, checkpoint):
             return _start(plan, store, checkpoint.epoch, start)
-    if store.checkpoint(fork_checkpoint(plan.name)) is not None:
+    if fork_point(store, plan.name) is not None:
         raise UsageError(
             f"{plan.name!r} is a fork: what came before was written by its original, so it cannot"
             f" be verified from the beginning. {_elsewhere(store, plan.name)}; or keep_checkpoint"

@@ -327,7 +327,6 @@ def test_the_last_attempt_says_why_the_record_was_refused(store: Store) -> None:
         deliverer.pump()
 
 
-
 def test_a_sink_that_refuses_what_it_was_not_given_is_told_so(store: Store) -> None:
     epoch(store, [b"1"])
     for reasons in ({}, {7: "?"}):
