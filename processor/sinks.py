@@ -89,10 +89,17 @@ class StdoutSink(Sink):
         return CallableWriter(self._print, batches=True)
 
     def _print(self, records: Sequence[Record]) -> None:
-        self.outside.print_lines(
-            "null" if record.value is None else record.value.decode(errors="replace")
-            for record in records
-        )
+        try:
+            self.outside.print_lines(
+                "null" if record.value is None else record.value.decode(errors="replace")
+                for record in records
+            )
+        except BrokenPipeError as error:
+            raise _NobodyReadsError("nobody reads what is printed any more") from error
+
+
+class _NobodyReadsError(UsageError, BrokenPipeError):
+    """A closed pipe: trying again would not open it."""
 
 
 def to_callable(

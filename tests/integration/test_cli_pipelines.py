@@ -98,6 +98,29 @@ def test_a_pipeline_from_files_begins_without_a_store(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
 
 
+def test_a_pipeline_that_prints_into_a_closed_pipe_ends_at_once(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(
+        "from millstream.processor import Pipeline, from_iterable, to_stdout\n"
+        "pipeline = Pipeline('p')\n"
+        "rows = pipeline.source(from_iterable([{'n': n} for n in range(50_000)], name='rows'))\n"
+        "rows.to(to_stdout())\n"
+    )
+    command = [sys.executable, "-m", "millstream", "--dir", "data", "process", "app:pipeline"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert b'{"n":0}\n' == process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read().decode()
+        assert 0 == process.wait()
+    assert "at least once" in said
+    assert 1 == said.count("\n")
+    lines = run(tmp_path, "process", "app:pipeline", "--until", "end").splitlines()
+    assert {"n": 49_999} == json.loads(lines[-1])
+
+
 def test_verify_says_what_differs_in_sinks_and_which_are_not_compared(home: Path) -> None:
     sinks = "rows.to(to_jsonl('out'))\nrows.to(to_stdout())\n"
     (home / "app.py").write_text(
