@@ -170,6 +170,8 @@ def test_files_that_are_missing_cut_doubled_or_too_many_are_found(
         DAMAGE[damage](files)
         found = differing(pipeline(tmp_path).verify(store, since=since))
         assert [directory] == list(found)
+        if damage == "both in one, too":
+            assert "offsets 10 to 20 once more" == found[directory].found
         for path in (tmp_path / directory).iterdir():
             path.unlink()
         for path, content in contents.items():
@@ -318,6 +320,7 @@ def test_what_was_not_delivered_yet_is_compared_in_the_outbox(
     (found,) = changed.verify(store).sinks
     assert found.difference is not None
     assert found.difference.place == "@sink/one/out, offset 4"
+    assert changed.verify(store, start=5).ok
 
 
 def test_records_that_a_sink_refused_are_not_expected_there(store: Store, tmp_path: Path) -> None:
@@ -445,6 +448,40 @@ def test_of_what_was_trimmed_while_it_is_verified_files_are_compared_up_to_there
     else:
         assert found.skipped is not None
         assert "from offset 3 to 4 meanwhile, and the outbox was trimmed" in found.skipped
+
+
+def test_columns_that_records_do_not_set_are_not_known_from_a_checkpoint_on(
+    store: Store, tmp_path: Path
+) -> None:
+    made = one_sink(to_sqlite(f"{tmp_path}/app.db", "out", mode="upsert", key=["k"]))
+    store.append("in", b'{"k":"a","n":1,"m":1}')
+    made.run(store, until="end")
+    epoch = keep_checkpoint(store, "one")
+    store.append_many("in", [b'{"k":"a","n":2}', b'{"k":"b","n":3,"m":4}'])
+    made.run(store, until="end")
+    assert [("a", 2, 1), ("b", 3, 4)] == query(tmp_path, "SELECT * FROM out ORDER BY k")
+    assert made.verify(store, since=epoch).ok
+    change(tmp_path / "app.db", "UPDATE out SET n = 0 WHERE k = 'a'")
+    assert {"out"} == set(differing(made.verify(store, since=epoch)))
+
+
+def test_rows_that_come_while_a_table_is_compared_are_taken_along(tmp_path: Path) -> None:
+    sink = to_sqlite(f"{tmp_path}/app.db", "out")
+    rows = [Record("", 0, n, 0, None, b'{"n":%d}' % n, ()) for n in range(2)]
+    writer = sink.open("box")
+    writer.write(rows[:1], 0, 1)
+
+    class Moving:
+        start, passed, position = 0, 0, 1
+
+        def records(self, position: int | None = None, *, begin: int = 0) -> Iterator[Record]:
+            if position == 1:
+                writer.write(rows[1:], 1, 2)
+            return iter(rows[begin:position])
+
+    assert sink.compare("box", Moving()) is None
+    assert [(0,), (1,)] == query(tmp_path, "SELECT n FROM out")
+    writer.close()
 
 
 class Ledger(Sink):

@@ -468,6 +468,18 @@ def test_packages_offer_sources_and_sinks_by_name() -> None:
         plugin(SINKS, "kafka")
 
 
+PACKAGE = """
+    project, site = tmp_path / "project", tmp_path / "site"
+    project.mkdir()
+    (project / "pyproject.toml").write_text(
+        """
+
+MODULE = """
+    )
+    (project / "squares.py").write_text(
+        """
+
+
 def test_a_package_that_is_installed_offers_its_own(tmp_path: Path) -> None:
     """Built and installed without a network, as anybody's package is."""
     project, site = tmp_path / "project", tmp_path / "site"
