@@ -8,6 +8,7 @@ from typing import Any
 
 import millstream
 from millstream.processor import Metrics, OperatorMetrics, Pipeline, agg, tumbling
+from millstream.testing import ManualClock
 
 
 def told(metrics: Metrics) -> dict[str, OperatorMetrics]:
@@ -81,6 +82,27 @@ def test_each_operator_says_how_far_its_event_time_is_behind() -> None:
         "window tumbling 100ms": behind,
         "to out": behind,
     } == {label.split(" at ")[0]: each for label, each in times(metrics).items()}
+
+
+def test_a_source_that_is_idle_holds_no_operator_back() -> None:
+    made = Pipeline("p")
+    slow = made.source("slow", time="t", idle=500)
+    fast = made.source("fast", time="t")
+    slow.merge(fast).key_by("k").window(tumbling(5000)).agg(n=agg.count()).to("out")
+    clock = ManualClock(1_000)
+    with millstream.open(":memory:", clock=clock) as store:
+        for topic, time in (("slow", 300), ("fast", 1000)):
+            store.create_topic(topic)
+            store.append(topic, b'{"k":"a","t":%d}' % time)
+        assert (300, 700) == window_time(made.run(store, until="end"))
+        clock.advance(2_000)
+        store.append("fast", b'{"k":"a","t":1200}')
+        assert (1200, 0) == window_time(made.run(store, until="end", tick_ms=1))
+
+
+def window_time(metrics: Metrics) -> tuple[int | None, int | None]:
+    found = told(metrics)["window tumbling 5s"]
+    return found.watermark_ms, found.watermark_lag_ms
 
 
 def test_metrics_are_a_dict_that_becomes_json() -> None:
