@@ -465,25 +465,6 @@ def test_columns_that_records_do_not_set_are_not_known_from_a_checkpoint_on(
     assert {"out"} == set(differing(made.verify(store, since=epoch)))
 
 
-def test_rows_that_come_while_a_table_is_compared_are_taken_along(tmp_path: Path) -> None:
-    sink = to_sqlite(f"{tmp_path}/app.db", "out")
-    rows = [Record("", 0, n, 0, None, b'{"n":%d}' % n, ()) for n in range(2)]
-    writer = sink.open("box")
-    writer.write(rows[:1], 0, 1)
-
-    class Moving:
-        start, passed, position = 0, 0, 1
-
-        def records(self, position: int | None = None, *, begin: int = 0) -> Iterator[Record]:
-            if position == 1:
-                writer.write(rows[1:], 1, 2)
-            return iter(rows[begin:position])
-
-    assert sink.compare("box", Moving()) is None
-    assert [(0,), (1,)] == query(tmp_path, "SELECT n FROM out")
-    writer.close()
-
-
 class Ledger(Sink):
     """A sink of somebody else's that can be read back."""
 

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -560,3 +560,22 @@ def test_a_directory_that_cannot_be_had_is_called_the_one_of_the_sink(tmp_path: 
     with pytest.raises(StorageError, match="sink 'out' cannot have its directory") as caught:
         to_jsonl(f"{tmp_path}/out").open("outbox")
     assert f"{tmp_path}/out" == caught.value.path
+
+
+def test_rows_that_come_while_a_table_is_compared_are_taken_along(tmp_path: Path) -> None:
+    sink = to_sqlite(f"{tmp_path}/app.db", "out")
+    rows = [Record("", 0, n, 0, None, b'{"n":%d}' % n, ()) for n in range(2)]
+    writer = sink.open("box")
+    writer.write(rows[:1], 0, 1)
+
+    class Moving:
+        start, passed, position = 0, 0, 1
+
+        def records(self, position: int | None = None, *, begin: int = 0) -> Iterator[Record]:
+            if position == 1:
+                writer.write(rows[1:], 1, 2)
+            return iter(rows[begin:position])
+
+    assert sink.compare("box", Moving()) is None
+    assert 2 == writer.position()
+    writer.close()
