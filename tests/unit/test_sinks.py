@@ -469,23 +469,6 @@ def test_packages_offer_sources_and_sinks_by_name() -> None:
 
 
 PACKAGE = """
-    project, site = tmp_path / "project", tmp_path / "site"
-    project.mkdir()
-    (project / "pyproject.toml").write_text(
-        """
-
-MODULE = """
-    )
-    (project / "squares.py").write_text(
-        """
-
-
-def test_a_package_that_is_installed_offers_its_own(tmp_path: Path) -> None:
-    """Built and installed without a network, as anybody's package is."""
-    project, site = tmp_path / "project", tmp_path / "site"
-    project.mkdir()
-    (project / "pyproject.toml").write_text(
-        """
 [build-system]
 requires = ["setuptools"]
 build-backend = "setuptools.build_meta"
@@ -503,9 +486,8 @@ squares = "squares:Squares"
 [project.entry-points."millstream.sinks"]
 kept = "squares:Kept"
 """
-    )
-    (project / "squares.py").write_text(
-        """
+
+MODULE = """
 from millstream.processor import Sink, Source, SourceBatch
 
 class Squares(Source):
@@ -530,7 +512,14 @@ class Kept(Sink):
     def close(self):
         pass
 """
-    )
+
+
+def test_a_package_that_is_installed_offers_its_own(tmp_path: Path) -> None:
+    """Built and installed without a network, as anybody's package is."""
+    project, site = tmp_path / "project", tmp_path / "site"
+    project.mkdir()
+    (project / "pyproject.toml").write_text(PACKAGE)
+    (project / "squares.py").write_text(MODULE)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
     options = ["--no-build-isolation", "--target", str(site), str(project)]
     subprocess.run([*pip, *options], check=True, capture_output=True)
