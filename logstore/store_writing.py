@@ -344,6 +344,8 @@ class StoreWriting:
         """
         if owner is not None and timeout is not None:
             raise UsageError("the timeout of an owner's transactions is given to own()")
+        if owner is not None and not isinstance(owner, Ownership):
+            raise UsageError(f"owner must be what own() returns, not {owner!r}")
         with ExitStack() as ending:
             rows = place = None
             if database is not None:

@@ -9,7 +9,7 @@ import pytest
 from simulated_stores import abandon, open_quietly
 
 import millstream
-from millstream import StorageError, Store, TopicPartition, Transaction
+from millstream import StorageError, Store, TopicPartition, Transaction, UsageError
 from millstream.testing import ManualClock, MemoryStorage
 
 T0 = TopicPartition("t", 0)
@@ -147,3 +147,8 @@ def test_a_transaction_needs_two_syncs_and_no_third(store: Store, storage: Memor
             if not first:  # which makes the segment
                 kinds = [kind for kind, _ in storage.trace[before:]]
                 assert ["write", "catalog.commit", "sync"] == kinds
+
+
+def test_a_name_is_no_owner(store: Store) -> None:
+    with pytest.raises(UsageError, match=r"what own\(\) returns, not 'me'"):
+        store.transaction(owner="me").__enter__()  # type: ignore[arg-type] # wrong on purpose
