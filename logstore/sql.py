@@ -18,6 +18,7 @@ Not for pipelines: nothing here is incremental, and nothing is exactly once. Nee
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 MEMORY: Final = "1GB"
 BATCH_ROWS: Final = 65_536
 _TOPICS_NAMED: Final = 20
+_WORDS: Final = ("offset", "at")
+"""Names of columns that one has, or gives to a time, and that SQL does not take for one."""
 _INTERRUPT_SECONDS: Final = 0.05
 
 
@@ -346,6 +349,9 @@ def _advised(message: str, topics: Sequence[str] = ()) -> str:
     if text.startswith("Out of Memory"):
         first = text.splitlines()[0]
         return f"{first}; ask for fewer rows or columns, or give more by memory= (--memory)"
-    if "syntax error" in text and "offset" in text.lower():
-        return f'{text}\nOFFSET is a word of SQL: write the column as t.offset or "offset"'
+    if "syntax error" in text:
+        for word in _WORDS:
+            if re.search(rf"\b{word}\b", text, re.IGNORECASE):
+                advice = f'write the column as t.{word} or "{word}"'
+                return f"{text}\n{word.upper()} is a word of SQL: {advice}"
     return text

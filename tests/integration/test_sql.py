@@ -234,3 +234,11 @@ def test_without_the_extra_the_error_says_what_to_install(
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(MissingExtraError, match=r"millstream\[sql\]"):
         sql.query(store, "select 1")
+
+
+def test_a_column_that_is_a_word_of_sql_is_told_how_to_write_it(store: millstream.Store) -> None:
+    store.create_topic("timed", schema=pyarrow.schema([("at", pyarrow.int64())]))
+    store.append_columns("timed", {"at": [7]})
+    with pytest.raises(UsageError, match=r'AT is a word of SQL: write the column as t\.at or "at"'):
+        sql.query(store, "select max(at) from timed")
+    assert [(7,)] == list(sql.query(store, "select max(t.at) from timed t").rows())
