@@ -31,6 +31,7 @@ from .compaction_round import (
 from .components import Components
 from .errors import DataError, LockedError
 from .format import CODEC_BY_NAME, CONTROL, BatchHeader, Buffer, SegmentHeader
+from .freeing import Freeing
 from .liveness import LOCKS_DIRECTORY
 from .log import Log
 from .merge import SAVING_MIN_PERCENT, Merger, Piece
@@ -93,6 +94,7 @@ class Compactor:
         self._adapts = True
         """Whether the share of distinct keys seen in one round is expected in the next."""
         self._pace = Pace()
+        self._freeing = Freeing()
         self._catalog = CompactionCatalog(components.catalog)
         config = log.config
         purposes = {"compact": config.compact, config.recompress or "": config.recompress}
@@ -131,6 +133,7 @@ class Compactor:
         except DataError as error:
             raise error.at(topic=self._log.topic, partition=self._log.partition) from None
         finally:
+            self._freeing.wait()
             if lock is not None:
                 lock.close()
                 done = self.result
@@ -276,6 +279,7 @@ class Compactor:
                     raise ChangedError("a segment was removed", path=self._log.directory)
             finally:
                 writer.discard()
+                self._freeing.release()
             assert written.rewrite is not None
             self._log.files.indexes.write(written, writer.index, written.rewrite.data_bytes)
             size_bytes, removed = written.rewrite.data_bytes, writer.removed
@@ -306,7 +310,7 @@ class Compactor:
                 if self._pace.worked(batch.total_bytes):
                     yield
         finally:
-            file.close()
+            self._freeing.hold(file)  # its name is removed under the append lock
 
     def _place(
         self, now: Round, header: BatchHeader, body: Buffer, mask: bytes | None, merger: Merger

@@ -99,6 +99,11 @@ class MemoryFile:
             self._inode.sync()
             self._machine.end(index)
 
+    def start_sync(self, length: int, position: int) -> None:
+        """See `File.start_sync`. Which unsynced pages survive a crash is chosen by the crash."""
+        with self._machine.lock:
+            self._ensure_open("begin to sync", position)
+
     def close(self) -> None:
         """See `File.close`."""
         self._open = False

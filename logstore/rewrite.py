@@ -29,8 +29,9 @@ from .storage import Storage
 
 WRITE_BYTES: Final = 1 << 20
 """Written at once."""
-SYNC_BYTES: Final = 8 << 20
-"""Synced at once, so that no sync of somebody else has to wait for a whole segment."""
+SYNC_BYTES: Final = 32 << 20
+"""Synced at once, so that no sync of somebody else has to wait for a whole segment. Most of it has
+been written to the disk by then."""
 _GAP_MAX: Final = 1 << 32
 """Offsets one gap covers."""
 
@@ -133,6 +134,7 @@ class SegmentRewriter:
 
     def _flush(self) -> None:
         self._file.write(self._buffers, self._position)
+        self._file.start_sync(self._buffered, self._position)
         self._position += self._buffered
         self._buffers, self._buffered = [], 0
         if self._position - self._synced >= SYNC_BYTES:

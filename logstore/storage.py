@@ -169,6 +169,19 @@ class PosixFile:
         except OSError as error:
             raise self._error("sync", error) from error
 
+    def start_sync(self, length: int, position: int) -> None:
+        """See `File.start_sync`.
+
+        Linux begins to write dirty pages that are not needed any more, and as it is still writing
+        them it forgets none.
+        """
+        if not hasattr(os, "posix_fadvise"):
+            return  # macOS
+        try:
+            os.posix_fadvise(self._descriptor, position, length, os.POSIX_FADV_DONTNEED)
+        except OSError as error:
+            raise self._error("begin to sync", error, position) from error
+
     def close(self) -> None:
         """See `File.close`."""
         descriptor, self._descriptor = self._descriptor, -1

@@ -59,6 +59,13 @@ class File(Protocol):
         """
         ...
 
+    def start_sync(self, length: int, position: int) -> None:
+        """Let the system begin to write these bytes to the disk, so that a later `sync` is short.
+
+        Promises nothing; without effect where a system has no such call.
+        """
+        ...
+
     def close(self) -> None:
         """Close; again is fine. Does not sync."""
         ...

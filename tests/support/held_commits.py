@@ -70,6 +70,9 @@ class HeldFile:
         self._latch.pass_by()
         self._file.sync()
 
+    def start_sync(self, length: int, position: int) -> None:
+        self._file.start_sync(length, position)
+
     def close(self) -> None:
         self._file.close()
 

@@ -151,5 +151,8 @@ class ProcessFile:
         self._file.sync()
         self._storage.end(hit)
 
+    def start_sync(self, length: int, position: int) -> None:
+        self._file.start_sync(length, position)
+
     def close(self) -> None:
         self._file.close()

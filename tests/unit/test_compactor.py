@@ -5,7 +5,10 @@ How it dies is in `crash/test_compaction_crash.py`, random lives in `property/te
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -14,6 +17,7 @@ from compacted_model import CompactedModel, compactor, fill
 from shaped import restarted, seal, shape
 from simulated_stores import START_MS, kill, log_of, open_quietly
 
+import millstream
 from millstream import (
     MissingKeyError,
     Record,
@@ -230,6 +234,26 @@ def test_small_neighbours_become_one_segment(store: Store, model: CompactedModel
 
     assert (11, 2) == (before, len(store.segments("t", 0)))
     model.check(store, compacted=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc lists the handles of a process")
+def test_no_handle_on_a_replaced_segment_stays_open(tmp_path: Path) -> None:
+    with millstream.open(tmp_path, durability="os") as store:
+        store.create_topic("t", compact=True, segment_bytes=4096)
+        for round_ in range(3):
+            for number in range(20):
+                store.append("t", bytes(300), key=b"%d" % number)
+            store.compact("t")
+            assert not deleted(tmp_path), f"round {round_}"
+
+
+def deleted(directory: Path) -> list[str]:
+    """Files of a directory that are open and have no name any more."""
+    names = []
+    for each in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            names.append(str(each.readlink()))
+    return [name for name in names if name.startswith(str(directory)) and "(deleted)" in name]
 
 
 def test_a_dry_run_says_what_would_happen_and_changes_nothing(

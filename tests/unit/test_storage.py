@@ -153,6 +153,20 @@ def test_a_closed_file_refuses_and_closes_again(storage: Storage) -> None:
             call()
 
 
+def test_a_sync_can_be_started_early_and_changes_nothing_that_is_read(storage: Storage) -> None:
+    content = Random(0).randbytes(3 << 20)
+    with opened(storage, "f") as file:
+        for start in range(0, len(content), 1 << 20):
+            file.write([content[start : start + (1 << 20)]], start)
+            file.start_sync(1 << 20, start)
+        assert file.read(len(content), 0) == content
+        file.sync()
+    if isinstance(storage, MemoryStorage) or sys.platform == "linux":
+        with pytest.raises(StorageError) as caught:
+            file.start_sync(1 << 20, 0)
+        assert caught.value.errno == errno.EBADF
+
+
 def test_an_open_file_outlives_its_name(storage: Storage) -> None:
     with opened(storage, "f") as file:
         storage.rename("f", "g")
