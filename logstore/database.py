@@ -151,17 +151,29 @@ class Database:
             raise UsageError(f"{what} is open read-only: cannot {name}", path=self.filename)
         return DatabaseTransaction(self._turns, durable=durable)
 
+    def change(self, sql: str, bindings: Sequence[SQLValue]) -> int:
+        """Run one statement as an unsynced transaction: rows changed. Errors as `query`."""
+        with self._lock:
+            self.end_interrupted()
+            self._set_durable(durable=False)
+            self.query(sql, bindings)
+            self._unsynced = True
+            return self._connection.changes()
+
     def end_interrupted(self) -> None:
         """Roll back a transaction of this thread which an interrupt has left open."""
         self._turns.end_interrupted()
 
     def _begin(self, durable: bool) -> None:
+        self._set_durable(durable=durable)
+        self.query("BEGIN IMMEDIATE")
+
+    def _set_durable(self, *, durable: bool) -> None:
         if not durable and self._on_commit is not None:
             self._on_commit("catalog.unsynced")
         if durable is not self._syncing:
             self.query(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._syncing = durable
-        self.query("BEGIN IMMEDIATE")
 
     def _commit(self, durable: bool) -> None:
         if durable and self._on_commit is not None:
@@ -227,10 +239,9 @@ class Database:
         return error
 
     def _system_errno(self) -> int:
-        try:
+        with contextlib.suppress(apsw.Error):  # the connection is closed
             return self._connection.system_errno
-        except apsw.Error:  # the connection is closed
-            return 0
+        return 0
 
 
 _FORBIDDEN: Final = frozenset({apsw.SQLITE_TRANSACTION, apsw.SQLITE_ATTACH, apsw.SQLITE_DETACH})
@@ -269,8 +280,6 @@ def _checked_vfs() -> str | None:
 def _open_file(filename: str, use: DatabaseUse, flags: int) -> apsw.Connection:
     """A connection; to a catalog in a file, one that verifies its pages."""
     checked = _checked_vfs() if use.ours and not filename.startswith("file:") else None
-    if checked is None:
-        return apsw.Connection(filename, flags=flags)
     return apsw.Connection(filename, flags=flags, vfs=checked)
 
 
@@ -453,11 +462,7 @@ def _snapshot(filename: str) -> apsw.Connection:
     # A copy, because SQLite would take no notice if a process with more rights began to write.
     escaped = filename.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     uri, checked = f"file:{escaped}?immutable=1", _checked_vfs()
-    source = (
-        apsw.Connection(uri, flags=_READ_ONLY, vfs=checked)
-        if checked
-        else apsw.Connection(uri, flags=_READ_ONLY)
-    )
+    source = apsw.Connection(uri, flags=_READ_ONLY, vfs=checked)
     try:
         copy = apsw.Connection(":memory:")
         with copy.backup("main", source, "main") as backup:

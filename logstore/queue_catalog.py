@@ -16,6 +16,7 @@ claim is decided in `claiming.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Final
 
 from .catalog import Catalog
 from .config import check_group_name
@@ -308,6 +309,10 @@ class QueueCatalog:
         durable: bool = True,
     ) -> list[Range]:
         """Settle leased ranges; returns those whose lease is lost, for which nothing changed."""
+        if not durable and len(settlements) == 1:
+            begins = _to_settle_first(queue, worker_id, *settlements[0])
+            if begins and self._database.change(_SETTLE_FIRST, begins):
+                return []
         with self._database.transaction("settle jobs", durable=durable):
             return self.write_settlements(queue, worker_id, settlements)
 
@@ -315,8 +320,6 @@ class QueueCatalog:
         self, queue: QueueRow, worker_id: int, settlements: Sequence[Settlement]
     ) -> list[Range]:
         """As `settle`, inside a transaction of the database."""
-        if len(settlements) == 1 and self._settle_first(queue, worker_id, *settlements[0]):
-            return []
         lost: list[Range] = []
         ended: set[int] = set()
         for settlement in coalesced(settlements):
@@ -339,23 +342,6 @@ class QueueCatalog:
         for (queue_id, worker_id), settlements in held.items():
             for queue in self._rows("queues.id = ?", queue_id):
                 self.write_settlements(queue, worker_id, settlements)
-
-    def _settle_first(
-        self, queue: QueueRow, worker_id: int, offsets: Range, fate: Fate | None
-    ) -> bool:
-        """Take the beginning of a row that goes on; False, and nothing is done, if it is another.
-
-        This is what most settlements are: those of one worker that acks in order.
-        """
-        partition, start, stop, deliveries = offsets
-        return fate is None and bool(
-            self._database.query(
-                "UPDATE queue_ranges SET start_offset = ? WHERE queue_id = ? AND partition = ?"
-                " AND start_offset = ? AND stop_offset > ? AND worker_id = ? AND deliveries = ?"
-                " RETURNING 1",
-                (stop, queue.id, partition, start, stop, worker_id, deliveries),
-            )
-        )
 
     def _settle(
         self, queue: QueueRow, worker_id: int, settlement: Settlement, ended: set[int]
@@ -539,6 +525,26 @@ class QueueCatalog:
             )
             for row in rows
         ]
+
+
+_SETTLE_FIRST: Final = (
+    "UPDATE queue_ranges SET start_offset = ? WHERE queue_id = ? AND partition = ?"
+    " AND start_offset = ? AND stop_offset > ? AND worker_id = ? AND deliveries = ?"
+)
+"""Takes the beginning of a row that goes on; changes nothing if it is another.
+
+This is what most settlements are: those of one worker that acks in order.
+"""
+
+
+def _to_settle_first(
+    queue: QueueRow, worker_id: int, offsets: Range, fate: Fate | None
+) -> tuple[int, ...] | None:
+    """Bindings of the statement; None for what is given back or leased anew."""
+    if fate is not None:
+        return None
+    partition, start, stop, deliveries = offsets
+    return stop, queue.id, partition, start, stop, worker_id, deliveries
 
 
 def refuse_queue(catalog: Catalog, group: str) -> None:

@@ -87,8 +87,11 @@ class QueueWindow:
         found: list[Record] = []
         for batch in self._batches:
             part = batch.from_offset(start)
-            if part.record_count and part.base_offset < stop:
-                found += part.slice(0, part.index_of(stop))
+            if not part.record_count:
+                continue
+            if part.base_offset >= stop:
+                break
+            found += part.slice(0, part.index_of(stop))
         begins = [record.offset for record in found[1:]]
         if not found:
             return []

@@ -485,6 +485,38 @@ def test_a_transaction_that_is_not_synced_may_be_lost_with_the_machine(
     left.close()
 
 
+def test_a_change_is_a_transaction_that_is_not_synced(path: str) -> None:
+    announced: list[str] = []
+    database = Database(path, clock=CLOCK, on_commit=announced.append)
+    database.query("CREATE TABLE t (x)")
+    with database.transaction("test"):
+        database.query("INSERT INTO t VALUES (1)")
+
+    assert 1 == database.change("UPDATE t SET x = 2 WHERE x = ?", (1,))
+    assert 0 == database.change("UPDATE t SET x = 3 WHERE x = ?", (1,))
+
+    assert ["catalog.commit", "catalog.unsynced", "catalog.unsynced"] == announced
+    assert database.unsynced
+    other = Database(path, clock=CLOCK)
+    assert [(2,)] == other.query("SELECT x FROM t")
+    other.close()
+    database.close()
+
+
+def test_a_change_undoes_what_an_interrupt_has_left_open(path: str) -> None:
+    database = Database(path, clock=CLOCK)
+    database.query("CREATE TABLE t (x)")
+    left = database.transaction("test")
+    left.__enter__()
+    database.query("INSERT INTO t VALUES (1)")
+
+    database.change("INSERT INTO t VALUES (?)", (2,))
+
+    assert [(2,)] == database.query("SELECT x FROM t")
+    assert not database.in_transaction
+    database.close()
+
+
 def test_what_was_not_synced_is_synced_at_the_next_request(path: str, catalog: Catalog) -> None:
     catalog.sync()
     assert not catalog.database.unsynced

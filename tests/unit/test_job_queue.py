@@ -422,12 +422,15 @@ def test_an_ack_is_synced_after_its_commit_so_that_others_can_commit_meanwhile(
 def test_an_ack_that_needs_not_be_durable_is_not_synced(
     store: Store, storage: MemoryStorage
 ) -> None:
-    put(store, 1)
+    put(store, 2)
     with store.queue("jobs", durability="os") as queue:
-        (job,) = queue.get_many(1)
+        first, last = queue.get_many(2)
         before = len(storage.trace)
-        job.ack()
+        first.ack()
         assert ["catalog.unsynced"] == [kind for kind, _ in storage.trace[before:]]
+        last.ack()
+        assert {"catalog.unsynced"} == {kind for kind, _ in storage.trace[before:]}
+        assert 0 == store.queues()[0].depth
 
 
 def test_acks_of_several_handles_are_all_kept(tmp_path: Path) -> None:
