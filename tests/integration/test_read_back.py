@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import duckdb
-import pandas
 import polars
 import pyarrow as pa
 import pytest
@@ -129,6 +128,7 @@ def test_polars_and_duckdb_take_scans_as_they_are(store: Store) -> None:
 
 
 def test_pandas_takes_a_scan(store: Store) -> None:
+    pandas = pytest.importorskip("pandas", reason="pandas is no dependency of the tests")
     frame = store.read("t", columns=["n", "price", "text", "ts"]).arrow().read_pandas()
     assert isinstance(frame, pandas.DataFrame)
     assert len(frame) == 10 * ROWS
