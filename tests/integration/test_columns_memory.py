@@ -68,17 +68,19 @@ with millstream.open(sys.argv[1]) as store:
         store.read("events").arrow().read_all()
     except (MemoryError, pyarrow.ArrowMemoryError):
         print("too large")
-    rows = sum(batch.arrow(["user"]).num_rows for batch in store.read("events").batches())
-    print(rows)
-    job.run(store, until="end", on_end="flush")
-    counts = (msgspec.json.decode(each.value)["n"] for each in store.read("totals"))
-    print(sum(counts))
-    every.run(store, until="end")
-    print(sum(batch.record_count for batch in store.read("every").batches()))
-    kept.run(store, until="end", on_end="flush")
-    print(sum(msgspec.json.decode(each.value)["n"] for each in store.read("kept")))
-    with sql.query(store, "select count(*), max(ts) from events") as found:
-        print(list(found.rows()))
+    if sys.argv[3] == "windows":
+        rows = sum(batch.arrow(["user"]).num_rows for batch in store.read("events").batches())
+        print(rows)
+        job.run(store, until="end", on_end="flush")
+        counts = (msgspec.json.decode(each.value)["n"] for each in store.read("totals"))
+        print(sum(counts))
+        with sql.query(store, "select count(*), max(ts) from events") as found:
+            print(list(found.rows()))
+    else:
+        every.run(store, until="end")
+        print(sum(batch.record_count for batch in store.read("every").batches()))
+        kept.run(store, until="end", on_end="flush")
+        print(sum(msgspec.json.decode(each.value)["n"] for each in store.read("kept")))
 """
 
 
@@ -95,20 +97,21 @@ def test_a_topic_may_be_larger_than_memory(tmp_path: Path) -> None:
             columns = {"user": numbers % 7, "amount": numbers / 8, "ts": numbers // 100}
             store.append_columns("events", columns)
 
+    assert ["too large", str(ROWS), str(ROWS), f"[({ROWS}, {(ROWS - 1) // 100})]"] == _work(
+        tmp_path, "windows"
+    )
+    every = sum(len(range(user, ROWS, 7)) for user in (0, 1))
+    assert ["too large", str(every), str(ROWS)] == _work(tmp_path, "every row")
+
+
+def _work(directory: Path, part: str) -> list[str]:
+    """What a child says that does this part; one each, as stacks of threads count as used, too."""
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, tmp_path / "store", str(MORE_BYTES)],
+        [sys.executable, "-c", CHILD, directory / "store", str(MORE_BYTES), part],
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
     )
-
     assert ("", 0) == (done.stderr, done.returncode)
-    assert [
-        "too large",
-        str(ROWS),
-        str(ROWS),
-        str(sum(len(range(user, ROWS, 7)) for user in (0, 1))),
-        str(ROWS),
-        f"[({ROWS}, {(ROWS - 1) // 100})]",
-    ] == done.stdout.splitlines()
+    return done.stdout.splitlines()
