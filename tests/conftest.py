@@ -3,6 +3,9 @@
 Hypothesis shall not judge how fast a machine draws examples that does other work besides. It
 draws the same examples in every run, so that what failed fails again; MILLSTREAM_SEED, which
 `make crash SEED=` sets, has it draw others.
+
+The processes that tests start may keep what they compile, even where somebody has asked Python not
+to: compiling all modules anew takes several times as long as starting otherwise does.
 """
 
 import os
@@ -12,6 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 import matrix
