@@ -116,7 +116,8 @@ class Aggregate(AnyAggregate[T_contra, R_co], Generic[T_contra, A, R_co]):
 
     def result_column(self, accumulators: list[Any]) -> list[Any]:
         """The result of each accumulator. Where the accumulator is the result, a plain return."""
-        return list(map(self.result, accumulators))
+        # No map(), which takes a StopIteration for the end of its input.
+        return [self.result(accumulator) for accumulator in accumulators]
 
     def __repr__(self) -> str:
         return f"<Aggregate {self.describe()}>"

@@ -14,9 +14,11 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from millstream import RecordError
+
 from .agg import Aggregate
 from .columns import Chunk, MicroBatch
-from .errors import apply, fail, failed_index
+from .errors import apply, fail, failed_index, reason
 from .fields import field_getter
 from .nodes import AggregatingNode
 from .windows import Windowed
@@ -29,6 +31,18 @@ _CONSTANT: Final = frozenset({type(None), bool, int, float, str, bytes})
 """Of these nothing can change: fresh accumulators can share them, and results can be them."""
 
 Aggregates: TypeAlias = Sequence[tuple[str, Aggregate[Any, Any, Any]]]
+
+
+def fresh(aggregate: Aggregate[Any, Any, Any]) -> Any:
+    """What an aggregate begins with.
+
+    Raises:
+        RecordError: Its `init` raised. No record is to blame.
+    """
+    try:
+        return aggregate.init()
+    except Exception as error:
+        raise RecordError(f"init of {aggregate.describe()}: {reason(error)}") from error
 
 
 class RowAggregates:
@@ -44,8 +58,12 @@ class RowAggregates:
         self._aggregates = aggregates
 
     def init(self) -> list[Any]:
-        """Fresh accumulators."""
-        return [aggregate.init() for _, aggregate in self._aggregates]
+        """Fresh accumulators.
+
+        Raises:
+            RecordError: An aggregate raised.
+        """
+        return [fresh(aggregate) for _, aggregate in self._aggregates]
 
     def inputs(self, chunk: Chunk, batch: MicroBatch) -> list[tuple[object, ...]]:
         """For each row what each aggregate adds of it.

@@ -43,6 +43,11 @@ def fail(label: str, error: Exception, batch: MicroBatch, row: int) -> NoReturn:
     raise record_error(f"{label}: {reason(error)}", batch, row) from error
 
 
+def stopped() -> RuntimeError:
+    """For a function that raised StopIteration, which map() takes for the end of its input."""
+    return RuntimeError("the function raised StopIteration")
+
+
 class _Rejected:
     """Stands for the result of a function that raised."""
 
@@ -72,8 +77,7 @@ def convert(
         else:
             if len(results) == len(column):
                 return results
-            # map() takes a StopIteration of the function for the end of its input.
-            error = RuntimeError("the function raised StopIteration")
+            error = stopped()
         reject(len(results), error)
         results.append(REJECTED)  # type: ignore[arg-type]  # for those who asked for it
 

@@ -7,7 +7,7 @@ from itertools import starmap
 from typing import Any
 
 from .columns import Chunk, MicroBatch
-from .errors import fail
+from .errors import fail, stopped
 
 
 class Pairs:
@@ -46,6 +46,8 @@ class Pairs:
             values += starmap(into, self.pairs)
         except Exception as error:
             fail(f"{label}: into", error, batch, self.rows[len(values)])
+        if len(values) < len(self.pairs):
+            fail(f"{label}: into", stopped(), batch, self.rows[len(values)])
         return Chunk(self.rows, self.times, values, self.keys)
 
 

@@ -83,6 +83,8 @@ class Side:
         self.count = 0
         self._operator = node.name
         self._width_ms = width_ms
+        self._first_end = INT64_MIN + -INT64_MIN % width_ms
+        """The end of the first bucket: W is never before it, and state could not hold it."""
         row_type = node.left_type if name == "left" else node.right_type
         self._codec = RowCodec(row_type, f"{node.label}: {name} rows")
         self._buckets: dict[int, _Bucket] = {}
@@ -94,7 +96,7 @@ class Side:
 
     def _end(self, time: int) -> int:
         last = time + self.ahead_ms
-        return last - last % self._width_ms + self._width_ms
+        return max(last - last % self._width_ms + self._width_ms, self._first_end)
 
     def hold(self, held: Held, *, fresh: bool = True) -> None:
         """Take in a row, which state does not have if it is fresh."""
@@ -111,8 +113,7 @@ class Side:
                 index = bisect_right(times, time)
                 times.insert(index, time)
                 rows.insert(index, held)
-        last = time + self.ahead_ms
-        end = last - last % self._width_ms + self._width_ms
+        end = self._end(time)
         bucket = self._buckets.get(end)
         if bucket is None:
             bucket = self._buckets[end] = _Bucket()

@@ -132,13 +132,30 @@ class Context(Generic[K, S]):
             clock: "event", or "wall" for the wall clock, looked at every tick.
 
         Raises:
-            UsageError: There is no `on_timer`, or no `wall_clock=True` for a wall timer.
+            UsageError: There is no `on_timer`, or no `wall_clock=True` for a wall timer; or such
+                a name or clock cannot be.
             EventTimeError: `at` is no time.
         """
-        self._set(Timer(to_ms(at), name, clock), self.key)
+        self._set(_timer(at, name, clock), self.key)
 
     def cancel_timer(
         self, at: int | datetime, name: str = "", *, clock: TimerClock = "event"
     ) -> None:
         """Take a timer back; nothing happens when there is none."""
-        self._cancel(Timer(to_ms(at), name, clock), self.key)
+        self._cancel(_timer(at, name, clock), self.key)
+
+
+def _timer(at: int | datetime, name: str, clock: TimerClock) -> Timer:
+    """A timer as state can keep it.
+
+    Raises:
+        UsageError: The name is no text, or there is no such clock.
+        EventTimeError: `at` is no time.
+    """
+    if clock not in ("event", "wall"):
+        raise UsageError(f"clock={clock!r}: a timer goes by 'event' or 'wall'")
+    try:
+        name.encode()
+    except (AttributeError, UnicodeEncodeError) as error:
+        raise UsageError(f"name={name!r}: a timer's name is a str that UTF-8 can hold") from error
+    return Timer(to_ms(at), name, clock)

@@ -4,8 +4,9 @@ Values in topics are JSON, but for sources of `bytes` and `str`. Keys of outputs
 str, the bytes themselves for bytes, and JSON for anything else. State is msgpack, which keeps
 int, float, bytes and str apart. Nothing goes through pickle.
 
-A grouping key must come back from state as it was, so it is a str, bytes, bool, 64-bit int, float
-other than NaN, or a tuple of these. As in any Python dict 1, 1.0 and True are the same key.
+A grouping key must come back from state as it was, and JSON must tell it from others, so it is a
+str, bytes, bool, 64-bit int, finite float, or a tuple of these. As in any Python dict 1, 1.0 and
+True are the same key.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from math import isfinite
 from operator import itemgetter
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
@@ -301,8 +303,9 @@ def key_problem(key: object) -> str | None:
     elif isinstance(key, tuple):
         problem = next(filter(None, map(key_problem, key)), None)
     elif isinstance(key, float):
-        if key != key:  # noqa: PLR0124 - NaN equals nothing, so it would never group
-            problem = "the key is NaN"
+        if not isfinite(key):
+            # NaN equals nothing, so it would never group; JSON writes null for all of them.
+            problem = "the key is NaN" if key != key else f"the key is {key}"  # noqa: PLR0124
     elif isinstance(key, int):
         if not INT64_MIN <= key <= INT64_MAX:
             problem = f"the key {key} does not fit into 64 bits"

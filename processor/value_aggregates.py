@@ -447,7 +447,7 @@ class Fold(Aggregate[Any, Any, Any]):
 
     def result_column(self, accumulators: list[Any]) -> list[Any]:
         """The same of each."""
-        return accumulators if self._result is None else list(map(self._result, accumulators))
+        return accumulators if self._result is None else super().result_column(accumulators)
 
     def add_column(
         self, accumulators: list[Any], slots: Iterable[int], values: Iterable[Any]

@@ -4,6 +4,7 @@ The watermark W of a source says: no more rows with a time before W are expected
 reaches `max(time so far) - disorder`; W is the least of the partitions that have had a row, and it
 never falls. It moves by rows in the order of the log and by nothing else: not by the wall clock,
 not by where a batch was cut. That is why results are the same for any batch size and any restart.
+Where it would be below the least time there can be, it is none, as before the first row.
 
 A partition that has never had a row does not hold W back, also one added later: there is nothing
 in it to wait for, and its first rows are judged like any others. Neither does a partition that is
@@ -18,6 +19,9 @@ from typing import Final, NamedTuple
 
 BEFORE_TIME: Final = -(1 << 80)
 """W before the first row. Below every int64 minus any disorder, so that nothing is late."""
+
+_LEAST: Final = -(1 << 63)
+"""The least time there can be."""
 
 IDLE: Final = 1 << 80
 """What an idle source contributes to the W of an operator it shares: it holds nothing back."""
@@ -141,7 +145,8 @@ class Watermark:
         others = [top for each, top in self._active() if each != partition]
         cap = min(others) if others else None
         top = self.maxima.get(partition, BEFORE_TIME)
-        level, disorder_ms = self.level, self.disorder_ms
+        # What is below all times is no W: it judges nothing, and no checkpoint could hold it.
+        level, disorder_ms = max(self.level, _LEAST - 1), self.disorder_ms
         moved_rows: list[int] = []
         levels: list[int] = []
         for row, time in zip(rows, times, strict=True):
@@ -154,7 +159,8 @@ class Watermark:
                     levels.append(level)
         if top != BEFORE_TIME:
             self.maxima[partition] = top
-        self.level = level
+        if levels:
+            self.level = level
         return moved_rows, levels
 
     def jump(
@@ -209,4 +215,5 @@ class Watermark:
 
     def raise_to(self, level: int) -> None:
         """Let W rise by decree, at the end of bounded input; it never falls."""
-        self.level = max(self.level, level)
+        if level >= _LEAST:
+            self.level = max(self.level, level)

@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple, NoReturn, Protocol
 from millstream import DataError
 
 from .aggregate import Aggregate
-from .aggregating import Aggregates, result_type
+from .aggregating import Aggregates, fresh, result_type
 from .columns import Chunk, MicroBatch, Rows, join_rows
 from .errors import convert, fail, failed_index
 from .fields import field_getter
@@ -78,11 +78,11 @@ class Window:
         new_count = len(self.slots) - len(self.columns[0])
         if new_count:
             for column, (_, aggregate) in zip(self.columns, self._aggregates, strict=True):
-                first = aggregate.init()
+                first = fresh(aggregate)
                 if type(first) in _PLAIN_CONSTANTS:
                     column.extend([first] * new_count)
                 else:
-                    column.extend([aggregate.init() for _ in range(new_count)])
+                    column.extend([fresh(aggregate) for _ in range(new_count)])
         return slots
 
     def accumulators(self, keys: Sequence[object]) -> list[tuple[Any, ...]]:

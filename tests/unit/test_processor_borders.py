@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pipeline_runs import run_in_pieces
 
 import millstream
 from millstream import TopicPartition
-from millstream.processor import Context, Pipeline, Row, Timer, agg, tumbling
+from millstream.processor import Context, Pipeline, Row, Timer, agg, hopping, session, tumbling
 from millstream.processor.ticker import Ticker
 from millstream.processor.topology import Topology
 from millstream.testing import ManualClock
@@ -114,3 +116,20 @@ def test_a_left_row_of_an_as_of_join_is_late_below_w_and_not_at_it(batch_records
     output = pipeline.test(inputs, batch_records=batch_records)
     assert [19] == [row["t"] for row in output["late"]]
     assert [[20, 20], [20, 20], [30, 20]] == output["out"]
+
+
+def test_e13_a_restart_at_the_limits_of_int64_changes_nothing() -> None:
+    pipeline = Pipeline("p")
+    keyed = pipeline.source("in", time="t", disorder="1d").key_by("k")
+    keyed.window(hopping(10, 3), grace=5).agg(n=agg.count()).to("windows")
+    keyed.window(session(10)).agg(n=agg.count()).to("sessions")
+    keyed.join(keyed, lower=-10, upper=-5, how="outer", into=lambda *pair: pair).to("pairs")
+    keyed.join_asof(keyed, how="left", into=lambda *pair: pair).to("versions")
+    keyed.dedup("t", within=10).to("once")
+    keyed.count(ttl=10).to("counts")
+    least, day = -(2**63), 86_400_000
+    times = (least + 1, least + 9, least + day - 1, least + day + 9, 0, 2**63 - 1)
+    inputs = {"in": [{"k": "a", "t": time} for time in times]}
+    whole = run_in_pieces(pipeline, inputs)
+    assert whole == run_in_pieces(pipeline, inputs, batch_records=1, crash_every=1)
+    assert [2, 1, 1, 1, 1] == [json.loads(each.value or b"")["n"] for each in whole["sessions"]]

@@ -112,6 +112,7 @@ def test_the_shortcuts_for_text_keys_change_nothing(names: list[str]) -> None:
         (["a"], "a key cannot be a list"),
         ({"a": 1}, "a key cannot be a dict"),
         (math.nan, "NaN"),
+        (("a", -math.inf), "the key is -inf"),
         (2**63, "64 bits"),
         ("\ud800", "not valid Unicode"),
         (("a", (1, None)), "a key cannot be a NoneType"),

@@ -129,10 +129,14 @@ def test_rows_before_the_first_one_have_no_watermark_e1() -> None:
 
 def test_times_at_the_limits_of_int64_do_not_overflow_e13() -> None:
     watermark = Watermark(disorder_ms=10_000)
-    assert watermark.advance(0, range(2), [INT64_MIN, INT64_MAX]) == (
-        [0, 1],
-        [INT64_MIN - 10_000, INT64_MAX - 10_000],
-    )
+    least = INT64_MIN + 10_000
+    times = [INT64_MIN, least - 1, least, INT64_MAX]
+    assert watermark.advance(0, range(4), times) == ([2, 3], [INT64_MIN, INT64_MAX - 10_000])
+    watermark = Watermark(disorder_ms=10_000)
+    assert watermark.advance(0, range(1), [least - 1]) == ([], [])
+    watermark.mark_idle([0])
+    watermark.wake(0)
+    assert watermark.level == BEFORE_TIME, "below all times it is none: nothing could hold it"
 
 
 @given(
