@@ -17,7 +17,7 @@ import killed_operators
 import msgspec
 from kill_rounds import fast_directory
 from killed_operators import PARTITIONS, START, Feed, pipeline
-from zygote import Zygote
+from zygote import TIMEOUT, Zygote
 
 import millstream
 from millstream import Store, diagnose
@@ -104,7 +104,9 @@ def _run_to_the_end(store: Store, name: str, made: Pipeline) -> None:
     run = made.run
     run(store, until="end", tick_ms=1)
     missing = _seen(store, name)
+    deadline = time.monotonic() + TIMEOUT
     while missing:
+        assert time.monotonic() < deadline, f"{name} never reminded of {missing}"
         run(store, until="end", tick_ms=1)
         reminders = _rows(store, f"{name}.reminders")
         missing = missing - {row["id"] for row in reminders if row["clock"] == "wall"}

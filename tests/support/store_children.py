@@ -28,7 +28,7 @@ from millstream.testing import ManualClock
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TIMEOUT = 300
+TIMEOUT = 200
 """Seconds a child lives at most, so that one that hangs ends the test. Some are needed for all of a
 test, which takes a minute on a busy machine."""
 KEPT_FOR_EVER: list[object] = []

@@ -13,6 +13,7 @@ fork and the opening of a store: some milliseconds instead of the start of an in
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import json
 import os
@@ -29,6 +30,8 @@ from typing import NoReturn, Self
 _REPORT = struct.Struct("<4q")
 Report = tuple[int, ...]
 READY: Report = (-1, 0, 0, 0)
+TIMEOUT = 200
+"""Seconds a child lives at most: one that stands still says where, and its parent goes on."""
 FAILED = -2
 """First number of a report that is followed by the text of an exception."""
 
@@ -137,6 +140,7 @@ def _serve(channel: socket.socket, module: str) -> None:
 
 def _run(roles: dict[str, object], pipe: int, order: bytes) -> NoReturn:
     role, *arguments = json.loads(order)
+    faulthandler.dump_traceback_later(TIMEOUT, exit=True)
     code = 1
     try:
         run = roles[role]
