@@ -208,6 +208,8 @@ def query(
     )
     failures: list[MillstreamError] = []
     try:
+        # It would be written to stdout, among the results; only a connection can be told so.
+        connection.execute("set enable_progress_bar = false")
         _check_single(connection, text)
         _add_tables(connection, store, failures, tables)
     except duckdb.Error as error:
@@ -252,11 +254,11 @@ def _add_tables(
         if schema == "main":
             connection.register(name, table)
             return
-        hidden = f"@{schema}/{name}"  # no topic of a user is called so
-        connection.register(hidden, table)
+        # A view of its relation, so that the schema has this name and `show tables` no other.
         connection.execute(f"create schema if not exists {_quoted(schema)}")
-        view = f"{_quoted(schema)}.{_quoted(name)}"
-        connection.execute(f"create or replace view {view} as from {_quoted(hidden)}")
+        connection.execute(f"use {_quoted(schema)}")
+        connection.from_arrow(table).create_view(name)
+        connection.execute("use main")
 
     topics = store.topics()
     spellings = Counter(topic.name.lower() for topic in topics)

@@ -457,9 +457,12 @@ class Variances(Accumulators):
         self._aggregate.add_column([held], repeat(0, len(numbers)), numbers)
         self._counts[slot], self._means[slot], self._squares[slot] = held
 
+    def _columns(self) -> tuple[Numbers, Numbers, Numbers]:
+        return self._counts, self._means, self._squares
+
     def _of(self, slots: Slots) -> list[list[float]]:
-        columns = (self._counts[slots], self._means[slots], self._squares[slots])
-        return list(map(list, zip(*(column.tolist() for column in columns), strict=True)))
+        columns = (column[slots].tolist() for column in self._columns())
+        return list(map(list, zip(*columns, strict=True)))
 
     def results(self, slots: Slots) -> Array:
         """What they amount to; null where there are too few."""
@@ -479,7 +482,7 @@ class Variances(Accumulators):
 
     def reset(self, slots: Slots) -> None:
         """Nothing added."""
-        for column in (self._counts, self._means, self._squares):
+        for column in self._columns():
             column[slots] = 0
 
     def merge(self, left: Slots, right: Slots) -> None:
@@ -488,6 +491,47 @@ class Variances(Accumulators):
         for slot, mine, other in pairs:
             held = self._aggregate.merge(mine, other)
             self._counts[slot], self._means[slot], self._squares[slot] = held
+
+    def follow(self, turns: Turns, inputs: Inputs) -> Followed:
+        """What they amount to after each row."""
+        slots = turns.slots
+        then = Variances(self._aggregate)  # with a slot for each row, sorted
+        then._counts, then._means, then._squares = (
+            turns.spread(column[slots]) for column in self._columns()
+        )
+        if inputs.numbers is not None:
+            then._add_in_turn(turns, inputs)
+
+        def apply() -> None:
+            for column, after in zip(self._columns(), then._columns(), strict=True):
+                column[slots] = turns.ends(after)
+
+        every = turns.in_row_order(np.arange(len(then._counts), dtype=np.int32))
+        return Followed(then.results(every), apply)
+
+    def _add_in_turn(self, turns: Turns, inputs: Inputs) -> None:
+        """Let each slot be the one before it, if that is a row of the same, with a number more."""
+        assert inputs.numbers is not None
+        numbers = turns.sorted(inputs.numbers).astype(np.float64)
+        flags = _sorted_flags(turns, inputs)
+        valid = np.ones(len(numbers), np.bool_) if flags is None else flags
+        at, tails, back = turns.heads, turns.tails, 0
+        while len(at) > _ROUND_MIN:
+            for column in self._columns():
+                column[at] = column[at - back]
+            there = at[valid[at]].astype(np.int32)
+            self._add_once(there, numbers[there])
+            more = at < tails
+            at, tails, back = at[more] + 1, tails[more], 1
+        for head, tail in zip(at.tolist(), tails.tolist(), strict=True):
+            (held,) = self._of(np.array([head - back], np.int32))
+            part, rows = slice(head, tail + 1), []
+            for number, there in zip(numbers[part].tolist(), valid[part].tolist(), strict=True):
+                if there:
+                    self._aggregate.add(held, number)
+                rows.append(tuple(held))
+            for column, after in zip(self._columns(), zip(*rows, strict=True), strict=True):
+                column[part] = after
 
 
 _OF_NUMBERS: Final[Mapping[type, Callable[[Any, Any], Accumulators]]] = {

@@ -11,6 +11,7 @@ This module needs the extra `arrow`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from itertools import compress
 from typing import Any, Final, TypeAlias
 
@@ -99,13 +100,7 @@ class Objects(Accumulators):
             results = self._aggregate.result_column(list(self.state(slots)))
         except Exception as error:  # rows find out which it is, and raise again
             raise NotInColumnsError("a result that raises") from error
-        kinds = set(map(type, results)) - {type(None)}
-        if not kinds <= {int} and not kinds <= {float} and not kinds <= {str}:
-            raise NotInColumnsError("results of several types")
-        try:
-            return normal(pa.array(results), "a result")
-        except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
-            raise NotInColumnsError(str(error)) from None
+        return _as_column(results)
 
     def state(self, slots: Slots) -> Sequence[Any]:
         """The accumulators."""
@@ -128,6 +123,25 @@ class Objects(Accumulators):
                 held[slot] = merge(held[slot], held[later])
             except Exception as error:
                 raise AddError(number) from error
+
+    def follow(self, turns: Turns, inputs: Inputs) -> Followed:
+        """What the aggregate says after each row, of copies: it may change what it is given."""
+        slots = turns.in_row_order(turns.spread(turns.slots)).tolist()
+        held = {slot: deepcopy(self._held[slot]) for slot in turns.slots.tolist()}
+        add, result = self._aggregate.add, self._aggregate.result
+        results: list[Any] = []
+        try:
+            for slot, value in zip(slots, inputs.as_list(), strict=True):
+                held[slot] = after = add(held[slot], value)
+                results.append(result(after))
+        except Exception as error:  # rows find out which it is, and raise again
+            raise NotInColumnsError("an aggregate that raises") from error
+
+        def apply() -> None:
+            for slot, after in held.items():
+                self._held[slot] = after
+
+        return Followed(_as_column(results), apply)
 
 
 class DistinctValues(Objects):
@@ -262,6 +276,21 @@ class Quantiles(Objects):
         logarithms = ((mapping.A * part + mapping.B) * part + mapping.C) * part + (exponents - 1)
         keys = np.ceil(logarithms * mapping._multiplier)  # noqa: SLF001 - see above
         return signs, np.where(signs == 2, 0, keys).astype(np.int64)
+
+
+def _as_column(results: Sequence[Any]) -> Array:
+    """Results as a column.
+
+    Raises:
+        NotInColumnsError: They are none.
+    """
+    kinds = set(map(type, results)) - {type(None)}
+    if len(kinds) > 1 or not kinds <= {int, float, str, bool}:
+        raise NotInColumnsError("results that are no column")
+    try:
+        return normal(pa.array(results), "a result")
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+        raise NotInColumnsError(str(error)) from None
 
 
 def _values_once(slots: Slots, inputs: Inputs) -> tuple[Ints, Ints, list[Any]]:

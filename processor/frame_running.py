@@ -10,7 +10,7 @@ This module needs the extra `arrow`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,10 +37,12 @@ class _Arrays:
 
     Args:
         accumulators: Of each aggregate.
+        single: Whether there is one, and its accumulator is all that is kept of a key.
     """
 
-    def __init__(self, accumulators: Sequence[Accumulators]) -> None:
+    def __init__(self, accumulators: Sequence[Accumulators], *, single: bool) -> None:
         self.accumulators = accumulators
+        self._single = single
         self.changed: Mask = np.zeros(0, np.bool_)
         """By key: whether state does not say what is so."""
 
@@ -53,14 +55,25 @@ class _Arrays:
             for each in self.accumulators:
                 each.grow(len(self.changed))
 
-    def cells(self, numbers: Ints) -> list[list[Any]]:
+    def cells(self, numbers: Ints) -> list[Any]:
         """What is kept of keys."""
         slots = numbers.astype(np.int32)
-        return list(map(list, zip(*(each.state(slots) for each in self.accumulators), strict=True)))
+        columns = [each.state(slots) for each in self.accumulators]
+        return list(columns[0]) if self._single else list(map(list, zip(*columns, strict=True)))
+
+    def restore(self, cells: Collection[Any]) -> None:
+        """Take what is kept of the first keys, of which there is at least one.
+
+        Raises:
+            NotInColumnsError: It does not fit.
+        """
+        columns = [cells] if self._single else zip(*cells, strict=True)
+        for each, column in zip(self.accumulators, columns, strict=True):
+            each.restore(list(column))
 
 
 class FrameRunningOperator(RunningOperator):
-    """Named aggregates without windows, on columns as far as possible. Not thread-safe.
+    """Aggregates without windows, on columns as far as possible. Not thread-safe.
 
     Args:
         node: What to compute: aggregates that can be followed, without a time to live.
@@ -99,8 +112,8 @@ class FrameRunningOperator(RunningOperator):
         self._rows_left -= chunk.row_count
         return super().process(step._replace(chunks=[chunk.as_chunk()]))
 
-    def _process_columns(self, chunk: FrameChunk) -> FrameChunk:
-        """Take rows as columns.
+    def _process_columns(self, chunk: FrameChunk) -> Rows:
+        """Take rows as columns. Single values are no column of anything: they are a list.
 
         Raises:
             NotInColumnsError: Only rows can say; nothing has changed.
@@ -119,6 +132,8 @@ class FrameRunningOperator(RunningOperator):
         for done in followed:
             done.apply()
         arrays.changed[turns.slots] = True
+        if self._node.single:
+            return chunk.with_values(to_list(followed[0].results), int)
         columns = dict(
             zip(self._names, (chunk.keys, *(each.results for each in followed)), strict=True)
         )
@@ -134,7 +149,8 @@ class FrameRunningOperator(RunningOperator):
             NotInColumnsError: They cannot be; nothing has changed.
         """
         pairs = zip(self._node.aggregates, inputs, strict=True)
-        arrays = _Arrays([accumulators_for(aggregate, one) for (_, aggregate), one in pairs])
+        made = [accumulators_for(aggregate, one) for (_, aggregate), one in pairs]
+        arrays = _Arrays(made, single=self._node.single)
         self._table.clear()
         held, changed = self._state.view(()), self._state.changed_keys
         keys = list(held)
@@ -145,10 +161,7 @@ class FrameRunningOperator(RunningOperator):
         if keys:
             self._table.begin(keys)
             self._table.numbers_of_list(keys)
-            for each, column in zip(
-                arrays.accumulators, zip(*held.values(), strict=True), strict=True
-            ):
-                each.restore(column)
+            arrays.restore(held.values())
         assert chunk.keys is not None
         self._table.numbers_of(chunk.keys)
         arrays.changed = np.zeros(len(keys), np.bool_)

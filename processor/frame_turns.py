@@ -32,7 +32,8 @@ class Turns:
         self.heads = np.flatnonzero(np.concatenate([[True], groups[1:] != groups[:-1]]))
         """Where, in that order, the rows of each slot begin."""
         self._sizes = np.diff(np.append(self.heads, len(groups)))
-        self._tails = self.heads + self._sizes - 1
+        self.tails = self.heads + self._sizes - 1
+        """Where the last one of each is."""
         self.slots = groups[self.heads].astype(np.int32)
         """Each slot once."""
 
@@ -48,7 +49,7 @@ class Turns:
 
     def ends(self, values: Any) -> Any:
         """Of sorted values that of the last row of each slot."""
-        return values[self._tails]
+        return values[self.tails]
 
     def spread(self, values: Any) -> Any:
         """What slots have, for each of their rows."""

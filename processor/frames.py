@@ -369,11 +369,14 @@ class FrameChunk:
     def as_chunk(self) -> Chunk:
         """The same rows as lists."""
         if self._chunk is None:
-            rows = self.rows if isinstance(self.rows, range) else self.rows.tolist()
-            keys = None if self.keys is None else to_list(self.keys)
-            frame = self.frame
-            self._chunk = Chunk(rows, self.times.tolist(), frame.values, keys, frame.kind)
+            self._chunk = self.with_values(self.frame.values, self.frame.kind)
         return self._chunk
+
+    def with_values(self, values: Sequence[object], kind: type | None) -> Chunk:
+        """The rows as lists, with other values; see `Chunk.with_values`."""
+        rows = self.rows if isinstance(self.rows, range) else self.rows.tolist()
+        keys = None if self.keys is None else to_list(self.keys)
+        return Chunk(rows, self.times.tolist(), values, keys, kind)
 
     def key_types(self) -> set[type]:
         """The type of the keys."""

@@ -39,7 +39,8 @@ from .nodes import (
     SourceNode,
     WindowNode,
 )
-from .numeric_aggregates import Count, Max, Mean, Min, Sum
+from .numeric_aggregates import Count, Max, Mean, Min, StandardDeviation, Sum, Variance
+from .quantile_aggregate import Quantile
 from .row_shapes import Joined
 from .selection import Selection
 from .table_nodes import RunningNode
@@ -50,7 +51,10 @@ if TYPE_CHECKING:
 
 
 _FOLLOWED: Final = frozenset(
-    {Count, Sum, Mean, Min, Max, First, Last, FirstBy, LastBy, Distinct},
+    {
+        *(Count, Sum, Mean, Min, Max, Variance, StandardDeviation),
+        *(First, Last, FirstBy, LastBy, Distinct, Quantile),
+    },
 )
 """Aggregates that columns can say the results of after every row."""
 
@@ -118,7 +122,7 @@ def runs_on_columns(plan: Plan, topics: ColumnTopics) -> frozenset[int]:
             )
             if node.topic in topics.read or (node.topic in topics.parsed and wanted):
                 lane.add(node.id)
-        elif lane.issuperset(_columns_from(plan, node)):
+        elif _gets_columns(plan, node, lane):
             lane.add(node.id)
     return frozenset(lane)
 
@@ -138,7 +142,7 @@ def lane_notes(store: Store, plan: Plan) -> dict[int, str]:
             reason = _why_sink(plan, node, topics, lane)
         elif _comes_from(plan, node.id) not in lane:
             reason = reason_for_rows(plan, node)
-            if reason is None and not lane.issuperset(_columns_from(plan, node)):
+            if reason is None and not _gets_columns(plan, node, lane):
                 reason = "it gets rows"
         notes[node.id] = "columns" if reason is None else f"rows: {reason}"
     return notes
@@ -159,7 +163,7 @@ def _why_sink(
 ) -> str | None:
     if node.topic not in topics.written:
         return "the topic stores no columns"
-    if _comes_from(plan, node.parent) not in lane:
+    if not _gets_columns(plan, node, lane):
         return "it gets rows"
     together = [each for each in plan.sinks() if each.topic == node.topic]
     return "several streams are written to the topic" if len(together) > 1 else None
@@ -171,11 +175,15 @@ def _comes_from(plan: Plan, node_id: int) -> int:
     return node.parent if isinstance(node, PortNode) else node_id
 
 
-def _columns_from(plan: Plan, node: Node) -> list[int]:
-    """The operators that must give columns for a node to work on them."""
+def _gets_columns(plan: Plan, node: Node, lane: Collection[int]) -> bool:
+    """Whether what a node works on comes as columns."""
     # What rows are looked up in is little beside them, and stays rows.
     inputs = node.inputs[:1] if isinstance(node, AsofJoinNode | TableJoinNode) else node.inputs
-    return [_comes_from(plan, each) for each in inputs]
+    above = [plan.nodes[_comes_from(plan, each)] for each in inputs]
+    # Single values, as those of count(), are no columns: nothing names them.
+    return all(
+        each.id in lane and not (isinstance(each, RunningNode) and each.single) for each in above
+    )
 
 
 def _gives_pairs(plan: Plan, node: Node) -> bool:
@@ -261,8 +269,6 @@ def _of_running(plan: Plan, node: RunningNode) -> str | None:
         return "a table with a time to live"
     if plan.holding.spills:
         return "its state may be on disk"
-    if node.single:
-        return "its rows are single values"
     for _, aggregate in node.aggregates:
         reason = _of_aggregate(aggregate, plan, node)
         if reason is None and type(aggregate) not in _FOLLOWED:

@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 from lane_runs import outcome, rows
 
-PLANS = int(os.environ.get("MILLSTREAM_PLANS", "300"))
+PLANS = int(os.environ.get("MILLSTREAM_PLANS", "100"))
 SEED = int(os.environ.get("MILLSTREAM_SEED", "0"))
 
 

@@ -139,6 +139,29 @@ def test_results_are_the_same_wherever_runs_end(users: int) -> None:
         assert said(rows, running()) == written(store)
 
 
+def test_rows_are_counted_without_looking_at_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What state a count leaves is the same in both lanes, so they may take turns."""
+    rows = events(3_000)
+    job = Pipeline("job")
+    job.source("events", type=Event, time="ts").key_by("user").count().to("running")
+    expected = said(rows, job)
+    with filled(rows[:700]) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(FrameChunk, "as_chunk", never)
+            patch.setattr(RunningOperator, "process", never)
+            job.run(store, until="end", batch_records=100)
+        append(store, rows[700:1_500])
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "millstream.processor.topology.runs_on_columns", lambda *_: frozenset[int]()
+            )
+            job.run(store, until="end")
+        append(store, rows[1_500:])
+        monkeypatch.setattr(FrameChunk, "as_chunk", never)
+        job.run(store, until="end")
+        assert expected == written(store)
+
+
 def test_what_columns_cannot_say_turns_to_rows_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sum that leaves 64 bits, and a sum of no floats yet, which is an int."""
     lanes: list[bool] = []
@@ -169,15 +192,19 @@ def test_plan_says_why_aggregates_of_every_row_need_rows() -> None:
     keyed.agg(n=agg.sum(lambda row: row.size), name="function").to("c")
     keyed.agg(n=agg.count(), ttl="1h", name="mortal").to("d")
     keyed.count(name="single").to("e")
+    keyed.agg(n=agg.quantile(0.5, "size"), v=agg.variance("size"), name="more").to("f")
     with filled([]) as store:
+        store.create_topic("e", schema=Event)
         explained = str(job.explain(store))
+    assert "to e  [rows: it gets rows]" in explained
     lines = [line for line in explained.splitlines() if "[state" in line]
     assert [
         "[columns]",
         "[rows: top_k() of every row works on rows]",
         "[rows: a Python function]",
         "[rows: a table with a time to live]",
-        "[rows: its rows are single values]",
+        "[columns]",
+        "[columns]",
     ] == [line[line.rindex("  [") + 2 :] for line in lines]
 
 

@@ -239,7 +239,7 @@ pipeline job
     filter amount > 1  [columns]
       same  [rows: a Python function]
         key_by 'user'  [rows: it gets rows]
-          count()  [state events.count]  [rows: its rows are single values]
+          count()  [state events.count]  [rows: it gets rows]
             to counts  [rows: the topic stores no columns]
   source plain: Event, time 'ts', disorder 0s  [rows: the topic has no schema]
     filter size > 3  [rows: it gets rows]
