@@ -155,14 +155,14 @@ def test_a_pipeline_that_never_pauses_can_be_forked(store: Store, world: World) 
         return made
 
     world.grow(0, 20)
-    store.append_many("orders", [line(number) for number in range(100_000)])
+    store.append_many("orders", [line(number) for number in range(30_000)])
     pipeline("shop").run(store, until="end")
     stop = threading.Event()
 
     def feed() -> None:
         number = 0
         while not stop.is_set():
-            store.append("orders", line(number % 100_000))
+            store.append("orders", line(number % 30_000))
             number += 1
 
     def run() -> None:

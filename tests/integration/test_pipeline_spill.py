@@ -1,16 +1,11 @@
-"""Pipelines whose state is larger than memory: over real files, limits, restarts and damage."""
+"""Pipelines whose state is larger than memory: over real files, restarts and damage."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import apsw
-import msgspec
 import pytest
 
 import millstream
@@ -19,94 +14,6 @@ from millstream.processor import Context, Pipeline, agg, counting, session, tumb
 from millstream.processor.holding import StatePlace, state_holding
 from millstream.processor.spilled_states import SpilledStates
 from millstream.processor.topology import Topology
-
-KEYS = 40_000
-TEXT = "x" * 1_000
-"""What is kept of each key: 40 MB of text in all."""
-
-ROOM_BYTES = 32 << 20
-"""What a run may take beside what it takes with nothing in its state."""
-
-
-def longest(state: StatePlace) -> Pipeline:
-    """The last text of each key, and how many there were."""
-    pipeline = Pipeline("longest", state=state, state_cache_bytes="4MiB")
-    rows = pipeline.source("rows", type=dict)
-    last = rows.key_by("k").agg(n=agg.count(), last=agg.last("text"))
-    last.map(lambda row: row.n).to("counts")
-    return pipeline
-
-
-def fill(store: Store, rounds: int) -> None:
-    store.create_topic("rows", exist_ok=True)
-    for number in range(rounds):
-        for start in range(0, KEYS, 1_000):
-            store.append_many(
-                "rows",
-                [
-                    msgspec.json.encode({"k": f"key {key}", "text": f"{number} {key} {TEXT}"})
-                    for key in range(start, start + 1_000)
-                ],
-            )
-
-
-MILLSTREAM = [sys.executable, "-m", "millstream"]
-
-CHILD = """
-import resource, sys, threading
-import millstream
-from millstream.processor import Pipeline
-sys.path.insert(0, {folder!r})
-from test_pipeline_spill import ROOM_BYTES, longest
-
-threading.stack_size(1 << 20)  # what a thread sets aside is address space, too
-pipeline = longest({state!r})
-with millstream.open({home!r}, durability="os") as store:
-    pages = int(open("/proc/self/statm").read().split()[0])
-    limit = pages * resource.getpagesize() + ROOM_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    pipeline.run(store, until="end", batch_records=2_000)
-    (item,) = pipeline.query(store, "rows.agg", "key 39999")
-    print(*item.value)
-"""
-
-
-def child(home: Path, state: str) -> subprocess.CompletedProcess[str]:
-    code = CHILD.format(folder=str(Path(__file__).parent), home=str(home), state=state)
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, "MALLOC_ARENA_MAX": "1"},
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="the limit on address space is Linux's")
-def test_state_may_be_larger_than_memory(tmp_path: Path) -> None:
-    with millstream.open(tmp_path, durability="os") as store:
-        fill(store, 1)
-    # Without room the interpreter or a library in C ends, one way or another.
-    refused = child(tmp_path, "memory")
-    assert ("", True) == (refused.stdout, refused.returncode != 0)
-
-    done = child(tmp_path, "sqlite")
-    assert (f"[1, '0 39999 {TEXT}']", "") == (done.stdout.strip(), done.stderr)
-    with millstream.open(tmp_path, read_only=True) as store:
-        assert KEYS == sum(batch.record_count for batch in store.read("counts").batches())
-    got = subprocess.run(
-        [*MILLSTREAM, "--dir", str(tmp_path), "state", "get", "longest", "rows.agg", "key 7"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert [[1, f"0 7 {TEXT}"]] == json.loads(got.stdout)["value"]
-
-
-# --- restarts ------------------------------------------------------------------------------------
 
 
 def counts(state: StatePlace = "sqlite") -> Pipeline:
@@ -154,6 +61,12 @@ def test_a_restart_goes_on_from_the_file(store: Store, tmp_path: Path) -> None:
         for number in (1, 2):
             database.execute(lies.format(number))
     assert [b"100", b"2", b"1"] == say(store, "a", "b", "c")
+
+
+def test_spilled_state_is_read_from_outside(store: Store) -> None:
+    say(store, "a", "a", "b")
+    (item,) = counts().query(store, "words.count", "a")
+    assert [2] == item.value
 
 
 def test_a_run_that_was_killed_left_a_file_to_go_on_from(store: Store, tmp_path: Path) -> None:
