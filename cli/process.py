@@ -27,6 +27,7 @@ _OPERATOR_COLUMNS: Final = (
     "records_out",
     "busy_s",
     "late",
+    "skipped",
     "state_records",
     "watermark_ms",
     "watermark_lag_ms",

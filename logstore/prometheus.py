@@ -87,6 +87,11 @@ class Operator(Protocol):
         ...
 
     @property
+    def skipped(self) -> int:
+        """Nothing came of it: a duplicate, or in a gap between windows."""
+        ...
+
+    @property
     def state_records(self) -> int:
         """About how many things it keeps."""
         ...
@@ -435,6 +440,7 @@ class PipelineCollector:
             ("records_in", "Taken in by the operator", "records_in"),
             ("records_out", "Passed on by the operator", "records_out"),
             ("late_records", "Refused by the operator as too late", "late"),
+            ("skipped_records", "Duplicates, and rows between windows", "skipped"),
             ("busy_seconds", "Spent in the operator", "busy_s"),
         ):
             full = f"millstream_operator_{name}"

@@ -73,8 +73,6 @@ class DedupOperator(StatefulOperator):
         """A heap of the ends."""
         self._forgotten: list[int] = []
         """Ends of buckets that are gone, but not from the state yet."""
-        self.duplicate_count = 0
-        """Rows that did not pass, so far."""
 
     @property
     def live_count(self) -> int:
@@ -114,7 +112,7 @@ class DedupOperator(StatefulOperator):
         self._forget(progress.end - self.delay_ms)
         late_count = sum(late)
         self.late_count += late_count
-        self.duplicate_count += len(passes) - sum(passes) - late_count
+        self.skipped_count += len(passes) - sum(passes) - late_count
         return passes, late
 
     def _identified(self, chunk: Chunk, batch: MicroBatch) -> tuple[Chunk, Sequence[Identity]]:

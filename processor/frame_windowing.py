@@ -371,7 +371,7 @@ class FrameWindowOperator(WindowOperator):
         beyond = times + size
         lasts = firsts + (beyond - firsts) // slide * slide
         in_gap = firsts > beyond
-        self.gap_count += int(np.count_nonzero(in_gap))
+        self.skipped_count += int(np.count_nonzero(in_gap))
         tardy = (lasts <= closed_end) & ~in_gap
         if tardy.any():
             self._refuse(prepared, places, tardy, late)

@@ -212,7 +212,7 @@ class SpilledGroups(StatefulOperator):
         self.operator = operator
         self.name = operator.name
         self.delay_ms = operator.delay_ms
-        self.late_count = 0
+        self.late_count = self.skipped_count = 0
         self.table = table
         self._room = room
         self._young: dict[object, None] = {}
@@ -299,6 +299,7 @@ class SpilledGroups(StatefulOperator):
             for bucket in self.operator.ended():
                 self._end(stored_key(bucket))
         self.late_count = self.operator.late_count
+        self.skipped_count = self.operator.skipped_count
         if len(found) == 1:
             return found[0]
         return {port: join_rows([each[port] for each in found]) for port in found[0]}

@@ -26,6 +26,8 @@ class OperatorMetrics:
     """Seconds spent in it."""
     late: int = 0
     """Rows it refused as too late."""
+    skipped: int = 0
+    """Rows that nothing came of: duplicates, and those in gaps between windows."""
     state_records: int = 0
     """About how many things it keeps."""
     watermark_ms: int | None = None

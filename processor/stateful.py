@@ -56,6 +56,8 @@ class StatefulOperator(ABC):
         self.delay_ms = delay_ms
         self.late_count = 0
         """Rows that came too late, so far."""
+        self.skipped_count = 0
+        """Rows that nothing comes of, so far: duplicates, and those in gaps between windows."""
 
     @property
     @abstractmethod

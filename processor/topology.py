@@ -300,6 +300,7 @@ class Topology:
         """What each operator has done, in the order of the plan."""
         for node_id, operator in self.stateful.items():
             self._metrics[node_id].late = operator.late_count
+            self._metrics[node_id].skipped = operator.skipped_count
             self._metrics[node_id].state_records = operator.live_count
         for node in self.plan.nodes:
             told = self._metrics[node.id]

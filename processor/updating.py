@@ -114,7 +114,7 @@ class UpdatingWindowOperator(WindowOperator, GroupedOperator):
         for index in indexes:
             ends = self._windows.ends(chunk.times[index])
             if not ends:
-                self.gap_count += 1
+                self.skipped_count += 1
             elif ends[-1] <= closed_end:
                 late.append(index)
             for end in ends:

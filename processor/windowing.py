@@ -146,8 +146,6 @@ class WindowOperator(StatefulOperator):
     def __init__(self, node: WindowNode, delay_ms: int) -> None:
         super().__init__(node, delay_ms)
         self.node = node
-        self.gap_count = 0
-        """Rows that lie in no window, because windows leave gaps."""
         self._windows = node.windows
         self._hold_ms = node.grace_ms + delay_ms
         self._aggregates = self._kept()
@@ -284,7 +282,7 @@ class WindowOperator(StatefulOperator):
         for index, time in enumerate(times):
             ends = self._windows.ends(time)
             if not ends:
-                self.gap_count += 1
+                self.skipped_count += 1
             elif ends[-1] <= closed_end:
                 late.append(index)
             for end in ends:

@@ -159,6 +159,43 @@ def test_e64_a_topic_created_again_with_more_partitions_goes_on_if_one_says_so(
     assert [(0, 1, 1), (10, 3, 3), (10, 1, 1)] == results(store)
 
 
+@pytest.mark.parametrize("batch_records", [1, None])
+def test_e64_with_more_partitions_each_key_goes_on_with_its_state_and_in_its_order(
+    store: Store, batch_records: int | None
+) -> None:
+    def gathered() -> Pipeline:
+        pipeline = Pipeline("shop")
+        keyed = pipeline.source("orders", time="t").key_by("k")
+        keyed.agg(seen=agg.collect("x", limit=99)).to("out")
+        return pipeline
+
+    store.create_topic("out", partitions=3)
+    expected: dict[str, list[int]] = {}
+
+    def add(partitions: int) -> None:
+        for _ in range(12):
+            x = sum(map(len, expected.values()))
+            key = "abcd"[x % 4]
+            expected.setdefault(key, []).append(x)
+            store.append("orders", line(x, key, x), partition=x // 2 % partitions)
+
+    add(1)
+    gathered().run(store, until="end", batch_records=batch_records)
+    store.delete_topic("orders")
+    store.create_topic("orders", partitions=3)
+    add(3)
+    gathered().migrate(store, same=["orders"])
+    gathered().run(store, until="end", batch_records=batch_records, epoch_ms=0)
+    places: dict[str, set[int]] = {}
+    said: dict[str, list[list[int]]] = {}
+    for record in store.read("out"):
+        row = msgspec.json.decode(record.value or b"")
+        places.setdefault(row["key"], set()).add(record.partition)
+        said.setdefault(row["key"], []).append(row["seen"])
+    assert {key: [xs[: n + 1] for n in range(6)] for key, xs in expected.items()} == said
+    assert {1} == set(map(len, places.values())), "each key has its partition of the output"
+
+
 # --- functions ---------------------------------------------------------------------------------
 
 

@@ -12,7 +12,9 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 import millstream
@@ -161,6 +163,26 @@ def test_e62_a_run_whose_state_was_deleted_is_refused(store: Store) -> None:
         totals().run(store, until="end")
 
 
+def test_e62_the_directory_of_state_from_an_older_copy_is_refused(tmp_path: Path) -> None:
+    root, older = tmp_path / "store", tmp_path / "older"
+    lines = orders(120)
+    for part, copies in ((lines[:60], True), (lines[60:], False)):
+        with millstream.open(root) as store:
+            fill(store, part)
+            totals().run(store, until="end")
+        if copies:
+            shutil.copytree(root / "state", older)
+    shutil.rmtree(root / "state")
+    shutil.copytree(older, root / "state")
+    with millstream.open(root) as store:
+        with pytest.raises(
+            DataError, match=r"bytes but .* were durable .*@state/totals/"
+        ) as caught:
+            totals().run(store, until="end")
+        assert caught.value.path is not None
+        assert outputs(store) == expected(store), "what is visible stays so"
+
+
 @pytest.mark.parametrize("step", [1, 10, 60])
 def test_runs_go_on_where_the_last_one_stopped(store: Store, step: int) -> None:
     lines = orders(240)
@@ -197,6 +219,11 @@ def test_e18_flushed_windows_are_not_emitted_again(store: Store) -> None:
     new = [value for _, _, value in after[len(flushed[0]) :]]
     assert new[0] == lines[-1], "a row of a flushed window is late"
     assert [value for value in new if b'"window_start":2000' in (value or b"")] != []
+    results = [msgspec.json.decode(value or b"") for _, _, value in after]
+    windows = [
+        (one["key"], one["window_start"], one["window_end"]) for one in results if "key" in one
+    ]
+    assert len(windows) == len(set(windows)), "no window is told twice"
 
 
 def test_only_one_process_runs_a_pipeline(store: Store) -> None:
@@ -219,6 +246,34 @@ def test_e63_a_changed_plan_with_live_state_is_refused_and_shown(store: Store) -
     assert "- source orders; key_by 'k'; window tumbling 100ms, grace 20ms; agg " in message
     assert "+ source orders; key_by 'k'; window tumbling 200ms, grace 20ms; agg " in message
     totals("other", tumbling(200)).run(store, until="end")
+
+
+@pytest.mark.parametrize(
+    ("key", "function", "differs"),
+    [
+        ("x", agg.sum("x"), "+ source orders; key_by 'x'; window tumbling 100ms, "),
+        ("k", agg.mean("x"), "; agg total=mean('x')"),
+        ("k", agg.sum("t"), "; agg total=sum('t')"),
+    ],
+    ids=["key_by", "aggregate", "field"],
+)
+def test_e63_another_key_or_aggregate_over_live_state_is_refused_and_shown(
+    store: Store, key: str, function: Any, differs: str
+) -> None:
+    def summed(key: str, function: Any) -> Pipeline:
+        pipeline = Pipeline("p")
+        keyed = pipeline.source("orders", time="t").key_by(key)
+        keyed.window(tumbling(100)).agg(total=function).to("out")
+        return pipeline
+
+    fill(store, [b'{"k":"a","t":1,"x":2}'])
+    summed("k", agg.sum("x")).run(store, until="end")
+    with pytest.raises(UsageError) as caught:
+        summed(key, function).run(store, until="end")
+    assert "- source orders; key_by 'k'; window tumbling 100ms, " in str(caught.value)
+    assert "; agg total=sum('x')" in str(caught.value)
+    assert differs in str(caught.value)
+    assert 0 == summed("k", agg.sum("x")).run(store, until="end").epochs, "nothing was changed"
 
 
 def test_a_plan_may_change_when_no_state_is_alive(store: Store) -> None:

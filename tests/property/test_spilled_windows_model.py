@@ -116,6 +116,6 @@ def test_only_what_dedup_looks_at_stays_in_memory() -> None:
         run.commit()
     (operator,) = run.topology.stateful.values()
     assert isinstance(operator, SpilledDedupOperator)
-    assert (500, 100) == (operator.live_count, operator.duplicate_count)
+    assert (500, 100) == (operator.live_count, operator.skipped_count)
     assert operator.held_count <= 20
     assert 500 == len(run.out["out"])

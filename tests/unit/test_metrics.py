@@ -355,13 +355,14 @@ def test_a_run_tells_what_each_operator_has_done() -> None:
         assert each.records_in == found["millstream_operator_records_in_total", *operator]
         assert each.records_out == found["millstream_operator_records_out_total", *operator]
         assert each.late == found["millstream_operator_late_records_total", *operator]
+        assert each.skipped == found["millstream_operator_skipped_records_total", *operator]
         assert each.busy_s == found["millstream_operator_busy_seconds_total", *operator]
         assert each.state_records == found["millstream_operator_state_records", *operator]
         behind = found["millstream_operator_watermark_lag_seconds", *operator]
         assert each.watermark_lag_ms == behind * 1000
     assert 1 == sum(each.late for each in said.operators)
     assert 1 == sum(each.state_records for each in said.operators)
-    assert 6 * len(said.operators) + len(whole) == len(found)
+    assert 7 * len(said.operators) + len(whole) == len(found)
 
 
 def test_a_read_only_store_does_not_count_what_others_do(tmp_path: Path) -> None:

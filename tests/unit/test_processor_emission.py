@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pipeline_runs import run_in_pieces
 
 from millstream import UsageError
 from millstream.processor import (
     KeyedStream,
     Pipeline,
+    Row,
     WindowResults,
     agg,
     counting,
@@ -45,7 +48,8 @@ def test_e34_corrections_follow_the_first_result_and_the_last_is_final() -> None
     def declare(keyed: Keyed) -> WindowResults[Any, Any, Any]:
         return keyed.window(tumbling(10), corrections="1m").agg(n=agg.count())
 
-    found = run(declare, rows(1, 12, 2, 3, 60_009, 4, 60_010, 5))
+    times = rows(1, 12, 2, 3, 60_009, 4, 60_010, 5)
+    found = run(declare, times)
     assert [
         (0, 10, 1, "update"),
         (0, 10, 2, "update"),
@@ -55,6 +59,9 @@ def test_e34_corrections_follow_the_first_result_and_the_last_is_final() -> None
         (60_000, 60_010, 1, "update"),
         (0, 10, 4, "final"),
     ] == found
+    pipeline = Pipeline("p")
+    declare(pipeline.source("in", time="t").key_by("k")).late.to("late")
+    assert [5] == [row["t"] for row in pipeline.test({"in": times})["late"]], "behind the last word"
 
 
 def test_e38_e39_updates_come_by_rows_or_by_event_time() -> None:
@@ -108,11 +115,25 @@ def test_e23_days_of_a_time_zone_as_windows() -> None:
     ] == run(declare, times, "flush")
 
 
-def test_windows_by_count_hold_the_remainder() -> None:
+def test_e35_windows_by_count_go_by_arrival_over_partitions_and_restarts() -> None:
+    """Of each key by itself; what is left over is held, also at the end of the input."""
+
     def declare(keyed: Keyed) -> WindowResults[Any, Any, Any]:
         return keyed.window(counting(2)).agg(n=agg.count())
 
     assert [(1, 6, 2), (3, 10, 2)] == run(declare, rows(5, 1, 3, 9, 7), "flush")
+    pipeline = Pipeline("p")
+    keyed = pipeline.source("in", time="t").key_by("k")
+    keyed.window(counting(3)).agg(ts=agg.collect("t", limit=9)).to("out")
+    came = [("a", 0, 9), ("a", 1, 1), ("b", 0, 2), ("a", 0, 3), ("a", 1, 8), ("b", 1, 7)]
+    came += [("a", 0, 5), ("b", 0, 0), ("b", 0, 4), ("a", 1, 6)]
+    inputs = {"in": [Row({"k": key, "t": t}, partition=partition) for key, partition, t in came]}
+    for size, crash_every in ((None, 0), (1, 1), (3, 1)):
+        out = run_in_pieces(pipeline, inputs, batch_records=size, crash_every=crash_every)["out"]
+        found = [json.loads(record.value or b"") for record in out]
+        assert [("a", [9, 1, 3]), ("b", [2, 7, 0]), ("a", [8, 5, 6])] == [
+            (one["key"], one["ts"]) for one in found
+        ]
 
 
 def test_results_that_may_change_do_not_share_what_they_hold() -> None:

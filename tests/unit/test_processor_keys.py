@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
+from typing import Any
 
 import pytest
 
 from millstream import RecordError
-from millstream.processor import Pipeline, Row, Stream, TestOutput, agg, tumbling
+from millstream.processor import Pipeline, Row, Stream, TestOutput, agg, counting, session, tumbling
 
 Json = dict[str, object]
 
@@ -63,6 +64,37 @@ def test_e27_a_row_that_cannot_be_grouped_is_a_dead_letter(row: Json, why: str) 
     assert output["dead"] == [row, row]
     assert [record.key for record in output.records("dead")] == [None, b"2nd"]
     assert all((reason or b"").startswith(why.encode()) for reason in reasons(output))
+
+
+KEYED: dict[str, Callable[[Any], Any]] = {
+    "window": lambda keyed: keyed.window(tumbling(10)).agg(n=agg.count()),
+    "session": lambda keyed: keyed.window(session(2)).agg(n=agg.count()),
+    "counting": lambda keyed: keyed.window(counting(2)).agg(n=agg.count()),
+    "update": lambda keyed: keyed.window(tumbling(10)).agg(n=agg.count()).emit("update"),
+    "count": lambda keyed: keyed.count(),
+    "reduce": lambda keyed: keyed.reduce(lambda _, row: row),
+    "fold": lambda keyed: keyed.fold(list, lambda seen, row: [*seen, row["t"]]),
+    "agg": lambda keyed: keyed.agg(n=agg.count(), ttl=5),
+    "dedup": lambda keyed: keyed.dedup("t", within=5),
+    "process": lambda keyed: keyed.process(lambda context, row: [[context.key, row["t"]]]),
+    "join": lambda keyed: keyed.join(keyed, within=2, how="outer"),
+    "join_asof": lambda keyed: keyed.join_asof(keyed, how="left"),
+    "join_table": lambda keyed: keyed.join_table(keyed.count(), how="left"),
+}
+
+
+@pytest.mark.parametrize("declare", KEYED.values(), ids=KEYED)
+def test_e27_no_keyed_operator_gets_a_row_without_a_key(declare: Callable[[Any], Any]) -> None:
+    pipeline = Pipeline("p")
+    source = pipeline.source("in", time="t")
+    source.dead_letters.to("dead")
+    declare(source.key_by("k")).to("out")
+    good = [{"t": time, "k": "ab"[time % 2]} for time in range(6)]
+    bad: list[Json] = [{"t": 3, "k": None}, {"t": 3}, {"t": 3, "k": ["a", None]}]
+    output = pipeline.test({"in": [*good[:3], *bad, *good[3:]]})
+    assert bad == output["dead"]
+    assert output["out"] == pipeline.test({"in": good})["out"]
+    assert output["out"]
 
 
 @pytest.mark.parametrize(("row", "why"), UNGROUPABLE)

@@ -231,6 +231,33 @@ def test_e55_two_tables_put_together_follow_each_update() -> None:
     assert [(1, 0, None), (3, 2, 1), (5, 4, 3)] == joined(pipeline, arrivals)
 
 
+@pytest.mark.parametrize("batch_records", [None, 1, 3])
+def test_e55_deletions_of_either_table_take_their_turn(batch_records: int | None) -> None:
+    """The null records of the case Kafka's joins are tested with: on both sides, and repeated."""
+    pipeline = Pipeline("p")
+    left = pipeline.table("l", type=str).updates(deletions=True)
+    right = pipeline.table("r", type=str)
+    joined = left.join_table(right, how="left", into=lambda *pair: pair)
+    joined.to("out")
+    steps = "l- r- lA ra lB rb l- r- lC rc r- l- l- rd lD l- l- rD r-".split()
+    run = Run(pipeline)
+    arrivals: list[tuple[Record, int | None]] = []
+    known: dict[str, str | None] = {"l": None, "r": None}
+    expected = []
+    for number, (side, value) in enumerate(steps):
+        data = None if value == "-" else value.encode()
+        offset = sum(record.topic == side for record, _ in arrivals)
+        arrivals.append((Record(side, 0, offset, number, b"k", data, ()), None))
+        known[side] = None if value == "-" else value
+        if side == "l":
+            expected.append([known["l"], known["r"]])
+    for batches in in_batches(arrivals, batch_records):
+        run.topology.process(batches)
+        run.commit()
+        run.crash()
+    assert expected == [msgspec.json.decode(each.value or b"") for each in run.out["out"]]
+
+
 def test_e55_the_updates_of_a_key_keep_their_order_over_restarts() -> None:
     pipeline = Pipeline("p")
     pipeline.table("l", key="k", time="t").map(lambda row: [row, None]).to("out")

@@ -6,9 +6,18 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+import msgspec
+import pytest
+
 import millstream
-from millstream.processor import Metrics, OperatorMetrics, Pipeline, agg, tumbling
+from millstream.processor import Metrics, OperatorMetrics, Pipeline, agg, hopping, tumbling
+from millstream.processor.holding import StatePlace
 from millstream.testing import ManualClock
+
+
+class Seen(msgspec.Struct):
+    k: str
+    t: int
 
 
 def told(metrics: Metrics) -> dict[str, OperatorMetrics]:
@@ -47,6 +56,25 @@ def test_each_record_is_counted_where_it_goes() -> None:
         "to bad": (3, 0),
     } == counted(metrics)
     assert 3 == told(metrics)["window tumbling 100ms"].late
+
+
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("state", ["memory", "sqlite"])
+def test_e32_rows_in_gaps_and_duplicates_are_skipped_and_not_late(
+    state: StatePlace, columns: bool
+) -> None:
+    made = Pipeline("p", state=state)
+    rows = made.source("in", type=Seen, time="t", disorder=100)
+    keyed = rows.key_by("k")
+    keyed.window(hopping(2, 5)).agg(n=agg.count()).to("out")
+    keyed.window(hopping(2, 5)).agg(n=agg.count()).emit("update").to("out")
+    rows.dedup("k", within=1000).to("out")
+    with millstream.open(":memory:") as store:
+        store.create_topic("in", **({"schema": Seen} if columns else {}))
+        store.append_many("in", [b'{"k":"a","t":%d}' % time for time in range(7)])
+        metrics = made.run(store, until="end")
+    said = [(each.skipped, each.late) for each in metrics.operators]
+    assert [(3, 0), (3, 0), (6, 0)] == sorted(each for each in said if each != (0, 0))
 
 
 def test_each_operator_says_how_far_its_event_time_is_behind() -> None:
