@@ -37,6 +37,7 @@ def verify_pipeline(target: str, since: str | None, start: str | None, *, as_jso
             ],
             "skipped": [f"{place.topic}/{place.partition}" for place in found.skipped],
             "sinks": [_sink_document(each) for each in found.sinks],
+            "hint": found.hint,
         }
         print_document(document, "jsonl" if current.mode == "jsonl" else "json")
     else:
@@ -60,6 +61,8 @@ def verify_pipeline(target: str, since: str | None, start: str | None, *, as_jso
         f" {found.records_compared} results compared:"
         f" {count or 'no'} {what if count == 1 else plural} differ{'s' * (count == 1)}"
     )
+    if found.hint:
+        current.say(f"hint: {found.hint}")
     return 0 if found.ok else EXIT_DIFFERS
 
 

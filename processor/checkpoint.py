@@ -70,6 +70,8 @@ class Checkpoint(msgspec.Struct, frozen=True):
     """(topic, partition, next offset) behind the newest record the pipeline has written."""
     journal_end: int = 0
     """Where the journal ended with this epoch."""
+    migrated_epoch: int = 0
+    """That of the last migration: what was written before it came of another plan. 0: none."""
 
     def next_offsets(self) -> dict[TopicPartition, int]:
         """The input positions as the store takes them."""

@@ -225,8 +225,16 @@ class Driver:
         return topic
 
     def state(self, operator: str, key: object = None) -> list[StateItem]:
-        """What an operator keeps, for all keys or one; see `Pipeline.query`."""
+        """What an operator keeps, for all keys or one; see `Pipeline.query`. At first, nothing."""
         self.run()
+        known = self._plan.identities()
+        if operator not in known:
+            raise UsageError(
+                f"pipeline {self._plan.name!r} has no state called {operator!r}; it has"
+                f" {', '.join(known) or 'none'}"
+            )
+        if self.store.checkpoint(checkpoint_name(self._plan.name)) is None:
+            return []
         return list(read_state(self.store, self._plan.name, operator, key))
 
     def crash(self) -> None:

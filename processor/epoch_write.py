@@ -127,6 +127,7 @@ class EpochWriter:
                 content.now_ms,
                 [(*place, end) for place, end in sorted(ends.items())],
                 self._write_journal(transaction, content.journal),
+                former.migrated_epoch,
             )
             transaction.commit_offsets(name, content.positions)
             data = encode_checkpoint(checkpoint)

@@ -101,6 +101,7 @@ def migrate(
                 checkpoint = msgspec.structs.replace(
                     checkpoint,
                     epoch=checkpoint.epoch + 1,
+                    migrated_epoch=checkpoint.epoch + 1,
                     operators=operators,
                     topics=topics,
                     sources=time.sources,

@@ -93,6 +93,8 @@ class Replay:
     """Output partitions that were not compared, because their first records were removed."""
     sinks: list[SinkComparison] = field(default_factory=list)
     """What came of comparing each sink outside the store, or why it was not compared."""
+    hint: str = ""
+    """Why something may differ though nothing is wrong, and where to start; mostly empty."""
 
     @property
     def ok(self) -> bool:
@@ -248,13 +250,17 @@ def replay(
     end = read_checkpoint(store, plan.name)
     if end.epoch == 0:
         raise UsageError(f"pipeline {plan.name!r} has never run here: there is nothing to verify")
+    end = _with_own_journal(store, plan.name, end)
     begin = _start(plan, store, since, start)
     changes = plan_changes(plan, begin.checkpoint)
     if changes:
         raise UsageError(f"{begin.text} has state of another plan:\n{changes}")
     with temporary_states(plan.holding) as states:
         topology = _topology(plan, store, begin.checkpoint, begin.pipeline, states)
-        return _replay(topology, store, begin, end)
+        found = _replay(topology, store, begin, end)
+    if not found.ok and begin.checkpoint.epoch < end.migrated_epoch:
+        found.hint = _migration_hint(store, plan.name, end.migrated_epoch)
+    return found
 
 
 def _start(
@@ -263,6 +269,7 @@ def _start(
     compared = {} if start is None else _positions(plan, store, start)
     if isinstance(since, int):
         checkpoint = kept_checkpoint(store, plan.name, since)
+        checkpoint = _with_own_journal(store, plan.name, checkpoint)
         return _Start(checkpoint, plan.name, f"the checkpoint of epoch {since}", compared)
     if since is not None:
         checkpoint = read_checkpoint(store, since)
@@ -287,6 +294,25 @@ def _start(
             f" be verified from the beginning. {_elsewhere(store, plan.name)}; or keep_checkpoint"
         )
     return _Start(EMPTY, plan.name, "the beginning", compared)
+
+
+def _with_own_journal(store: Store, pipeline: str, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with the end of the journal of its pipeline, though a fork may have kept it.
+
+    In forks of early versions a checkpoint says where the journal of the original ended, until the
+    first tick of the fork. What it calls the last tick must be one of the past.
+    """
+    point, end = fork_point(store, pipeline), checkpoint.journal_end
+    if point is None or point.journal_end is not None or not end:
+        return checkpoint
+    topic, reached = journal_topic(pipeline), checkpoint.next_offsets()
+    known = {info.name for info in store.topics(internal=True)}
+    if topic in known and store.offsets(topic)[0].end >= end:
+        (last,) = _journal(store, pipeline, end - 1, end)
+        passed = (at <= reached.get(place, 0) for place, at in last.next_offsets().items())
+        if last.tick.now_ms <= checkpoint.now_ms and all(passed):
+            return checkpoint
+    return msgspec.structs.replace(checkpoint, journal_end=0)
 
 
 def _positions(plan: Plan, store: Store, start: int | str | Position) -> dict[TopicPartition, int]:
@@ -386,6 +412,16 @@ def _elsewhere(store: Store, pipeline: str) -> str:
     if epochs:
         return f"Start from a checkpoint that is kept (since=): there is epoch {epochs}"
     return "Start from a fork (since=NAME); runs with keep_every keep checkpoints to start from"
+
+
+def _migration_hint(store: Store, pipeline: str, migrated: int) -> str:
+    epochs = [each.checkpoint.epoch for each in read_kept(store, pipeline)]
+    behind = ", ".join(str(epoch) for epoch in epochs if epoch >= migrated)
+    return (
+        f"state was migrated in epoch {migrated}: what was written before came of another plan."
+        " Start from a checkpoint that was kept behind it (since=): there is"
+        f" {f'epoch {behind}' if behind else 'none; keep_checkpoint keeps the last'}"
+    )
 
 
 def _journal(store: Store, pipeline: str, start: int, end: int) -> Iterator[JournalEntry]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -270,9 +271,10 @@ def test_a_fork_is_made_from_a_checkpoint(store: Store, clock: ManualClock) -> N
 def test_a_migration_leaves_what_is_kept(store: Store) -> None:
     """The former code can still be verified; state topics nobody points to go."""
 
-    def build(name: str, topic: str = "counts") -> Pipeline:
+    def build(name: str, more: int = 0) -> Pipeline:
         pipeline = Pipeline("small")
-        pipeline.source("orders", time="t").key_by("k").count(name=name).to(topic)
+        counts = pipeline.source("orders", time="t").key_by("k").count(name=name)
+        counts.map(lambda count: count + more).to("counts")
         return pipeline
 
     store.append_many("orders", [b'{"k":"a","t":1}', b'{"k":"a","t":2}'], partition=0)
@@ -282,9 +284,18 @@ def test_a_migration_leaves_what_is_kept(store: Store) -> None:
     store.append("orders", b'{"k":"a","t":3}', partition=0)
     build("new").run(store, until="end")
     assert build("old").verify(store, since=epoch).records_compared == 1
+    assert build("new").verify(store).hint == "", "all is the same"
+    store.append("orders", b'{"k":"a","t":4}', partition=0)
+    build("new", more=10).run(store, until="end")
+    found = build("new", more=10).verify(store)
+    assert not found.ok
+    hint = r"state was migrated in epoch 2: .*behind it \(since=\): there is none"
+    assert re.match(hint, found.hint)
+    after = keep_checkpoint(store, "small")
+    assert f"there is epoch {after}" in build("new", more=10).verify(store).hint
     with pytest.raises(UsageError, match=r"the checkpoint of epoch 1 has state of another plan"):
         build("new").verify(store, since=epoch)
-    forget_checkpoints(store, "small", [epoch])
+    forget_checkpoints(store, "small", [epoch, after])
     build("last").migrate(store, rename={"new": "last"})
     topics = [topic.name for topic in store.topics(internal=True) if "@state" in topic.name]
     assert ["@state/small/last"] == topics

@@ -24,7 +24,9 @@ from millstream.processor import (
     session,
     tumbling,
 )
-from millstream.processor.state_log import read_checkpoint, state_entries
+from millstream.processor.checkpoint import encode_checkpoint
+from millstream.processor.fork_diff import encode_fork_point, fork_checkpoint, fork_point
+from millstream.processor.state_log import checkpoint_name, read_checkpoint, state_entries
 from millstream.testing import ManualClock
 
 
@@ -136,6 +138,33 @@ def test_a_fork_is_verified_from_where_it_was_made_and_not_from_the_beginning(
         assert found.ok, found.differences
         assert f"the checkpoint of epoch {epoch}" == found.started_at
     assert copy.verify(store, since=epoch).records_compared > 50
+
+
+@pytest.mark.parametrize("rounds", [1, 10])
+def test_a_fork_of_an_early_version_is_verified_with_its_own_journal(
+    store: Store, clock: ManualClock, rounds: int
+) -> None:
+    """Its checkpoints said where the journal of the original ended, until it had a tick itself."""
+    live(store, clock, shop(), 3, 1)
+    fork(store, "shop", "copy")
+    end = read_checkpoint(store, "shop").journal_end
+    assert end > 0
+    made = msgspec.structs.replace(read_checkpoint(store, "copy"), journal_end=end)
+    point = fork_point(store, "copy")
+    assert point is not None
+    early = msgspec.structs.replace(point, journal_end=None)
+    with store.own(checkpoint_name("copy")) as owner, store.transaction(owner=owner) as early_fork:
+        early_fork.put_checkpoint(checkpoint_name("copy"), encode_checkpoint(made))
+        early_fork.put_checkpoint(fork_checkpoint("copy"), encode_fork_point(early))
+    epochs = [keep_checkpoint(store, "copy")]
+    copy = shop("copy", ".copy")
+    live(store, clock, copy, rounds, 2)
+    epochs.append(keep_checkpoint(store, "copy"))
+    live(store, clock, copy, rounds, 3)
+    for epoch in epochs:
+        found = copy.verify(store, since=epoch)
+        assert found.ok, found.differences
+    assert copy.verify(store, since=epochs[0]).records_compared >= 5 * rounds
 
 
 def test_a_replay_names_the_first_difference(store: Store, clock: ManualClock) -> None:

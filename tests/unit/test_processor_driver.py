@@ -65,9 +65,12 @@ def test_the_wall_clock_and_w_are_in_the_hand_of_the_test() -> None:
 
 def test_state_can_be_looked_at_and_the_end_closes_everything() -> None:
     with counts().driver() as driver:
+        assert [] == driver.state("in.window"), "there is nothing yet"
         driver.send_all("in", [row(1), row(2, "b")])
         assert [((10, "b"), [1])] == driver.state("in.window", "b")
         assert 2 == len(driver.state("in.window"))
+        with pytest.raises(UsageError, match=r"no state called 'window'; it has in\.window"):
+            driver.state("window")
         driver.end()
         assert 2 == len(driver.rows("out"))
 

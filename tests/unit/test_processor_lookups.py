@@ -239,7 +239,27 @@ def test_e55_deletions_of_either_table_take_their_turn(batch_records: int | None
     right = pipeline.table("r", type=str)
     joined = left.join_table(right, how="left", into=lambda *pair: pair)
     joined.to("out")
-    steps = "l- r- lA ra lB rb l- r- lC rc r- l- l- rd lD l- l- rD r-".split()
+    steps = [
+        "l-",
+        "r-",
+        "lA",
+        "ra",
+        "lB",
+        "rb",
+        "l-",
+        "r-",
+        "lC",
+        "rc",
+        "r-",
+        "l-",
+        "l-",
+        "rd",
+        "lD",
+        "l-",
+        "l-",
+        "rD",
+        "r-",
+    ]
     run = Run(pipeline)
     arrivals: list[tuple[Record, int | None]] = []
     known: dict[str, str | None] = {"l": None, "r": None}
