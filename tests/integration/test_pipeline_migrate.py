@@ -69,6 +69,33 @@ def actions(migration: Migration) -> list[tuple[str, str]]:
 # --- refusing ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("key", "function", "differs"),
+    [
+        ("x", agg.sum("x"), "+ source orders; key_by 'x'; window tumbling 100ms, "),
+        ("k", agg.mean("x"), "; agg total=mean('x')"),
+        ("k", agg.sum("t"), "; agg total=sum('t')"),
+    ],
+    ids=["key_by", "aggregate", "field"],
+)
+def test_e63_another_key_or_aggregate_over_live_state_is_refused_and_shown(
+    store: Store, key: str, function: Any, differs: str
+) -> None:
+    def summed(key: str, function: Any) -> Pipeline:
+        pipeline = Pipeline("p")
+        keyed = pipeline.source("orders", time="t").key_by(key)
+        keyed.window(tumbling(100)).agg(total=function).to("out")
+        return pipeline
+
+    feed(store, summed("k", agg.sum("x")), lines(50))
+    with pytest.raises(UsageError) as caught:
+        summed(key, function).run(store, until="end")
+    assert "- source orders; key_by 'k'; window tumbling 100ms, " in str(caught.value)
+    assert "; agg total=sum('x')" in str(caught.value)
+    assert differs in str(caught.value)
+    assert 0 == summed("k", agg.sum("x")).run(store, until="end").epochs, "nothing was changed"
+
+
 def test_e63_the_refusal_says_the_command_that_goes_on(store: Store) -> None:
     feed(store, shop(), lines(50))
     with pytest.raises(ChangedPlanError) as caught:

@@ -12,7 +12,6 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -246,34 +245,6 @@ def test_e63_a_changed_plan_with_live_state_is_refused_and_shown(store: Store) -
     assert "- source orders; key_by 'k'; window tumbling 100ms, grace 20ms; agg " in message
     assert "+ source orders; key_by 'k'; window tumbling 200ms, grace 20ms; agg " in message
     totals("other", tumbling(200)).run(store, until="end")
-
-
-@pytest.mark.parametrize(
-    ("key", "function", "differs"),
-    [
-        ("x", agg.sum("x"), "+ source orders; key_by 'x'; window tumbling 100ms, "),
-        ("k", agg.mean("x"), "; agg total=mean('x')"),
-        ("k", agg.sum("t"), "; agg total=sum('t')"),
-    ],
-    ids=["key_by", "aggregate", "field"],
-)
-def test_e63_another_key_or_aggregate_over_live_state_is_refused_and_shown(
-    store: Store, key: str, function: Any, differs: str
-) -> None:
-    def summed(key: str, function: Any) -> Pipeline:
-        pipeline = Pipeline("p")
-        keyed = pipeline.source("orders", time="t").key_by(key)
-        keyed.window(tumbling(100)).agg(total=function).to("out")
-        return pipeline
-
-    fill(store, [b'{"k":"a","t":1,"x":2}'])
-    summed("k", agg.sum("x")).run(store, until="end")
-    with pytest.raises(UsageError) as caught:
-        summed(key, function).run(store, until="end")
-    assert "- source orders; key_by 'k'; window tumbling 100ms, " in str(caught.value)
-    assert "; agg total=sum('x')" in str(caught.value)
-    assert differs in str(caught.value)
-    assert 0 == summed("k", agg.sum("x")).run(store, until="end").epochs, "nothing was changed"
 
 
 def test_a_plan_may_change_when_no_state_is_alive(store: Store) -> None:
