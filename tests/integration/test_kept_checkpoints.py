@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
+from shop_life import KINDS, OUTPUTS, live, shop, written
 
 import millstream
 from millstream import DataError, FormatVersionError, Store, UsageError
 from millstream.processor import (
-    Context,
     Pipeline,
-    Timer,
     agg,
     compare_fork,
     epoch as epoch_module,
@@ -28,7 +26,6 @@ from millstream.processor import (
     jsonl_files,
     keep_checkpoint,
     list_checkpoints,
-    session,
     sqlite_rows,
     to_callable,
     tumbling,
@@ -36,36 +33,6 @@ from millstream.processor import (
 from millstream.processor.kept import Kept, encode_kept, read_kept
 from millstream.processor.state_log import checkpoint_name
 from millstream.testing import ManualClock
-
-OUTPUTS = ("totals", "visits", "seen", "counts")
-KINDS = {"cents": 1}
-"""What an impure function looks at."""
-
-
-def remind(context: Context[str, dict[str, int]], row: dict[str, Any]) -> Iterator[dict[str, int]]:
-    context.state["n"] = context.state.get("n", 0) + 1
-    context.set_timer(row["t"] + 30)
-    yield {"n": context.state["n"], "now": context.now_ms, "die": context.random.randrange(6)}
-
-
-def reminded(context: Context[str, dict[str, int]], timer: Timer) -> Iterator[dict[str, int]]:
-    yield {"timer": timer.at_ms}
-
-
-def shop(name: str = "shop", state: Literal["memory", "sqlite"] = "memory") -> Pipeline:
-    """Windows, sessions, a table, timers and the wall clock; two sources, one of them may idle."""
-    pipeline = Pipeline(name, state=state)
-    orders = pipeline.source("orders", time="t", disorder=20, idle=500)
-    refunds = pipeline.source("refunds", time="t", disorder=20, idle=500)
-    both = orders.merge(refunds).key_by("k")
-    rows = both.map(lambda row: row | {"x": row["x"] * KINDS["cents"]})
-    suffix = "" if name == "shop" else f".{name}"
-    rows.window(tumbling(50)).agg(n=agg.count(), total=agg.sum("x")).to(f"totals{suffix}")
-    both.window(session(25), name="visits").agg(n=agg.count()).emit("update").to(f"visits{suffix}")
-    process = both.process(remind, state=dict, on_timer=reminded, wall_clock=True)
-    process.to(f"seen{suffix}")
-    both.count().to(f"counts{suffix}")
-    return pipeline
 
 
 @pytest.fixture
@@ -81,35 +48,6 @@ def store(clock: ManualClock) -> Iterator[Store]:
         for topic in OUTPUTS:
             opened.create_topic(topic, partitions=2)
         yield opened
-
-
-def live(store: Store, clock: ManualClock, rounds: int, seed: int, **options: Any) -> None:
-    """Some life: records, pauses, restarts, in memory and spilling by turns."""
-    chance = random.Random(seed)
-    base = chance.randrange(100) + seed * 10_000
-    for number in range(rounds):
-        for topic in ("orders", "refunds"):
-            lines = [
-                b'{"k":"k%d","t":%d,"x":%d}'
-                % (chance.randrange(3), base + number * 40 + chance.randrange(60), number)
-                for _ in range(chance.randrange(6))
-            ]
-            if lines:
-                partition = chance.randrange(2) if topic == "orders" else 0
-                store.append_many(topic, lines, partition=partition)
-        clock.advance(chance.choice([10, 100, 700, 1500]))
-        shop(state=chance.choice(["memory", "sqlite"])).run(
-            store,
-            until="end",
-            batch_records=chance.choice([1, 3, None]),
-            epoch_ms=0,
-            tick_ms=1,
-            **options,
-        )
-
-
-def written(store: Store) -> int:
-    return sum(len(list(store.read(topic))) for topic in OUTPUTS)
 
 
 def epochs_of(store: Store) -> list[int]:
@@ -148,7 +86,7 @@ def test_state_that_nobody_keeps_is_trimmed(store: Store, clock: ManualClock) ->
     live(store, clock, 10, 1)
     epoch = keep_checkpoint(store, "shop")
     kept = {topic.name: topic.start for topic in _state_topics(store)}
-    live(store, clock, 20, 2)
+    live(store, clock, 10, 2)
     assert kept == {topic.name: topic.start for topic in _state_topics(store)}
     assert shop().verify(store, since=epoch).ok
     before = shop().query(store, "orders.count", epoch=epoch)
@@ -180,13 +118,13 @@ def test_the_oldest_of_a_run_goes_and_that_of_a_hand_stays(
     live(store, clock, 3, 1)
     by_hand = keep_checkpoint(store, "shop")
     assert by_hand == keep_checkpoint(store, "shop")
-    live(store, clock, 20, 2, keep_every="100ms", keep_count=3)
+    live(store, clock, 10, 2, keep_every="100ms", keep_count=3)
     epochs = epochs_of(store)
     assert by_hand == epochs[0]
     assert len(epochs) == 4
     times = [each.at_ms for each in read_kept(store, "shop")]
     assert all(later - earlier >= 100 for earlier, later in pairwise(times[1:]))
-    live(store, clock, 20, 3, keep_every="1d", keep_count=1)
+    live(store, clock, 5, 3, keep_every="1d", keep_count=1)
     assert epochs == epochs_of(store)
     with pytest.raises(UsageError, match="keep_count must be at least 1"):
         shop().run(store, until="end", keep_every="1h", keep_count=0)

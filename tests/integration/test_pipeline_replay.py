@@ -2,55 +2,28 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 import pytest
+from shop_life import OUTPUTS, live, remind, reminded, shop, written
 
 import millstream
 from millstream import DataError, OffsetOutOfRangeError, Store, UsageError
 from millstream.processor import (
-    Context,
     Pipeline,
-    Timer,
     agg,
     dry_run,
     fork,
     keep_checkpoint,
     list_state,
     read_state,
-    session,
     tumbling,
 )
 from millstream.processor.checkpoint import encode_checkpoint
 from millstream.processor.fork_diff import encode_fork_point, fork_checkpoint, fork_point
 from millstream.processor.state_log import checkpoint_name, read_checkpoint, state_entries
 from millstream.testing import ManualClock
-
-
-def remind(context: Context[str, dict[str, int]], row: dict[str, Any]) -> Iterator[dict[str, int]]:
-    context.state["n"] = context.state.get("n", 0) + 1
-    context.set_timer(row["t"] + 30)
-    yield {"n": context.state["n"], "now": context.now_ms}
-
-
-def reminded(context: Context[str, dict[str, int]], timer: Timer) -> Iterator[dict[str, int]]:
-    yield {"timer": timer.at_ms}
-
-
-def shop(name: str = "shop", suffix: str = "") -> Pipeline:
-    pipeline = Pipeline(name)
-    orders = pipeline.source("orders", time="t", disorder=20, idle=500)
-    refunds = pipeline.source("refunds", time="t", disorder=20, idle=500)
-    both = orders.merge(refunds).key_by("k")
-    both.window(tumbling(50)).agg(n=agg.count(), total=agg.sum("x")).to(f"totals{suffix}")
-    sessions = both.window(session(25), name="visits").agg(n=agg.count()).emit("update")
-    sessions.to(f"visits{suffix}")
-    process = both.process(remind, state=dict, on_timer=reminded, wall_clock=True)
-    process.to(f"reminders{suffix}")
-    return pipeline
 
 
 @pytest.fixture
@@ -66,57 +39,29 @@ def store(clock: ManualClock) -> Iterator[Store]:
         yield opened
 
 
-def live(store: Store, clock: ManualClock, pipeline: Pipeline, rounds: int, seed: int) -> None:
-    """Some life: records, pauses, restarts."""
-    chance = random.Random(seed)
-    base = chance.randrange(100) + seed * 10_000
-    for number in range(rounds):
-        for topic in ("orders", "refunds"):
-            lines = [
-                b'{"k":"k%d","t":%d,"x":%d}'
-                % (chance.randrange(3), base + number * 40 + chance.randrange(60), number)
-                for _ in range(chance.randrange(6))
-            ]
-            partition = chance.randrange(2) if topic == "orders" else 0
-            if lines:
-                store.append_many(topic, lines, partition=partition)
-        clock.advance(chance.choice([10, 100, 700, 1500]))
-        flush = chance.random() < 0.1
-        pipeline.run(
-            store,
-            until="end",
-            on_end="flush" if flush else "hold",
-            batch_records=chance.choice([1, 3, None]),
-            epoch_ms=0,
-            tick_ms=1,
-        )
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_a_replay_gives_what_was_written(store: Store, clock: ManualClock, seed: int) -> None:
-    live(store, clock, shop(), 25, seed + 1)
+    live(store, clock, 12, seed + 1)
     found = shop().verify(store)
     assert [] == found.differences
     assert found.ok
     assert found.records_in == sum(
         held.end for topic in ("orders", "refunds") for held in store.offsets(topic).values()
     )
-    assert found.records_compared == sum(
-        len(list(store.read(topic))) for topic in ("totals", "visits", "reminders")
-    )
+    assert found.records_compared == written(store)
     assert found.records_compared > 100
 
 
 def test_a_replay_from_a_fork_begins_with_its_state(store: Store, clock: ManualClock) -> None:
-    live(store, clock, shop(), 10, 1)
-    before = sum(len(list(store.read(topic))) for topic in ("totals", "visits", "reminders"))
+    live(store, clock, 10, 1)
+    before = written(store)
     fork(store, "shop", "point")
-    live(store, clock, shop(), 10, 2)
+    live(store, clock, 10, 2)
     store.trim("orders", {0: store.offsets("orders")[0].end // 3})
     with pytest.raises(OffsetOutOfRangeError, match="Start from a fork"):
         shop().verify(store)
     found = shop().verify(store, since="point")
-    after = sum(len(list(store.read(topic))) for topic in ("totals", "visits", "reminders"))
+    after = written(store)
     assert [] == found.differences
     assert after - before == found.records_compared > 50
 
@@ -124,11 +69,11 @@ def test_a_replay_from_a_fork_begins_with_its_state(store: Store, clock: ManualC
 def test_a_fork_is_verified_from_where_it_was_made_and_not_from_the_beginning(
     store: Store, clock: ManualClock
 ) -> None:
-    live(store, clock, shop(), 10, 1)
+    live(store, clock, 10, 1)
     fork(store, "shop", "copy")
     epoch = keep_checkpoint(store, "copy")
-    copy = shop("copy", ".copy")
-    live(store, clock, copy, 10, 2)
+    copy = shop("copy")
+    live(store, clock, 10, 2, "copy")
     with pytest.raises(UsageError, match=f"'copy' is a fork.*there is epoch {epoch}"):
         copy.verify(store)
     with pytest.raises(UsageError, match="'copy' is a fork"):
@@ -145,7 +90,7 @@ def test_a_fork_of_an_early_version_is_verified_with_its_own_journal(
     store: Store, clock: ManualClock, rounds: int
 ) -> None:
     """Its checkpoints said where the journal of the original ended, until it had a tick itself."""
-    live(store, clock, shop(), 3, 1)
+    live(store, clock, 3, 1)
     fork(store, "shop", "copy")
     end = read_checkpoint(store, "shop").journal_end
     assert end > 0
@@ -157,10 +102,10 @@ def test_a_fork_of_an_early_version_is_verified_with_its_own_journal(
         early_fork.put_checkpoint(checkpoint_name("copy"), encode_checkpoint(made))
         early_fork.put_checkpoint(fork_checkpoint("copy"), encode_fork_point(early))
     epochs = [keep_checkpoint(store, "copy")]
-    copy = shop("copy", ".copy")
-    live(store, clock, copy, rounds, 2)
+    copy = shop("copy")
+    live(store, clock, rounds, 2, "copy")
     epochs.append(keep_checkpoint(store, "copy"))
-    live(store, clock, copy, rounds, 3)
+    live(store, clock, rounds, 3, "copy")
     for epoch in epochs:
         found = copy.verify(store, since=epoch)
         assert found.ok, found.differences
@@ -168,9 +113,9 @@ def test_a_fork_of_an_early_version_is_verified_with_its_own_journal(
 
 
 def test_a_replay_names_the_first_difference(store: Store, clock: ManualClock) -> None:
-    live(store, clock, shop(), 10, 3)
+    live(store, clock, 10, 3)
     store.append("totals", b"foreign", key=b"k1")
-    live(store, clock, shop(), 10, 4)
+    live(store, clock, 10, 4)
     (difference,) = shop().verify(store).differences
     assert ("totals", 0) == (difference.topic, difference.partition)
     assert difference.written is not None
@@ -186,14 +131,14 @@ def test_a_replay_names_the_first_difference(store: Store, clock: ManualClock) -
 
 
 def test_a_fork_goes_on_where_the_original_stood(store: Store, clock: ManualClock) -> None:
-    live(store, clock, shop(), 12, 5)
+    live(store, clock, 12, 5)
     fork(store, "shop", "shop-2")
-    marks = {topic: store.offsets(topic)[0].end for topic in ("totals", "visits", "reminders")}
-    live(store, clock, shop(), 1, 6)
-    shop("shop-2", ".new").run(store, until="end", tick_ms=1)
+    marks = {topic: store.offsets(topic)[0].end for topic in OUTPUTS}
+    live(store, clock, 1, 6)
+    shop("shop-2").run(store, until="end", tick_ms=1)
     for topic, mark in marks.items():
         original = [(one.key, one.value, one.timestamp_ms) for one in store.read(topic, mark)]
-        forked = [(one.key, one.value, one.timestamp_ms) for one in store.read(f"{topic}.new")]
+        forked = [(one.key, one.value, one.timestamp_ms) for one in store.read(f"{topic}.shop-2")]
         assert original == forked
     with pytest.raises(UsageError, match="there is a pipeline 'shop-2' already"):
         fork(store, "shop", "shop-2")
