@@ -151,7 +151,7 @@ def counts() -> Pipeline:
 def small_input() -> list[bytes]:
     """Rows with disorder, some of them late."""
     choice = Random(1)
-    times = [3 * number - choice.choice((0, 0, 0, 5, 30)) for number in range(40)]
+    times = [3 * number - choice.choice((0, 0, 0, 5, 30)) for number in range(24)]
     return [
         b'{"k":"%s","ts":%d,"x":%d}' % (choice.choice((b"a", b"b")), time, number % 5)
         for number, time in enumerate(times)
