@@ -36,12 +36,15 @@ import msgspec, numpy, pyarrow, pyarrow.compute
 import duckdb
 import millstream
 from millstream import sql
-from millstream.processor import Pipeline, agg, col, tumbling
+from millstream.processor import Pipeline, agg, col, hopping, session, tumbling
 
 class Event(msgspec.Struct):
     user: int
     amount: float
     ts: int
+
+class Known(msgspec.Struct):
+    rate: float
 
 def used_bytes():
     with open("/proc/self/statm") as file:
@@ -60,6 +63,20 @@ some.agg(n=agg.count(), total=agg.sum("amount"), different=seconds).to("every")
 kept = Pipeline("kept")
 keyed = kept.source("events", type=Event, time="ts").key_by("user")
 keyed.window(tumbling("1s")).agg(n=agg.distinct("amount"), top=agg.top_k(3, "amount")).to("kept")
+joined = Pipeline("joined")
+known = joined.table("known", type=Known, key_type=int)
+one = joined.source("events", type=Event, time="ts").filter(col("user") == 1)
+seen = one.dedup("ts", within="1s")
+left, right = col("left"), col("right")
+users = seen.key_by("user")
+for name, pairs in (
+    ("now", users.join_table(known)),
+    ("then", users.join_asof(known.updates())),
+):
+    chosen = pairs.select(user=left.field("user"), worth=left.field("amount") * right.field("rate"))
+    keyed = chosen.key_by("user")
+    keyed.window(session("1m"), name=name).agg(n=agg.count(), most=agg.max("worth")).to(name)
+seen.key_by("user").window(hopping("4s", "2s"), name="twice").agg(n=agg.count()).to("twice")
 with millstream.open(sys.argv[1]) as store:
     with sql.query(store, "select 1") as found:
         list(found.rows())
@@ -76,6 +93,10 @@ with millstream.open(sys.argv[1]) as store:
         print(sum(counts))
         with sql.query(store, "select count(*), max(ts) from events") as found:
             print(list(found.rows()))
+    elif sys.argv[3] == "joins":
+        joined.run(store, until="end", on_end="flush")
+        for topic in ("now", "then", "twice"):
+            print(sum(msgspec.json.decode(each.value)["n"] for each in store.read(topic)))
     else:
         every.run(store, until="end")
         print(sum(batch.record_count for batch in store.read("every").batches()))
@@ -92,6 +113,9 @@ def test_a_topic_may_be_larger_than_memory(tmp_path: Path) -> None:
     with millstream.open(tmp_path / "store", durability="os") as store:
         store.create_topic("events", schema=schema)
         store.create_topic("every", schema=EVERY)
+        store.create_topic("known")
+        for user, time in ((0, 0), (1, 0), (9, ROWS)):  # the last one ends the wait for others
+            store.append("known", b'{"rate": 0.5}', key=b"%d" % user, timestamp_ms=time)
         for start in range(0, ROWS, ROWS_PER_APPEND):
             numbers = np.arange(start, start + ROWS_PER_APPEND)
             columns = {"user": numbers % 7, "amount": numbers / 8, "ts": numbers // 100}
@@ -102,6 +126,9 @@ def test_a_topic_may_be_larger_than_memory(tmp_path: Path) -> None:
     )
     every = sum(len(range(user, ROWS, 7)) for user in (0, 1))
     assert ["too large", str(every), str(ROWS)] == _work(tmp_path, "every row")
+    different = ROWS // 100
+    once, twice = str(different), str(2 * different)
+    assert ["too large", once, once, twice] == _work(tmp_path, "joins")
 
 
 def _work(directory: Path, part: str) -> list[str]:
