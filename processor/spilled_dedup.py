@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 
 from millstream import CacheDatabase, DataError
 
@@ -19,7 +20,15 @@ from .keyed_state import States
 from .nodes import DedupNode
 from .serde import decode_state, encode_state
 from .source import Rejects
-from .spilled_state import FIND_KEYS, RESTORE_BYTES, Room, entry_bytes, shown_key, stored_key
+from .spilled_state import (
+    FIND_KEYS,
+    RESTORE_BYTES,
+    Room,
+    encoded_keys,
+    entry_bytes,
+    shown_key,
+    stored_keys,
+)
 from .spilled_states import SpilledStates
 from .spilled_windowing import WindowRow, WindowTable
 from .state import STATE_VERSION, StateEntry, StateRecords, decode_content, encode_removed
@@ -126,10 +135,10 @@ class SpilledDedupOperator(DedupOperator):
         """See `DedupOperator`. Fetches what the file has of the identities."""
         chunk, identities = super()._identified(chunk, batch)
         if self._away:
-            self._hold({stored_key(each) for each in identities if each not in self._passed})
+            self._hold(stored_keys(set(identities).difference(self._passed)))
         return chunk, identities
 
-    def _hold(self, missing: set[bytes]) -> None:
+    def _hold(self, missing: Iterable[bytes]) -> None:
         for end, identity, value in self.table.anywhere(sorted(missing)):
             bucket = self._buckets.get(end)
             # What is over goes from the file a little later.
@@ -166,10 +175,9 @@ class SpilledDedupOperator(DedupOperator):
         rows: list[WindowRow] = []
         for end, identities in self._pending.items():
             name = encode_state(end)
-            for identity, value in identities.items():
-                stored, shown = stored_key(identity), encode_state(identity)
-                rows.append(WindowRow(name, stored, None if shown == stored else shown, value))
-        rows.sort(key=lambda row: row[:2])
+            for key, value in zip(encoded_keys(identities), identities.values(), strict=True):
+                rows.append(WindowRow(name, *key, value))
+        rows.sort(key=itemgetter(0, 1))
         self.table.write(self._ended, (), rows)
         self._pending, self._ended = {}, []
 

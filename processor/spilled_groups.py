@@ -18,6 +18,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from millstream import CacheDatabase
@@ -26,7 +27,15 @@ from .columns import Rows, join_rows
 from .key_groups import Filed, GroupedOperator, Wake
 from .keyed_state import States
 from .serde import INT64_MAX, INT64_MIN, encode_state
-from .spilled_state import FIND_KEYS, RESTORE_BYTES, entry_bytes, shown_key, stored_key
+from .spilled_state import (
+    FIND_KEYS,
+    PLAIN_TYPES,
+    RESTORE_BYTES,
+    entry_bytes,
+    shown_key,
+    stored_key,
+    stored_keys,
+)
 from .spilled_states import SpilledStates
 from .state import (
     STATE_VERSION,
@@ -221,6 +230,8 @@ class SpilledGroups(StatefulOperator):
         """The others."""
         self._pending: dict[bytes, bytes | None] = {}
         """By path, as the file has it: what state has of it and the file has not; None: gone."""
+        self._filed: dict[bytes, Filed] = {}
+        """Where those belong that were looked at since."""
         self._shown: dict[bytes, bytes] = {}
         """Those of the paths that state has with other bytes."""
         self._anew: set[bytes] = set()
@@ -331,7 +342,7 @@ class SpilledGroups(StatefulOperator):
         if old:
             missing = [key for key in missing if old.pop(key, self) is self]
         if missing and self._spilled:
-            self._fetch(sorted(set(map(stored_key, missing))))
+            self._fetch(sorted(set(stored_keys(missing))))
 
     def _fetch(self, keys: Sequence[bytes]) -> None:
         """Take groups out of the file."""
@@ -371,10 +382,14 @@ class SpilledGroups(StatefulOperator):
 
     def _busy(self) -> set[object]:
         """The groups that the file does not have as they are."""
-        filed = self.operator.filed
-        return self.operator.changed().union(
-            filed(path).key for path in decode_paths(list(self._pending))
-        )
+        return self.operator.changed().union(filed.key for filed in self._file_pending().values())
+
+    def _file_pending(self) -> Mapping[bytes, Filed]:
+        """Where everything belongs that the file has to get. Each path is looked at once."""
+        known = self._filed
+        paths = [path for path in self._pending if path not in known]
+        known.update(zip(paths, map(self.operator.filed, decode_paths(paths)), strict=True))
+        return known
 
     def _forget(self, keys: Sequence[object]) -> None:
         self._note_wakes(keys)
@@ -386,12 +401,12 @@ class SpilledGroups(StatefulOperator):
     def _note_wakes(self, keys: Sequence[object]) -> None:
         """Write down what groups wait for that go now."""
         noted = [
-            (stored_key(key), *_clamped(wake))
-            for key, wake in zip(keys, self.operator.wakes(keys), strict=True)
+            (stored, *_clamped(wake))
+            for stored, wake in zip(stored_keys(keys), self.operator.wakes(keys), strict=True)
             if wake is not None
         ]
         if noted:
-            self.table.sleep(sorted(noted, key=lambda each: each[0]))
+            self.table.sleep(sorted(noted, key=itemgetter(0)))
             self._asleep, self._last_known = True, False
 
     # --- state ---------------------------------------------------------------------------------
@@ -406,7 +421,7 @@ class SpilledGroups(StatefulOperator):
     def _keep(self, records: StateRecords) -> None:
         """Note what the file has to get."""
         paths, pending = decode_paths(records.keys), self._pending
-        self._plain &= _SAME.issuperset(map(type, chain.from_iterable(paths)))
+        self._plain &= PLAIN_TYPES.issuperset(map(type, chain.from_iterable(paths)))
         if self._plain:
             pending.update(zip(records.keys, records.values, strict=True))
             return
@@ -434,8 +449,9 @@ class SpilledGroups(StatefulOperator):
 
     def _waiting(self) -> Iterator[tuple[bytes, Filed, bytes | None]]:
         """What the file has to get, but for what is in buckets that are over."""
-        filed = map(self.operator.filed, decode_paths(list(self._pending)))
-        for place, (path, value) in zip(filed, self._pending.items(), strict=True):
+        filed = self._file_pending()
+        for path, value in self._pending.items():
+            place = filed[path]
             if place.bucket is None or stored_key(place.bucket) not in self._ended:
                 yield path, place, value
 
@@ -443,15 +459,18 @@ class SpilledGroups(StatefulOperator):
         """Give the file what `changes` has given, in a transaction. All of it is committed."""
         rows: list[GroupRow] = []
         gone: list[tuple[bytes, bytes]] = []
-        for path, (key, bucket), value in self._waiting():
+        waiting = list(self._waiting())
+        keys = stored_keys([filed.key for _, filed, _ in waiting])
+        for key, (path, (_, bucket), value) in zip(keys, waiting, strict=True):
             if value is None or path in self._anew:
-                gone.append((stored_key(key), path))
+                gone.append((key, path))
             if value is not None:
                 under = None if bucket is None else stored_key(bucket)
-                rows.append(GroupRow(stored_key(key), path, self._shown.get(path), under, value))
-        rows.sort(key=lambda row: row[:2])
+                rows.append(GroupRow(key, path, self._shown.get(path), under, value))
+        rows.sort(key=itemgetter(0, 1))
         self.table.write(list(self._ended), sorted(gone), rows)
         self._pending, self._shown, self._ended, self._anew = {}, {}, {}, set()
+        self._filed = {}
 
     def sweep(self) -> Iterator[StateRecords]:
         """See `StatefulOperator`: what was committed last, wherever it is."""
@@ -539,10 +558,6 @@ class SpilledGroups(StatefulOperator):
 def _entries(rows: Sequence[GroupRow]) -> list[StateEntry]:
     paths = decode_paths([row.shown or row.path for row in rows])
     return list(map(StateEntry, paths, [decode_content(row.value) for row in rows]))
-
-
-_SAME: Final = frozenset({str, bytes, int})
-"""Types of parts whose bytes differ where they do."""
 
 
 def _clamped(wake: Wake) -> tuple[int | None, int | None, int | None]:

@@ -12,8 +12,9 @@ who was used when.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set as AbstractSet
+from itertools import chain, repeat
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from millstream import CacheDatabase
 
@@ -23,6 +24,7 @@ from .state import STATE_VERSION, StateRecords, decode_content, encode_removed
 from .stateful import SWEEP_RECORDS
 
 V = TypeVar("V")
+U = TypeVar("U")
 
 _ENTRY_BYTES: Final = 300
 """What a key costs in memory beside its own bytes and those of its value, about."""
@@ -35,6 +37,9 @@ _EXPIRE_ROWS: Final = 5_000
 
 FIND_KEYS: Final = 500
 """Keys looked up with one statement."""
+
+PLAIN_TYPES: Final = frozenset({str, bytes, int})
+"""Types of keys, or of their parts, that have equal bytes where they are equal."""
 
 RESTORE_BYTES: Final = 2 << 20
 """Records of a restart that are written to the file together."""
@@ -53,17 +58,13 @@ class Room(Protocol):
         ...
 
 
-class _Row(NamedTuple):
-    """A row of the file: one key."""
+_Row: TypeAlias = tuple[bytes, bytes | None, bytes, int | None]
+"""A row of the file: a key and its state.
 
-    key: bytes
-    """msgpack; equal keys have equal bytes."""
-    shown: bytes | None
-    """msgpack of the key as it was put, where that differs: 1.0 is the key 1."""
-    value: bytes
-    """As in the record of the state topic."""
-    time: int | None
-    """Newest event time, with a time to live."""
+The key is msgpack, and equal keys have equal bytes; then comes msgpack of the key as it was put,
+where that differs (1.0 is the key 1), the value as in the record of the state topic, and the newest
+event time, with a time to live.
+"""
 
 
 class SpillTable:
@@ -221,32 +222,31 @@ class SpilledState(KeyedState[V]):
         """Forget the older generation; the younger is the older from here on."""
         values, times = self._values, self._times
         dirty = {key for key in (*self._changed, *self._pending) if key in values}
-        self._values = {key: values.pop(key) for key in dirty}
-        self._times = {key: times.pop(key) for key in dirty} if self.ttl_ms is not None else {}
-        self._old, self._old_times = values, times
+        rest = values.keys() - dirty
+        self._values, self._old = _parted(values, dirty, rest)
+        if self.ttl_ms is not None:
+            self._times, self._old_times = _parted(times, dirty, rest)
         self._absent = set()
 
     def load(self, keys: Iterable[object]) -> None:
         """Bring what there is of these keys into the younger generation."""
         values, old = self._values, self._old
         missing = set(keys).difference(values)
-        if not missing:
-            return
-        unknown: list[object] = []
-        for key in missing:
-            if key in self._changed or key in self._pending or key in self._absent:
-                continue
-            if key in old:
-                values[key] = old.pop(key)
-                if self.ttl_ms is not None:
-                    self._times[key] = self._old_times.pop(key)
-            else:
-                unknown.append(key)
+        # Each of these looks for the few in the many; with several arguments it would not.
+        for known in (self._changed, self._pending, self._absent):
+            if not missing:
+                return
+            missing = missing.difference(known)
+        unknown = missing.difference(old)
+        for key in missing - unknown:
+            values[key] = old.pop(key)
+            if self.ttl_ms is not None:
+                self._times[key] = self._old_times.pop(key)
         if unknown:
             self._read(unknown)
 
-    def _read(self, keys: Sequence[object]) -> None:
-        wanted = dict(zip(map(stored_key, keys), keys, strict=True))
+    def _read(self, keys: AbstractSet[object]) -> None:
+        wanted = dict(zip(stored_keys(keys), keys, strict=True))
         for stored, value in self.table.find(sorted(wanted)):
             key = wanted.pop(stored)
             content = decode_content(value)
@@ -358,16 +358,16 @@ class SpilledState(KeyedState[V]):
         """Give the file what `changes` has given, in a transaction. All of it is committed."""
         rows: list[_Row] = []
         gone: list[bytes] = []
-        for key, packed in self._pending.items():
-            stored, shown = stored_key(key), encode_state(key)
+        encoded = encoded_keys(self._pending)
+        for (stored, shown), packed in zip(encoded, self._pending.values(), strict=True):
             if packed is None:
                 gone.append(stored)
             else:
-                rows.append(_Row(stored, None if shown == stored else shown, *packed))
+                rows.append((stored, shown, *packed))
         rows.sort()
         self.table.write(rows, sorted(gone))
         if self.ttl_ms is not None and rows:
-            self._look_again(min(row.time or 0 for row in rows))
+            self._look_again(min(time or 0 for *_, time in rows))
         self._pending = {}
         self._waits, self._due, self._due_keys = {}, [], {}
         for key in self._changed:
@@ -413,6 +413,13 @@ class SpilledState(KeyedState[V]):
         self._room.write()
 
 
+def _parted(
+    held: Mapping[object, U], some: Iterable[object], others: Iterable[object]
+) -> tuple[dict[object, U], dict[object, U]]:
+    """What is held of some keys, and of others."""
+    return {key: held[key] for key in some}, {key: held[key] for key in others}
+
+
 def entry_bytes(count: int, size: int) -> int:
     """What an entry costs in memory, about, when `count` of them are `size` bytes of msgpack."""
     return _ENTRY_BYTES + _OBJECT_FACTOR * size // count
@@ -420,9 +427,34 @@ def entry_bytes(count: int, size: int) -> int:
 
 def stored_key(key: object) -> bytes:
     """A key as the file has it."""
-    if type(key) in {str, bytes, int}:
+    if type(key) in PLAIN_TYPES:
         return encode_state(key)
     return encode_state(_plain_key(key))
+
+
+def stored_keys(keys: Collection[object]) -> list[bytes]:
+    """Each key as the file has it."""
+    return list(map(encode_state if _are_plain(keys) else stored_key, keys))
+
+
+def encoded_keys(keys: Collection[object]) -> Iterable[tuple[bytes, bytes | None]]:
+    """Each key as the file has it, and as it was put where that differs: 1.0 is the key 1.
+
+    >>> dict(encoded_keys([1.0])) == {encode_state(1): encode_state(1.0)}
+    True
+    """
+    if _are_plain(keys):
+        return zip(map(encode_state, keys), repeat(None), strict=False)
+    encoded = [(stored_key(key), encode_state(key)) for key in keys]
+    return [(stored, None if shown == stored else shown) for stored, shown in encoded]
+
+
+def _are_plain(keys: Collection[object]) -> bool:
+    """Whether equal keys surely have equal bytes, found without looking at each in Python."""
+    kinds = set(map(type, keys))
+    if kinds == {tuple}:
+        kinds = set(map(type, chain.from_iterable(keys)))  # type: ignore[arg-type]  # all are tuples
+    return kinds <= PLAIN_TYPES
 
 
 def _plain_key(key: object) -> object:

@@ -16,6 +16,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from millstream import CacheDatabase, DataError
@@ -25,7 +26,15 @@ from .columns import MicroBatch, Rows
 from .keyed_state import States
 from .nodes import WindowNode
 from .serde import encode_state
-from .spilled_state import FIND_KEYS, RESTORE_BYTES, Room, entry_bytes, shown_key, stored_key
+from .spilled_state import (
+    FIND_KEYS,
+    RESTORE_BYTES,
+    Room,
+    encoded_keys,
+    entry_bytes,
+    shown_key,
+    stored_keys,
+)
 from .spilled_states import SpilledStates
 from .state import (
     STATE_VERSION,
@@ -172,7 +181,7 @@ class SpilledWindow(Window):
     def slots_of(self, keys: Sequence[object]) -> list[int]:
         """See `Window.slots_of`. Fetches what the file has of the keys."""
         if self._spilled:
-            missing = {stored_key(key) for key in keys if key not in self.slots}
+            missing = stored_keys(set(keys).difference(self.slots))
             self._hold(self._table.find(self.name, sorted(missing)))
         before = len(self.slots)
         slots = super().slots_of(keys)
@@ -304,15 +313,14 @@ class SpilledWindowOperator(WindowOperator):
         rows: list[WindowRow] = []
         gone: list[tuple[bytes, bytes]] = []
         for window in self._spilling.values():
-            for key, value in window.pending.items():
-                stored, shown = stored_key(key), encode_state(key)
+            encoded = encoded_keys(window.pending)
+            for (stored, shown), value in zip(encoded, window.pending.values(), strict=True):
                 if value is None:
                     gone.append((window.name, stored))
                 else:
-                    other = None if shown == stored else shown
-                    rows.append(WindowRow(window.name, stored, other, value))
+                    rows.append(WindowRow(window.name, stored, shown, value))
             window.pending = {}
-        rows.sort(key=lambda row: row[:2])
+        rows.sort(key=itemgetter(0, 1))
         self.table.write(self._ended, gone, rows)
         self._ended = []
 
