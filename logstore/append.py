@@ -15,11 +15,12 @@ from xxhash import xxh3_64_intdigest
 
 from .batch import EncodedBatch
 from .column_batch import declared_keys, encode_values
-from .config import TopicInfo
+from .config import Durability, TopicInfo
 from .engine import Engine
 from .errors import UsageError, missing_key
-from .group_append import GroupAppend, Row
+from .group_append import GroupAppend
 from .log import Log
+from .lone_append import Row
 from .record import Headers, RecordMetadata
 from .record_ids import record_id
 from .tail import TOPICS_VERSION_WORD
@@ -89,8 +90,10 @@ class Appender:
         """Whether records of the topic are told apart by their ids."""
         return self._engine.topic(topic).config.dedup_ms is not None
 
-    def append_durably(self, topic: str, row: Row, partition: int | None) -> RecordMetadata | None:
-        """Append one record, sharing batch and sync with other threads that do so now.
+    def append(
+        self, topic: str, row: Row, partition: int | None, mode: Durability
+    ) -> RecordMetadata | None:
+        """Append one record, sharing batch and sync, if any, with other threads that do so now.
 
         None if its topic has a schema: nothing was done.
         """
@@ -107,7 +110,7 @@ class Appender:
         group = route.groups[partition] if 0 <= partition < len(route.groups) else None
         if group is None:
             group = self._group(route, partition)
-        offset, timestamp_ms = group.append(row)
+        offset, timestamp_ms = group.append(row, mode)
         return tuple.__new__(RecordMetadata, (topic, partition, offset, timestamp_ms))
 
     def _route(self, topic: str) -> _Route:

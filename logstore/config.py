@@ -24,6 +24,8 @@ Durability: TypeAlias = Literal["sync", "interval", "os"]
 """When an append is acknowledged. sync: after fdatasync, shared by all who wait. interval: after
 the write, synced at most some 100 ms later. os: after the write; the kernel decides the rest."""
 
+_DURABILITIES: Final = get_args(Durability)
+
 Isolation: TypeAlias = Literal["committed", "uncommitted"]
 """committed: wait for open transactions and skip aborted ones. uncommitted: read everything."""
 
@@ -53,8 +55,8 @@ def check_durability(durability: str) -> str:
     >>> check_durability("os")
     'os'
     """
-    if durability not in get_args(Durability):
-        raise UsageError(f"durability is {durability!r}; choose {', '.join(get_args(Durability))}")
+    if durability not in _DURABILITIES:
+        raise UsageError(f"durability is {durability!r}; choose {', '.join(_DURABILITIES)}")
     return durability
 
 

@@ -154,7 +154,8 @@ class Database:
     def change(self, sql: str, bindings: Sequence[SQLValue]) -> int:
         """Run one statement as an unsynced transaction: rows changed. Errors as `query`."""
         with self._lock:
-            self.end_interrupted()
+            if self._turns.begun:
+                self.end_interrupted()
             self._set_durable(durable=False)
             self.query(sql, bindings)
             self._unsynced = True

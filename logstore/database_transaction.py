@@ -49,6 +49,11 @@ class Turns:
             self.give_back(turn)
             raise
 
+    @property
+    def begun(self) -> bool:
+        """Whether a turn is not over: in a thread that has the lock, one of an interrupted use."""
+        return self._current is not None
+
     def commit(self, turn: object, durable: bool) -> None:
         """Commit, if nothing has taken the turn meanwhile."""
         assert self._current is turn, "transactions do not nest"

@@ -378,14 +378,8 @@ class Engine:
             self._sync(ends)
             return
         self._show(ends)
-        self.tail.wake()
         for log, _ in ends:
-            if mode == "interval":
-                self._sync_later(log, INTERVAL_SECONDS)
-            elif log.sealed_unsynced is not None:
-                self._sync_later(log, 0)
-            if log.needs_upkeep:
-                self._keep_up(log)
+            self.shown(log, mode)
 
     def _sync(self, ends: Sequence[tuple[Log, int]]) -> None:
         """Sync all, each whatever becomes of the others; on a disk at the same time."""
@@ -422,6 +416,16 @@ class Engine:
             self._sync_later(log, 0)
         if log.zeros_run_low:
             self.background.submit((log, "zero"), log.zero_fill)
+        if log.needs_upkeep:
+            self._keep_up(log)
+
+    def shown(self, log: Log, mode: Durability) -> None:
+        """As `acknowledged`, for a log that is synced later, or never if nobody asks for it."""
+        self.tail.wake()
+        if mode == "interval":
+            self._sync_later(log, INTERVAL_SECONDS)
+        elif log.sealed_unsynced is not None:
+            self._sync_later(log, 0)
         if log.needs_upkeep:
             self._keep_up(log)
 

@@ -77,7 +77,8 @@ class Queue:
         self._options = options
         self._transaction = transaction
         self._queues = QueueCatalog(engine.catalog)
-        self._settling = Settling(self._commit)
+        synced = options.durability == "sync"
+        self._settling = Settling(engine.clock, self._commit, synced=synced)
         self._closed = False
         self._in_doubt = False
         """Whether a transaction may have acked some of its jobs."""
@@ -296,7 +297,7 @@ class Queue:
         self._in_doubt = True
 
     def _settle(self, fates: Sequence[tuple[Job, Fate | None]], state: JobState) -> None:
-        self.ensure_leased(*(job for job, _ in fates))
+        self.ensure_leased(*[job for job, _ in fates])
         lost = self._settling.settle([Settlement(job.range, fate) for job, fate in fates])
         first: Job | None = None
         for job, _ in fates:
@@ -311,7 +312,7 @@ class Queue:
         mode, engine = self._options.durability, self._engine
         # Only what keeps a lease may be forgotten: it ends with the machine anyway.
         durable = mode == "sync" and any(
-            each.fate is None or each.fate.worker_id == NOBODY for each in settlements
+            fate is None or fate.worker_id == NOBODY for _, fate in settlements
         )
         # Syncing after the commit lets others commit meanwhile, and share the sync: the catalog is
         # locked for microseconds only. That an ack is seen before it is durable harms nobody.

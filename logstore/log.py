@@ -102,9 +102,9 @@ class Log:
         """Set by the last append when `zero_fill` is due."""
         self.active: _Active | None = None
         self.files = SegmentList(components.storage, self.directory, lambda: self.slot)
-        self._counters = components.counters
+        self.counters = components.counters
         self._group_commit = GroupCommit(
-            components.storage, self, self.files.bases, self._counters.sync
+            components.storage, self, self.files.bases, self.counters.sync
         )
         self._zeros = ZeroFill(self, components.append_lock)
         self.producers = ProducerLog(self, components)
@@ -388,7 +388,7 @@ class Log:
         # After the log end: a reader that sees this sequence sees the batch.
         words[SEQUENCE_WORD] = sequence
         self.files.indexes.appended(before.active_base, base_offset, position, end_position, newest)
-        self._counters.appended_locked(encoded.record_count, encoded.total_bytes)
+        self.counters.appended_locked(encoded.record_count, encoded.total_bytes)
         self.dirty = True
         self.zeros_run_low = runs_low(before.zero_filled, end_position, encoded.total_bytes)
         return base_offset

@@ -1,11 +1,12 @@
-"""A durable append of one record by a thread that is alone, in one straight line.
+"""An append of one record that shares nothing with others, in one straight line.
 
 The same bytes, words and order of steps as `encode_one`, `Engine.append_at` and
-`Engine.acknowledge`, which remain the general way. Here most calls between them are left out,
-because a processor that has just waited for a disk runs Python at a fraction of its speed (figures
-in docs/decisions). Only the ordinary case is handled. Where anything is out of the ordinary
-(headers, compression, a roll, a recovery, a file that has to grow, a sync that failed), nothing is
-done, and the caller goes the general way.
+`Engine.acknowledge`, which remain the general way; but what waits for no sync is shown in the same
+hold of the append lock. Here most calls between them are left out, because a processor that has
+just waited for a disk runs Python at a fraction of its speed, and because where no disk is waited
+for they are most of the time (figures in docs/decisions). Only the ordinary case is handled. Where
+anything is out of the ordinary (headers, compression, a roll, a recovery, a synced file that has to
+grow, a sync that failed), nothing is done, and the caller goes the general way.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Final, TypeAlias
 from xxhash import xxh3_64_intdigest
 
 from .batch import COLUMN_PAD, NO_SECTION, ONE_ENTRY, PADDING
+from .config import Durability
 from .engine import Engine
 from .errors import StorageError
 from .format import (
@@ -52,7 +54,7 @@ _NO_SECTION_HASH: Final = NO_SECTION[2]
 
 
 class LoneAppend:
-    """Appends to one partition, by one thread at a time; others may append the general way."""
+    """Appends to one partition. Thread-safe; others may append the general way."""
 
     __slots__ = ("_engine", "_lock", "_log", "_now_ms", "_shared")
 
@@ -63,8 +65,8 @@ class LoneAppend:
         self._now_ms = engine.clock.now_ms
         self._shared = engine.tail.shared
 
-    def append(self, row: Row) -> tuple[int, int] | None:
-        """Offset and timestamp of the record, which is durable and visible now.
+    def append(self, row: Row, mode: Durability = "sync") -> tuple[int, int] | None:
+        """Offset and timestamp of the record, which is visible now, and durable as asked.
 
         None if something is out of the ordinary; then nothing was done.
 
@@ -88,17 +90,31 @@ class LoneAppend:
             section_a = ONE_ENTRY.pack(0, length) + key + COLUMN_PAD[length & 7]
         length = len(value)
         section_b = ONE_ENTRY.pack(0, length) + value + COLUMN_PAD[length & 7]
-        hashes = xxh3_64_intdigest(section_a), xxh3_64_intdigest(section_b)
-        lock = self._lock
+        return self._append(flags, timestamp_ms, (section_a, section_b), mode)
+
+    def _append(
+        self, flags: int, timestamp_ms: int | None, sections: tuple[bytes, bytes], mode: Durability
+    ) -> tuple[int, int] | None:
+        a, b = sections
+        hashes = xxh3_64_intdigest(a), xxh3_64_intdigest(b)
+        lock, log, synced, shown = self._lock, self._log, mode == "sync", False
         try:
             with lock:
-                written = self._write_locked(flags, timestamp_ms, (section_a, section_b), hashes)
+                written = self._write_locked(flags, timestamp_ms, sections, hashes, synced=synced)
+                if written is not None and not synced:
+                    shown = log.slot.show()
         except BaseException:
             lock.let_go()  # if it was interrupted on the way out
             raise
-        if written is not None:
-            self._log.wait_durable(written[0] + 1)
-            self._engine.acknowledged(self._log)
+        if written is None:
+            return None
+        if synced:
+            log.wait_durable(written[0] + 1)
+            self._engine.acknowledged(log)
+        elif shown:
+            self._engine.shown(log, mode)
+        else:  # behind a commit that is being synced
+            self._engine.acknowledge(((log, written[0] + 1),), mode)
         return written
 
     def _write_locked(
@@ -107,6 +123,8 @@ class LoneAppend:
         timestamp_ms: int | None,
         sections: tuple[bytes, bytes],
         hashes: tuple[int, int],
+        *,
+        synced: bool,
     ) -> tuple[int, int] | None:
         log, words = self._log, self._shared.view
         slot, active, config = log.slot, log.active, log.config
@@ -125,7 +143,7 @@ class LoneAppend:
             or words[TOPICS_VERSION_WORD] != self._engine.topics_version
             or active.header.segment_uid != before.active_uid
             or before.log_end > OFFSET_MAX
-            or end_position > zero_filled
+            or (synced and end_position > zero_filled)
             or end_position > config.segment_bytes
             or now_ms - active.header.created_ms >= config.segment_ms
             or config.compression != "none"
@@ -158,6 +176,7 @@ class LoneAppend:
         words[SEQUENCE_WORD] = sequence
         words[IN_PROGRESS_WORD] = 0
         log.files.indexes.appended(before.active_base, base_offset, position, end_position, newest)
+        log.counters.appended_locked(1, end_position - position)
         log.dirty = True
         log.zeros_run_low = runs_low(zero_filled, end_position, end_position - position)
         return base_offset, timestamp_ms

@@ -309,12 +309,25 @@ class QueueCatalog:
         durable: bool = True,
     ) -> list[Range]:
         """Settle leased ranges; returns those whose lease is lost, for which nothing changed."""
-        if not durable and len(settlements) == 1:
-            begins = _to_settle_first(queue, worker_id, *settlements[0])
-            if begins and self._database.change(_SETTLE_FIRST, begins):
+        if not durable:
+            joined = settlements if len(settlements) == 1 else coalesced(settlements)
+            if len(joined) == 1 and self._settle_first(queue, worker_id, *joined[0]):
                 return []
         with self._database.transaction("settle jobs", durable=durable):
             return self.write_settlements(queue, worker_id, settlements)
+
+    def _settle_first(
+        self, queue: QueueRow, worker_id: int, offsets: Range, fate: Fate | None
+    ) -> bool:
+        """Ack what begins a leased range that goes on behind it; False if that is not the case.
+
+        This is what most settlements are: those of one worker that acks in order.
+        """
+        if fate is not None:
+            return False
+        partition, start, stop, deliveries = offsets
+        bindings = (stop, queue.id, partition, start, stop, worker_id, deliveries)
+        return bool(self._database.change(_SETTLE_FIRST, bindings))
 
     def write_settlements(
         self, queue: QueueRow, worker_id: int, settlements: Sequence[Settlement]
@@ -531,20 +544,7 @@ _SETTLE_FIRST: Final = (
     "UPDATE queue_ranges SET start_offset = ? WHERE queue_id = ? AND partition = ?"
     " AND start_offset = ? AND stop_offset > ? AND worker_id = ? AND deliveries = ?"
 )
-"""Takes the beginning of a row that goes on; changes nothing if it is another.
-
-This is what most settlements are: those of one worker that acks in order.
-"""
-
-
-def _to_settle_first(
-    queue: QueueRow, worker_id: int, offsets: Range, fate: Fate | None
-) -> tuple[int, ...] | None:
-    """Bindings of the statement; None for what is given back or leased anew."""
-    if fate is not None:
-        return None
-    partition, start, stop, deliveries = offsets
-    return stop, queue.id, partition, start, stop, worker_id, deliveries
+"""Takes the beginning of a row that goes on; changes nothing if it is another."""
 
 
 def refuse_queue(catalog: Catalog, group: str) -> None:

@@ -1,49 +1,50 @@
 """Threads that settle jobs at once share one commit of the catalog.
 
-A thread that comes while another commits joins the round that is open; the first of a round commits
-for all of it as soon as the commit before is over. The others wait at the round's door, a lock
-passed on from one to the next: whoever has it and finds the round not done commits it, so one that
-is interrupted leaves nobody behind.
+How they gather is `rounds.py`.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 
+from .clock import Clock
 from .errors import UnavailableError
 from .queue_ranges import Range, Settlement
+from .rounds import Round, Rounds
 
 
-class _Round:
+class _Round(Round[Sequence[Settlement]]):
     """Settlements that are committed together, and what became of them."""
 
-    __slots__ = ("begun", "done", "door", "error", "lost", "settlements")
+    __slots__ = ("lost",)
 
     def __init__(self) -> None:
-        self.settlements: list[Settlement] = []
-        self.door = threading.Lock()
-        self.begun = False
-        self.done = False
+        super().__init__()
         self.lost: Sequence[Range] = ()
-        self.error: Exception | None = None
-        """What all of them failed with."""
 
 
 class Settling:
     """Gathers settlements of one worker. Thread-safe.
 
     Args:
+        clock: Measures how long a commit takes.
         commit: Commits settlements; returns the ranges whose lease was lost.
+        synced: Whether commits wait for a sync: it pays to wait for others first.
     """
 
-    def __init__(self, commit: Callable[[Sequence[Settlement]], Sequence[Range]]) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        commit: Callable[[Sequence[Settlement]], Sequence[Range]],
+        *,
+        synced: bool,
+    ) -> None:
         self._commit = commit
-        self.turn = threading.Lock()
+        self._rounds: Rounds[Sequence[Settlement], _Round] = Rounds(
+            clock, _Round, self._serve, patient=synced
+        )
+        self.turn = self._rounds.turn
         """Held by the one who commits."""
-        self._guard = threading.Lock()
-        """Guards `_open` and its settlements."""
-        self._open = _Round()
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[Range]:
         """Return when they are committed: the ranges of them, and of others, that were lost.
@@ -52,34 +53,19 @@ class Settling:
             StorageError, LockedError, UnknownTopicError: None of the round is settled.
             UnavailableError: The thread that committed was interrupted.
         """
-        with self._guard:
-            entry = self._open
-            entry.settlements += settlements
-        with entry.door:
-            if not entry.done:
-                with self.turn:
-                    self._close(entry)
-                    self._serve(entry)
-        if entry.error is not None:
-            raise entry.error
-        return entry.lost
-
-    def _close(self, entry: _Round) -> None:
-        with self._guard:
-            if self._open is entry:
-                self._open = _Round()
+        rounds = self._rounds
+        if rounds.alone:
+            with rounds.turn:
+                lost = self._commit(settlements)
+                rounds.left()
+                return lost
+        return rounds.join(settlements)[0].lost
 
     def _serve(self, entry: _Round) -> None:
         if entry.begun:
-            entry.error = UnavailableError(
+            raise UnavailableError(
                 "the thread that committed was interrupted: these jobs are settled, or they are"
                 " delivered again"
             )
-            entry.done = True
-            return
         entry.begun = True
-        try:
-            entry.lost = self._commit(entry.settlements)
-        except Exception as error:  # everybody in the round raises it
-            entry.error = error
-        entry.done = True
+        entry.lost = self._commit([each for brought in entry.items for each in brought])

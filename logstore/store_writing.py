@@ -95,14 +95,14 @@ class StoreWriting:
         1
         """
         self._engine.ensure_writable()
-        mode = durability or self._engine.durability
+        mode: Durability = durability or self._engine.durability
+        check_durability(mode)
         conditional = expected_offset is not None or match is not None
         looked_up = conditional or (headers and self._appender.looks_at_ids(topic))
-        if mode == "sync" and not looked_up:
+        if not looked_up:
             row = (value, key, timestamp_ms, headers)
-            if appended := self._appender.append_durably(topic, row, partition):
+            if appended := self._appender.append(topic, row, partition, mode):
                 return appended
-        check_durability(mode)
         record = self._appender.encode_one(
             topic, value, key=key, timestamp_ms=timestamp_ms, headers=headers, partition=partition
         )

@@ -88,7 +88,7 @@ def group_of(store: Store) -> GroupAppend:
 
 def wait_for_rows(store: Store, count: int) -> None:
     deadline = time.monotonic() + TIMEOUT
-    while len(group_of(store)._open.rows) < count:
+    while len(group_of(store)._rounds.open.items) < count:
         assert time.monotonic() < deadline
         time.sleep(0)
 
@@ -318,7 +318,7 @@ def timed_store(storage: HeldStorage) -> Iterator[Store]:
 def expect(store: Store, threads: int, seconds: float) -> None:
     """As if so many threads had been there in the last round, which took so long."""
     group = group_of(store)
-    group._expected, group._round_seconds = threads, seconds
+    group._rounds.expected, group._rounds.round_seconds = threads, seconds
 
 
 def test_the_last_one_expected_serves_the_round(timed_store: Store) -> None:
@@ -333,7 +333,7 @@ def test_who_waits_in_vain_appends_alone_and_does_not_wait_again(timed_store: St
     assert timed_store.append("t", b"x").offset == 1
     expect(timed_store, 3, TIMEOUT)
     assert timed_store.append("t", b"x").offset == 2
-    assert group_of(timed_store)._expected == 1
+    assert group_of(timed_store)._rounds.expected == 1
 
 
 @pytest.mark.parametrize("after", [False, True])

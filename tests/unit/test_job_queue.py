@@ -402,7 +402,7 @@ def test_threads_share_a_queue_and_its_commits() -> None:
         assert sorted(b"%d" % number for number in range(count)) == sorted(map(bytes, seen))
         assert 0 == store.queues()[0].depth
         syncs = [kind for kind, _ in storage.trace[before:]].count("catalog.sync")
-        assert 0 < syncs < count
+        assert 0 < syncs < count / 4
 
 
 def test_an_ack_is_synced_after_its_commit_so_that_others_can_commit_meanwhile(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import operator
 from collections.abc import Callable, Iterator
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings, strategies as st
 from simulated_stores import START_MS, abandon, log_of, open_quietly
 
 import millstream
-from millstream import PoisonedError, StorageError, Store
+from millstream import Durability, PoisonedError, StorageError, Store
 from millstream.batch import encode_one, parse_header
 from millstream.format import BATCH_HEADER_BYTES, INT64_MAX, NO_TIMESTAMP, BatchHeader
 from millstream.log import Log
@@ -76,25 +78,33 @@ def values(store: Store) -> list[bytes | None]:
     value=st.binary(max_size=200),
     key=st.none() | st.binary(max_size=40),
     timestamp_ms=st.none() | st.integers(NO_TIMESTAMP + 1, INT64_MAX),
+    mode=st.sampled_from(get_args(Durability)),
 )
 def test_both_ways_write_the_same(
-    value: bytes, key: bytes | None, timestamp_ms: int | None
+    value: bytes, key: bytes | None, timestamp_ms: int | None, mode: Durability
 ) -> None:
     store = ready(MemoryStorage(crashable=False))
     log, slot = log_of(store), log_of(store).slot
     first = slot[Slot.END_POSITION]
     stamp_ms = START_MS if timestamp_ms is None else timestamp_ms
-    assert (1, stamp_ms) == lone(store).append((value, key, timestamp_ms, ()))
+    before_counts = store.metrics().handle[:3]
+    assert (1, stamp_ms) == lone(store).append((value, key, timestamp_ms, ()), mode)
     lone_words = slot.read()
     second = slot[Slot.END_POSITION]
+    lone_counts = store.metrics().handle[:3]
     encoded = encode_one(value, key, timestamp_ms)
     assert ([2], START_MS) == store._engine.append_at([(log, encoded)])
-    store._engine.acknowledge([(log, 3)], "sync")
+    store._engine.acknowledge([(log, 3)], mode)
+    counts = store.metrics().handle[:3]
+    assert [1, 1, second - first] == list(map(operator.sub, lone_counts, before_counts))
+    third = slot[Slot.END_POSITION]
+    assert [1, 1, third - second] == list(map(operator.sub, counts, lone_counts))
 
     assert written_between(log, first, second) == written_between(
         log, second, slot[Slot.END_POSITION]
     )
-    assert (2, 2) == (lone_words.durable_offset, lone_words.visible_offset)
+    durable = 2 if mode == "sync" else 1
+    assert (durable, 2) == (lone_words.durable_offset, lone_words.visible_offset)
     assert lone_words.max_timestamp == slot[Slot.MAX_TIMESTAMP]
     records = list(store.read("t", start=1))
     assert 2 == len(records)
@@ -214,6 +224,24 @@ def test_a_log_out_of_the_ordinary_is_left_alone(
     assert short.append(ROW) is None
     assert (before, steps) == (log.slot.read(), len(storage.trace))
     assert 0 == store._engine.tail.get("in_progress")
+
+
+def test_what_is_not_synced_needs_no_zeros_ahead(store: Store) -> None:
+    short, slot = lone(store), log_of(store).slot
+    no_zeros_left(store)
+    assert (1, START_MS) == short.append(ROW, "os")
+    assert slot[Slot.ZERO_FILLED] == slot[Slot.END_POSITION]
+    assert [b"first", b"value"] == values(store)
+
+
+def test_what_is_not_synced_waits_behind_a_commit_that_is_being_synced(store: Store) -> None:
+    log = log_of(store)
+    assert (1, START_MS) == lone(store).append(ROW, "sync")
+    store._engine.append([(log, encode_one(b"decided", None, None))])
+    assert log.slot.hide(3)
+    assert (3, START_MS) == lone(store).append(ROW, "os")
+    # It was synced with what had to be, before any of it was shown.
+    assert (4, 4) == (log.slot[Slot.DURABLE_OFFSET], log.slot[Slot.VISIBLE_OFFSET])
 
 
 @pytest.mark.parametrize(
