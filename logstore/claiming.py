@@ -239,7 +239,7 @@ class Claimer:
         if self._engine.log(self._queue.topic, partition).visible_offset <= offset:
             return []
         window = self._window(self._new, partition)
-        window.fill(offset)
+        window.fill(offset, count)
         end = window.end
         if end == offset:
             return []  # held back by an open transaction
@@ -268,8 +268,9 @@ class Claimer:
             if count <= 0 or (alone and found):
                 break
             window = self._window(self._again, waiting.partition)
-            window.fill(waiting.start)
-            until = window.stop_after(waiting.start, 1 if alone else count)
+            wanted = 1 if alone else min(count, waiting.stop - waiting.start)
+            window.fill(waiting.start, wanted)
+            until = window.stop_after(waiting.start, wanted)
             if until == waiting.start:
                 until = window.end  # no record is left there
             until = min(until, waiting.stop)

@@ -1,22 +1,24 @@
-"""Records of one partition read ahead for a queue, to be claimed piece by piece.
+"""Records of one partition read for a queue, to be claimed piece by piece.
 
 Reading comes before claiming, so that no lock is held meanwhile and damage is met before anything
-is leased. What is read may be claimed by others first; then the window moves on to what is left.
+is leased. What is read may be claimed by others first; then the window moves on to what is left. So
+no more is read than is to be claimed, but for the rest of the last batch: of several workers each
+would read what the others do.
 The claim itself is in the catalog (`queue_catalog.py`).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from .engine import Engine
 from .reader import LogReader
 from .record import Record, TopicPartition
 from .record_batch import RecordBatch
 
-WINDOW_BYTES = 256 * 1024
-"""Stored bytes read at once; at least one batch."""
+WINDOW_BYTES: Final = 256 * 1024
+"""Most stored bytes read at once; at least one batch."""
 
 
 class Piece(NamedTuple):
@@ -35,12 +37,16 @@ class QueueWindow:
         self._partition = partition
         self._reader: LogReader | None = None
         self._batches: deque[RecordBatch] = deque()
+        self._record_bytes = 1
+        """What a record took in what was read last, stored."""
         self.start = 0
         self.end = 0
         """Below it, every offset has a record here or has none at all."""
 
-    def fill(self, offset: int) -> None:
-        """Let the window start at `offset`, with records behind it unless there are none to see.
+    def fill(self, offset: int, count: int) -> None:
+        """Let the window start at `offset`, with about `count` records behind it.
+
+        There is one at least, unless there are none to see.
 
         Raises:
             OffsetOutOfRangeError: The offset is outside the log.
@@ -57,9 +63,16 @@ class QueueWindow:
         self.start = offset
         while self._batches and self._batches[0].last_offset < offset:
             self._batches.popleft()
-        if not self.has_records(offset):
-            self._batches.extend(self._reader.poll(max_bytes=WINDOW_BYTES))
+        missing = count - sum(batch.from_offset(offset).record_count for batch in self._batches)
+        if missing > 0:
+            wanted_bytes = min(missing * self._record_bytes, WINDOW_BYTES)
+            found = self._reader.poll(max_bytes=wanted_bytes)
             self.end = self._reader.positions[self._partition]
+            self._batches.extend(found)
+            if found:
+                stored_bytes = sum(batch.header.total_bytes for batch in found)
+                records = sum(batch.record_count for batch in found)
+                self._record_bytes = max(1, stored_bytes // records)
 
     def has_records(self, offset: int) -> bool:
         """Whether a record at or after `offset` has been read."""
