@@ -383,8 +383,14 @@ def parse_header(buffer: Buffer, position: int, segment_uid: int) -> BatchHeader
         raise FormatVersionError(f"batch codec {fields[2]} is unknown")
     if fields[9] & ~KNOWN_FLAGS:
         raise FormatVersionError(f"batch uses unknown flags 0x{fields[9] & ~KNOWN_FLAGS:x}")
-    sections = (Section(*fields[23:26]), Section(*fields[26:29]), Section(*fields[29:32]))
-    header = BatchHeader._make((*fields[1:17], *fields[18:23], sections, *fields[32:]))
+    # As calling the classes would, without their Python code.
+    new = tuple.__new__
+    sections = (
+        new(Section, fields[23:26]),
+        new(Section, fields[26:29]),
+        new(Section, fields[29:32]),
+    )
+    header = new(BatchHeader, (*fields[1:17], *fields[18:23], sections, *fields[32:]))
     if fields[17]:
         header = header._replace(producer_sequence=header.producer_sequence | fields[17] << 32)
     reason = (
@@ -473,7 +479,7 @@ def _sections_fault(header: BatchHeader) -> str | None:
 
 def _columns_fault(header: BatchHeader) -> str | None:
     """Why what the flags say of the sections cannot be true, or None."""
-    keys, values, headers = (section.raw_bytes for section in header.sections)
+    (_, keys, _), (_, values, _), (_, headers, _) = header.sections
     if header.flags & CONTROL:
         return "bytes in a control batch" if header.body_bytes else None
     if bool(headers) != bool(header.flags & HAS_HEADERS):
