@@ -26,6 +26,8 @@ LOOK_SECONDS: Final = 0.05
 """How long a listener trusts its bell."""
 POLL_SECONDS: Final = 0.003
 """How long a waiter without a bell sleeps between two looks."""
+_LOOKS_OF_CLOSE: Final = 20
+"""So many times `LOOK_SECONDS` closing waits for the thread that listens."""
 _DIRECTORY: Final = "wake"
 
 
@@ -155,8 +157,14 @@ class Wakeup:
             self._closed = True
             if self._listening and self._bell is not None:
                 self._storage.ring(f"{_DIRECTORY}/{self._armed_word}")
-            while self._listening:
+            for _ in range(_LOOKS_OF_CLOSE):
+                if not self._listening:
+                    break
                 self._condition.wait(LOOK_SECONDS)
+            else:
+                # An interrupt came where that thread ends its wait, so it says so for ever; or it
+                # gets no processor time, and closes the bell when it has done with it.
+                self._bell = None
             self._condition.notify_all()
         self.abandon()
 

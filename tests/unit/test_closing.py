@@ -177,3 +177,27 @@ def test_an_interrupt_while_the_lock_is_let_go_leaves_it_to_others(
             store.append_many("t", [b"second"], partition=0, durability=durability)
 
         assert other.append("t", b"third", partition=0).offset == 2
+
+
+def test_an_interrupt_where_a_wait_ends_holds_up_no_close(tmp_path: Path) -> None:
+    """Ctrl-C may come before the thread that listens has said that it does so no more."""
+    store = millstream.open(tmp_path / "s")
+    heard = False
+
+    def interrupt(frame: FrameType, event: str, argument: object) -> object:
+        nonlocal heard
+        name = frame.f_code.co_name
+        if name == "_listen" and event == "return":
+            heard = True
+        if name == "_listen_or_wait" and event == "line" and heard:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return interrupt if name in {"_listen", "_listen_or_wait"} else None
+
+    sys.settrace(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        store._engine.wait(store._engine.tail.get("wake_version"), 0.01)
+    closing = threading.Thread(target=store.close, daemon=True)
+    closing.start()
+    closing.join(THREADS_DEADLINE_SECONDS)
+    assert not closing.is_alive()
