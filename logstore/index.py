@@ -34,7 +34,7 @@ def index_bytes_max(segment_bytes: int) -> int:
     """How long the index file of a segment of that size can be.
 
     >>> index_bytes_max(0)
-    88
+    96
     """
     entries = segment_bytes // INDEX_INTERVAL_BYTES + 1
     return _HEADER.size + _ENTRY_BYTES * entries + _HASH_BYTES

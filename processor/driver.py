@@ -134,7 +134,7 @@ class Driver:
 
     def _encoded(self, topic: str, value: object) -> bytes | None:
         """The bytes of a record. What cannot be one value of the topic is refused at the call."""
-        if isinstance(value, str) and self._is_text(topic):
+        if isinstance(value, str) and topic in self._plan.text_inputs():
             return value.encode()
         if isinstance(value, Row | Record | Iterator):
             raise UsageError(
@@ -169,9 +169,6 @@ class Driver:
                     f" this source ({problem}): send_all({topic!r}, [...]) appends several; give"
                     " bytes to append what cannot be decoded"
                 )
-
-    def _is_text(self, topic: str) -> bool:
-        return any(node.input_name == topic and node.type is str for node in self._plan.sources())
 
     def advance(
         self, wall: str | int | timedelta | None = None, *, watermark: int | None = None

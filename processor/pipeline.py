@@ -421,8 +421,9 @@ class Pipeline:
 
         Args:
             inputs: For each source topic, or name of a source, its records in order: a value, a
-                `(value, timestamp_ms)` pair, a `Row`, or a `Record` as read from a log. The topics
-                follow each other.
+                `(value, timestamp_ms)` pair, a `Row`, or a `Record` as read from a log. Bytes are
+                taken as they are, text as UTF-8 by a source of type `str`, anything else as JSON.
+                The topics follow each other.
             batch_records: Rows per step. The result is the same for any number.
             on_end: "flush" closes all windows at the end; "hold" leaves them open, as a run over a
                 store does.

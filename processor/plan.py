@@ -120,6 +120,10 @@ class Plan:
         """What users call the input topics, with the topics."""
         return {node.input_name: node.topic for node in self.sources()}
 
+    def text_inputs(self) -> set[str]:
+        """The input topics, as users call them, whose values are read as text, not as JSON."""
+        return {node.input_name for node in self.sources() if node.type is str}
+
     def output_names(self) -> dict[str, str]:
         """What users call the output topics, with the topics."""
         return {node.output_name: node.topic for node in self.sinks()}

@@ -135,7 +135,7 @@ class Stream(Rows[T]):
         >>> lengths = words.map_batch(
         ...     lambda rows: rows.append_column("n", pc.utf8_length(rows["word"])), columns=True
         ... )
-        >>> lengths.to("lengths")
+        >>> _ = lengths.to("lengths")
         >>> pipeline.test({"words": [{"word": "a"}, {"word": "bcd"}]})["lengths"]
         [{'word': 'a', 'n': 1}, {'word': 'bcd', 'n': 3}]
         """

@@ -7,7 +7,7 @@ and the commit are left out.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from operator import attrgetter
@@ -36,7 +36,8 @@ class Row:
     """
 
     value: object
-    """Bytes are taken as they are, None is a tombstone, anything else becomes JSON."""
+    """Bytes are taken as they are, None is a tombstone, anything else becomes JSON; but text that
+    a source of type `str` reads is UTF-8, as it reads it."""
     timestamp_ms: int = 0
     key: bytes | None = None
     partition: int = 0
@@ -114,39 +115,39 @@ class _ListBatch:
         return b"".join(values), list(accumulate(map(len, values), initial=0))
 
 
-def as_row(topic: str, item: object) -> tuple[Record, int | None]:
-    """One item of a test's input as a record, and when it was appended; its offset comes later."""
+def as_row(topic: str, item: object, *, text: bool = False) -> tuple[Record, int | None]:
+    """One item of a test's input as a record, and when it was appended; its offset comes later.
+
+    With `text`, a string is its UTF-8, without the quotes of JSON.
+    """
     if isinstance(item, Record):
         return msgspec.structs.replace(item, topic=topic), None
     if isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], int):
         item = Row(item[0], item[1])
     if not isinstance(item, Row):
         item = Row(item)
-    record = Record(
-        topic,
-        item.partition,
-        0,
-        item.timestamp_ms,
-        item.key,
-        encode_value(item.value),
-        item.headers,
-    )
+    value = item.value
+    data = value.encode() if text and isinstance(value, str) else encode_value(value)
+    record = Record(topic, item.partition, 0, item.timestamp_ms, item.key, data, item.headers)
     return record, item.append_ms
 
 
 def as_batches(
-    inputs: Mapping[str, Iterable[object]], batch_records: int | None
+    inputs: Mapping[str, Iterable[object]],
+    batch_records: int | None,
+    texts: Collection[str] = (),
 ) -> Iterator[list[InputBatch]]:
     """The input as micro-batches of at most `batch_records` rows (None: all at once).
 
     The topics follow each other; rows of a topic stay in the order of the list, and each run of
-    rows of one partition, appended at one time, is a batch.
+    rows of one partition, appended at one time, is a batch. Of the topics in `texts` strings are
+    values as they are.
     """
     rows: list[tuple[Record, int | None]] = []
     for topic, items in inputs.items():
         counts: dict[int, int] = {}
         for item in items:
-            record, append_ms = as_row(topic, item)
+            record, append_ms = as_row(topic, item, text=topic in texts)
             offset = counts.get(record.partition, 0)
             counts[record.partition] = offset + 1
             rows.append((msgspec.structs.replace(record, offset=offset), append_ms))
@@ -181,7 +182,9 @@ def run_over_lists(
     if batch_records is not None and batch_records < 1:
         raise UsageError(f"batch_records must be at least 1, not {batch_records}")
     topology = Topology(plan)
-    for batches in as_batches({names[name]: rows for name, rows in inputs.items()}, batch_records):
+    texts = {names[name] for name in plan.text_inputs()}
+    rows = {names[name]: items for name, items in inputs.items()}
+    for batches in as_batches(rows, batch_records, texts):
         topology.process(batches)
     if on_end == "flush":
         topology.flush()

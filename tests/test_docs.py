@@ -1,12 +1,15 @@
 """The documents are true: their code runs, their links lead somewhere, they name everything public.
 
-A ```python block is executed, all blocks of one page in one namespace and one fresh directory. A
+Examples in docstrings print what they show. A ```python block is executed, all blocks of one page
+in one namespace and one fresh directory. A
 ```console block is a shell session: lines after `$ ` are run, the lines below are what they print.
 Blocks of any other kind (```sh, ```text) are only shown.
 """
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import os
 import re
 import runpy
@@ -43,6 +46,29 @@ def with_blocks(language: str) -> list[Path]:
 
 def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
+
+
+FOLDERS = {"logstore": "millstream", "processor": "millstream.processor", "cli": "millstream.cli"}
+WITH_EXAMPLES = [
+    package if path.stem == "__init__" else f"{package}.{path.stem}"
+    for folder, package in FOLDERS.items()
+    for path in sorted((ROOT / folder).glob("*.py"))
+    if ">>> " in path.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("module", WITH_EXAMPLES)
+def test_examples_in_docstrings_print_what_they_show(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said: list[str] = []
+    runner = doctest.DocTestRunner(verbose=False)
+    for example in doctest.DocTestFinder().find(importlib.import_module(module)):
+        runner.run(example, out=said.append)
+
+    assert "" == "".join(said)
+    assert runner.tries > 0
 
 
 @pytest.mark.parametrize("page", with_blocks("python"), ids=name)

@@ -6,7 +6,7 @@ import pytest
 
 import millstream
 from millstream import UsageError
-from millstream.processor import Pipeline, dry_run, session, tumbling
+from millstream.processor import Pipeline, Row, dry_run, session, tumbling
 
 
 def test_windows_count_reduce_and_fold_as_keyed_streams_do() -> None:
@@ -53,3 +53,18 @@ def test_an_output_that_there_is_not_is_told_with_those_there_are() -> None:
         with pytest.raises(KeyError, match=r"writes nothing called 'ot'; it writes \['out'\]"):
             read("ot")
     assert "ot" not in output
+
+
+def test_text_in_a_list_is_text_to_a_source_of_text() -> None:
+    """As it is in a store, and for a driver: without the quotes of JSON."""
+    pipeline = Pipeline("p")
+    pipeline.source("in", type=str).map(len).to("lengths")
+    pipeline.source("values").to("same")
+    output = pipeline.test(
+        {"in": ["ant", ("bees", 5), Row("", 6), b"moth"], "values": [{"w": "ant"}]}
+    )
+    assert [3, 4, 0, 4] == output["lengths"]
+    assert [{"w": "ant"}] == output["same"]
+    with pipeline.driver() as driver:
+        driver.send_all("in", ["ant", Row("bees", 5)])
+        assert [3, 4] == driver.rows("lengths")
