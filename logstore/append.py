@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence, Sized
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from xxhash import xxh3_64_intdigest
@@ -78,13 +78,13 @@ class Appender:
         if key is None and partition is None and info.config.dedup_ms is not None:
             partition = _partition_of_id(headers, info.partitions)
         log = self._log_of(info, key, partition)
-        return log, encode_values(
-            info.config,
+        columns = (
             (value,),
             None if key is None else (key,),
             None if timestamp_ms is None else (timestamp_ms,),
             (headers,) if headers else None,
         )
+        return log, _encoded(info, columns)
 
     def looks_at_ids(self, topic: str) -> bool:
         """Whether records of the topic are told apart by their ids."""
@@ -158,7 +158,10 @@ class Appender:
         """The keys as given, and as the declared column says where there is none."""
         if info.config.key_column is None or (keys is not None and None not in keys):
             return keys
-        declared = declared_keys(info.config, values)
+        try:
+            declared = declared_keys(info.config, values)
+        except UsageError as error:
+            raise error.at(topic=info.name) from error.__cause__
         if keys is None:
             return declared
         if len(keys) != len(declared):
@@ -193,7 +196,7 @@ class Appender:
             partition = next(self._turn) % info.partitions
         if partition is not None:
             log = self._engine.log(topic, partition)
-            return [(log, encode_values(info.config, *columns))]
+            return [(log, _encoded(info, columns))]
         assert keys is not None
         if len({len(column) for column in columns if column is not None}) != 1:
             raise UsageError("values, keys, timestamps_ms and headers must be of equal length")
@@ -205,7 +208,7 @@ class Appender:
                     None if column is None else [column[row] for row in rows] for column in columns
                 ]
                 log = self._engine.log(topic, number)
-                batches.append((log, encode_values(info.config, *parts)))  # type: ignore[arg-type]  # each part has its column's type
+                batches.append((log, _encoded(info, parts, rows)))
         return batches
 
     def _rows_by_partition(
@@ -227,3 +230,19 @@ class Appender:
         for row, number in enumerate(numbers):
             rows[number].append(row)
         return rows
+
+
+def _encoded(
+    info: TopicInfo, columns: Sequence[Any], numbers: Sequence[int] | None = None
+) -> EncodedBatch:
+    """A batch of records; one that does not fit is told with the topic and its number in the call.
+
+    Args:
+        info: The topic.
+        columns: Values, keys, timestamps and headers.
+        numbers: Which of the records of the call these are, if not all.
+    """
+    try:
+        return encode_values(info.config, *columns, numbers=numbers)
+    except UsageError as error:
+        raise error.at(topic=info.name) from error.__cause__

@@ -86,11 +86,13 @@ class ColumnAppender:
                 arrays.append(pa.array(column, kind))
             except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
                 first = str(error).splitlines()[0]
-                raise UsageError(f"column {name!r} does not fit its type {kind}: {first}") from None
+                raise UsageError(
+                    f"column {name!r} does not fit its type {kind}: {first}", topic=topic
+                ) from None
             names.append(name)
         lengths = {name: len(array) for name, array in zip(names, arrays, strict=True)}
         if len(set(lengths.values())) > 1:
-            raise UsageError(f"columns are of different lengths: {lengths}")
+            raise UsageError(f"columns are of different lengths: {lengths}", topic=topic)
         return pa.Table.from_arrays(arrays, names=names)
 
 

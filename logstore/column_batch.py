@@ -42,8 +42,17 @@ def encode_values(
     keys: Sequence[bytes | None] | None = None,
     timestamps_ms: Sequence[int] | None = None,
     headers: Sequence[Headers] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> EncodedBatch:
     """One batch of records for a topic, whether it has a schema or not; see `encode_batch`.
+
+    Args:
+        config: Of the topic.
+        values: Of the records, as the columns that follow.
+        keys: See there.
+        timestamps_ms: See there.
+        headers: See there.
+        numbers: What messages call the values, where these are some of those that were given.
 
     Raises:
         UsageError: As there; or a value does not fit the schema, the message names its index.
@@ -52,7 +61,7 @@ def encode_values(
     codec = CODEC_BY_NAME[config.compression]
     if config.schema is None:
         return encode_batch(values, keys, timestamps_ms, headers, codec=codec)
-    places, rows = _rows_of(config, values)
+    places, rows = _rows_of(config, values, numbers)
     count = len(values)
     if config.key_column is not None and (keys is None or None in keys):
         found = _spread(keys_of(config, rows).to_pylist(), places, count)
@@ -60,7 +69,7 @@ def encode_values(
             found = [own if key is None else key for key, own in zip(keys, found, strict=True)]
         keys = found
     if timestamps_ms is None and config.time_column is not None and rows.num_rows:
-        timestamps_ms = _times_of_all(config, rows, places, count)
+        timestamps_ms = _times_of_all(config, rows, places, numbers or range(count))
     if not config.columnar or not rows.num_rows:
         return encode_batch(values, keys, timestamps_ms, headers, codec=codec)
     present = b"\x01" * count
@@ -70,14 +79,18 @@ def encode_values(
     return encode_columns_batch(columns, present, keys, timestamps_ms, headers, codec=codec)
 
 
-def _rows_of(config: TopicConfig, values: Sequence[bytes | None]) -> tuple[Sequence[int], Any]:
+def _rows_of(
+    config: TopicConfig, values: Sequence[bytes | None], numbers: Sequence[int] | None = None
+) -> tuple[Sequence[int], Any]:
     """The places of the values that are no tombstones, and these as a pyarrow.RecordBatch."""
     assert config.schema is not None
-    if None not in values:
-        return range(len(values)), from_json(values, config.schema, bad_value)  # type: ignore[arg-type]  # just checked
-    places = [place for place, value in enumerate(values) if value is not None]
-    rows = [value for value in values if value is not None]
-    refuse = lambda row, reason: bad_value(places[row], reason)  # noqa: E731
+    places: Sequence[int] = range(len(values))
+    rows: Sequence[bytes] = values  # type: ignore[assignment]  # if there is no tombstone among them
+    if None in values:
+        places = [place for place, value in enumerate(values) if value is not None]
+        rows = [value for value in values if value is not None]
+    called = numbers or range(len(values))
+    refuse = lambda row, reason: bad_value(called[places[row]], reason)  # noqa: E731
     return places, from_json(rows, config.schema, refuse)
 
 
@@ -91,11 +104,14 @@ def _spread(column: list[Any], places: Sequence[int], count: int) -> list[Any]:
     return whole
 
 
-def _times_of_all(config: TopicConfig, rows: Any, places: Sequence[int], count: int) -> list[int]:
-    times = _spread(times_of(config, rows).to_pylist(), places, count)
+def _times_of_all(
+    config: TopicConfig, rows: Any, places: Sequence[int], numbers: Sequence[int]
+) -> list[int]:
+    times = _spread(times_of(config, rows).to_pylist(), places, len(numbers))
     if None in times:
+        number = numbers[times.index(None)]
         raise UsageError(
-            f"values[{times.index(None)}] is a tombstone, which has no {config.time_column!r}:"
+            f"values[{number}] is a tombstone, which has no {config.time_column!r}:"
             " give timestamps_ms, or append it by itself"
         )
     return times

@@ -474,7 +474,7 @@ class Engine:
         self.tail.wake()
 
     def abandon(self) -> None:
-        """Called when the store is garbage: warn if it was never closed."""
+        """Called when the store is garbage, or the process exits: warn if it was never closed."""
         if not self.closed and os.getpid() == self.pid:
             self.close()  # first: the warning may be an error
             warnings.warn(

@@ -208,6 +208,8 @@ class Sender:
             if not batch.count:
                 return  # opened by a sender who was interrupted before adding to it
             batch.encode(self.engine.clock.now_ms(), config, batch.lane.partitions)
+        except UsageError as error:  # handed to the futures and to flush, as the next
+            batch.error = error.at(topic=batch.lane.topic)
         except Exception as error:  # handed to the futures and to flush
             batch.error = error
         finally:

@@ -6,8 +6,8 @@ A thin facade. Writing is `store_writing.py`, reading is `reader.py` and `scan.p
 
 from __future__ import annotations
 
-import contextlib
 import os
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -96,6 +96,9 @@ class Store(StoreWriting, StoreUpkeep):
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self._gauge = Gauge(engine)
+        # For a store that nobody closes. Not `__del__`: when an interpreter that exits comes to
+        # that, it has stopped the threads that closing waits for, maybe with a lock in their hands.
+        weakref.finalize(self, engine.abandon)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else self._engine.durability
@@ -536,7 +539,3 @@ class Store(StoreWriting, StoreUpkeep):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):
-            self._engine.abandon()

@@ -89,6 +89,13 @@ class ComputedField(ABC):
     def columns(self) -> list[str]:
         """Names of the fields it reads."""
 
+    def require_types(self, value_type: object, what: str) -> None:  # noqa: B027 - may know nothing
+        """Refuse what has no meaning for the types its fields are declared with.
+
+        Raises:
+            UsageError: A field is of such a type.
+        """
+
 
 class _StructField(ComputedField):
     """A field of Structs of one type, read in two thirds of the time of an attrgetter.
@@ -189,13 +196,16 @@ def require_field(value_type: object, name: str, what: str) -> None:
 
 
 def require_fields(value_type: object, field: Field, what: str) -> None:
-    """The same of all fields that `field` reads, as far as they are known.
+    """The same of all fields that `field` reads, as far as they are known, and of their types.
 
     Raises:
-        UsageError: See `require_field`.
+        UsageError: See `require_field` and `ComputedField.require_types`.
     """
     for name in field_names(field):
         require_field(value_type, name, what)
+    for part in (field.first, field.second) if isinstance(field, FieldPair) else (field,):
+        if isinstance(part, ComputedField):
+            part.require_types(value_type, what)
 
 
 def field_names(field: Field) -> list[str]:

@@ -18,7 +18,6 @@ from .connectors import Sink
 from .fields import (
     Field,
     label,
-    require_field,
     require_fields,
     require_function,
     require_readable,
@@ -182,8 +181,7 @@ class Rows(Generic[T]):
         return self._builder.add(node, made or returned_type(function))
 
     def _add_selection(self, chosen: Selection) -> int:
-        for field in chosen.columns():
-            require_field(self._type, field, chosen.describe().split()[0])
+        require_fields(self._type, chosen, chosen.describe().split()[0])
         return self._add_map(chosen, chosen.describe(), "stop")
 
     def _add_map_batch(

@@ -67,6 +67,15 @@ class Selection(ComputedField):
         """The fields that are read."""
         return list(dict.fromkeys(one for each in self.fields.values() for one in each.columns()))
 
+    def require_types(self, value_type: object, what: str) -> None:
+        """Refuse a field that cannot be computed from the types of the row's.
+
+        Raises:
+            UsageError: There is one.
+        """
+        for name, field in self.fields.items():
+            field.require_types(value_type, f"{what} {name}")
+
 
 def own_fields(value: object) -> dict[str, Any]:
     """The fields of a row as a dict of its own.

@@ -20,6 +20,7 @@ from millstream import (
     Store,
     TopicExistsError,
     UsageError,
+    partition_of,
 )
 from millstream.arrow_batch import section_columns
 from millstream.arrow_columns import encode_columns
@@ -241,10 +242,17 @@ def test_a_value_that_does_not_fit_is_named_and_nothing_is_appended(
     store: Store, value: bytes | None, reason: str
 ) -> None:
     store.create_topic("bids", schema=Bid)
+    store.create_topic("spread", partitions=2, schema=Bid)
+    assert partition_of(b"u1", 2) != partition_of(b"", 2)
     good = b'{"auction":1,"price":1,"ts":"2024-01-01T00:00:00Z"}'
 
-    with pytest.raises(UsageError, match=rf"values\[1\] does not fit.*{reason}"):
-        store.append_many("bids", [good, value])
+    for append in (
+        lambda: store.append_many("bids", [good, value]),
+        lambda: store.append_many("spread", [good, value], [b"u1", b""]),
+    ):
+        with pytest.raises(UsageError, match=rf"values\[1\] does not fit.*{reason}") as caught:
+            append()
+        assert caught.value.topic in {"bids", "spread"}
     with pytest.raises(UsageError, match=r"values\[0\]"):
         store.append("bids", value)
 

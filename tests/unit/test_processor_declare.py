@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -15,6 +16,11 @@ from millstream.processor import Pipeline, SourceStream, agg, col, tumbling
 class Order(msgspec.Struct):
     user: str
     amount: float
+    at: datetime
+    until: datetime | None = None
+
+
+START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +54,19 @@ class Order(msgspec.Struct):
             lambda s: s.key_by("user").agg(top=agg.max("amount"), t=agg.sum(col("amnt") + 1)),
             "agg t: Order has no field 'amnt'",
         ),
+        (
+            lambda s: s.filter(col("at") == START),
+            r"filter: at == 0: 'at' is a datetime, .* write col\('at'\).parse_time\(\)",
+        ),
+        (lambda s: s.key_by(1000 < col("until")), "key_by: until > 1000: 'until' is a datetime"),
+        (
+            lambda s: s.with_columns(b=col("at") - timedelta(days=1)),
+            "with_columns b: at - 86400000: 'at' is a datetime",
+        ),
+        (
+            lambda s: s.filter((col("user") == "a") & col("until").is_in([START])),
+            r"filter: until in \(0\): 'until' is a datetime",
+        ),
         (lambda s: s.to("@state/p/in.window"), "is not a topic name"),
         (lambda s: s.dead_letters.to(""), "'' is not a topic name"),
     ],
@@ -55,7 +74,7 @@ class Order(msgspec.Struct):
 def test_a_mistake_is_told_at_once(
     declare: Callable[[SourceStream[Any]], object], message: str
 ) -> None:
-    kind: Any = Order if "Order" in message else dict
+    kind: Any = Order if "Order" in message or "datetime" in message else dict
     source = Pipeline("p").source("in", type=kind)
     with pytest.raises(UsageError, match=message):
         declare(source)
@@ -85,3 +104,13 @@ def test_a_source_takes_a_topic_and_a_way_to_the_time() -> None:
         Pipeline("p").source("a/b")
     with pytest.raises(UsageError, match="source in: time takes a field name or a function"):
         Pipeline("p").source("in", time=5)  # type: ignore[call-overload]  # the point
+
+
+def test_times_are_compared_with_constants_as_milliseconds() -> None:
+    pipeline = Pipeline("p")
+    orders = pipeline.source("in", type=Order)
+    orders.filter(col("at").parse_time() > START).select("user", same=col("at") == col("until")).to(
+        "out"
+    )
+    rows = [Order("a", 1, START), Order("b", 2, START + timedelta(seconds=1), START)]
+    assert [{"user": "b", "same": False}] == pipeline.test({"in": rows})["out"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,6 +170,28 @@ def test_a_read_only_handle_writes_nothing(tmp_path: Path) -> None:
 def test_an_unknown_durability_is_refused(durability: str) -> None:
     with pytest.raises(UsageError, match="choose sync, interval"):
         millstream.open(durability=durability)
+
+
+@pytest.mark.parametrize("place", ["files", ":memory:"])
+def test_a_program_that_never_closes_its_store_ends(tmp_path: Path, place: str) -> None:
+    """Also by an error of its own: closing waits for threads, which must still be there."""
+    program = (
+        "import millstream, sys\n"
+        "store = millstream.open(sys.argv[1])\n"
+        "store.create_topic('t')\n"
+        "store.append('t', b'v')\n"
+        "raise SystemExit(7)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-W", "always", "-c", program, place],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (7, "") == (ended.returncode, ended.stdout)
+    assert "ResourceWarning: unclosed store" in ended.stderr
 
 
 def test_a_store_that_is_forgotten_says_so_and_keeps_what_it_has(tmp_path: Path) -> None:
