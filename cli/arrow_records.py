@@ -29,7 +29,7 @@ def _pyarrow() -> Any:
     try:
         import pyarrow  # noqa: PLC0415 - an extra
     except ImportError:
-        raise missing_extra("Parquet and Arrow", "pyarrow", "arrow") from None
+        raise missing_extra("A file of Parquet or Arrow", "pyarrow", "arrow") from None
     return pyarrow
 
 

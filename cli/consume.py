@@ -323,7 +323,7 @@ class _Pump:
 @click.option(
     "-n", "--num", type=click.IntRange(min=0), default=10, show_default=True, help="How many."
 )
-@click.option("-f", "--follow/--no-follow", default=True, show_default=True, help="Go on.")
+@click.option("-f", "--follow/--no-follow", default=True, help="Go on, or stop. [default: go on]")
 @click.option("-J", "as_json", is_flag=True, help="Print JSON lines instead.")
 def tail(topic: str, num: int, follow: bool, as_json: bool) -> int:
     """Show the last records of TOPIC with their places, and follow it.

@@ -67,7 +67,7 @@ def graph(target: str, text: bool) -> None:
 def checkpoints(pipeline: str | None, keep: bool, forget: tuple[int, ...]) -> None:
     """Show the checkpoints of PIPELINE, or of all: epoch, next offsets, lag, event time.
 
-    The last one is that a run goes on from. Those with a time under `kept` can be gone back to:
+    A run goes on from the last one. Those with a time under `kept` can be gone back to:
     `verify --since EPOCH`, `fork --at EPOCH`, `state get --at EPOCH`. `process --keep-every 1h`
     keeps some as it runs. To keep one is to keep the state that was written since, on disk; nothing
     is copied. --keep and --forget are for pipelines that do not run.

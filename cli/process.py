@@ -66,7 +66,7 @@ _OPERATOR_COLUMNS: Final = (
     show_default=True,
     help="With --keep-every: as many are kept; the oldest goes first.",
 )
-@click.option("--epoch", metavar="DURATION", help="Commit about so often: 100ms, 1s.")
+@click.option("--epoch", metavar="DURATION", help="Commit about so often. [default: 100ms]")
 @click.option(
     "--from",
     "start",

@@ -199,7 +199,9 @@ def skip(topic: str, group: str, before: str, partition: int | None, force: bool
     shell_complete=complete_group,
     help="The queue.",
 )
-@click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, help="So many at a time.")
+@click.option(
+    "-j", "--jobs", type=click.IntRange(min=1), default=1, help="So many at a time. [default: 1]"
+)
 @click.option("-c", "--count", type=click.IntRange(min=1), help="Stop after so many jobs.")
 @click.option("-e", "--exit", "at_end", is_flag=True, help="Stop when there is no job.")
 @click.option(
@@ -210,12 +212,16 @@ def skip(topic: str, group: str, before: str, partition: int | None, force: bool
     help="Lease of a job; renewed while the command runs.",
 )
 @click.option(
-    "--retry", metavar="DURATION", default="0", help="Wait before a failed job comes again."
+    "--retry", metavar="DURATION", default="0", help="Wait before a failed job comes again. [0]"
 )
 @click.option("--max-deliveries", type=click.IntRange(min=1), help="Then it is a dead letter.")
 @click.option("--dead-letter", metavar="TOPIC", help="Where dead letters go.")
 @click.option(
-    "-o", "--offset", metavar="POSITION", default="beginning", help="Where a new queue begins."
+    "-o",
+    "--offset",
+    metavar="POSITION",
+    default="beginning",
+    help="Where a new queue begins. [beginning]",
 )
 def work(topic: str, command: Sequence[str], **options: str | int | bool | None) -> int:
     """Run COMMAND for each job of TOPIC. Exit code 0 acks the job; any other gives it back.

@@ -106,9 +106,9 @@ def _format_of(given: str | None, path: str | None) -> _Format:
     ),
 )
 @click.argument("topic", shell_complete=complete_topic)
-@click.option("-o", "--output-file", "path", metavar="FILE", help="[default: standard output]")
+@click.option("-o", "--output-file", "path", metavar="FILE", help="Where to. [default: stdout]")
 @click.option(
-    "--format", "form", type=click.Choice(FORMATS), help="[default: by FILE's name; jsonl]"
+    "--format", "form", type=click.Choice(FORMATS), help="[default: by FILE's name, else jsonl]"
 )
 @click.option(
     "--range", "positions", metavar="START:STOP", default="", help="As of `consume -o`. [all]"
@@ -225,7 +225,7 @@ class _ImportOptions:
 @click.argument("topic", callback=users_topic, shell_complete=complete_topic)
 @click.argument("path", metavar="[FILE]", required=False, type=click.Path(dir_okay=False))
 @click.option(
-    "--format", "form", type=click.Choice(FORMATS), help="[default: by FILE's name; jsonl]"
+    "--format", "form", type=click.Choice(FORMATS), help="[default: by FILE's name, else jsonl]"
 )
 @click.option("-p", "--partition", type=click.IntRange(min=0), help="All into this partition.")
 @click.option(

@@ -129,7 +129,18 @@ def consumer(
     follow: bool = False,
     isolation: Isolation = "committed",
 ) -> AsyncConsumer:
-    """A consumer to await; arguments as of `Store.consumer`, errors at its first use."""
+    """A consumer to await; arguments as of `Store.consumer`, errors at its first use.
+
+    >>> import asyncio, millstream
+    >>> async def values(store: Store) -> list[bytes | None]:
+    ...     async with consumer(store, "orders") as orders:
+    ...         return [record.value async for record in orders]
+    >>> with millstream.open(":memory:") as store:
+    ...     info = store.create_topic("orders")
+    ...     appended = store.append_many("orders", [b"a", b"b"])
+    ...     asyncio.run(values(store))
+    [b'a', b'b']
+    """
     make = partial(
         store.consumer, topics, group=group, start=start, follow=follow, isolation=isolation
     )

@@ -242,7 +242,8 @@ def _encoded(
         columns: Values, keys, timestamps and headers.
         numbers: Which of the records of the call these are, if not all.
     """
+    values, keys, timestamps_ms, headers = columns
     try:
-        return encode_values(info.config, *columns, numbers=numbers)
+        return encode_values(info.config, values, keys, timestamps_ms, headers, numbers)
     except UsageError as error:
         raise error.at(topic=info.name) from error.__cause__

@@ -74,6 +74,19 @@ class Consumer:
         UnknownTopicError: A topic does not exist.
         OffsetOutOfRangeError: See above, or `start` is an offset outside a log.
         UsageError: Bad argument; a group and a store open read-only.
+
+    >>> import millstream
+    >>> with millstream.open(":memory:") as store:
+    ...     info = store.create_topic("orders")
+    ...     appended = store.append_many("orders", [b"a", b"b"])
+    ...     with store.consumer("orders", group="billing") as consumer:
+    ...         for record in consumer:
+    ...             print(record.offset, record.value)
+    ...         consumer.commit()
+    ...     [each.lag for each in store.group_lag("billing")]
+    0 b'a'
+    1 b'b'
+    [0]
     """
 
     def __init__(  # noqa: PLR0913 - as many as a reader of a group has to say

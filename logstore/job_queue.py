@@ -61,6 +61,16 @@ class Queue:
         row: The queue, as the catalog has it.
         options: How this handle works.
         transaction: Starts a transaction of the store, for dead letters.
+
+    >>> import millstream
+    >>> with millstream.open(":memory:") as store:
+    ...     info = store.create_topic("mails")
+    ...     appended = store.append("mails", b"to: ann")
+    ...     with store.queue("mails", follow=False) as queue:
+    ...         for job in queue:
+    ...             with job:  # acks; or nacks, if the block raises
+    ...                 print(job.value, job.deliveries)
+    b'to: ann' 1
     """
 
     def __init__(

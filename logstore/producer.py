@@ -51,6 +51,14 @@ class Producer:
         buffer_bytes: Bound on all that is collected and not yet acknowledged; `send` waits at it.
         durability: When a record counts as acknowledged; None takes the store's.
         timeout: Seconds `send` waits at the bound before BackpressureTimeoutError; None for ever.
+
+    >>> import millstream
+    >>> with millstream.open(":memory:") as store:
+    ...     info = store.create_topic("clicks")
+    ...     with store.producer() as producer:
+    ...         futures = [producer.send("clicks", b"%d" % number) for number in range(1000)]
+    ...     futures[-1].result().offset
+    999
     """
 
     def __init__(

@@ -201,6 +201,12 @@ class Store(StoreWriting, StoreUpkeep):
         Raises:
             UnknownTopicError, OffsetOutOfRangeError, UsageError: At once.
             DataError: While iterating, naming topic, partition, offset, file and position.
+
+        >>> with open_store(":memory:") as store:
+        ...     info = store.create_topic("orders")
+        ...     appended = store.append_many("orders", [b"a", b"b", b"c"])
+        ...     [record.value for record in store.read("orders", start="-2")]
+        [b'b', b'c']
         """
         partitions = topics.partitions(self._engine, topic, partition)
         starts = {each: topics.resolve(self._engine, each, start) for each in partitions}

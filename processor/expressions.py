@@ -404,6 +404,9 @@ def col(name: str) -> Expression:
     """A field of the row: an item of a dict, an attribute of anything else.
 
     A dict without it has null there; an object without it is an error.
+
+    >>> (col("price") * col("count"))({"price": 3, "count": 2})
+    6
     """
     return Expression(Column(_field_name(name)))
 
@@ -415,6 +418,9 @@ def lit(value: Operand) -> Expression:
 
     Raises:
         UsageError: Something else.
+
+    >>> print(col("at").parse_time() + timedelta(minutes=1))
+    parse_time(at) + 60000
     """
     return Expression(_tree(value))
 
@@ -423,6 +429,10 @@ def when(condition: Expression | bool) -> Condition:
     """A choice: `when(col("n") > 9).then("many").when(col("n") > 1).then("few").otherwise("one")`.
 
     The first condition that is true decides; only its value is computed.
+
+    >>> size = when(col("n") > 9).then("many").when(col("n") > 1).then("few").otherwise("one")
+    >>> size.evaluate([{"n": 10}, {"n": 2}, {"n": None}])
+    ['many', 'few', 'one']
     """
     return Condition((), _tree(condition))
 

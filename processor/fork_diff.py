@@ -104,7 +104,7 @@ def compare_fork(store: Store, name: str, topics: Mapping[str, str]) -> ForkComp
     point = fork_point(store, name)
     if point is None:
         raise UsageError(
-            f"there is no fork {name!r} here: make one with fork(store, PIPELINE, NAME)"
+            f"there is no fork {name!r} here: make one with fork(), or `millstream fork`"
         )
     starts = {TopicPartition(topic, partition): end for topic, partition, end in point.outputs}
     result = ForkComparison(point.pipeline)

@@ -62,7 +62,12 @@ _FOLLOWED: Final = frozenset(
 @cache
 def columns_installed() -> bool:
     """Whether the extra `arrow` is there."""
-    return find_spec("pyarrow") is not None and find_spec("numpy") is not None
+    return missing_for_columns() is None
+
+
+def missing_for_columns() -> str | None:
+    """A package of the extra `arrow` that is not installed; the extra `sql` brings one of them."""
+    return next((name for name in ("pyarrow", "numpy") if find_spec(name) is None), None)
 
 
 def reason_for_rows(plan: Plan, node: Node) -> str | None:

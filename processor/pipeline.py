@@ -223,6 +223,15 @@ class Pipeline:
 
         Raises:
             UnknownTopicError: The store has not all source topics.
+
+        >>> pipeline = Pipeline("counts")
+        >>> _ = pipeline.source("words", type=str).key_by(str.lower).count().to("counts")
+        >>> print(pipeline.explain())
+        pipeline counts
+          source words: str, time record timestamp, disorder 0s
+            key_by str.lower
+              count()  [state words.count]
+                to counts
         """
         return self.plan.explain(None if store is None else lane_notes(store, self.plan))
 
@@ -407,6 +416,16 @@ class Pipeline:
             operator: The name of its state, as `explain()` tells it.
             key: Only what is kept for this grouping key; None for everything.
             epoch: Of a checkpoint that was kept, to see what it kept then.
+
+        >>> import millstream
+        >>> pipeline = Pipeline("counts")
+        >>> _ = pipeline.source("words", type=str).key_by(str.lower).count().to("counts")
+        >>> with millstream.open(":memory:") as store:
+        ...     info = store.create_topic("words")
+        ...     appended = store.append_many("words", [b"ant", b"bee", b"ant"])
+        ...     metrics = pipeline.run(store, until="end")
+        ...     [item.value for item in pipeline.query(store, "words.count", "ant")]
+        [[2]]
         """
         return list(read_state(store, self.name, operator, key, epoch=epoch))
 

@@ -16,7 +16,7 @@ from functools import cache, lru_cache
 from math import floor, inf
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from millstream import UsageError
+from millstream import UsageError, missing_extra
 
 from .aggregate import Aggregate
 from .fields import Field
@@ -42,7 +42,8 @@ class Quantile(Aggregate[Any, Buckets, "float | None"]):
         error: How far the result may be from that value, as a part of it.
 
     Raises:
-        UsageError: `q` or `error` is out of range, or ddsketch is not installed.
+        UsageError: `q` or `error` is out of range.
+        MissingExtraError: ddsketch is not installed.
     """
 
     word = "quantile"
@@ -129,14 +130,12 @@ def _mapping(error: float) -> CubicallyInterpolatedMapping:
     """The mapping between values and buckets for a bound on the error.
 
     Raises:
-        UsageError: The package is not installed.
+        MissingExtraError: The package is not installed.
     """
     try:
         from ddsketch import CubicallyInterpolatedMapping  # noqa: PLC0415 - an extra
-    except ImportError as missing:
-        raise UsageError(
-            "agg.quantile() needs the package ddsketch: pip install 'millstream[quantile]'"
-        ) from missing
+    except ImportError:
+        raise missing_extra("agg.quantile()", "ddsketch", "quantile") from None
     return CubicallyInterpolatedMapping(error)
 
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, Generic, Self, TypeVar, Unpack
 
-from millstream import MissingExtraError, UsageError, parse_duration_ms
+from millstream import UsageError, missing_extra, parse_duration_ms
 
 from .connectors import Sink
 from .fields import (
@@ -22,7 +22,7 @@ from .fields import (
     require_function,
     require_readable,
 )
-from .lanes import columns_installed
+from .lanes import missing_for_columns
 from .nodes import (
     LATE,
     BranchNode,
@@ -188,10 +188,8 @@ class Rows(Generic[T]):
         self, function: Callable[[Any], Any], name: str | None, *, columns: bool
     ) -> int:
         require_function(function, "map_batch()")
-        if columns and not columns_installed():
-            raise MissingExtraError(
-                'map_batch(columns=True) needs pyarrow: pip install "millstream[arrow]"'
-            )
+        if columns and (package := missing_for_columns()):
+            raise missing_extra("map_batch(columns=True)", package, "arrow")
         node = MapBatchNode(
             id=self._builder.next_id,
             parent=self._node,

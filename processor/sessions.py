@@ -66,6 +66,14 @@ def session(gap: str | int | timedelta) -> SessionWindows:
 
     Args:
         gap: "30m", a timedelta, or milliseconds.
+
+    >>> from millstream.processor import Pipeline
+    >>> pipeline = Pipeline("visits")
+    >>> hits = pipeline.source("hits", time="at").key_by("user")
+    >>> _ = hits.window(session(30)).count().to("visits")
+    >>> visits = pipeline.test({"hits": [{"user": "ann", "at": at} for at in (0, 29, 59)]})
+    >>> [(row["window_start"], row["window_end"], row["count"]) for row in visits["visits"]]
+    [(0, 59, 2), (59, 89, 1)]
     """
     return SessionWindows(parse_duration_ms(gap))
 

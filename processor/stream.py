@@ -340,6 +340,14 @@ class KeyedStream(JoinMethods[K, T], TableMethods[K, T], Stream[T]):
                 last, which comes when W reaches e + grace + corrections.
             name: Of the state; by default `<source topic>.window`. Give one to keep the state
                 when window operators are reordered.
+
+        >>> from millstream.processor import Pipeline, agg, tumbling
+        >>> pipeline = Pipeline("totals")
+        >>> orders = pipeline.source("orders", time="at").key_by("user")
+        >>> totals = orders.window(tumbling("1m"), grace="5s").agg(total=agg.sum("amount"))
+        >>> _ = totals.to("totals"), totals.late.to("late")
+        >>> pipeline.test({"orders": [{"user": "ann", "at": 5, "amount": 2}]})["totals"]
+        [{'key': 'ann', 'window_start': 0, 'window_end': 60000, 'total': 2}]
         """
         chosen = windowing(windows, grace, corrections, name)
         return WindowedStream(self._builder, self._node, chosen)

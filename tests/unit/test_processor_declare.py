@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from millstream import UsageError
+from millstream import MissingExtraError, UsageError
 from millstream.processor import Pipeline, SourceStream, agg, col, tumbling
 
 
@@ -114,3 +115,23 @@ def test_times_are_compared_with_constants_as_milliseconds() -> None:
     )
     rows = [Order("a", 1, START), Order("b", 2, START + timedelta(seconds=1), START)]
     assert [{"user": "b", "same": False}] == pipeline.test({"in": rows})["out"]
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "declare"),
+    [
+        ("ddsketch", "quantile", lambda _: agg.quantile(0.5, "amount", error=0.0625)),
+        ("pyarrow", "arrow", lambda s: s.map_batch(list, columns=True)),
+        ("numpy", "arrow", lambda s: s.map_batch(list, columns=True)),
+    ],
+)
+def test_a_missing_extra_is_told_with_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    extra: str,
+    declare: Callable[[SourceStream[Any]], object],
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    told = rf"needs the package {package}: pip install 'millstream\[{extra}\]'"
+    with pytest.raises(MissingExtraError, match=told):
+        declare(Pipeline("p").source("in"))
