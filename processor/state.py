@@ -134,12 +134,15 @@ def _encode_values(
     name: str, parts: Iterable[object], values: Sequence[tuple[Any, ...]], *, proven: bool
 ) -> list[bytes | None]:
     """The values of records; `parts` names each in messages."""
+    encoded: list[bytes] = []
     try:
-        encoded = list(map(encode_state, values))
+        # Values are appended one by one: which raises is known by how many there are.
+        encoded += map(encode_state, values)
     except (TypeError, OverflowError, ValueError) as error:
+        part = next(islice(parts, len(encoded), None))
         raise UsageError(
-            f"the state of {name!r} cannot be kept: {error}; it must be made of None, bool,"
-            " int (64 bits), float, str, bytes, list, and dict"
+            f"the state of {name!r} cannot be kept: for key {part!r}: {error}; it must be made of"
+            " None, bool, int (64 bits), float, str, bytes, list, and dict"
         ) from error
     if not proven and not set(map(type, chain.from_iterable(values))) <= _SCALARS:
         restored = list(map(tuple, map(decode_state, encoded)))

@@ -75,8 +75,8 @@ def test_nan_is_kept_in_state() -> None:
 
 @pytest.mark.parametrize("value", [Decimal("1.5"), (1, 2), 2**70, {"a": {3, 4}}, object()])
 def test_state_that_would_change_or_cannot_be_written_is_refused(value: object) -> None:
-    with pytest.raises(UsageError, match="state of 'op' cannot be kept"):
-        encode_entries("op", [(5, "a")], [(value,)])
+    with pytest.raises(UsageError, match="state of 'op' cannot be kept: for key 'a'"):
+        encode_entries("op", [(5, "b"), (5, "a"), (5, "c")], [(1,), (value,), (2,)])
 
 
 @given(st.binary(max_size=30), st.none() | st.binary(max_size=30))
