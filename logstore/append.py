@@ -15,7 +15,7 @@ from xxhash import xxh3_64_intdigest
 
 from .batch import EncodedBatch
 from .column_batch import declared_keys, encode_values
-from .config import Durability, TopicInfo
+from .config import Durability, TopicInfo, whole_number
 from .engine import Engine
 from .errors import UsageError, missing_key
 from .group_append import GroupAppend
@@ -107,6 +107,8 @@ class Appender:
             raise missing_key(topic)
         if partition is None:
             partition = self._partition(len(route.groups), row[1])
+        elif partition.__class__ is not int:
+            partition = whole_number(partition, "a partition")
         group = route.groups[partition] if 0 <= partition < len(route.groups) else None
         if group is None:
             group = self._group(route, partition)

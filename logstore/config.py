@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, SupportsIndex, TypeAlias, get_args
 
 from .errors import DataError, FormatVersionError, UsageError
 from .positions import parse_duration_ms, parse_size_bytes
@@ -98,9 +98,25 @@ def check_group_name(name: str) -> str:
     >>> check_group_name("billing")
     'billing'
     """
-    if not isinstance(name, str) or not 1 <= len(name) <= 200 or not name.isprintable():
-        raise UsageError(f"{name!r} is not a group name: use 1 to 200 printable characters")
+    return check_printable_name(name, "a group name")
+
+
+def check_printable_name(name: str, what: str, *, most: int = 200) -> str:
+    """Return `name` if it has 1 to `most` printable characters, else raise UsageError."""
+    if not isinstance(name, str) or not 1 <= len(name) <= most or not name.isprintable():
+        raise UsageError(f"{name!r:.300} is not {what}: use 1 to {most} printable characters")
     return name
+
+
+def whole_number(value: object, what: str) -> int:
+    """`value` as an int: one of NumPy, too, but no bool and no float, else raise UsageError.
+
+    >>> whole_number(3, "a partition")
+    3
+    """
+    if isinstance(value, SupportsIndex) and not isinstance(value, bool):
+        return value.__index__()
+    raise UsageError(f"{what} must be a whole number, not {value!r:.60}")
 
 
 def is_internal(name: str) -> bool:

@@ -21,7 +21,12 @@ from .config import Isolation
 from .delivery import Delivery
 from .engine import Engine
 from .errors import OffsetOutOfRangeError, StoreClosedError, UnknownTopicError, UsageError
-from .membership import LIVENESS_INTERVAL_SECONDS, Membership
+from .membership import (
+    LIVENESS_INTERVAL_SECONDS,
+    Membership,
+    check_committable,
+    checked_offsets,
+)
 from .positions import Position, parse_position
 from .reader import LogReader
 from .record import Record, TopicPartition
@@ -366,27 +371,16 @@ class Consumer:
                     if self._committed.get(partition) != offset
                 }
             else:
-                offsets = {TopicPartition(*key): offset for key, offset in offsets.items()}
-                self._check_offsets(offsets)
+                offsets = checked_offsets(offsets)
+                for place, offset in offsets.items():
+                    if place in self._reading:  # of others: FencedError, with its reason
+                        check_committable(self._engine, place, offset)
             if offsets:
                 membership.commit(offsets)
                 self._committed.update(offsets)
             if membership.must_hand_over and membership.hand_over():
                 self._must_adopt = True
                 self._drop_lost()
-
-    def _check_offsets(self, offsets: Mapping[TopicPartition, int]) -> None:
-        for partition, offset in offsets.items():
-            if partition not in self._reading:
-                continue  # FencedError, with its reason
-            end = self._engine.log(*partition).visible_offset
-            if not 0 <= offset <= end:
-                raise OffsetOutOfRangeError(
-                    f"cannot commit offset {offset}: the log ends at {end}",
-                    topic=partition.topic,
-                    partition=partition.partition,
-                    offset=offset,
-                )
 
     def committed(self) -> dict[TopicPartition, int | None]:
         """What the group committed for each assigned partition; None if nothing yet."""

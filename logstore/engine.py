@@ -24,7 +24,7 @@ from .catalog import Catalog
 from .clock import Clock
 from .compaction_schedule import CompactionSchedule
 from .components import Components
-from .config import Durability, TopicInfo
+from .config import Durability, TopicInfo, whole_number
 from .counters import Counters
 from .decisions import Decisions
 from .errors import (
@@ -229,6 +229,9 @@ class Engine:
             UnknownTopicError: No such topic or partition.
             DataError: It is damaged below its durable watermark.
         """
+        if partition.__class__ is not int:
+            # True and 1.0 are equal to 1, and would be found, and become names of directories.
+            partition = whole_number(partition, "a partition")
         log = self._logs.get((topic, partition))
         if log is None or log.deleted or self.tail.get("topics_version") != self.topics_version:
             info = self.topic(topic)

@@ -22,9 +22,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from .catalog import GroupOffset
-from .config import check_group_name
+from .config import check_group_name, whole_number
 from .engine import Engine
-from .errors import FencedError, UsageError
+from .errors import FencedError, OffsetOutOfRangeError, UsageError
 from .group_catalog import GroupCatalog, GroupPartition, MemberRow
 from .queue_catalog import refuse_queue
 from .record import TopicPartition
@@ -36,6 +36,39 @@ _PROBES_MAX: Final = 8
 """Locks asked for at one check; the members of a large group take turns."""
 
 _logger = logging.getLogger("millstream")
+
+
+def checked_offsets(offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+    """What a user wants to commit, if it is next offsets of partitions at all; else UsageError."""
+    if not isinstance(offsets, Mapping):
+        raise UsageError(
+            "offsets are given as {TopicPartition(topic, partition): offset}, not"
+            f" {offsets!r:.60}"
+        )
+    checked: dict[TopicPartition, int] = {}
+    for place, offset in offsets.items():
+        if not isinstance(place, tuple) or len(place) != 2:
+            raise UsageError(f"offsets are of (topic, partition), not of {place!r:.60}")
+        number = whole_number(place[1], "a partition")
+        checked[TopicPartition(place[0], number)] = whole_number(offset, "an offset")
+    return checked
+
+
+def check_committable(engine: Engine, place: TopicPartition, offset: int) -> None:
+    """Refuse to commit an offset past the end: records that come there would be skipped.
+
+    Raises:
+        OffsetOutOfRangeError: It is past the log end, or negative.
+        UnknownTopicError: No such topic or partition.
+    """
+    end = engine.log(*place).visible_offset
+    if not 0 <= offset <= end:
+        raise OffsetOutOfRangeError(
+            f"cannot commit offset {offset}: the log ends at {end}",
+            topic=place.topic,
+            partition=place.partition,
+            offset=offset,
+        )
 
 
 class Membership:

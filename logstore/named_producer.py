@@ -124,7 +124,11 @@ class NamedProducer(Producer):
                 headers=headers,
                 partition=partition,
             )
-        if not isinstance(sequence, int) or not 0 <= sequence <= INT64_MAX:
+        if (
+            not isinstance(sequence, int)
+            or isinstance(sequence, bool)
+            or not 0 <= sequence <= INT64_MAX
+        ):
             raise UsageError(f"sequence must be 0 to 2**63 - 1, not {sequence!r}")
         if key is None and lane.needs_key:
             raise missing_key(topic)

@@ -149,11 +149,7 @@ class NamedSender(Sender):
         if error is not None:
             raise _after(error, self.producer.name)
         if sequence > lane.previous + 1 and not self.producer.gaps:
-            raise SequenceGapError(
-                f"sequence {sequence} follows {lane.previous}: records in between are missing",
-                expected=lane.previous + 1,
-                topic=lane.topic,
-            )
+            raise _gap(lane, sequence)
         if sequence <= above:
             raise UsageError(f"sequence {sequence} does not rise", topic=lane.topic)
 
@@ -246,3 +242,14 @@ def _after(error: BaseException, name: str) -> BaseException:
     )
     failure.__cause__ = error
     return failure
+
+
+def _gap(lane: NamedLane, sequence: int) -> SequenceGapError:
+    expected = lane.previous + 1
+    found = f"its last record has sequence {lane.previous}" if expected else "it has no record yet"
+    return SequenceGapError(
+        f"expected sequence {expected}, not {sequence}: {found}. Send those in between first, or"
+        " open the producer with gaps=True",
+        expected=expected,
+        topic=lane.topic,
+    )

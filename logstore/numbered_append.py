@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .batch import EncodedBatch
+from .config import check_printable_name
 from .engine import Engine
 from .errors import FencedError, UsageError
 from .format import split_u64
@@ -29,9 +30,7 @@ def check_producer_name(name: str) -> str:
     >>> check_producer_name("ingest-1")
     'ingest-1'
     """
-    if not isinstance(name, str) or not 1 <= len(name) <= 200 or not name.isprintable():
-        raise UsageError(f"{name!r} is not a producer name: use 1 to 200 printable characters")
-    return name
+    return check_printable_name(name, "a producer name")
 
 
 class OpenProducer:

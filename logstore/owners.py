@@ -12,6 +12,7 @@ import threading
 from typing import Final, NamedTuple, Self
 
 from .clock import Clock
+from .config import check_printable_name
 from .engine import Engine
 from .errors import LockedError, MillstreamError, UsageError
 from .owner_catalog import NUMBERS_MAX, DatabasePlace, OwnerCatalog, OwnerRow
@@ -54,7 +55,35 @@ class Ownership:
         self.owner_id = row.id
         self.decided = row.decided
         """Number of the last decided transaction; the next one has the number after it."""
+        self.fenced = False
+        """Whether a transaction was aborted by somebody else: it commits nothing any more."""
         self._lock = lock
+        self._in_use = threading.Lock()
+        """Held while a transaction is open, and for ever if nobody knows what became of one."""
+        self._in_doubt = False
+
+    def begin(self) -> None:
+        """A transaction begins. Two at a time would have one number, and be decided as one.
+
+        Raises:
+            UsageError: One is open, or was left in an unknown state.
+        """
+        if not self._in_use.acquire(blocking=False):
+            if self._in_doubt:
+                raise UsageError(
+                    f"what became of the last transaction of {self.name!r} is unknown: close it,"
+                    " and acquire the name again with own(), which decides that"
+                )
+            raise UsageError(
+                f"{self.name!r} has a transaction open, and has one at a time: end that first"
+            )
+
+    def end(self, state: str) -> None:
+        """The transaction that began has ended in this state."""
+        if state in {"committed", "aborted"}:
+            self._in_use.release()
+        else:
+            self._in_doubt = True
 
     def hang_on(self, engine: Engine, place: DatabasePlace | None) -> None:
         """Have the database at `place` tell what becomes of its transactions from now on."""
@@ -81,8 +110,7 @@ def own(engine: Engine, name: str, terms: Terms) -> Ownership:
         LockedError: A live process has it; the message names its pid.
     """
     engine.ensure_writable()
-    if not name or len(name) > 200 or any(ord(letter) < 32 for letter in name):
-        raise UsageError(f"{name!r} is not a name to own: use 1 to 200 printable characters")
+    check_printable_name(name, "a name to own")
     engine.storage.make_directory("locks")
     path = f"locks/owner-{name.encode().hex()}.lock"
     if len(path) > 240:
@@ -185,6 +213,7 @@ class AnonymousOwners:
         """Done with; `state` is that of its last transaction."""
         # One that has used its numbers up is acquired again, too: that is a new owner.
         known = state in {"committed", "aborted"} and owner.decided < NUMBERS_MAX
+        known = known and not owner.fenced
         with self._guard:
             if known:
                 self._free.append(owner)

@@ -22,7 +22,7 @@ from typing import Final, Self
 
 from xxhash import xxh3_64_intdigest
 
-from .config import MIB, Durability, check_durability
+from .config import MIB, Durability, check_durability, whole_number
 from .engine import Engine
 from .errors import MillstreamError, UsageError, missing_key
 from .outgoing import Extras, Lane, SendFuture
@@ -36,6 +36,7 @@ RECORD_OVERHEAD_BYTES: Final = 32
 HEADER_OVERHEAD_BYTES: Final = 16
 
 BATCH_BYTES_MAX: Final = 32 * MIB
+LINGER_MS_MAX: Final = 10**12
 
 
 class Producer:
@@ -71,8 +72,8 @@ class Producer:
         durability: Durability | None = None,
         timeout: float | None = 60.0,
     ) -> None:
-        if linger_ms < 0:
-            raise UsageError(f"linger_ms must be 0 or more, not {linger_ms}")
+        if not isinstance(linger_ms, (int, float)) or not 0 <= linger_ms <= LINGER_MS_MAX:
+            raise UsageError(f"linger_ms must be 0 to {LINGER_MS_MAX}, not {linger_ms!r:.60}")
         if not 0 < batch_bytes <= BATCH_BYTES_MAX:
             raise UsageError(f"batch_bytes must be 1 to {BATCH_BYTES_MAX}, not {batch_bytes}")
         if buffer_bytes < batch_bytes:
@@ -301,11 +302,12 @@ def _without_key(lane: Lane, headers: Headers, partition: int | None) -> int | N
 
 def checked_partition(lane: Lane, partition: object) -> int:
     """`partition` if the topic has it, else UsageError."""
-    if not isinstance(partition, int) or not 0 <= partition < lane.partitions:
+    number = whole_number(partition, "a partition")
+    if not 0 <= number < lane.partitions:
         raise UsageError(
-            f"partition must be 0 to {lane.partitions - 1}, not {partition!r}", topic=lane.topic
+            f"partition must be 0 to {lane.partitions - 1}, not {number}", topic=lane.topic
         )
-    return partition
+    return number
 
 
 _producers: Final[weakref.WeakSet[Producer]] = weakref.WeakSet()

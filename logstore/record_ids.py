@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, NamedTuple
 
+from .errors import UsageError
 from .record import Headers
 
 RECORD_ID: Final = "record-id"
@@ -38,6 +39,8 @@ def record_id(headers: Headers) -> bytes | None:
     """
     for name, value in headers:
         if name == RECORD_ID:
+            if value is not None and not isinstance(value, (bytes, bytearray, memoryview)):
+                raise UsageError(f"a record-id must be bytes, not {type(value).__name__}")
             return value or None
     return None
 

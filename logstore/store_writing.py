@@ -347,7 +347,7 @@ class StoreWriting:
         if owner is not None and not isinstance(owner, Ownership):
             raise UsageError(f"owner must be what own() returns, not {owner!r}")
         with ExitStack() as ending:
-            rows = place = None
+            transaction = rows = place = None
             if database is not None:
                 rows = ending.enter_context(closing(self._open_database(database)))
                 place = DatabasePlace(rows.path, rows.identify(), self._engine.liveness.path)
@@ -356,6 +356,8 @@ class StoreWriting:
                 ownership = self._owners.take(terms)
             else:
                 ownership = owner
+                ownership.begin()
+                ending.callback(lambda: owner.end(transaction.state if transaction else "aborted"))
                 ownership.hang_on(self._engine, place)
             transaction = Transaction(self._engine, ownership, self._latest, rows)
             if owner is None:

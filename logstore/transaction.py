@@ -21,14 +21,15 @@ from .batch import EncodedBatch
 from .catalog import GroupOffset
 from .column_append import ColumnAppender
 from .conditional_append import Condition, Match, condition_on
+from .config import check_printable_name
 from .database import Row as SQLRow, SQLValue
 from .decisions import encode_outcome
 from .engine import Engine
-from .errors import ConflictError, MillstreamError, OffsetOutOfRangeError, UsageError
+from .errors import ConflictError, FencedError, MillstreamError, UsageError
 from .job import Job, Settler
 from .latest import LatestValues
 from .log import Log
-from .membership import remove_dead_members
+from .membership import check_committable, checked_offsets, remove_dead_members
 from .once_append import Placed, append_once, metadata_of, stamp_of
 from .owner_catalog import Outcome, OwnerCatalog
 from .owners import Ownership
@@ -40,6 +41,10 @@ from .user_transaction import UserTransaction
 
 ABORTING: Final = (Exception, KeyboardInterrupt, SystemExit, GeneratorExit)
 """All there is, except what stands for the death of a process or machine in a test."""
+
+
+CHECKPOINT_NAME_MAX: Final = 1000
+"""Characters. Pipelines join several names of their users."""
 
 
 class Transaction:
@@ -79,7 +84,10 @@ class Transaction:
 
     @property
     def state(self) -> str:
-        """open, committed, aborted, or unknown after a commit that failed half-way."""
+        """open, committed, aborted, or unknown after a commit that failed half-way.
+
+        Aborted also if somebody else did that: who owns the name now, or had to wait for too long.
+        """
         return self._state
 
     def append(  # noqa: PLR0913 - a record has that many parts
@@ -195,24 +203,24 @@ class Transaction:
         self._ensure_open()
         refuse_queue(self._engine.catalog, group)
         remove_dead_members(self._engine, group)
-        for (topic, partition), offset in offsets.items():
-            info = self._engine.topic(topic)
-            end = self._engine.log(topic, partition).visible_offset
-            if not 0 <= offset <= end:
-                raise OffsetOutOfRangeError(
-                    f"cannot commit offset {offset}: the log ends at {end}",
-                    topic=topic,
-                    partition=partition,
-                    offset=offset,
-                )
-            self._offsets[group, info.id, partition] = GroupOffset(
-                group, info.id, partition, offset, lock_path=self._engine.liveness.path
+        for place, offset in checked_offsets(offsets).items():
+            topic_id = self._engine.topic(place.topic).id
+            check_committable(self._engine, place, offset)
+            self._offsets[group, topic_id, place.partition] = GroupOffset(
+                group, topic_id, place.partition, offset, lock_path=self._engine.liveness.path
             )
 
     def put_checkpoint(self, name: str, data: bytes) -> None:
-        """Store `data` under `name` together with the transaction; see `Store.checkpoint`."""
+        """Store `data` under `name` together with the transaction; see `Store.checkpoint`.
+
+        Raises:
+            UsageError: `name` is not 1 to 1000 printable characters, or `data` no bytes.
+        """
         self._ensure_open()
-        self._checkpoints[name] = data
+        check_printable_name(name, "the name of a checkpoint", most=CHECKPOINT_NAME_MAX)
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise UsageError(f"a checkpoint is bytes, not {type(data).__name__}")
+        self._checkpoints[name] = bytes(data)
 
     def execute(self, sql: str, bindings: Sequence[SQLValue] = ()) -> list[SQLRow]:
         """Run one statement in the database given to `Store.transaction`, and return its rows.
@@ -250,6 +258,9 @@ class Transaction:
             FencedError: It is lost.
         """
         self._ensure_open()
+        for job in jobs:
+            if not isinstance(job, Job):
+                raise UsageError(f"only jobs of a queue can be acked, not {job!r:.60}")
         if len({*self._jobs, *jobs}) < len(self._jobs) + len(jobs):
             raise UsageError("a job is acked twice in the transaction")
         queues: dict[Settler, list[Job]] = {}
@@ -354,6 +365,9 @@ class Transaction:
         elif self._written:
             try:
                 self._decide(committed=False)
+            except FencedError:
+                if not self._aborted_by_another():
+                    raise
             finally:
                 # Also if it has been decided before, by a commit that was interrupted then.
                 self._engine.tail.bump("transactions_version")
@@ -361,6 +375,14 @@ class Transaction:
         # Readers of several partitions wait for records which are neither seen nor passed.
         with contextlib.suppress(MillstreamError):
             self._engine.acknowledge(list(self._ends.items()), "os")
+
+    def _aborted_by_another(self) -> bool:
+        """Whether whoever fenced the owner has aborted the transaction: then that is known."""
+        owner = self._engine.catalog.owner(self._ownership.owner_id)
+        if owner is None or self._number not in owner.aborted:
+            return False
+        self._ownership.fenced = True
+        return True
 
     def _decide(self, *, committed: bool) -> None:
         ownership = self._ownership

@@ -15,6 +15,7 @@ from millstream import Store, UsageError
 def store() -> Iterator[Store]:
     with millstream.open(":memory:") as store:
         store.create_topic("t", partitions=2)
+        store.create_topic("ids", partitions=2, dedup="1h")
         yield store
 
 
@@ -24,6 +25,18 @@ def store() -> Iterator[Store]:
         (lambda s: s.append("t", "text"), "must be bytes or None, not str"),
         (lambda s: s.append("t", b"x", key="k"), "key must be bytes or None, not str"),
         (lambda s: s.append("t", b"x", key=5, durability="os"), "key must be bytes or None, not"),
+        (
+            lambda s: s.append("t", b"x", partition=True),
+            "a partition must be a whole number, not T",
+        ),
+        (
+            lambda s: s.append("t", b"x", partition="0"),
+            "a partition must be a whole number, not '0",
+        ),
+        (lambda s: s.append("t", b"x", partition=1.0, durability="os"), "a whole number, not 1.0"),
+        (lambda s: s.append_many("t", [b"x"], partition=True), "partition must be a whole number"),
+        (lambda s: s.own(3), "3 is not a name to own"),
+        (lambda s: s.own("\udc80"), "udc80' is not a name to own"),
         (lambda s: s.append("t", b"x", timestamp_ms=1.5), "int of UTC milliseconds"),
         (lambda s: s.append("t", b"x", headers={"a": b"b"}), r"\(name, value\) pairs"),
         (lambda s: s.append("t", b"x", durability="synced"), "'synced'; choose sync, interval, os"),
@@ -33,6 +46,12 @@ def store() -> Iterator[Store]:
         (lambda s: s.append_many("t", (b"x" for _ in "a")), "sequences, such as lists"),
         (lambda s: s.append_many("t", [b"a"], ["k"]), "keys must be bytes or None"),
         (lambda s: s.producer(durability="x"), "'x'; choose sync"),
+        (lambda s: s.producer(linger_ms="5"), "linger_ms must be 0 to 1000000000000, not '5'"),
+        (
+            lambda s: s.producer(linger_ms=float("nan")),
+            "linger_ms must be 0 to 1000000000000, not nan",
+        ),
+        (lambda s: s.append("ids", b"x", headers=[("record-id", "7")]), "must be bytes, not str"),
     ],
 )
 def test_a_wrong_call_is_told_and_appends_nothing(

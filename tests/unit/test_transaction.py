@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from simulated_stores import abandon, open_quietly
 
 import millstream
-from millstream import StorageError, Store, TopicPartition, Transaction, UsageError
+from millstream import (
+    FencedError,
+    StorageError,
+    Store,
+    TopicPartition,
+    Transaction,
+    UsageError,
+)
 from millstream.testing import ManualClock, MemoryStorage
 
 T0 = TopicPartition("t", 0)
@@ -152,3 +160,84 @@ def test_a_transaction_needs_two_syncs_and_no_third(store: Store, storage: Memor
 def test_a_name_is_no_owner(store: Store) -> None:
     with pytest.raises(UsageError, match=r"what own\(\) returns, not 'me'"):
         store.transaction(owner="me").__enter__()  # type: ignore[arg-type] # wrong on purpose
+
+
+def test_a_name_has_one_transaction_at_a_time(store: Store) -> None:
+    """Two would have one number, and the commit of one would show records of the other."""
+    with store.own("job") as owner:
+        with store.transaction(owner=owner) as first:
+            first.append("t", b"first")
+            one = pytest.raises(UsageError, match="'job' has a transaction open")
+            with one, store.transaction(owner=owner) as second:
+                second.append("t", b"second")
+            assert [] == values(store)
+        with store.transaction(owner=owner) as third:
+            third.append("t", b"third")
+    assert [b"first", b"third"] == values(store)
+
+
+def test_a_name_whose_last_transaction_is_in_doubt_is_acquired_again(
+    store: Store, storage: MemoryStorage
+) -> None:
+    """The next one would have its number, and commit its records."""
+    owner = store.own("job")
+    full = pytest.raises(StorageError)
+    with full, store.transaction(owner=owner) as transaction:
+        transaction.append("t", b"in doubt")
+        transaction.put_checkpoint("c", b"in doubt")
+        storage.faults.fail["catalog.commit"] = errno.ENOSPC
+    storage.faults.clear()
+    assert "unknown" == transaction.state
+    doubt = pytest.raises(UsageError, match="last transaction of 'job' is unknown: close it")
+    with doubt, store.transaction(owner=owner):
+        pass
+    owner.close()
+    with store.own("job") as owner, store.transaction(owner=owner) as transaction:
+        transaction.append("t", b"next")
+    assert [b"next"] == values(store)
+    assert store.checkpoint("c") is None
+
+
+def test_what_somebody_else_has_aborted_is_aborted(store: Store, storage: MemoryStorage) -> None:
+    zombie = store.own("job")
+    fenced = pytest.raises(FencedError)
+    with fenced, store.transaction(owner=zombie) as transaction:
+        transaction.append("t", b"never")
+        zombie.close()
+        store.own("job").close()
+    assert "aborted" == transaction.state
+    zombie = store.own("job")
+    failed = pytest.raises(ZeroDivisionError)
+    with failed, store.transaction(owner=zombie) as transaction:
+        transaction.append("t", b"never")
+        zombie.close()
+        store.own("job").close()
+        raise ZeroDivisionError
+    assert "aborted" == transaction.state
+    assert [] == values(store)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda txn: txn.put_checkpoint("c", "text"), "a checkpoint is bytes, not str"),
+        (lambda txn: txn.put_checkpoint("c", None), "a checkpoint is bytes, not NoneType"),
+        (lambda txn: txn.put_checkpoint(3, b""), "3 is not the name of a checkpoint"),
+        (lambda txn: txn.put_checkpoint("\udc80", b""), "udc80' is not the name of a checkpoint"),
+        (lambda txn: txn.commit_offsets("g", None), "offsets are given as {TopicPartition"),
+        (lambda txn: txn.commit_offsets("g", {"t": 0}), r"are of \(topic, partition\), not of 't'"),
+        (lambda txn: txn.commit_offsets("g", {("t", "0"): 0}), "a partition must be a whole"),
+        (lambda txn: txn.commit_offsets("g", {T0: "0"}), "an offset must be a whole number"),
+        (lambda txn: txn.commit_offsets("g", {T0: 0.0}), "must be a whole number, not 0.0"),
+        (lambda txn: txn.ack(3), "only jobs of a queue can be acked, not 3"),
+    ],
+)
+def test_a_wrong_call_is_told_and_the_rest_is_committed(
+    store: Store, call: Callable[[Any], object], message: str
+) -> None:
+    with store.transaction() as transaction:
+        transaction.append("t", b"right")
+        with pytest.raises(UsageError, match=message):
+            call(transaction)
+    assert [b"right"] == values(store)
+    assert ([], []) == (store.checkpoint_names(), store.groups())

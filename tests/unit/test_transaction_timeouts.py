@@ -109,6 +109,7 @@ def test_the_next_transaction_of_an_owner_that_was_too_slow_goes_through(
             for _ in range(4):
                 clock.advance(2000)
                 poll(reader)
+    assert "aborted" == transaction.state
     with store.transaction(timeout="2s") as transaction:
         transaction.append("t", b"fast")
     assert [b"before", b"after", b"fast"] == [record.value for record in other.read("t")]
