@@ -14,13 +14,14 @@ class AtomicFile:
     """A new file; a context manager that puts it in place on success and removes it otherwise.
 
     Args:
-        path: Where it shall be; a file that is there is replaced in one step.
+        path: Where it shall be; a file that is there is replaced in one step, and a link stays one.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        directory, name = os.path.split(path)
-        self._directory = directory or "."
+        self._place = os.path.realpath(path)
+        directory, name = os.path.split(self._place)
+        self._directory = directory
         self._temporary = os.path.join(self._directory, f".{name}.{os.getpid()}.tmp")
         self.descriptor = -1
         """Open for writing inside the block."""
@@ -35,6 +36,9 @@ class AtomicFile:
         try:
             if os.path.isdir(self._path):
                 raise IsADirectoryError(0, "it is a directory")
+            if os.path.exists(self._path) and not os.path.isfile(self._path):
+                # A device or a pipe, /dev/null say, would be gone for all who use it.
+                raise FileExistsError(0, "it is no file that could be replaced")
             self.descriptor = os.open(self._temporary, flags, 0o666)
         except OSError as error:
             raise click.ClickException(f"cannot write {self._path}: {error.strerror}") from None
@@ -57,7 +61,7 @@ class AtomicFile:
     def _put_in_place(self) -> None:
         try:
             os.fsync(self.descriptor)
-            os.replace(self._temporary, self._path)
+            os.replace(self._temporary, self._place)
             directory = os.open(self._directory, os.O_RDONLY)
             try:
                 os.fsync(directory)

@@ -7,6 +7,7 @@ repository.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
@@ -90,6 +91,8 @@ def bench(seconds: float, size: str, as_json: bool) -> int:
     cut by plain Python; RATIO is ours over the limit, the median of five pairs. A store of its own
     is made in --dir, or beside where that would be, and removed at the end.
     """
+    if math.isnan(seconds):
+        raise click.UsageError("--seconds is a number")
     current = settings()
     size_bytes = millstream.parse_size_bytes(size)
     if not 1 <= size_bytes <= 1 << 20:

@@ -120,6 +120,9 @@ def parse_rows(lines: Iterable[str], now_ms: int) -> Iterator[Chunk]:
 def _column_names(cells: list[str]) -> list[str]:
     if "value" not in cells:
         raise _CellError('the first line names no column "value"')
+    for name in cells:
+        if name in COLUMNS and cells.count(name) > 1:
+            raise _CellError(f"the first line names the column {name!r} twice")
     return cells
 
 

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -166,6 +167,9 @@ def _message(error: Exception) -> str:
             f"there is no topic {error.topic!r}: `millstream topics ls` lists them,"
             f" `millstream topics create {error.topic}` makes one"
         )
+    full = isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None
+    if full and not isinstance(error, MillstreamError):
+        return "cannot write the output: No space left on device"
     return str(error)
 
 

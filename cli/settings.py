@@ -101,6 +101,8 @@ class Settings:
         # With topics alone it has lost its catalog: opening says so.
         parts = (os.path.join(directory, name) for name in ("catalog.db", "topics"))
         if not create and not any(map(os.path.exists, parts)):
+            if os.path.isdir(directory) and not os.access(directory, os.X_OK):
+                raise click.ClickException(f"this user may not enter {directory}")
             raise StoreNotFoundError(
                 f"no store in {directory}; name one with --dir or $MILLSTREAM_DIR, "
                 "or create one by `millstream produce TOPIC`"

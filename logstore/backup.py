@@ -87,14 +87,29 @@ class BackupTarget(Protocol):
         ...
 
 
+_OTHER_ARCHIVES: Final = tuple(
+    suffix
+    for suffix in (".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z")
+    if suffix not in ARCHIVE_SUFFIXES
+)
+
+
 def back_up(engine: Engine, path: str | os.PathLike[str]) -> BackupReport:
     """Write a backup to `path`; see `Store.backup`."""
     engine.ensure_writable()
     place = os.path.abspath(os.fspath(path))
     if os.path.lexists(place):
         raise UsageError(f"{place} exists already: choose another name for the backup")
-    parent = PosixStorage(os.path.dirname(place))
+    root = None if engine.storage.in_memory else os.path.realpath(engine.storage.root)
+    if root is not None and os.path.realpath(place).startswith(f"{root}{os.sep}"):
+        raise UsageError(f"{place} is inside the store, and would be lost with it: choose another")
     name = os.path.basename(place)
+    if name.endswith(_OTHER_ARCHIVES):
+        raise UsageError(
+            f"{place} looks like an archive: one file ends in {' or '.join(ARCHIVE_SUFFIXES)}, any"
+            " other name is that of a directory"
+        )
+    parent = PosixStorage(os.path.dirname(place))
     partial = name + PARTIAL_SUFFIX
     with _alone(engine):
         remove_tree(parent, partial)

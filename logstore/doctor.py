@@ -17,13 +17,14 @@ from .backup import STAGE
 from .cache_database import CACHE_DIRECTORY
 from .catalog import Catalog
 from .catalog_rebuild import BUILDING, REBUILT, catalog_problem
+from .catalog_repair import partition_owners
 from .chain_file import CHAIN_NAME
 from .clock import Clock, SystemClock
 from .config import TopicInfo
 from .database import exists, page_checksums
 from .engine import OPEN_LOCK, Engine, in_use
 from .errors import DataError, FormatVersionError, LockedError, StorageError
-from .found_topics import find_topics
+from .found_topics import FoundTopic, find_topics, unknown_problem
 from .liveness import LOCKS_DIRECTORY
 from .log import Log
 from .machine_checks import Diagnosis
@@ -81,8 +82,9 @@ class _Doctor:
     def __init__(self, storage: PosixStorage, clock: Clock) -> None:
         self._storage = storage
         self._clock = clock
-        self._found = find_topics(storage)
-        self._directories = [part.directory for topic in self._found for part in topic.partitions]
+        self._found: list[FoundTopic] = []
+        self._directories: list[str] = []
+        self._owners: dict[int, str] = {}
 
     def run(self) -> Iterator[Diagnosis]:
         storage, root = self._storage, self._storage.root
@@ -90,7 +92,9 @@ class _Doctor:
         yield from machine_checks.versions()
         yield machine_checks.file_system(posix_facts.mount_of(os.path.realpath(root)))
         yield from machine_checks.free_space(posix_facts.space_at(root))
+        unseen = self._find_topics()
         yield from machine_checks.rights(root, ["", *ours, *self._directories])
+        yield from unseen
         yield machine_checks.sync_time(storage, self._clock)
         yield from self._open_by_others()
         yield from self._root_files()
@@ -101,16 +105,28 @@ class _Doctor:
         if problem.level != "error":
             catalog = Catalog(storage.catalog_filename(), clock=self._clock, read_only=True)
             known = catalog.topics()
+            self._owners = partition_owners(catalog.database)
             lost = [
                 each for each in OwnerCatalog(catalog).databases() if not exists(each.place.path)
             ]
             catalog.close()
             yield from map(_lost_database, sorted({each.place.path for each in lost}))
             yield from self._wal()
-            yield from self._partition_files({info.name for info in known})
+            if not unseen:
+                yield from self._partition_files({info.name for info in known})
             yield from self._logs(known)
         partitions = sum(info.partitions for info in known) or len(self._directories)
         yield from machine_checks.process_limits(posix_facts.limits(), partitions)
+
+    def _find_topics(self) -> list[Diagnosis]:
+        """Look for the files of topics; what it says is why they cannot be seen."""
+        try:
+            self._found = find_topics(self._storage)
+        except StorageError as error:
+            remedy = "give all files to the user who reads: chown -R"
+            return [Diagnosis("rights", "error", error.message, remedy, error.path)]
+        self._directories = [part.directory for topic in self._found for part in topic.partitions]
+        return []
 
     # --- files -----------------------------------------------------------------------------------
 
@@ -145,9 +161,8 @@ class _Doctor:
         for topic in self._found:
             if topic.name not in known:
                 whole = False
-                message = f"segments of topic {topic.name!r}, which the catalog does not know"
-                path = topic.partitions[0].directory.rpartition("/")[0]
-                yield Diagnosis("files", "error", message, _REPAIR, path)
+                message = unknown_problem(topic, self._owners)
+                yield Diagnosis("files", "error", message, _REPAIR, topic.path)
                 continue
             for part in topic.partitions:
                 for finding in self._unexpected(part.directory):

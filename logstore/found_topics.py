@@ -9,10 +9,10 @@ from __future__ import annotations
 import errno
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Final, NamedTuple
 
-from .config import TopicConfig
+from .config import INTERNAL_KINDS, PARTITIONS_MAX, TopicConfig
 from .errors import CorruptSegmentError, FormatVersionError, StorageError
 from .format import SegmentHeader
 from .segment import base_offset_of, read_segment_header
@@ -20,6 +20,7 @@ from .storage import Storage
 
 DELETED_MARK: Final = "deleted"
 """A file with this name beside the partitions says that they are being deleted."""
+_TOPICS: Final = "topics"
 _DEPTH_MAX: Final = 8
 
 
@@ -39,6 +40,11 @@ class FoundTopic(NamedTuple):
 
     name: str
     partitions: tuple[FoundPartition, ...]
+
+    @property
+    def path(self) -> str:
+        """The directory of its partitions."""
+        return self.partitions[0].directory.rpartition("/")[0]
 
     @property
     def created_ms(self) -> int:
@@ -62,17 +68,41 @@ def original_of(topic: FoundTopic, owners: Mapping[int, str]) -> str | None:
     return next((name for name in named if name != topic.name), None)
 
 
-def find_topics(storage: Storage) -> list[FoundTopic]:
-    """All topics that have at least one segment, internal ones too, without deleted ones."""
+def unknown_problem(topic: FoundTopic, owners: Mapping[int, str]) -> str:
+    """What to say of a topic that the catalog does not know; `owners` as in `original_of`."""
+    original = original_of(topic, owners)
+    if original is None:
+        return f"there are segments of topic {topic.name!r}, which the catalog does not know"
+    return (
+        f"its segments are those of topic {original!r}: it is a copy, or has been renamed. Move"
+        " it out of the store, or back"
+    )
+
+
+def find_topics(storage: Storage, *, known: Container[str] = ()) -> list[FoundTopic]:
+    """All topics that have at least one segment, internal ones too, without deleted ones.
+
+    Args:
+        storage: Of the store.
+        known: Names of topics to leave out.
+    """
     found = []
-    for directory, numbers in _directories(storage, "", 0):
+    for directory, numbers in _topic_directories(storage):
         top, _, rest = directory.partition("/")
-        name = rest if top == "topics" else f"@{directory}"
+        name = rest if top == _TOPICS else f"@{directory}"
+        if name in known:
+            continue
         partitions = [
             _partition(storage, f"{directory}/{number}") for number in range(max(numbers) + 1)
         ]
         found.append(FoundTopic(name, tuple(partitions)))
     return found
+
+
+def _topic_directories(storage: Storage) -> Iterator[tuple[str, list[int]]]:
+    """As `_directories`. What else lies in the store, `lost+found` say, need not be readable."""
+    for top in (_TOPICS, *(kind.removeprefix("@") for kind in INTERNAL_KINDS)):
+        yield from _directories(storage, top, 1)
 
 
 def _directories(storage: Storage, path: str, depth: int) -> Iterator[tuple[str, list[int]]]:
@@ -82,9 +112,11 @@ def _directories(storage: Storage, path: str, depth: int) -> Iterator[tuple[str,
         return
     numbers = []
     for name in names:
-        below = f"{path}/{name}" if path else name
+        below = f"{path}/{name}"
         if name.isascii() and name.isdigit() and str(int(name)) == name and depth > 1:
-            if any(base_offset_of(each) is not None for each in _list(storage, below)):
+            # A larger number is no partition, and all up to it would be looked for.
+            names_below = _list(storage, below) if int(name) < PARTITIONS_MAX else []
+            if any(base_offset_of(each) is not None for each in names_below):
                 numbers.append(int(name))
         else:
             yield from _directories(storage, below, depth + 1)

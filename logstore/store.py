@@ -416,10 +416,11 @@ class Store(StoreWriting, StoreUpkeep):
         backup back; a directory is a store itself and can be opened to look at.
 
         Args:
-            path: A new directory, or a new file with the name *.tar.zst or *.tzst.
+            path: A new directory, or a new file with the name *.tar.zst or *.tzst; not in the store.
 
         Raises:
-            UsageError: There is something at `path`, or the store is open read-only.
+            UsageError: There is something at `path`, it is inside the store or has the name of
+                another archive, or the store is open read-only.
             LockedError: Another backup of the store is under way.
             DataError: A partition is damaged below its durable watermark.
             StorageError: The operating system refused. Nothing is left at `path`.

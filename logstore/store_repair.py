@@ -26,7 +26,7 @@ from .clock import Clock, SystemClock
 from .components import partition_directory
 from .engine import OPEN_LOCK, in_use
 from .errors import DataError, LockedError, UsageError
-from .found_topics import FoundTopic, find_topics, original_of
+from .found_topics import FoundTopic, find_topics, original_of, unknown_problem
 from .partition_plan import (
     ForgetCheckpoint,
     MoveStart,
@@ -241,9 +241,8 @@ class _StoreRepair:
         for topic in found:
             if topic.name in known or self._refuse_copy(topic, owners):
                 continue
-            reason = f"there are segments of topic {topic.name!r}, which the catalog does not know"
-            path = topic.partitions[0].directory.rpartition("/")[0]
-            self._add(None, path, "enter the topic into the catalog", reason)
+            reason = unknown_problem(topic, {})
+            self._add(None, topic.path, "enter the topic into the catalog", reason)
             if self._act:
                 catalog_repair.adopt_topic(catalog.database, topic)
             else:
@@ -251,16 +250,11 @@ class _StoreRepair:
 
     def _refuse_copy(self, topic: FoundTopic, owners: dict[int, str]) -> bool:
         """Whether a topic is another one's, which `owners` knows; else it is entered there."""
-        original = original_of(topic, owners)
-        if original is None:
+        if original_of(topic, owners) is None:
             owners.update((each.uid, topic.name) for each in topic.partitions)
             return False
-        path = topic.partitions[0].directory.rpartition("/")[0]
-        reason = (
-            f"its segments are those of topic {original!r}: it is a copy, or has been renamed. Move"
-            " it out of the store, or back"
-        )
-        self._report.refused.append(RepairAction(None, None, path, "none", reason))
+        reason = unknown_problem(topic, owners)
+        self._report.refused.append(RepairAction(None, None, topic.path, "none", reason))
         return True
 
     def _check(self, facts: PartitionFacts) -> None:

@@ -324,7 +324,7 @@ class StoreWriting:
         Commits when the block ends, aborts when it raises.
 
         Args:
-            owner: From `own`, when a later run shall fence this one.
+            owner: From `own`, when a later run shall fence this one; it has one at a time.
             timeout: For how long it may keep readers waiting, "10m" if not given: whoever has to
                 wait longer aborts it, though its process lives. With an owner see `own`.
             database: A SQLite database of yours, made if it is missing: `Transaction.execute`
@@ -332,6 +332,7 @@ class StoreWriting:
 
         Raises:
             FencedError: At the commit: somebody newer owns the name, or it was open for too long.
+            UsageError: The owner has one open, or nobody knows what became of its last one.
             UndecidedError: An earlier transaction hangs on a database that is gone.
 
         >>> import millstream

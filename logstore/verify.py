@@ -16,6 +16,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 from . import catalog_checks
 from .catalog import REFUSED, LogCheckpoint
 from .catalog_age import check_generation, check_transaction
+from .catalog_repair import partition_owners
 from .config import TopicInfo
 from .engine import Engine, in_use
 from .errors import (
@@ -27,6 +28,7 @@ from .errors import (
     UnknownTopicError,
 )
 from .format import BATCH_HEADER_BYTES, INT64_MAX, BatchHeader, Rewrite, SegmentHeader
+from .found_topics import FoundTopic, find_topics, unknown_problem
 from .index import SparseIndex
 from .log import Log
 from .owner_catalog import NUMBER_BITS
@@ -133,6 +135,7 @@ def verify(engine: Engine, topic: str | None = None, *, deep: bool = False) -> V
             report.add(_past_the_end(each.topic, each.partition, problem, end))
     if topic is None:
         _verify_catalog(engine, report, transactions, sequence)
+        _verify_directories(engine, report)
     return report
 
 
@@ -171,6 +174,27 @@ def _verify_catalog(
             check_transaction(owner_id, number, possible.get(owner_id))
         except DataError as error:
             add(error.message)
+
+
+def _verify_directories(engine: Engine, report: VerifyReport) -> None:
+    """Report topics that the catalog does not know: nobody can read their records."""
+    found = _unknown_topics(engine)
+    if not found:
+        return
+    # One that is being deleted is marked, then forgotten, then removed: it was between the looks.
+    still = {topic.name for topic in _unknown_topics(engine)}
+    owners = partition_owners(engine.catalog.database)
+    for topic in found:
+        if topic.name in still:
+            problem = unknown_problem(topic, owners)
+            report.add(VerifyFinding(None, None, topic.path, None, None, problem, "misplaced"))
+
+
+def _unknown_topics(engine: Engine) -> list[FoundTopic]:
+    # The files first: a topic is entered into the catalog before it has any.
+    found = find_topics(engine.storage, known={info.name for info in engine.topics()})
+    known = {info.name for info in engine.topics()}
+    return [topic for topic in found if topic.name not in known]
 
 
 def torn_bytes(storage: Storage, log: Log) -> int:

@@ -218,6 +218,7 @@ GOOD_CSV = b"partition,timestamp,key,value,headers,marks\n0,1,k,v,,\n"
         ("jsonl", GOOD_JSON + b"\nnope\n", "line 3: not JSON"),
         ("jsonl", GOOD_JSON + b'{"key":"k"}\n', 'line 2: no "value"'),
         ("csv", b"a,b\n1,2\n", 'line 1: the first line names no column "value"'),
+        ("csv", b"value,value\n1,2\n", "line 1: the first line names the column 'value' t"),
         ("csv", GOOD_CSV + b"0,1,k\n", "line 3: 3 cells, but there are 6 columns"),
         ("csv", GOOD_CSV + b'0,1,"a\nb",v,,\n0,x,k,v,,\n', "line 5: timestamp is 'x'"),
         ("csv", GOOD_CSV + b"0,9223372036854775808,k,v,,\n", "line 3: timestamp is 922"),
@@ -311,6 +312,13 @@ def test_what_cannot_be_done_is_refused_at_once(path: Path, cli: Cli) -> None:
         assert 2 == cli(*arguments)[0], arguments
     assert 1 == cli("export", "t", "-o", "no/such/folder.csv")[0]
     assert 1 == cli("export", "t", "--format", "csv", "-o", str(path))[0]
+    os.mkfifo(path.parent / "pipe.csv")
+    assert 1 == cli("export", "t", "-o", "pipe.csv")[0]
+    assert (path.parent / "pipe.csv").is_fifo()
+    (path.parent / "link.csv").symlink_to("real.csv")
+    assert 0 == cli("export", "t", "-o", "link.csv")[0]
+    assert (path.parent / "real.csv").is_file()
+    assert (path.parent / "link.csv").is_symlink()
 
 
 def test_an_open_transaction_is_said_to_be_left_out(path: Path, cli: Cli) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import apsw
@@ -41,6 +42,9 @@ STORE_CHECKS = ("catalog", "logs", "files", "clock", "limits", "rights", "proces
 
 
 def test_a_healthy_store_has_no_findings(path: Path) -> None:
+    with millstream.open(path) as store:
+        store.create_topic("begun-at-its-end", partitions=4)
+        store.append("begun-at-its-end", b"x", partition=3)
     assert [] == troubles(path, *STORE_CHECKS)
     before = sorted(path.rglob("*"))
     diagnose(path)
@@ -236,3 +240,19 @@ def test_transactions_that_wait_for_a_lost_database_are_found_and_given_up(
     assert [] == troubles(path, "transactions", "catalog")
     database.touch()
     assert 2 == main(arguments)
+
+
+def test_files_that_cannot_be_seen_end_no_look_at_the_rest(
+    path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # As a directory that belongs to somebody else, for whoever runs the tests: also for root.
+    shutil.rmtree(path / "topics/t")
+    (path / "topics/t").symlink_to("t")
+    (path / "lost+found").symlink_to("lost+found")
+
+    found = diagnose(path)
+
+    (unseen,) = [each for each in found if each.path == "topics/t"]
+    assert ("rights", "error") == (unseen.check, unseen.level)
+    assert "cannot list a directory" in unseen.message
+    assert {"sync", "catalog", "limits", "file system"} <= {each.check for each in found}

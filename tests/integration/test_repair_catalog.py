@@ -223,6 +223,12 @@ def test_a_topic_the_catalog_does_not_know_is_entered(path: Path, tmp_path: Path
     database = apsw.Connection(str(path / "catalog.db"), vfs=CHECKED_VFS)
     database.execute("PRAGMA foreign_keys = ON; DELETE FROM topics WHERE name = 't'").fetchall()
     database.close()
+    # A number no partition has would have as many of them looked for.
+    shutil.copytree(path / "topics/t/0", path / "topics/t/99999999999999999999")
+    with millstream.open(path, read_only=True) as store:
+        (finding,) = store.verify().findings
+    assert ("misplaced", "topics/t") == (finding.kind, finding.path)
+    assert "topic 't', which the catalog does not know" in finding.problem
 
     repair(path)
 
@@ -248,7 +254,9 @@ def test_a_copied_topic_is_named_and_left_alone(path: Path, lost: bool) -> None:
     assert kept == segments(path)
     with millstream.open(path) as store:
         assert ALL == values(store)
-        assert store.verify(deep=True).ok
+        (finding,) = store.verify(deep=True).findings
+        assert ("misplaced", "topics/zz copy") == (finding.kind, finding.path)
+        assert refused.reason == finding.problem
         assert "zz copy" not in {info.name for info in store.topics()}
 
 
