@@ -416,7 +416,7 @@ class Store(StoreWriting, StoreUpkeep):
         backup back; a directory is a store itself and can be opened to look at.
 
         Args:
-            path: A new directory, or a new file with the name *.tar.zst or *.tzst; not in the store.
+            path: A new directory, or a new file named *.tar.zst or *.tzst, not inside the store.
 
         Raises:
             UsageError: There is something at `path`, it is inside the store or has the name of

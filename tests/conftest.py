@@ -10,6 +10,8 @@ to: compiling all modules anew takes several times as long as starting otherwise
 
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 import matrix
+from kill_rounds import fast_directory
 
 settings.register_profile(
     "millstream",
@@ -27,6 +30,13 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("millstream")
+
+
+@pytest.fixture
+def fast_path() -> Iterator[Path]:
+    """A directory where a sync takes no time, if there is such a place."""
+    with tempfile.TemporaryDirectory(dir=fast_directory()) as directory:
+        yield Path(directory)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
 from restarts import explained
-from simulated_stores import abandon, open_quietly
+from simulated_stores import abandon, open_quietly, until_power_fails
 from store_children import hear, spawn
 
 import millstream
@@ -44,24 +43,14 @@ class Life:
 
     def run(self, storage: MemoryStorage) -> None:
         self.acknowledged = 0
-        with self.running(storage) as store:
+        with until_power_fails(self.open(storage)) as store:
             for stop in (7, 10):
                 self.send(store, max(0, self.acknowledged - 4), stop)
                 store.append("t", b"plain")
-        with self.running(storage) as store:
+        with until_power_fails(self.open(storage)) as store:
             self.send(store, 0, 14)
             store.roll("t", 0)
             self.send(store, 11, 17)
-
-    @contextlib.contextmanager
-    def running(self, storage: MemoryStorage) -> Iterator[Store]:
-        store = self.open(storage)
-        try:
-            yield store
-            store.close()
-        except SimulatedCrash:
-            abandon(store)
-            raise
 
     def open(self, storage: MemoryStorage) -> Store:
         store = open_quietly(storage)

@@ -14,7 +14,7 @@ from random import Random
 
 import pytest
 from restarts import explained
-from simulated_stores import START_MS, abandon, open_quietly
+from simulated_stores import START_MS, abandon, open_quietly, until_power_fails
 from store_children import finish, hear, spawn
 
 import millstream
@@ -56,13 +56,8 @@ class Life:
     def run(self, storage: MemoryStorage) -> None:
         self.acknowledged = set()
         for session in range(2):
-            store = self.open(storage)
-            try:
+            with until_power_fails(self.open(storage)) as store:
                 self.send(store, session)
-                store.close()
-            except SimulatedCrash:
-                abandon(store)
-                raise
 
     def send(self, store: Store, session: int) -> None:
         for number in range(3):

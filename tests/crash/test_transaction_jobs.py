@@ -8,34 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
 from interrupted_process import Killed, ProcessStorage
 from kill_roles import check_jobs_in_rows, create
-from kill_rounds import fast_directory
 from restarts import explained
-from simulated_stores import START_MS, abandon, kill, open_quietly
-from users_file import JOURNALS, UsersFile
+from simulated_stores import START_MS, abandon, kill, open_quietly, until_power_fails
+from users_file import JOURNALS, UsersFile, cut_everywhere
 from zygote import Report, Zygote
 
 import millstream
 from millstream import Queue, Store
-from millstream.testing import ManualClock, MemoryStorage, SimulatedCrash, crash_cases
+from millstream.testing import ManualClock, MemoryStorage
 
 SEED = int(os.environ.get("MILLSTREAM_SEED", "1"))
 EVERY = int(os.environ.get("MILLSTREAM_EVERY", "1"))
 KILLS = int(os.environ.get("MILLSTREAM_KILLS", "60"))
 COUNT = 5
-
-
-@pytest.fixture
-def directory() -> Iterator[str]:
-    with tempfile.TemporaryDirectory(dir=fast_directory()) as directory:
-        yield directory
 
 
 def new_store(storage: MemoryStorage) -> None:
@@ -72,47 +63,29 @@ def done(store: Store, database: UsersFile) -> int:
 @pytest.mark.slow
 @pytest.mark.crash
 @pytest.mark.parametrize("journal", JOURNALS)
-def test_power_fails_at_each_step_of_a_commit_with_a_job(directory: str, journal: str) -> None:
-    database = UsersFile(Path(directory) / "my.db", journal)
+def test_power_fails_at_each_step_of_a_commit_with_a_job(fast_path: Path, journal: str) -> None:
+    database = UsersFile(fast_path / "my.db", journal)
     acknowledged = 0
-
-    def start() -> MemoryStorage:
-        database.create()
-        storage = MemoryStorage()
-        new_store(storage)
-        return storage
 
     def work(storage: MemoryStorage) -> None:
         nonlocal acknowledged
         acknowledged = 0
-        store = open_quietly(storage)
-        try:
-            with store.queue("jobs") as queue:
-                for _ in range(2):
-                    assert do(store, queue, database)
-                    acknowledged += 1
-                aborted = pytest.raises(ZeroDivisionError)
-                with aborted, store.transaction(database=database.path) as transaction:
-                    job = queue.get(timeout=0)
-                    assert job is not None
-                    transaction.execute("INSERT INTO rows VALUES (-1)")
-                    transaction.ack(job)
-                    raise ZeroDivisionError
-                job.nack()
-            store.close()
-        except SimulatedCrash:
-            abandon(store)
-            raise
+        with until_power_fails(open_quietly(storage)) as store, store.queue("jobs") as queue:
+            for _ in range(2):
+                assert do(store, queue, database)
+                acknowledged += 1
+            aborted = pytest.raises(ZeroDivisionError)
+            with aborted, store.transaction(database=database.path) as transaction:
+                job = queue.get(timeout=0)
+                assert job is not None
+                transaction.execute("INSERT INTO rows VALUES (-1)")
+                transaction.ack(job)
+                raise ZeroDivisionError
+            job.nack()
 
     finished_by_others = 0
-    at = -1
-    for case in crash_cases(work, start=start, seeds=(SEED,), every=EVERY):
+    for case in cut_everywhere(database, new_store, work, seed=SEED, every=EVERY):
         with explained(f"{case}"):
-            if case.index == at:
-                database.put_back()
-            else:
-                at = case.index
-                database.save()
             storage, committed = case.storage, acknowledged
             in_file = len(database.numbers())
             finished_by_others += in_file > committed
@@ -137,10 +110,10 @@ def test_power_fails_at_each_step_of_a_commit_with_a_job(directory: str, journal
 @pytest.mark.crash
 @pytest.mark.parametrize("late", [False, True])
 def test_who_takes_over_knows_which_jobs_a_dead_process_has_committed(
-    directory: str, late: bool
+    fast_path: Path, late: bool
 ) -> None:
     """Killed at each operation while another worker lives, who also sees the leases run out."""
-    database = UsersFile(Path(directory) / "my.db", "wal" if late else "delete")
+    database = UsersFile(fast_path / "my.db", "wal" if late else "delete")
     index, finished, decided = 0, False, 0
     while not finished:
         with explained(f"kill at operation {index}"):
@@ -175,12 +148,12 @@ def test_who_takes_over_knows_which_jobs_a_dead_process_has_committed(
 
 @pytest.mark.slow
 @pytest.mark.crash
-def test_jobs_rows_and_results_are_exact_after_random_kills() -> None:
+def test_jobs_rows_and_results_are_exact_after_random_kills(fast_path: Path) -> None:
     random = Random(SEED)
     kills = 0
-    with Zygote() as zygote, tempfile.TemporaryDirectory(dir=fast_directory()) as directory:
+    with Zygote() as zygote:
         while kills < KILLS:
-            path = Path(directory) / f"store{kills}"
+            path = fast_path / f"store{kills}"
             create(path, random)
             reports: list[Report] = []
             for _ in range(min(20, KILLS - kills)):

@@ -8,34 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
 from interrupted_process import Killed, ProcessStorage
 from kill_roles import check_rows, create
-from kill_rounds import fast_directory
 from restarts import explained
-from simulated_stores import abandon, kill, open_quietly
-from users_file import JOURNALS, UsersFile
+from simulated_stores import abandon, kill, open_quietly, until_power_fails
+from users_file import JOURNALS, UsersFile, cut_everywhere
 from zygote import Report, Zygote
 
 import millstream
 from millstream import Store, TopicPartition
-from millstream.testing import MemoryStorage, SimulatedCrash, crash_cases
+from millstream.testing import MemoryStorage
 
 SEED = int(os.environ.get("MILLSTREAM_SEED", "1"))
 EVERY = int(os.environ.get("MILLSTREAM_EVERY", "2"))
 KILLS = int(os.environ.get("MILLSTREAM_KILLS", "100"))
 IN0 = TopicPartition("in", 0)
-
-
-@pytest.fixture
-def directory() -> Iterator[str]:
-    with tempfile.TemporaryDirectory(dir=fast_directory()) as directory:
-        yield directory
 
 
 def write(store: Store, database: UsersFile, number: int) -> None:
@@ -73,22 +64,15 @@ def new_store(storage: MemoryStorage) -> None:
 @pytest.mark.crash
 @pytest.mark.parametrize("journal", JOURNALS)
 def test_scenario_67_power_fails_at_each_step_of_a_commit_with_rows(
-    directory: str, journal: str
+    fast_path: Path, journal: str
 ) -> None:
-    database = UsersFile(Path(directory) / "my.db", journal)
+    database = UsersFile(fast_path / "my.db", journal)
     acknowledged = 0
-
-    def start() -> MemoryStorage:
-        database.create()
-        storage = MemoryStorage()
-        new_store(storage)
-        return storage
 
     def work(storage: MemoryStorage) -> None:
         nonlocal acknowledged
         acknowledged = 0
-        store = open_quietly(storage)
-        try:
+        with until_power_fails(open_quietly(storage)) as store:
             for number in range(2):
                 write(store, database, number)
                 acknowledged = number + 1
@@ -97,20 +81,10 @@ def test_scenario_67_power_fails_at_each_step_of_a_commit_with_rows(
                 transaction.append("out", b"aborted", partition=0)
                 transaction.execute("INSERT INTO rows VALUES (-1)")
                 raise ZeroDivisionError
-            store.close()
-        except SimulatedCrash:
-            abandon(store)
-            raise
 
     finished_by_others = 0
-    at = -1
-    for case in crash_cases(work, start=start, seeds=(SEED,), every=EVERY):
+    for case in cut_everywhere(database, new_store, work, seed=SEED, every=EVERY):
         with explained(f"{case}"):
-            if case.index == at:
-                database.put_back()
-            else:
-                at = case.index
-                database.save()
             storage, committed = case.storage, acknowledged
             in_file = len(database.numbers())
             finished_by_others += case.kind == "catalog.commit" and in_file > committed
@@ -131,10 +105,10 @@ def test_scenario_67_power_fails_at_each_step_of_a_commit_with_rows(
 @pytest.mark.crash
 @pytest.mark.parametrize(("journal", "read_first"), [("delete", False), ("wal", True)])
 def test_scenario_60_who_takes_over_decides_what_a_dead_process_left(
-    directory: str, journal: str, read_first: bool
+    fast_path: Path, journal: str, read_first: bool
 ) -> None:
     """Killed at each operation while others live: a plain reader, or a member of the group."""
-    database = UsersFile(Path(directory) / "my.db", journal)
+    database = UsersFile(fast_path / "my.db", journal)
     index, finished, decided = 0, False, 0
     while not finished:
         with explained(f"kill at operation {index}"):
@@ -173,12 +147,12 @@ def test_scenario_60_who_takes_over_decides_what_a_dead_process_left(
 
 @pytest.mark.slow
 @pytest.mark.crash
-def test_scenario_60_rows_and_offsets_are_exact_after_random_kills() -> None:
+def test_scenario_60_rows_and_offsets_are_exact_after_random_kills(fast_path: Path) -> None:
     random = Random(SEED)
     kills = 0
-    with Zygote() as zygote, tempfile.TemporaryDirectory(dir=fast_directory()) as directory:
+    with Zygote() as zygote:
         while kills < KILLS:
-            path = Path(directory) / f"store{kills}"
+            path = fast_path / f"store{kills}"
             create(path, random)
             reports: list[Report] = []
             for _ in range(min(20, KILLS - kills)):

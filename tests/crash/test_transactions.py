@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import pytest
 from interrupted_process import Killed, ProcessStorage
 from restarts import explained
-from simulated_stores import abandon, kill, open_quietly
+from simulated_stores import abandon, kill, open_quietly, until_power_fails
 from store_children import hear, say, spawn
 
 import millstream
 from millstream import Store, TopicPartition
-from millstream.testing import MemoryStorage, SimulatedCrash, crash_cases
+from millstream.testing import MemoryStorage, crash_cases
 
 if TYPE_CHECKING:
     from matrix import Cell
@@ -72,8 +72,7 @@ def test_scenario_67_power_fails_at_each_step_of_a_commit_over_partitions(cell: 
     def work(storage: MemoryStorage) -> None:
         nonlocal acknowledged
         acknowledged = 0
-        store = open_quietly(storage)
-        try:
+        with until_power_fails(open_quietly(storage)) as store:
             for number in range(2):
                 several_partitions(store, number)
                 acknowledged = number + 1
@@ -81,10 +80,6 @@ def test_scenario_67_power_fails_at_each_step_of_a_commit_over_partitions(cell: 
                 for partition in range(PARTITIONS):
                     transaction.append("out", b"aborted", partition=partition)
                 raise ZeroDivisionError
-            store.close()
-        except SimulatedCrash:
-            abandon(store)
-            raise
 
     torn = 0
     seeds = range(SEED, SEED + 2**PARTITIONS)

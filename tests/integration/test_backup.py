@@ -595,15 +595,3 @@ def test_the_catalog_of_an_archive_is_no_file_beside_it(path: Path, tmp_path: Pa
     assert {"store", "copy.tar.zst"} == {each.name for each in tmp_path.iterdir()}
     with contextlib.closing(apsw.Connection(str(path / "catalog.db"), vfs=CHECKED_VFS)) as catalog:
         assert [("ok",)] == catalog.execute("PRAGMA integrity_check").fetchall()
-
-
-def test_a_backup_that_would_be_none_is_refused(tmp_path: Path) -> None:
-    with millstream.open(tmp_path / "store") as store:
-        (tmp_path / "link").symlink_to(tmp_path / "store")
-        for inside in ("store/b", "link/b", "store/topics/b.tar.zst"):
-            with pytest.raises(UsageError, match="is inside the store, and would be lost with it"):
-                store.backup(tmp_path / inside)
-        for name in ("b.tar.gz", "b.zst", "b.zip", "b.tar"):
-            with pytest.raises(UsageError, match=r"one file ends in \.tar\.zst or \.tzst"):
-                store.backup(tmp_path / name)
-    assert ["link", "store"] == sorted(each.name for each in tmp_path.iterdir())

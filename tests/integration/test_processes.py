@@ -17,8 +17,8 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 import pytest
-from interrupted_process import ProcessFile, ProcessStorage
-from simulated_stores import open_quietly
+from interrupted_process import Killed, ProcessFile, ProcessStorage
+from simulated_stores import kill, open_quietly
 from store_children import finish, hear, say, spawn
 
 import millstream
@@ -229,9 +229,9 @@ def test_scenario_52_a_reader_during_appends_rolls_and_retention(
 
 
 class HalfWritten(ProcessStorage):
-    """Pauses in the middle of a write, if asked to."""
+    """Pauses in the middle of a write, or dies there, if asked to."""
 
-    pause = False
+    pause = dies = False
 
     def __init__(self, storage: MemoryStorage) -> None:
         super().__init__(storage)
@@ -253,11 +253,13 @@ class HalfFile(ProcessFile):
 
     def write(self, buffers: Sequence[Buffer], position: int) -> None:
         content = b"".join(buffers)
-        if not self._half.pause:
+        if not self._half.pause and not self._half.dies:
             super().write([content], position)
             return
         half = len(content) * 2 // 3
         super().write([content[:half]], position)
+        if self._half.dies:
+            raise Killed
         self._half.paused.set()
         assert self._half.go_on.wait(TIMEOUT)
         super().write([content[half:]], position + half)
@@ -290,6 +292,50 @@ def test_scenario_53_a_batch_that_is_half_written_is_not_seen(zeros: bool, read_
             thread.join(TIMEOUT)
             assert [b"x" * 1000] == [value for batch in reader.poll() for value in batch.values]
         slow.pause = False
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_scenario_52_a_torn_write_is_cut_under_a_reader(read_only: bool) -> None:
+    storage = MemoryStorage()
+    process = HalfWritten(storage)
+    writer = open_quietly(process)
+    writer.create_topic("t")
+    writer.append("t", b"first")
+    view = storage.read_only_view() if read_only else storage
+    with open_quietly(view, read_only=read_only) as other, other.reader({T0: 0}) as reader:
+        assert [b"first"] == [value for batch in reader.poll() for value in batch.values]
+        process.dies = True
+        with pytest.raises(Killed):
+            writer.append("t", b"x" * 1000)
+        kill(writer)
+        assert [] == reader.poll()
+        with open_quietly(storage) as successor:
+            successor.append("t", b"next")
+            assert [b"next"] == [value for batch in reader.poll() for value in batch.values]
+            assert [b"first", b"next"] == values(other)
+    assert storage.list("topics/t/0/quarantine")
+
+
+def test_scenario_43_signals_interrupt_any_call(path: Path) -> None:
+    caught = 0
+
+    def note(*_: object) -> None:
+        nonlocal caught
+        caught += 1
+
+    former = signal.signal(signal.SIGALRM, note)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    try:
+        with millstream.open(path) as store:
+            written = 0
+            while caught < 50:
+                store.append("t", b"%d" % written)
+                written += 1
+            found = values(store)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+    assert [b"first", *(b"%d" % number for number in range(written))] == found
 
 
 # --- 55, 56: interrupts and exits --------------------------------------------------------------

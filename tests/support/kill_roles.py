@@ -28,6 +28,8 @@ DATABASE = "rows.db"
 """Beside the catalog: a database of the user's."""
 MODES: tuple[Durability, ...] = ("sync", "sync", "os", "interval")
 LOG, KEYED, FIRST, SECOND, WORK = "log", "keyed", "first", "second", "work"
+SINGLE = "single"
+WEAK = b"weak"
 COPIED, RESULTS = "copied", "results"
 FRAMES, FRAMES_KEYED = "frames", "frames-keyed"
 PARTITIONS = 2
@@ -56,6 +58,7 @@ def create(path: Path, random: Random) -> None:
         store.create_topic(KEYED, compact=True, **common)
         store.create_topic(FIRST, **common)
         store.create_topic(SECOND, partitions=PARTITIONS, **common)
+        store.create_topic(SINGLE, **common)
         store.create_topic(WORK, **common)
         store.create_topic(COPIED, **common)
         store.create_topic(RESULTS, **common)
@@ -167,6 +170,30 @@ def transactions(pipe: int, path: str, seed: int) -> None:
                 transaction.put_checkpoint("number", b"%d" % (number + count))
             number += count
             tell(pipe, number)
+
+
+def single_batches(pipe: int, path: str, seed: int) -> None:
+    """Transactions of one batch, decided while it is synced; appends between them are not."""
+    random = Random(seed)
+    with millstream.open(path) as store, contextlib.closing(store.own("single")) as owner:
+        number = len(_committed_singles(store))
+        tell(pipe, *READY)
+        while True:
+            count = random.randrange(1, 5)
+            with store.transaction(owner=owner) as transaction:
+                transaction.append_many(SINGLE, [b"%d" % (number + each) for each in range(count)])
+                if random.random() < 0.3:
+                    store.append(SINGLE, WEAK, durability="os")
+                if random.random() < 0.2:
+                    transaction.abort()
+                    continue
+            number += count
+            tell(pipe, number)
+
+
+def _committed_singles(store: Store) -> list[int]:
+    values = [record.value or b"" for record in store.read(SINGLE)]
+    return [int(value) for value in values if value != WEAK]
 
 
 def compacts(pipe: int, path: str, seed: int) -> None:
@@ -328,12 +355,12 @@ def backs_up(pipe: int, path: str, seed: int) -> None:
 ROLES: dict[str, Callable[..., None]] = {
     each.__name__: each
     for each in (
-        *(appends, full_disk, small_disk, transactions, compacts, columns),
+        *(appends, full_disk, small_disk, transactions, single_batches, compacts, columns),
         *(members, writes_rows, workers, jobs_in_rows, backs_up),
     )
 }
 ANYWHERE = sorted(set(ROLES) - {"small_disk"})
-ALONE = frozenset({"transactions", "compacts", "columns", "backs_up"})
+ALONE = frozenset({"transactions", "single_batches", "compacts", "columns", "backs_up"})
 """Roles of which there is one process at a time."""
 
 
@@ -374,6 +401,20 @@ def check_transactions(store: Store, reports: Sequence[Report]) -> None:
     assert count >= max([number for number, *_ in reports], default=0)
     assert expected == [int(record.value or b"") for record in store.read(FIRST)]
     assert expected == [int(record.value or b"") for record in store.read(SECOND)]
+
+
+def check_single_batches(store: Store, reports: Sequence[Report]) -> None:
+    """Every batch is there as a whole or not at all, and those acknowledged are there."""
+    found = _committed_singles(store)
+    assert list(range(len(found))) == found
+    assert len(found) >= max([number for number, *_ in reports], default=0)
+    ends = {number for number, *_ in reports}
+    batches = [
+        [int(record.value or b"") for record in batch.records() if record.value != WEAK]
+        for batch in store.read(SINGLE).batches()
+    ]
+    starts = {numbers[0] for numbers in batches if numbers}
+    assert {end for end in ends if 0 < end < len(found)} <= starts
 
 
 def check_keyed(store: Store, reports: Sequence[Report]) -> None:
@@ -497,6 +538,7 @@ CHECKS: dict[str, Callable[[Store, Sequence[Report]], None]] = {
     "full_disk": check_log,
     "small_disk": check_log,
     "transactions": check_transactions,
+    "single_batches": check_single_batches,
     "compacts": check_keyed,
     "columns": check_columns,
     "members": check_members,

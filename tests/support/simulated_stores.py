@@ -7,6 +7,9 @@ there, and nobody has said goodbye.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import millstream
 from millstream import Store
 from millstream.clock import Clock
@@ -14,7 +17,7 @@ from millstream.config import Durability
 from millstream.log import Log
 from millstream.storage_protocols import Storage
 from millstream.tail import Slot
-from millstream.testing import ManualClock
+from millstream.testing import ManualClock, SimulatedCrash
 
 START_MS = 1_700_000_000_000
 
@@ -51,6 +54,17 @@ def abandon(store: Store) -> None:
     engine.background.close()
     engine.catalog.close()
     engine.closed = True
+
+
+@contextlib.contextmanager
+def until_power_fails(store: Store) -> Iterator[Store]:
+    """Close the store at the end of the block, or abandon it where the power fails."""
+    try:
+        yield store
+        store.close()
+    except SimulatedCrash:
+        abandon(store)
+        raise
 
 
 def kill(store: Store) -> None:

@@ -1,11 +1,18 @@
-"""A SQLite database of the user's in a file, which can be put back to how it was."""
+"""A SQLite database of the user's in a file, which can be put back to how it was.
+
+And work with it that is cut by a failing power: the store is simulated, the file is real. So it is
+saved at each place of a crash, and put back for each of the outcomes there.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
 import sqlite3
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from millstream.testing import CrashCase, MemoryStorage, crash_cases
 
 JOURNALS = ("delete", "wal")
 
@@ -45,3 +52,29 @@ class UsersFile:
     def _remove(self) -> None:
         for file in self.path.parent.glob(f"{self.path.name}*"):
             file.unlink()
+
+
+def cut_everywhere(
+    database: UsersFile,
+    new_store: Callable[[MemoryStorage], None],
+    work: Callable[[MemoryStorage], None],
+    *,
+    seed: int,
+    every: int,
+) -> Iterator[CrashCase]:
+    """The power fails at each operation of `work`, in every manner; the file is as it was then."""
+
+    def start() -> MemoryStorage:
+        database.create()
+        storage = MemoryStorage()
+        new_store(storage)
+        return storage
+
+    at = -1
+    for case in crash_cases(work, start=start, seeds=(seed,), every=every):
+        if case.index == at:
+            database.put_back()
+        else:
+            at = case.index
+            database.save()
+        yield case

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,3 +67,15 @@ def test_a_wrong_call_is_told_and_appends_nothing(
 def test_a_wrong_durability_does_not_open_a_store() -> None:
     with pytest.raises(UsageError, match="choose sync, interval, os"):
         millstream.open(durability="fsync")  # type: ignore[arg-type]  # the point
+
+
+def test_a_backup_that_would_be_none_is_refused(tmp_path: Path) -> None:
+    with millstream.open(tmp_path / "store") as store:
+        (tmp_path / "link").symlink_to(tmp_path / "store")
+        for inside in ("store/b", "link/b", "store/topics/b.tar.zst"):
+            with pytest.raises(UsageError, match="is inside the store, and would be lost with it"):
+                store.backup(tmp_path / inside)
+        for name in ("b.tar.gz", "b.zst", "b.zip", "b.tar"):
+            with pytest.raises(UsageError, match=r"one file ends in \.tar\.zst or \.tzst"):
+                store.backup(tmp_path / name)
+    assert ["link", "store"] == sorted(each.name for each in tmp_path.iterdir())
