@@ -36,13 +36,21 @@ class Background:
         if key in self._due or self._closed:
             return
         with self._lock:
+            if self._thread is None and not self._start():
+                return
             self._due.setdefault(key, (self._clock.monotonic() + delay_seconds, task))
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="millstream-background", daemon=True
-                )
-                self._thread.start()
             self._work.notify()
+
+    def _start(self) -> bool:
+        """Start the thread; False where none can be had. The next task tries again."""
+        thread = threading.Thread(target=self._run, name="millstream-background", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # no room for one, or the interpreter is about to exit
+            _logger.warning("background task not run: %s", error)
+            return False
+        self._thread = thread
+        return True
 
     def close(self) -> None:
         """Drop what has not started and wait for what is running."""

@@ -7,6 +7,7 @@ What has to be synced, and what a failure means, is for `engine.py` and `group_c
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -54,37 +55,39 @@ class Helpers:
         self._closed = False
 
     def begin(self, task: Callable[[], object]) -> Helped:
-        """Have it done. Once closed, it is done before this returns."""
+        """Have it done. Once closed, or where no thread can be had, before this returns."""
         helped = Helped(task)
         with self._guard:
-            closed = self._closed
-            if not closed:
+            if not self._closed and self._busy >= len(self._threads) < HELPERS_MAX:
+                self._add_thread()
+            if self._threads:
                 self._busy += 1
-                if self._busy > len(self._threads) < HELPERS_MAX:
-                    self._add_thread()
                 self._tasks.put(helped)
-        if closed:
-            helped.run()
+                return helped
+        helped.run()
         return helped
 
     def _add_thread(self) -> None:
         name = f"millstream-helper-{len(self._threads)}"
         thread = threading.Thread(target=self._help, name=name, daemon=True)
-        thread.start()
-        self._threads.append(thread)
+        # There may be no room for one, and at its exit the interpreter starts none.
+        with contextlib.suppress(RuntimeError):
+            thread.start()
+            self._threads.append(thread)
 
     def _help(self) -> None:
         while (helped := self._tasks.get()) is not None:
             helped.run()
             with self._guard:
                 self._busy -= 1
+        # For the next one, however many there are: one whose start was interrupted is on no list.
+        self._tasks.put(None)
 
     def close(self) -> None:
         """Return when everything begun is done. Idempotent."""
         with self._guard:
             self._closed = True
             threads, self._threads = self._threads, []
-            for _ in threads:
-                self._tasks.put(None)
+            self._tasks.put(None)
         for thread in threads:
             thread.join()

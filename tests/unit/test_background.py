@@ -34,3 +34,20 @@ def test_tasks_after_one_that_fails_are_run(
     (record,) = caplog.records
     assert (level, level == logging.ERROR) == (record.levelno, record.exc_info is not None)
     assert "background task failed" in record.message
+
+
+def test_where_no_thread_can_be_had_the_next_task_tries_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    background, done = Background(SystemClock()), threading.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        background.submit("key", done.set)
+    assert ["background task not run: can't start new thread"] == caplog.messages
+    assert not done.is_set()
+    background.submit("key", done.set)
+    assert done.wait(20)
+    background.close()

@@ -66,3 +66,50 @@ def test_a_close_waits_for_what_was_begun_and_later_tasks_are_done_at_once() -> 
     helpers.begin(lambda: done.append("later"))
     assert ["begun", "later"] == done
     helpers.close()
+
+
+def refuse_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a system does that has no room for another thread."""
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+
+def test_where_no_thread_can_be_had_a_task_is_done_by_who_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    helpers, done = Helpers(), Event()
+    with monkeypatch.context() as patch:
+        refuse_threads(patch)
+        helped = helpers.begin(done.set)
+        assert done.is_set()
+        helped.wait()
+    helpers.begin(Event).wait()
+    helpers.close()
+
+
+def test_a_thread_whose_start_was_interrupted_keeps_no_other_from_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = threading.Thread.start
+
+    def interrupted_start(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    helpers, barrier = Helpers(), Barrier(3, timeout=TIMEOUT)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted_start)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                helpers.begin(Event)
+    begun = [helpers.begin(barrier.wait) for _ in range(2)]
+    barrier.wait()
+    for each in begun:
+        each.wait()
+    closing = threading.Thread(target=helpers.close, daemon=True)
+    closing.start()
+    closing.join(TIMEOUT)
+    assert not closing.is_alive()
