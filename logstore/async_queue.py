@@ -189,7 +189,8 @@ class AsyncQueue:
         loop = asyncio.get_running_loop()
         while self._acks:
             acks, self._acks = self._acks, []
-            leased = list(dict.fromkeys(job for job, _ in acks if job.state == "leased"))
+            ours = dict.fromkeys(job for job, _ in acks if job.settler is self._inner)
+            leased = [job for job in ours if job.state == "leased"]
             error: Exception | None = None
             try:
                 await loop.run_in_executor(self._settler, self._ack, leased)

@@ -256,6 +256,7 @@ class Queue:
         delay_ms = parse_duration_ms(delay) if delay else 0
         due_ms = self._engine.clock.now_ms() + delay_ms if delay_ms else 0
         most = self._row.max_deliveries or math.inf
+        self.ensure_leased(*jobs)
         fates: list[tuple[Job, Fate | None]] = [
             (job, Fate(NOBODY, due_ms, job.deliveries)) for job in jobs if job.deliveries < most
         ]
@@ -343,7 +344,18 @@ class Queue:
         if self._closed:
             raise StoreClosedError("the queue is closed: its jobs were given back")
         self._engine.ensure_writable()
+        if len(jobs) > 1 and len(set(jobs)) < len(jobs):
+            raise UsageError("a job is given twice: settle it once", topic=self.topic)
         for job in jobs:
+            if job.settler is not self:
+                # Its offset may be leased here, too: for another job.
+                raise UsageError(
+                    "another queue, or another worker of this one, was given the job: settle it"
+                    " there, as job.ack() and the like do",
+                    topic=job.topic,
+                    partition=job.partition,
+                    offset=job.offset,
+                )
             if job.state == "leased":
                 continue
             if job.state == "lost":

@@ -54,7 +54,15 @@ def trim(
         engine.ensure_writable()
     report = RetentionReport([], [])
     for number, offset in before.items():
-        log = engine.log(topic, number)
+        if not isinstance(offset, int) or offset < 0:
+            raise UsageError(
+                f"the offset to trim before is {offset!r}; give a whole number of at least 0",
+                topic=topic,
+                partition=number,
+            )
+    logs = {number: engine.log(topic, number) for number in before}
+    for number, offset in before.items():
+        log = logs[number]
         place = TopicPartition(topic, number)
         end = min(offset, log.visible_offset)
         segments = log.files.infos()

@@ -24,6 +24,10 @@ class StoreUpkeep:
         The report names the segments that go, and those of the topic's `retention_groups` which
         have not read everything below: a trim does not wait for them. With `dry_run` nothing
         happens, and the store may be read-only.
+
+        Raises:
+            UsageError: An offset is no whole number, or negative; nothing is trimmed.
+            UnknownTopicError: No such topic or partition; nothing is trimmed.
         """
         return maintenance.trim(self._engine, topic, before, dry_run=dry_run)
 

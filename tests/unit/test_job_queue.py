@@ -163,6 +163,34 @@ def test_a_job_is_settled_once(store: Store) -> None:
 # Leases
 
 
+def test_a_job_is_settled_by_the_worker_that_has_it_alone(store: Store) -> None:
+    with millstream.open(":memory:") as elsewhere:
+        elsewhere.create_topic("jobs")
+        put(store, 1)
+        put(elsewhere, 1)
+        with store.queue("jobs") as ours, elsewhere.queue("jobs") as theirs:
+            job, foreign = got(ours.get()), got(theirs.get())
+            assert ours.worker_id == theirs.worker_id
+            assert job.range == foreign.range
+            for settle in (ours.ack, ours.nack, ours.reject, ours.extend):
+                with pytest.raises(UsageError, match="another queue"):
+                    settle(foreign)
+            assert "leased" == job.state == foreign.state
+            assert [1] == [each.leased for each in store.queues()[0].partitions]
+            foreign.ack()
+
+
+def test_a_job_that_is_given_twice_is_refused_and_stays_leased(store: Store) -> None:
+    put(store, 1)
+    with store.queue("jobs") as queue:
+        job = got(queue.get())
+        for settle in (queue.ack, queue.nack, queue.extend):
+            with pytest.raises(UsageError, match="twice"):
+                settle(job, job)
+        assert "leased" == job.state
+        job.ack()
+
+
 def test_while_a_lease_is_held_nobody_else_gets_the_job(
     storage: MemoryStorage, store: Store, clock: ManualClock
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import millstream
-from millstream import Store, UsageError
+from millstream import MillstreamError, Store, UnknownTopicError, UsageError
 
 
 @pytest.fixture
@@ -79,3 +79,20 @@ def test_a_backup_that_would_be_none_is_refused(tmp_path: Path) -> None:
             with pytest.raises(UsageError, match=r"one file ends in \.tar\.zst or \.tzst"):
                 store.backup(tmp_path / name)
     assert ["link", "store"] == sorted(each.name for each in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("before", "error", "message"),
+    [
+        ({0: 1, 1: -1}, UsageError, "is -1; give a whole number .*partition 1"),
+        ({0: 1, 1: "latest"}, UsageError, "'latest'; give a whole number"),
+        ({0: 1, 9: 1}, UnknownTopicError, "partitions 0 to"),
+    ],
+)
+def test_a_wrong_trim_is_told_and_trims_nothing(
+    store: Store, before: dict[int, Any], error: type[MillstreamError], message: str
+) -> None:
+    store.append("t", b"x", partition=0)
+    with pytest.raises(error, match=message):
+        store.trim("t", before)
+    assert {offsets.start for offsets in store.offsets("t").values()} == {0}
