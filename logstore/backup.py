@@ -87,11 +87,7 @@ class BackupTarget(Protocol):
         ...
 
 
-_OTHER_ARCHIVES: Final = tuple(
-    suffix
-    for suffix in (".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z")
-    if suffix not in ARCHIVE_SUFFIXES
-)
+_ARCHIVES: Final = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z")
 
 
 def back_up(engine: Engine, path: str | os.PathLike[str]) -> BackupReport:
@@ -104,7 +100,7 @@ def back_up(engine: Engine, path: str | os.PathLike[str]) -> BackupReport:
     if root is not None and os.path.realpath(place).startswith(f"{root}{os.sep}"):
         raise UsageError(f"{place} is inside the store, and would be lost with it: choose another")
     name = os.path.basename(place)
-    if name.endswith(_OTHER_ARCHIVES):
+    if name.endswith(_ARCHIVES) and not name.endswith(ARCHIVE_SUFFIXES):
         raise UsageError(
             f"{place} looks like an archive: one file ends in {' or '.join(ARCHIVE_SUFFIXES)}, any"
             " other name is that of a directory"

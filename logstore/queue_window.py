@@ -64,15 +64,16 @@ class QueueWindow:
         while self._batches and self._batches[0].last_offset < offset:
             self._batches.popleft()
         missing = count - sum(batch.from_offset(offset).record_count for batch in self._batches)
-        if missing > 0:
-            wanted_bytes = min(missing * self._record_bytes, WINDOW_BYTES)
-            found = self._reader.poll(max_bytes=wanted_bytes)
+        while missing > 0:
+            found = self._reader.poll(max_bytes=min(missing * self._record_bytes, WINDOW_BYTES))
             self.end = self._reader.positions[self._partition]
+            if not found:
+                break
             self._batches.extend(found)
-            if found:
-                stored_bytes = sum(batch.header.total_bytes for batch in found)
-                records = sum(batch.record_count for batch in found)
-                self._record_bytes = max(1, stored_bytes // records)
+            records = sum(batch.record_count for batch in found)
+            stored_bytes = sum(batch.header.total_bytes for batch in found)
+            self._record_bytes = max(1, stored_bytes // records)
+            missing -= records
 
     def has_records(self, offset: int) -> bool:
         """Whether a record at or after `offset` has been read."""

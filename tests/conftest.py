@@ -5,10 +5,12 @@ draws the same examples in every run, so that what failed fails again; MILLSTREA
 `make crash SEED=` sets, has it draw others.
 
 The processes that tests start may keep what they compile, even where somebody has asked Python not
-to: compiling all modules anew takes several times as long as starting otherwise does.
+to: compiling all modules anew takes several times as long as starting otherwise does. They heed
+Ctrl-C also where the suite runs in the background of a shell, which lets its jobs ignore it.
 """
 
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +20,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 import matrix
