@@ -26,7 +26,7 @@ demo: $(VENV)/.installed ## two weeks of real flights through the whole house, a
 	@$(BIN)/millstream demo $(ARGS)
 
 test: $(VENV)/.flights ## the whole test suite (ARGS="-k name" to select, JOBS=1 for one process)
-	@$(BIN)/pytest -q -n $(JOBS) --dist loadgroup $(ARGS)
+	@$(BIN)/pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
 check: $(VENV)/.dev ## formatting, lint, types and layers
 	@$(BIN)/ruff format --check --quiet || { $(BIN)/ruff format --diff --quiet; echo "run: make format"; exit 1; }

