@@ -8,6 +8,7 @@ any of that, and no pipeline is known here; docs/concepts/connectors.md shows ho
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -332,9 +333,27 @@ class Outside:
         return UserDatabase(path, clock=self.clock, read_only=read_only)
 
     def print_lines(self, lines: Iterable[str]) -> None:
-        """Write lines to standard output, and flush it."""
-        sys.stdout.write("".join([f"{line}\n" for line in lines]))
-        sys.stdout.flush()
+        """Write lines to standard output, all of them, and flush it.
+
+        Raises:
+            BrokenPipeError: The reader is gone.
+            BlockingIOError: Somebody made it non-blocking, and it takes nothing now.
+        """
+        text, stream = "".join([f"{line}\n" for line in lines]), sys.stdout
+        binary = getattr(stream, "buffer", None)
+        if binary is None:
+            stream.write(text)
+        else:
+            # Where Python does not buffer (PYTHONUNBUFFERED), a text stream drops what the pipe
+            # does not take at once, because a reader has gone or a signal came.
+            stream.flush()
+            rest = memoryview(text.encode(stream.encoding, stream.errors or "strict"))
+            while rest:
+                written = binary.write(rest)
+                if written is None:
+                    raise BlockingIOError(errno.EAGAIN, "standard output takes nothing now")
+                rest = rest[written:]
+        stream.flush()
 
 
 OUTSIDE: Final = Outside()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -109,14 +110,22 @@ def test_a_pipeline_that_prints_into_a_closed_pipe_ends_at_once(tmp_path: Path) 
     )
     command = [sys.executable, "-m", "millstream", "--dir", "data", "process", "app:pipeline"]
     with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},  # where Python itself drops the rest
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert b'{"n":0}\n' == process.stdout.readline()
         process.stdout.close()
-        said = process.stderr.read().decode()
-        assert 0 == process.wait(timeout=60)
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert 0 == process.returncode
+    said = errors.decode()
     assert "at least once" in said
     assert 1 == said.count("\n")
     lines = run_here(tmp_path, "process", "app:pipeline", "--until", "end").splitlines()
