@@ -54,7 +54,7 @@ def trim(
         engine.ensure_writable()
     report = RetentionReport([], [])
     for number, offset in before.items():
-        if not isinstance(offset, int) or offset < 0:
+        if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0:
             raise UsageError(
                 f"the offset to trim before is {offset!r}; give a whole number of at least 0",
                 topic=topic,

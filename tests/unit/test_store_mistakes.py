@@ -86,6 +86,7 @@ def test_a_backup_that_would_be_none_is_refused(tmp_path: Path) -> None:
     [
         ({0: 1, 1: -1}, UsageError, "is -1; give a whole number .*partition 1"),
         ({0: 1, 1: "latest"}, UsageError, "'latest'; give a whole number"),
+        ({0: 1, 1: True}, UsageError, "True; give a whole number"),
         ({0: 1, 9: 1}, UnknownTopicError, "partitions 0 to"),
     ],
 )
