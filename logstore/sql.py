@@ -18,14 +18,17 @@ Not for pipelines: nothing here is incremental, and nothing is exactly once. Nee
 
 from __future__ import annotations
 
+import contextlib
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from .errors import MillstreamError, UsageError, missing_extra
+from .helpers import Helped
 from .positions import parse_size_bytes
 from .scan import Scan
 from .store import Store
@@ -79,11 +82,16 @@ class Query:
         self._connection = connection
         self._failures = failures
         self._topics = topics
-        self._worker = ThreadPoolExecutor(1, "millstream-sql")
+        # Queues and locks of C alone stand between the two threads: a Ctrl-C in an executor of
+        # Python may leave one of its locks held.
+        self._calls: SimpleQueue[Helped | None] = SimpleQueue()
+        self._worker = threading.Thread(target=self._work, name="millstream-sql", daemon=True)
+        self._worker.start()
         try:
             self._reader = self._ask(lambda: _started(connection, text))
         except BaseException:
-            self._worker.shutdown()
+            self._interrupt()
+            self._calls.put(None)
             connection.close()
             raise
         self.columns: list[str] = list(self._reader.schema.names)
@@ -136,18 +144,35 @@ class Query:
 
     def _interruptible(self, call: Callable[[], Any]) -> Any:
         """Call in another thread: while DuckDB works in this one, Python sees no Ctrl-C."""
-        future = self._worker.submit(call)
+        found: list[Any] = []
+        asked = Helped(lambda: found.append(call()))
         try:
-            return future.result()
+            self._calls.put(asked)
+            asked.wait()
         except KeyboardInterrupt:
-            while not future.done():  # again, in case that it had not begun
-                self._connection.interrupt()
-                wait((future,), _INTERRUPT_SECONDS)
+            self._interrupt()
             raise
+        return found[0]
+
+    def _work(self) -> None:
+        while (asked := self._calls.get()) is not None:
+            asked.run()
+
+    def _interrupt(self) -> None:
+        """Have DuckDB leave what it works at, also where the interrupt came as it was asked."""
+        idle: SimpleQueue[None] = SimpleQueue()
+        self._calls.put(Helped(lambda: idle.put(None)))
+        while self._worker.is_alive():
+            self._connection.interrupt()  # again, in case that it had not begun
+            with contextlib.suppress(Empty):
+                idle.get(timeout=_INTERRUPT_SECONDS)
+                return
 
     def close(self) -> None:
         """End the query. More than once does no harm."""
-        self._worker.shutdown()
+        self._interrupt()
+        self._calls.put(None)
+        self._worker.join()
         self._reader.close()
         self._connection.close()
 

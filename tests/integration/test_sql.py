@@ -10,6 +10,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import polars
 import pyarrow
@@ -18,6 +20,7 @@ import pytest
 import millstream
 from millstream import MissingExtraError, RecordError, UsageError, sql
 from millstream.cli.main import main
+from millstream.helpers import Helped
 from millstream.processor import Pipeline, agg, state_tables
 
 
@@ -223,6 +226,39 @@ def test_a_query_ends_when_it_is_interrupted(store: millstream.Store, tmp_path: 
         child.kill()
         child.communicate()
     assert child.returncode == 130, error
+
+
+def test_an_interrupt_at_any_step_of_asking_ends_the_query(
+    store: millstream.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C between two instructions of ours, up to the one that waits for DuckDB."""
+    asks, steps, at, waits = sql.Query._interruptible, 0, 0, False
+
+    def trace(frame: FrameType, event: str, _argument: object) -> Any:
+        nonlocal steps, waits
+        if frame.f_globals["__name__"] not in {"millstream.sql", "millstream.helpers", "threading"}:
+            return None
+        frame.f_trace_opcodes = True
+        steps += event == "opcode"
+        waits = frame.f_code is Helped.wait.__code__
+        if steps == at or waits:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return trace
+
+    def traced(query: sql.Query, call: Any) -> Any:
+        sys.settrace(trace)
+        return asks(query, call)
+
+    text = "select count(*) from t, range(100000000000) r where partition % 7 = r.range % 3"
+    monkeypatch.setattr(sql.Query, "_interruptible", traced)
+    while not waits:
+        steps, at = 0, at + 1
+        with pytest.raises(KeyboardInterrupt):
+            sql.query(store, text)
+    assert at > 10
+    monkeypatch.undo()
+    assert rows(store, "select count(*) from t") == [(2000,)]
 
 
 def test_many_topics_are_not_all_named() -> None:
