@@ -8,9 +8,7 @@ any of that, and no pipeline is known here; docs/concepts/connectors.md shows ho
 
 from __future__ import annotations
 
-import errno
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
@@ -25,6 +23,8 @@ from millstream import (
     UsageError,
     UserDatabase,
 )
+
+from .printing import print_text
 
 SOURCES: Final = "millstream.sources"
 SINKS: Final = "millstream.sinks"
@@ -333,27 +333,8 @@ class Outside:
         return UserDatabase(path, clock=self.clock, read_only=read_only)
 
     def print_lines(self, lines: Iterable[str]) -> None:
-        """Write lines to standard output, all of them, and flush it.
-
-        Raises:
-            BrokenPipeError: The reader is gone.
-            BlockingIOError: Somebody made it non-blocking, and it takes nothing now.
-        """
-        text, stream = "".join([f"{line}\n" for line in lines]), sys.stdout
-        binary = getattr(stream, "buffer", None)
-        if binary is None:
-            stream.write(text)
-        else:
-            # Where Python does not buffer (PYTHONUNBUFFERED), a text stream drops what the pipe
-            # does not take at once, because a reader has gone or a signal came.
-            stream.flush()
-            rest = memoryview(text.encode(stream.encoding, stream.errors or "strict"))
-            while rest:
-                written = binary.write(rest)
-                if written is None:
-                    raise BlockingIOError(errno.EAGAIN, "standard output takes nothing now")
-                rest = rest[written:]
-        stream.flush()
+        """Write lines to standard output, all of them, and flush it; see `print_text`."""
+        print_text("".join([f"{line}\n" for line in lines]), flush=True)
 
 
 OUTSIDE: Final = Outside()

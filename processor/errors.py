@@ -15,6 +15,7 @@ from millstream import RecordError
 
 from .columns import Chunk, MicroBatch
 from .fields import ComputedField
+from .printing import NobodyReadsError
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -38,8 +39,11 @@ def fail(label: str, error: Exception, batch: MicroBatch, row: int) -> NoReturn:
     """Raise what a user function raised, as a RecordError naming operator and record.
 
     An error of our own kind raised inside (by a store the function uses, say) is chained as well:
-    the caller must see which record was being processed.
+    the caller must see which record was being processed. That nobody reads what is printed is no
+    fault of a record.
     """
+    if isinstance(error, NobodyReadsError):
+        raise error
     raise record_error(f"{label}: {reason(error)}", batch, row) from error
 
 

@@ -6,7 +6,6 @@ makes one. Nothing runs here.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
@@ -39,6 +38,7 @@ from .nodes import (
     PortNode,
 )
 from .plan import PlanBuilder
+from .printing import print_text
 from .row_types import element_type, returned_type
 from .selection import Selection
 from .sink_declaration import SinkOptions, sink_node
@@ -285,7 +285,7 @@ class DeadLetters:
 
 
 def _print(prefix: str, value: object) -> None:
-    sys.stdout.write(f"{prefix} {value!r}\n" if prefix else f"{value!r}\n")
+    print_text(f"{prefix} {value!r}\n" if prefix else f"{value!r}\n", flush=False)
 
 
 def _on_error(mode: str) -> OnError:

@@ -89,17 +89,10 @@ class StdoutSink(Sink):
         return CallableWriter(self._print, batches=True)
 
     def _print(self, records: Sequence[Record]) -> None:
-        try:
-            self.outside.print_lines(
-                "null" if record.value is None else record.value.decode(errors="replace")
-                for record in records
-            )
-        except BrokenPipeError as error:
-            raise _NobodyReadsError("nobody reads what is printed any more") from error
-
-
-class _NobodyReadsError(UsageError, BrokenPipeError):
-    """A closed pipe: trying again would not open it."""
+        self.outside.print_lines(
+            "null" if record.value is None else record.value.decode(errors="replace")
+            for record in records
+        )
 
 
 def to_callable(

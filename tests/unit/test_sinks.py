@@ -568,28 +568,3 @@ def test_rows_that_come_while_a_table_is_compared_are_taken_along(tmp_path: Path
     assert sink.compare("box", Moving()) is None
     assert 2 == writer.position()
     writer.close()
-
-
-class Reluctant(io.RawIOBase):
-    """Takes seven bytes at a time, as a pipe may take a part."""
-
-    def __init__(self) -> None:
-        self.taken = b""
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int | None:
-        self.taken += bytes(data[:7])
-        return min(7, len(data)) if len(self.taken) < 100 else None
-
-
-def test_all_is_printed_where_python_does_not_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = Reluctant()
-    with io.TextIOWrapper(raw, encoding="utf-8", write_through=True) as stdout:  # type: ignore[type-var]
-        monkeypatch.setattr(sys, "stdout", stdout)
-        writer = to_stdout().open("")
-        writer.write(records("a long line", "another one"), 0, 2)
-        assert raw.taken == b'"a long line"\n"another one"\n'
-        with pytest.raises(BlockingIOError, match="takes nothing now"):
-            writer.write(records("x" * 100), 2, 3)
