@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -305,11 +306,10 @@ def different_of_rows(context: Context) -> Sample:
 
 def _load() -> None:
     """Load what is loaded when it is needed: what the others load is not measured either."""
-    for name in ("frame_outputs", "frame_running", "frame_session_windowing", "frame_windowing"):
-        importlib.import_module(f"millstream.processor.{name}")
+    for module in pkgutil.iter_modules(millstream.processor.__path__):
+        if module.name.startswith("frame"):
+            importlib.import_module(f"millstream.processor.{module.name}")
     importlib.import_module("millstream.json_columns")
-    importlib.import_module("millstream.processor.frame_dedup")
-    importlib.import_module("millstream.processor.frame_operators")
     importlib.import_module("numpy.ma")  # pyarrow asks it about the first array it is given
 
 
