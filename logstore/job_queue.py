@@ -212,7 +212,9 @@ class Queue:
         self._ahead.extend(fetched.jobs)
         for job in fetched.exhausted:
             most = job.deliveries - 1
-            self._bury(job, f"delivered {most} times without an ack", most)
+            # Who has claimed it since, because this process stood still, buries it.
+            with contextlib.suppress(FencedError):
+                self._bury(job, f"delivered {most} times without an ack", most)
         return fetched.again, fetched.pause
 
     def _renew(self, count: int) -> None:
@@ -252,7 +254,11 @@ class Queue:
         self._settle([(job, None) for job in jobs], "acked")
 
     def nack(self, *jobs: Job, delay: Duration = 0) -> None:
-        """Give jobs back in one commit; see `Job.nack`. Errors as `ack`."""
+        """Give jobs back in one commit; see `Job.nack`. Dead letters have a commit each.
+
+        Raises:
+            FencedError: Some were lost; the others are given back, or dead letters.
+        """
         delay_ms = parse_duration_ms(delay) if delay else 0
         due_ms = self._engine.clock.now_ms() + delay_ms if delay_ms else 0
         most = self._row.max_deliveries or math.inf
@@ -260,13 +266,22 @@ class Queue:
         fates: list[tuple[Job, Fate | None]] = [
             (job, Fate(NOBODY, due_ms, job.deliveries)) for job in jobs if job.deliveries < most
         ]
+        lost: FencedError | None = None
         if fates:
-            self._settle(fates, "nacked")
+            try:
+                self._settle(fates, "nacked")
+            except FencedError as error:
+                lost = error
             self._announce()
         for job in jobs:
             if job.deliveries >= most:
-                self.ensure_leased(job)
-                self._bury(job, f"delivered {job.deliveries} times without an ack", job.deliveries)
+                reason = f"delivered {job.deliveries} times without an ack"
+                try:
+                    self._bury(job, reason, job.deliveries)
+                except FencedError as error:
+                    lost = lost or error
+        if lost is not None:
+            raise lost
 
     def reject(self, job: Job, reason: str = "rejected") -> None:
         """Make a job a dead letter; see `Job.reject`."""
@@ -360,25 +375,20 @@ class Queue:
                 continue
             if job.state == "lost":
                 raise self._lost(job)
+            problem = f"the job is {job.state} already"
             if job.state == "undecided":
-                raise UsageError(
+                problem = (
                     "the job was acked in a transaction whose state is unknown: when that is known,"
-                    " it is acked, or comes again",
-                    topic=job.topic,
-                    partition=job.partition,
-                    offset=job.offset,
+                    " it is acked, or comes again"
                 )
             raise UsageError(
-                f"the job is {job.state} already",
-                topic=job.topic,
-                partition=job.partition,
-                offset=job.offset,
+                problem, topic=job.topic, partition=job.partition, offset=job.offset
             )
 
     def _lost(self, job: Job) -> FencedError:
         return FencedError(
             "the lease had passed, and the job is another worker's, or waits for one; extend()"
-            " jobs that take long. Nothing was changed",
+            " jobs that take long. It is not settled",
             topic=job.topic,
             partition=job.partition,
             offset=job.offset,

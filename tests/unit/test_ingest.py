@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from outside_world import SimulatedOutside, extend, put, values_of
+from simulated_stores import START_MS
 
 import millstream
 from millstream import (
@@ -29,7 +30,8 @@ from millstream.testing import ManualClock, MemoryStorage
 
 @pytest.fixture
 def store() -> Iterator[Store]:
-    with millstream.open(":memory:") as store:
+    # Time stands still, so that what one transaction takes in is bounded by bytes alone.
+    with millstream.open(storage=MemoryStorage(), clock=ManualClock(START_MS)) as store:
         yield store
 
 

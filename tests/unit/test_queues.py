@@ -86,6 +86,27 @@ def test_so_does_one_whose_leases_pass(store: Store, clock: ManualClock) -> None
     assert 0 == store.queues("jobs")[0].depth
 
 
+def test_a_lost_job_keeps_no_other_from_becoming_a_dead_letter(
+    store: Store, clock: ManualClock
+) -> None:
+    put(store, 4)
+    options = {"visibility": "1s", "max_deliveries": 2, "dead_letter": "dead"}
+    with store.queue("jobs", **options) as mine, store.queue("jobs", **options) as theirs:
+        mine.nack(*mine.get_many(2))
+        jobs = mine.get_many(4)
+        assert [2, 2, 1, 1] == [job.deliveries for job in jobs]
+        mine.extend(*jobs[1:3], visibility="1h")
+        clock.advance(1_000)
+        assert [b"3"] == [job.value for job in theirs.get_many(9)]
+
+        # Lost: the first, which their look has made a dead letter, and the last.
+        with pytest.raises(FencedError, match="offset 3"):
+            mine.nack(*jobs)
+
+        assert ["lost", "rejected", "nacked", "lost"] == [job.state for job in jobs]
+    assert [b"0", b"1"] == sorted(record.value or b"" for record in store.read("dead"))
+
+
 def test_a_job_can_be_rejected_at_once(store: Store) -> None:
     put(store, 2)
     with store.queue("jobs", dead_letter="dead") as queue:
