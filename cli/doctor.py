@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Final
 
 import click
@@ -11,7 +10,7 @@ from millstream import Diagnosis, diagnose
 
 from .command import Command, examples
 from .output import Cell, print_rows
-from .settings import StoreNotFoundError, settings
+from .settings import settings
 
 EXIT_FOUND: Final = 1
 EXIT_CORRUPT: Final = 4
@@ -33,8 +32,7 @@ def doctor(as_json: bool) -> int:
     0 if all is well, 1 if there are warnings or errors, 4 if data are damaged.
     """
     current = settings()
-    if not os.path.isdir(current.directory):
-        raise StoreNotFoundError(f"no store in {current.directory}; name one with --dir")
+    current.require_store()
     found = diagnose(current.directory)
     mode = "json" if as_json and current.mode != "jsonl" else current.mode
     ranked = sorted(found, key=lambda each: _RANK[each.level])

@@ -28,7 +28,7 @@ from .format_string import rfc3339
 from .output import Cell, print_document, print_rows
 from .repair_plan import explain_plan, plan_document
 from .replay import verify_pipeline
-from .settings import Settings, StoreNotFoundError, settings
+from .settings import Settings, settings
 
 EXIT_CORRUPT = 4
 
@@ -281,8 +281,7 @@ def repair(yes: bool, undecided: str, lost_database: str | None, as_json: bool) 
     have closed the store. Exit code 4 if there is something to repair, or that cannot be repaired.
     """
     current = settings()
-    if not os.path.isdir(current.directory):
-        raise StoreNotFoundError(f"no store in {current.directory}; name one with --dir")
+    current.require_store()
     if lost_database is not None:
         return _give_up(current, lost_database, yes=yes)
     if yes:

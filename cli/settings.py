@@ -20,6 +20,10 @@ DIRECTORY_DEFAULT: Final = "./millstream-data"
 OUTPUT_MODES: Final = ("auto", "table", "json", "jsonl", "csv", "tsv")
 
 
+_PARTS: Final = ("catalog.db", "topics", "state", "source", "sink", "journal")
+"""One of them is in every store. Without the first it has lost its catalog: opening says so."""
+
+
 class StoreNotFoundError(click.ClickException):
     """No store in the directory; the message says what to do."""
 
@@ -97,17 +101,25 @@ class Settings:
         Raises:
             StoreNotFoundError: There is none and `create` is False.
         """
+        if not create:
+            self.require_store()
+        return millstream.open(self.directory, read_only=read_only, durability=durability)
+
+    def require_store(self) -> None:
+        """See that there is a store, be it a damaged one.
+
+        Raises:
+            StoreNotFoundError: There is none.
+        """
         directory = self.directory
-        # With topics alone it has lost its catalog: opening says so.
-        parts = (os.path.join(directory, name) for name in ("catalog.db", "topics"))
-        if not create and not any(map(os.path.exists, parts)):
-            if os.path.isdir(directory) and not os.access(directory, os.X_OK):
-                raise click.ClickException(f"this user may not enter {directory}")
-            raise StoreNotFoundError(
-                f"no store in {directory}; name one with --dir or $MILLSTREAM_DIR, "
-                "or create one by `millstream produce TOPIC`"
-            )
-        return millstream.open(directory, read_only=read_only, durability=durability)
+        if any(os.path.exists(os.path.join(directory, name)) for name in _PARTS):
+            return
+        if os.path.isdir(directory) and not os.access(directory, os.X_OK):
+            raise click.ClickException(f"this user may not enter {directory}")
+        raise StoreNotFoundError(
+            f"no store in {directory}; name one with --dir or $MILLSTREAM_DIR, "
+            "or create one by `millstream produce TOPIC`"
+        )
 
 
 def settings() -> Settings:

@@ -27,7 +27,7 @@ from .errors import LockedError, StorageError, UsageError
 from .log import Log
 from .segment import segment_path
 from .storage import PosixStorage, Storage
-from .storage_copy import copy_between, remove_tree, take_over
+from .storage_copy import copy_between, overlaps, remove_tree, take_over
 from .tail import Slot
 
 STAGE: Final = "backup.stage"
@@ -99,6 +99,11 @@ def back_up(engine: Engine, path: str | os.PathLike[str]) -> BackupReport:
     root = None if engine.storage.in_memory else os.path.realpath(engine.storage.root)
     if root is not None and os.path.realpath(place).startswith(f"{root}{os.sep}"):
         raise UsageError(f"{place} is inside the store, and would be lost with it: choose another")
+    if root is not None and overlaps(place + PARTIAL_SUFFIX, root):
+        raise UsageError(
+            f"while it is made, the backup is {place}{PARTIAL_SUFFIX}, where the store is: choose"
+            " another name"
+        )
     name = os.path.basename(place)
     if name.endswith(_ARCHIVES) and not name.endswith(ARCHIVE_SUFFIXES):
         raise UsageError(

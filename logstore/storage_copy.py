@@ -76,3 +76,9 @@ def remove_tree(storage: Storage, path: str) -> None:
     for name in names:
         remove_tree(storage, f"{path}/{name}")
     storage.remove_directory(path)
+
+
+def overlaps(one: str, other: str) -> bool:
+    """Whether two paths are the same, or one lies inside the other; links are followed."""
+    paths = os.path.realpath(one), os.path.realpath(other)
+    return os.path.commonpath(paths) in paths

@@ -18,7 +18,7 @@ from .database import Snapshot
 from .engine import Engine
 from .errors import DataError, UsageError
 from .storage import CATALOG_NAME, PosixStorage, Storage
-from .storage_copy import copy_between, remove_tree
+from .storage_copy import copy_between, overlaps, remove_tree
 from .verify import VerifyReport, verify
 
 PARTIAL_SUFFIX: Final = ".partial"
@@ -40,7 +40,8 @@ def restore(
         clock: Source of time, for tests.
 
     Raises:
-        UsageError: There is something at `path`, or nothing at `source`.
+        UsageError: There is something at `path`, or nothing at `source`; or one is inside the
+            other.
         DataError: The backup is not complete, damaged, or its parts do not fit each other. Nothing
             is left at `path`.
         FormatVersionError: Made by a newer version.
@@ -51,6 +52,12 @@ def restore(
         raise UsageError("there is no backup here", path=origin)
     if os.path.lexists(place) and not (os.path.isdir(place) and not os.listdir(place)):
         raise UsageError(f"{place} is not empty: a store is restored to a new place")
+    for taken in (place, place + PARTIAL_SUFFIX):
+        if overlaps(taken, origin):
+            raise UsageError(
+                f"restoring to {place} would write to {taken}, over the backup {origin}: choose"
+                " another place"
+            )
     parent = PosixStorage(os.path.dirname(place))
     name = os.path.basename(place)
     partial = name + PARTIAL_SUFFIX

@@ -216,10 +216,13 @@ def test_tail_shows_the_last_of_the_topic(cli: Cli, tmp_path: Path) -> None:
     assert len(cli("tail", "t", "--no-follow", "-J").out.splitlines()) == 6
 
 
-def test_what_is_not_there_is_5(cli: Cli) -> None:
+def test_what_is_not_there_is_5(cli: Cli, tmp_path: Path) -> None:
     nothing = cli("consume", "t", "-e")
     assert nothing.code == 5
     assert "no store in" in nothing.err
+    (tmp_path / "store").mkdir()
+    for command in ("verify", "repair", "doctor"):
+        assert (command, 5) == (command, cli(command).code)
     cli("produce", "t", stdin=b"a\n")
     for arguments in (
         ("consume", "nope", "-e"),
