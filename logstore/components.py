@@ -31,4 +31,9 @@ def partition_directory(topic: str, partition: int) -> str:
     >>> partition_directory("orders", 0), partition_directory("@state/p/window", 1)
     ('topics/orders/0', 'state/p/window/1')
     """
-    return f"{topic[1:] if topic.startswith('@') else f'topics/{topic}'}/{partition}"
+    return f"{topic_directory(topic)}/{partition}"
+
+
+def topic_directory(topic: str) -> str:
+    """Where the partitions of a topic live."""
+    return topic[1:] if topic.startswith("@") else f"topics/{topic}"

@@ -9,7 +9,7 @@ is in `machine_checks.py`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from . import machine_checks, posix_facts
@@ -24,7 +24,13 @@ from .config import TopicInfo
 from .database import exists, page_checksums
 from .engine import OPEN_LOCK, Engine, in_use
 from .errors import DataError, FormatVersionError, LockedError, StorageError
-from .found_topics import FoundTopic, find_topics, unknown_problem
+from .found_topics import (
+    FoundTopic,
+    beyond_problem,
+    find_topics,
+    partitions_beyond,
+    unknown_problem,
+)
 from .liveness import LOCKS_DIRECTORY
 from .log import Log
 from .machine_checks import Diagnosis
@@ -113,7 +119,7 @@ class _Doctor:
             yield from map(_lost_database, sorted({each.place.path for each in lost}))
             yield from self._wal()
             if not unseen:
-                yield from self._partition_files({info.name for info in known})
+                yield from self._partition_files({info.name: info.partitions for info in known})
             yield from self._logs(known)
         partitions = sum(info.partitions for info in known) or len(self._directories)
         yield from machine_checks.process_limits(posix_facts.limits(), partitions)
@@ -156,7 +162,7 @@ class _Doctor:
                 remedy = "look at them with `millstream dump`, then remove them"
                 yield Diagnosis("quarantine", "info", message, remedy, folder)
 
-    def _partition_files(self, known: set[str]) -> Iterator[Diagnosis]:
+    def _partition_files(self, known: Mapping[str, int]) -> Iterator[Diagnosis]:
         whole = True
         for topic in self._found:
             if topic.name not in known:
@@ -164,6 +170,11 @@ class _Doctor:
                 message = unknown_problem(topic, self._owners)
                 yield Diagnosis("files", "error", message, _REPAIR, topic.path)
                 continue
+            count = known[topic.name]
+            for number, path in partitions_beyond(self._storage, topic.path, count):
+                whole = False
+                message = beyond_problem(topic.name, number, count)
+                yield Diagnosis("files", "error", message, "see the message", path)
             for part in topic.partitions:
                 for finding in self._unexpected(part.directory):
                     whole = False

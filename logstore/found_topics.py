@@ -99,6 +99,30 @@ def find_topics(storage: Storage, *, known: Container[str] = ()) -> list[FoundTo
     return found
 
 
+def partitions_beyond(storage: Storage, directory: str, count: int) -> list[tuple[int, str]]:
+    """Number and path of directories with segments that are no partition of a topic that has some.
+
+    Args:
+        storage: Of the store.
+        directory: Of the topic.
+        count: How many partitions it has.
+    """
+    names = _list(storage, directory)
+    if DELETED_MARK in names:
+        return []
+    numbers = sorted(number for name in names if (number := _number(name)) is not None)
+    beyond = [(number, f"{directory}/{number}") for number in numbers if number >= count]
+    return [(number, path) for number, path in beyond if _has_segments(storage, path)]
+
+
+def beyond_problem(topic: str, number: int, count: int) -> str:
+    """What to say of a directory that is no partition of the topic it is in."""
+    return (
+        f"there are segments of a partition {number}, and topic {topic!r} has {count}: nobody reads"
+        " them. `millstream dump` shows what they hold; move the directory out of the store"
+    )
+
+
 def _topic_directories(storage: Storage) -> Iterator[tuple[str, list[int]]]:
     """As `_directories`. What else lies in the store, `lost+found` say, need not be readable."""
     for top in (_TOPICS, *(kind.removeprefix("@") for kind in INTERNAL_KINDS)):
@@ -113,15 +137,23 @@ def _directories(storage: Storage, path: str, depth: int) -> Iterator[tuple[str,
     numbers = []
     for name in names:
         below = f"{path}/{name}"
-        if name.isascii() and name.isdigit() and str(int(name)) == name and depth > 1:
+        if (number := _number(name)) is not None and depth > 1:
             # A larger number is no partition, and all up to it would be looked for.
-            names_below = _list(storage, below) if int(name) < PARTITIONS_MAX else []
-            if any(base_offset_of(each) is not None for each in names_below):
-                numbers.append(int(name))
+            if number < PARTITIONS_MAX and _has_segments(storage, below):
+                numbers.append(number)
         else:
             yield from _directories(storage, below, depth + 1)
     if numbers:
         yield path, numbers
+
+
+def _number(name: str) -> int | None:
+    """The partition that a directory of this name is; None if it is none."""
+    return int(name) if name.isascii() and name.isdigit() and str(int(name)) == name else None
+
+
+def _has_segments(storage: Storage, directory: str) -> bool:
+    return any(base_offset_of(name) is not None for name in _list(storage, directory))
 
 
 def _list(storage: Storage, path: str) -> list[str]:

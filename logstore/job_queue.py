@@ -381,9 +381,7 @@ class Queue:
                     "the job was acked in a transaction whose state is unknown: when that is known,"
                     " it is acked, or comes again"
                 )
-            raise UsageError(
-                problem, topic=job.topic, partition=job.partition, offset=job.offset
-            )
+            raise UsageError(problem, topic=job.topic, partition=job.partition, offset=job.offset)
 
     def _lost(self, job: Job) -> FencedError:
         return FencedError(

@@ -23,10 +23,17 @@ from .catalog import REFUSED, Catalog
 from .catalog_checks import decided_transactions, possible_transactions
 from .catalog_rebuild import catalog_problem, rebuild_catalog
 from .clock import Clock, SystemClock
-from .components import partition_directory
+from .components import partition_directory, topic_directory
 from .engine import OPEN_LOCK, in_use
 from .errors import DataError, LockedError, UsageError
-from .found_topics import FoundTopic, find_topics, original_of, unknown_problem
+from .found_topics import (
+    FoundTopic,
+    beyond_problem,
+    find_topics,
+    original_of,
+    partitions_beyond,
+    unknown_problem,
+)
 from .partition_plan import (
     ForgetCheckpoint,
     MoveStart,
@@ -215,6 +222,7 @@ class _StoreRepair:
         try:
             decided = decided_transactions(catalog.database)
             for info in catalog.topics():
+                self._refuse_beyond(info.name, topic_directory(info.name), info.partitions)
                 for number in range(info.partitions):
                     facts, uids = _facts(catalog, tail, info.name, info.id, number)
                     plan = plan_partition(self._storage, facts, uids=uids, decided=decided)
@@ -256,6 +264,12 @@ class _StoreRepair:
         reason = unknown_problem(topic, owners)
         self._report.refused.append(RepairAction(None, None, topic.path, "none", reason))
         return True
+
+    def _refuse_beyond(self, topic: str, directory: str, count: int) -> None:
+        """Name directories that are no partition of their topic, and leave them alone."""
+        for number, path in partitions_beyond(self._storage, directory, count):
+            reason = beyond_problem(topic, number, count)
+            self._report.refused.append(RepairAction(topic, number, path, "none", reason))
 
     def _check(self, facts: PartitionFacts) -> None:
         """See that opening the partition will be fine."""
@@ -300,6 +314,7 @@ class _StoreRepair:
             self._plan_generation()
 
     def _plan_found(self, topic: FoundTopic, store_uid: bytes | None) -> None:
+        self._refuse_beyond(topic.name, topic.path, len(topic.partitions))
         for number, each in enumerate(topic.partitions):
             facts = PartitionFacts(
                 each.directory,

@@ -10,7 +10,7 @@ from typing import Final, Literal, NamedTuple
 
 from .arrow_batch import chosen_fields
 from .column_batch import check_declared
-from .components import partition_directory
+from .components import partition_directory, topic_directory
 from .config import (
     TopicConfig,
     TopicInfo,
@@ -113,7 +113,7 @@ def _remove_deleted(engine: Engine, name: str) -> None:
         CorruptSegmentError: There are segments, and nobody has deleted them.
     """
     storage = engine.storage
-    parent = _topic_directory(name)
+    parent = topic_directory(name)
     directories = [f"{parent}/{each}" for each in storage.list(parent) if each.isdigit()]
     if storage.exists(f"{parent}/{_DELETED}"):
         _remove_files(engine, parent, directories)
@@ -129,10 +129,6 @@ def _remove_deleted(engine: Engine, name: str) -> None:
                 )
 
 
-def _topic_directory(name: str) -> str:
-    return partition_directory(name, 0).rsplit("/", 1)[0]
-
-
 def delete(engine: Engine, name: str) -> None:
     """Delete a topic: first from the catalog, then its files.
 
@@ -140,7 +136,7 @@ def delete(engine: Engine, name: str) -> None:
     """
     engine.ensure_writable()
     info = engine.topic(name)
-    storage, parent = engine.storage, _topic_directory(name)
+    storage, parent = engine.storage, topic_directory(name)
     logs = _intact_logs(engine, info)
     with engine.append_lock.let_go_at_interrupt, engine.append_lock:
         # Proof for `create` that the files are to go, and not what the catalog has lost.

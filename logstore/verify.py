@@ -17,6 +17,7 @@ from . import catalog_checks
 from .catalog import REFUSED, LogCheckpoint
 from .catalog_age import check_generation, check_transaction
 from .catalog_repair import partition_owners
+from .components import topic_directory
 from .config import TopicInfo
 from .engine import Engine, in_use
 from .errors import (
@@ -28,7 +29,13 @@ from .errors import (
     UnknownTopicError,
 )
 from .format import BATCH_HEADER_BYTES, INT64_MAX, BatchHeader, Rewrite, SegmentHeader
-from .found_topics import FoundTopic, find_topics, unknown_problem
+from .found_topics import (
+    FoundTopic,
+    beyond_problem,
+    find_topics,
+    partitions_beyond,
+    unknown_problem,
+)
 from .index import SparseIndex
 from .log import Log
 from .owner_catalog import NUMBER_BITS
@@ -177,7 +184,11 @@ def _verify_catalog(
 
 
 def _verify_directories(engine: Engine, report: VerifyReport) -> None:
-    """Report topics that the catalog does not know: nobody can read their records."""
+    """Report topics and partitions that the catalog does not know: nobody reads their records."""
+    beyond = _beyond(engine)
+    for finding in _beyond(engine) if beyond else ():
+        if finding in beyond:  # else the topic was made anew meanwhile, with more of them
+            report.add(finding)
     found = _unknown_topics(engine)
     if not found:
         return
@@ -188,6 +199,17 @@ def _verify_directories(engine: Engine, report: VerifyReport) -> None:
         if topic.name in still:
             problem = unknown_problem(topic, owners)
             report.add(VerifyFinding(None, None, topic.path, None, None, problem, "misplaced"))
+
+
+def _beyond(engine: Engine) -> list[VerifyFinding]:
+    found = []
+    for info in engine.topics():
+        directory = topic_directory(info.name)
+        for number, path in partitions_beyond(engine.storage, directory, info.partitions):
+            problem = beyond_problem(info.name, number, info.partitions)
+            place = info.name, number, path, None, None
+            found.append(VerifyFinding(*place, problem, "misplaced"))
+    return found
 
 
 def _unknown_topics(engine: Engine) -> list[FoundTopic]:

@@ -230,11 +230,33 @@ def test_a_topic_the_catalog_does_not_know_is_entered(path: Path, tmp_path: Path
     assert ("misplaced", "topics/t") == (finding.kind, finding.path)
     assert "topic 't', which the catalog does not know" in finding.problem
 
-    repair(path)
+    strange = ("t", 99999999999999999999, "topics/t/99999999999999999999")
+    assert [strange] == [each[:3] for each in repair(path).refused]
 
     with millstream.open(path) as store:
         assert ALL == values(store)
-        assert store.verify(deep=True).ok
+        assert [strange] == [each[:3] for each in store.verify(deep=True).findings]
+
+
+def test_a_partition_beyond_those_of_its_topic_is_named_and_left_alone(
+    path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(path / "topics/t/0", path / "topics/t/2")
+    (path / "topics/t/3").mkdir()
+    kept = segments(path)
+
+    for done in (plan_repair(path), repair(path)):
+        assert ([], []) == (done.actions, done.lost)
+        assert [("t", 2, "topics/t/2")] == [each[:3] for each in done.refused]
+    with millstream.open(path) as store:
+        assert ALL == values(store)
+        (finding,) = store.verify().findings
+    assert ("t", 2, "topics/t/2", "misplaced") == (*finding[:3], finding.kind)
+    assert "topic 't' has 2" in finding.problem
+    for command in (["verify"], ["repair"], ["repair", "--yes"], ["doctor"]):
+        assert 4 == main(["--dir", str(path), "--output", "tsv", *command])
+        assert "partition 2, and topic 't' has 2" in capfd.readouterr().out
+    assert kept == segments(path)
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["catalog", "no catalog"])
