@@ -335,33 +335,6 @@ def test_a_restore_replaces_nothing(backup: Path, path: Path, tmp_path: Path) ->
         assert ["t"] == [info.name for info in store.topics()]
 
 
-@pytest.mark.parametrize("place", ["{0}/new", "{0}/topics/t/new", "link/new", "{0}/../now"])
-def test_a_restore_over_its_backup_is_refused(path: Path, tmp_path: Path, place: str) -> None:
-    source = tmp_path / "now.partial"  # where a restore to "now" would write first
-    with millstream.open(path) as store:
-        store.backup(source)
-    (tmp_path / "link").symlink_to(source)
-    before = sorted(source.rglob("*"))
-
-    with pytest.raises(UsageError, match="choose another place"):
-        restore(source, tmp_path / place.format(source))
-
-    assert before == sorted(source.rglob("*"))
-    restore(source, tmp_path / "restored")
-
-
-def test_a_backup_is_not_made_where_the_store_is(path: Path, tmp_path: Path) -> None:
-    place = tmp_path / "copy.partial"
-    for directory in (place, place / "inner"):
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(path, directory)
-        with millstream.open(directory) as store:
-            with pytest.raises(UsageError, match="where the store is"):
-                store.backup(tmp_path / "copy")
-            assert store.verify(deep=True).ok
-        assert (directory / "catalog.db").exists()
-
-
 def test_one_backup_at_a_time(path: Path, tmp_path: Path) -> None:
     lock = PosixStorage(path).lock("backup.lock")
     assert lock.try_acquire()
