@@ -20,7 +20,7 @@ from typing import Final, NamedTuple, Protocol
 
 from .backup_archive import ARCHIVE_SUFFIXES, ArchiveWriter
 from .backup_manifest import MANIFEST, Manifest, ManifestFile
-from .config import TopicInfo
+from .config import TopicInfo, path_text
 from .database import Snapshot
 from .engine import Engine
 from .errors import LockedError, StorageError, UsageError
@@ -93,7 +93,7 @@ _ARCHIVES: Final = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z")
 def back_up(engine: Engine, path: str | os.PathLike[str]) -> BackupReport:
     """Write a backup to `path`; see `Store.backup`."""
     engine.ensure_writable()
-    place = os.path.abspath(os.fspath(path))
+    place = os.path.abspath(path_text(path))
     if os.path.lexists(place):
         raise UsageError(f"{place} exists already: choose another name for the backup")
     root = None if engine.storage.in_memory else os.path.realpath(engine.storage.root)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -73,6 +74,27 @@ def check_topic_name(name: str) -> str:
             f"{name!r} is not a topic name: use 1 to 200 of A-Z a-z 0-9 . _ - (not '.' or '..')"
         )
     return name
+
+
+def path_text(path: str | os.PathLike[str]) -> str:
+    """`path` as text that the system and SQLite take, else raise UsageError.
+
+    >>> path_text("shop/store")
+    'shop/store'
+    """
+    try:
+        place: object = os.fspath(path)
+    except TypeError:
+        place = path
+    if not isinstance(place, str):
+        raise UsageError(f"{place!r:.300} is no path: give a str, or a pathlib.Path")
+    try:
+        place.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"the path {place!r} is not UTF-8: rename the directory") from None
+    if "\0" in place:
+        raise UsageError(f"the path {place!r} has a NUL byte, which no file name can have")
+    return place
 
 
 def check_internal_name(name: str) -> str:

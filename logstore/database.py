@@ -20,7 +20,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Final, NoReturn, TypeAlias, cast
 
 import apsw
@@ -190,12 +190,12 @@ class Database:
         except apsw.ConnectionClosedError:
             return False
 
-    def forbid_transactions(self) -> None:
-        """Refuse statements that begin or end one, or attach a database, with UsageError."""
-        self._connection.authorizer = _authorize
+    def guard(self, table: str) -> None:
+        """Refuse statements that begin or end transactions, attach files, or change `table`."""
+        self._connection.authorizer = partial(_authorize, table)
 
-    def allow_transactions(self) -> None:
-        """The end of `forbid_transactions`."""
+    def end_guard(self) -> None:
+        """Refuse nothing any more."""
         with contextlib.suppress(apsw.ConnectionClosedError):
             self._connection.authorizer = None
 
@@ -248,8 +248,12 @@ class Database:
 _FORBIDDEN: Final = frozenset({apsw.SQLITE_TRANSACTION, apsw.SQLITE_ATTACH, apsw.SQLITE_DETACH})
 
 
-def _authorize(operation: int, *_: str | None) -> int:
-    return apsw.SQLITE_DENY if operation in _FORBIDDEN else apsw.SQLITE_OK
+_LOOKS: Final = frozenset({apsw.SQLITE_READ, apsw.SQLITE_PRAGMA})
+
+
+def _authorize(table: str, operation: int, *names: str | None) -> int:
+    changes = table in names[:2] and operation not in _LOOKS
+    return apsw.SQLITE_DENY if changes or operation in _FORBIDDEN else apsw.SQLITE_OK
 
 
 CHECKED_VFS: Final = "cksmvfs"
@@ -307,12 +311,9 @@ def page_checksums(filename: str) -> bool:
         As `Database`.
     """
     try:
-        connection = _open(filename, CATALOG, read_only=True)
-        try:
+        with contextlib.closing(_open(filename, CATALOG, read_only=True)) as connection:
             connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
             return connection.reserve_bytes("main") == RESERVED_BYTES
-        finally:
-            connection.close()
     except apsw.Error as error:
         raise _typed_error(error, filename, 0, CATALOG) from error
 
@@ -394,14 +395,11 @@ class Snapshot:
     def copy_to(self, filename: str) -> None:
         """Write it to a new database, durably but for the name of the file."""
         try:
-            target = _open_file(filename, CATALOG, _READ_WRITE)
-            try:
+            with contextlib.closing(_open_file(filename, CATALOG, _READ_WRITE)) as target:
                 target.execute("PRAGMA synchronous = FULL; PRAGMA fullfsync = ON")
                 with target.backup("main", self._connection, "main") as backup:
                     backup.step()
                 _add_checksums(target, filename)
-            finally:
-                target.close()
         except apsw.Error as error:
             raise _typed_error(error, filename, 0, CATALOG) from error
 
@@ -548,7 +546,7 @@ def _typed_error(
         return DataError(f"{use.title} is damaged: {damage}", path=filename)
     if isinstance(error, _REFUSED_DATA):
         return RecordError(f"{use.title} refuses the row: {error}", path=filename)
-    own = "commit, roll back and attach nothing inside a transaction"
+    own = "inside a transaction commit, roll back and attach nothing, and change no decisions"
     what = own if isinstance(error, apsw.AuthError) else error
     return UsageError(f"{use.title} cannot do this: {what}", path=filename)
 

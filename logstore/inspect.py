@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from .batch import decode_batch
+from .config import path_text
 from .errors import CorruptSegmentError, FormatVersionError
 from .format import (
     BATCH_HEADER_BYTES,
@@ -61,7 +62,7 @@ def dump_segment(path: str | os.PathLike[str], *, records: bool = False) -> Segm
     Raises:
         StorageError: It cannot be read.
     """
-    directory, name = os.path.split(os.path.abspath(os.fspath(path)))
+    directory, name = os.path.split(os.path.abspath(path_text(path)))
     storage = PosixStorage(directory, read_only=True)
     file = storage.open(name, "r")
     try:

@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from .config import path_text
 from .errors import StorageError, StoreClosedError
 from .posix_bell import PosixBell, ring
 from .posix_facts import boot_identity
@@ -291,7 +292,7 @@ class PosixStorage:
     in_memory = False
 
     def __init__(self, root: str | os.PathLike[str], *, read_only: bool = False) -> None:
-        self.root = os.path.abspath(os.fspath(root))
+        self.root = os.path.abspath(path_text(root))
         self.read_only = read_only
         if read_only:
             if not os.path.isdir(self.root):

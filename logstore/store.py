@@ -18,7 +18,7 @@ from .backup import BackupReport, back_up
 from .batch_facts import MayHold
 from .cache_database import CacheDatabase, open_cache, remove_cache
 from .clock import Clock, SystemClock
-from .config import Durability, Isolation, TopicConfig, TopicInfo, check_durability
+from .config import Durability, Isolation, TopicConfig, TopicInfo, check_durability, path_text
 from .consumer import Consumer
 from .engine import Engine
 from .errors import UsageError
@@ -75,7 +75,7 @@ def open_store(
     """
     check_durability(durability)
     if storage is None:
-        place = os.fspath(path)
+        place = path_text(path)
         storage = (
             MemoryStorage(crashable=False)
             if place == MEMORY

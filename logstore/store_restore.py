@@ -14,6 +14,7 @@ from typing import Final
 from .backup_archive import ArchiveReader
 from .backup_manifest import MANIFEST, MANIFEST_BYTES_MAX, Manifest
 from .clock import Clock, SystemClock
+from .config import path_text
 from .database import Snapshot
 from .engine import Engine
 from .errors import DataError, UsageError
@@ -47,7 +48,7 @@ def restore(
         FormatVersionError: Made by a newer version.
         StorageError: The operating system refused.
     """
-    place, origin = os.path.abspath(os.fspath(path)), os.path.abspath(os.fspath(source))
+    place, origin = os.path.abspath(path_text(path)), os.path.abspath(path_text(source))
     if not os.path.exists(origin):
         raise UsageError("there is no backup here", path=origin)
     if os.path.lexists(place) and not (os.path.isdir(place) and not os.listdir(place)):

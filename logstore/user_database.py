@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Self
 
 from .clock import Clock, SystemClock
-from .database import Database, DatabaseUse, as_int, as_text
-from .errors import MillstreamError
+from .config import path_text
+from .database import Database, DatabaseUse, Row, SQLValue, as_int, as_text
+from .errors import MillstreamError, UsageError
 
 USER_DATABASE: Final = DatabaseUse("the database", "there is no database here", ours=False)
 
@@ -62,12 +63,36 @@ class UserDatabase(Database):
         on_commit: Callable[[str], None] | None = None,
     ) -> None:
         super().__init__(
-            os.fspath(path),
+            path_text(path),
             clock=clock or SystemClock(),
             read_only=read_only,
             on_commit=on_commit,
             use=USER_DATABASE,
         )
+
+    def query(self, sql: str, bindings: Sequence[SQLValue] = ()) -> list[Row]:
+        """Run one statement and return all its rows; see `Database.query`."""
+        with self._telling():
+            return super().query(sql, bindings)
+
+    def execute_many(self, sql: str, rows: Sequence[Sequence[SQLValue]]) -> None:
+        """Run one statement for each of `rows`; see `Database.execute_many`."""
+        with self._telling():
+            super().execute_many(sql, rows)
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """What SQL cannot say is the caller's mistake, as a wrong statement is."""
+        try:
+            yield
+        except MillstreamError:
+            raise
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UsageError(
+                f"the database cannot do this: {error}. A statement is a str without NUL; values"
+                " are a list or tuple of str, int of 64 bits, float, bytes or None",
+                path=self.filename,
+            ) from error
 
     def columns(self, table: str) -> list[DatabaseColumn]:
         """The columns of a table or view, in order; empty if there is none of that name.

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from .clock import Clock
+from .config import path_text
 from .database import Row, SQLValue
 from .errors import DataError, UsageError
 from .user_database import UserDatabase
@@ -23,6 +24,8 @@ from .user_database import UserDatabase
 DECISION_BYTES_MAX: Final = 64 << 20
 """What a decision may hold of offsets and checkpoints."""
 
+_DECISIONS: Final = "millstream_transactions"
+"""The table. A statement of the user's that changed it could undo a commit."""
 _IDENTITY: Final = "database"
 """In the place of a mark: the row whose data is the uid of the file."""
 _UID_BYTES: Final = 16
@@ -51,8 +54,8 @@ def checked_place(path: str | os.PathLike[str], catalog: str) -> str:
     Raises:
         UsageError: It is no file, or Millstream's own.
     """
-    place = os.fspath(path)
-    if not isinstance(place, str) or not place or place.startswith((":", "file:")):
+    place = path_text(path)
+    if not place or place.startswith((":", "file:")):
         raise UsageError(f"a transaction needs a database in a file, not {place!r}")
     place = os.path.abspath(place)
     if os.path.realpath(place) == os.path.realpath(catalog):
@@ -98,7 +101,7 @@ class UserTransaction:
         Raises:
             DataError: The table of that name is not ours.
         """
-        if not self._database.columns("millstream_transactions"):
+        if not self._database.columns(_DECISIONS):
             return None
         found = self._read(_IDENTITY)
         if found is None:
@@ -145,7 +148,7 @@ class UserTransaction:
     def _begin(self) -> None:
         if not self.begun:
             self._database.query("BEGIN IMMEDIATE")
-            self._database.forbid_transactions()
+            self._database.guard(_DECISIONS)
             self.begun = True
         elif not self._database.in_transaction:
             raise self._lost()
@@ -187,7 +190,7 @@ class UserTransaction:
             raise UsageError(
                 f"offsets and checkpoints of a transaction exceed {DECISION_BYTES_MAX} bytes"
             )
-        database.allow_transactions()
+        database.end_guard()
         database.query(
             "INSERT INTO millstream_transactions VALUES (?, ?, ?) ON CONFLICT (mark)"
             " DO UPDATE SET number = excluded.number, data = excluded.data",
@@ -200,7 +203,7 @@ class UserTransaction:
 
     def roll_back(self) -> None:
         """Undo the rows, unless they are committed."""
-        self._database.allow_transactions()
+        self._database.end_guard()
         self._database.roll_back()
 
     # --- deciding ------------------------------------------------------------------------------

@@ -69,6 +69,27 @@ def test_a_wrong_durability_does_not_open_a_store() -> None:
         millstream.open(durability="fsync")  # type: ignore[arg-type]  # the point
 
 
+@pytest.mark.parametrize("path", ["a\0b", "a\udcff", None, 5, b"a"])
+def test_what_is_no_path_is_told_and_makes_nothing(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for call in (
+        millstream.open,
+        millstream.plan_repair,
+        millstream.repair,
+        millstream.diagnose,
+        millstream.dump_segment,
+        millstream.UserDatabase,
+        store.backup,
+        lambda path: millstream.restore(path, "new"),
+        lambda path: millstream.restore(tmp_path, path),
+    ):
+        with pytest.raises(UsageError, match=r"NUL byte|not UTF-8|is no path"):
+            call(path)
+    assert [] == list(tmp_path.iterdir())
+
+
 def test_a_backup_that_would_be_none_is_refused(tmp_path: Path) -> None:
     with millstream.open(tmp_path / "store") as store:
         (tmp_path / "link").symlink_to(tmp_path / "store")

@@ -121,6 +121,36 @@ def test_a_statement_that_ends_the_transaction_is_refused(
     assert ([1], [b"1"]) == (numbers(path), values(store))
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "DELETE FROM millstream_transactions",
+        "UPDATE Millstream_Transactions SET number = number + 1",
+        "INSERT OR REPLACE INTO millstream_transactions VALUES ('database', 0, x'00')",
+        "DROP TABLE millstream_transactions",
+        "ALTER TABLE millstream_transactions RENAME TO mine",
+        "CREATE TRIGGER mine AFTER INSERT ON millstream_transactions BEGIN SELECT 1; END",
+        "INSERT INTO rows VALUES (7)",
+    ],
+)
+def test_decisions_are_not_for_statements_to_change(store: Store, path: Path, sql: str) -> None:
+    """Nor for their triggers: without its row a commit would be taken for aborted."""
+    write(store, path, 1)
+    with UserDatabase(path) as database:
+        database.query(
+            "CREATE TRIGGER forgets AFTER INSERT ON rows WHEN new.number = 7"
+            " BEGIN DELETE FROM millstream_transactions; END"
+        )
+    with store.transaction(database=path) as transaction:
+        with pytest.raises(UsageError, match="change no decisions"):
+            transaction.execute(sql)
+        transaction.append("t", b"2")
+        assert [(2,)] == transaction.execute("SELECT count(*) FROM millstream_transactions")
+        assert 3 == len(transaction.execute("PRAGMA table_info(millstream_transactions)"))
+
+    assert [b"1", b"2"] == values(store)
+
+
 def test_a_row_that_is_refused_undoes_nothing_else(store: Store, path: Path) -> None:
     with store.transaction(database=path) as transaction:
         transaction.execute("INSERT INTO rows VALUES (1)")

@@ -6,6 +6,7 @@ import errno
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,6 +79,24 @@ def test_a_wrong_statement_is_the_callers_mistake_and_no_damage(database: UserDa
         database.query("SELECT missing FROM t")
 
     assert caught.value.path == database.filename
+    database.close()
+
+
+@pytest.mark.parametrize("sql", [None, b"SELECT ?", "SELECT ? -- \0", "SELECT ?, '\ud800'"])
+def test_what_is_no_statement_is_the_callers_mistake_too(database: UserDatabase, sql: Any) -> None:
+    for call in (database.query, lambda sql, row: database.execute_many(sql, [row])):
+        with pytest.raises(UsageError, match="a str without NUL"):
+            call(sql, (1,))
+    database.close()
+
+
+@pytest.mark.parametrize("row", [(object(),), (1 << 70,), ("\ud800",), 5])
+def test_what_is_no_value_of_sqlite_is_the_callers_mistake_too(
+    database: UserDatabase, row: Any
+) -> None:
+    for call in (database.query, lambda sql, row: database.execute_many(sql, [row])):
+        with pytest.raises(UsageError, match="values are"):
+            call("SELECT ?", row)
     database.close()
 
 
