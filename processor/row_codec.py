@@ -19,8 +19,9 @@ import msgspec
 
 from millstream import DataError, UsageError
 
+from .large_ints import decode_large, encode_large
 from .row_shapes import Aggregated
-from .serde import UNDECODABLE, encode_state, restored_key
+from .serde import UNDECODABLE, encode_state, restored_key, same_plain
 from .windows import Windowed
 
 _SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
@@ -89,35 +90,48 @@ class RowCodec:
         if self._type is None or packed is None:
             return packed
         try:
-            row = msgspec.convert(packed, self._type, builtin_types=(bytes,))
+            return self._convert(packed)
         except (TypeError, *UNDECODABLE, ValueError) as error:
             raise DataError(f"{self.what}: not a row of {_name(self._type)}: {error}") from error
+
+    def _convert(self, packed: object) -> Any:
+        row = msgspec.convert(packed, self._type, builtin_types=(bytes,))
         return _with_key(row) if self._has_key else row
 
-    def _pack_one(self, row: object) -> msgspec.Raw | None:
+    def _pack_one(self, row: object) -> Any:
         if row is None:
             return None
+        packed: Any
         try:
-            packed = self._encode(row)
-            restored = self._decode(packed)
+            try:
+                encoded = self._encode(row)
+                packed, restored = msgspec.Raw(encoded), self._decode(encoded)
+                # 1 equals 1.0, but is written otherwise. A set may have changed its order.
+                same = self._encode(restored) == encoded or _SORTED(restored) == _SORTED(row)
+                same = same and (not self._open or _as_text(restored) == _as_text(row))
+            except OverflowError:
+                # An int beyond 64 bits, which the encoder of state can write of plain values.
+                packed = _as_plain(row)
+                restored = self._convert(decode_large(encode_large(packed)))
+                same = same_plain(packed, _as_plain(restored)) or same_plain(
+                    _as_text(restored), _as_text(row)
+                )
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise UsageError(
                 f"{self.what}: {row!r} cannot be kept in state as {_name(self._type)}: {error};"
                 f" {_HINT}"
             ) from error
         if (
-            type(restored) is not type(row)
+            not same
+            or type(restored) is not type(row)
             # Of NaN and of classes without equality, what they show must be the same.
             or (restored != row and repr(restored) != repr(row))
-            # 1 equals 1.0, but is written otherwise. A set may have changed its order.
-            or (self._encode(restored) != packed and _SORTED(restored) != _SORTED(row))
-            or (self._open and _as_text(restored) != _as_text(row))
         ):
             raise UsageError(
                 f"{self.what}: {row!r} cannot be kept in state as {_name(self._type)}: it would"
                 f" come back as {restored!r}; {_HINT}"
             )
-        return msgspec.Raw(packed)
+        return packed
 
     def _decode_text(self, packed: bytes) -> Any:
         return msgspec.convert(msgspec.msgpack.decode(packed), self._type, builtin_types=(bytes,))
@@ -135,7 +149,11 @@ def _with_key(row: Any) -> Any:
 
 
 def _encode_as_text(row: object) -> bytes:
-    return encode_state(msgspec.to_builtins(row, builtin_types=(bytes,)))
+    return encode_state(_as_plain(row))
+
+
+def _as_plain(row: object) -> object:
+    return msgspec.to_builtins(row, builtin_types=(bytes,))
 
 
 def _as_text(row: object) -> object:

@@ -31,7 +31,7 @@ from .spilled_state import (
 )
 from .spilled_states import SpilledStates
 from .spilled_windowing import WindowRow, WindowTable
-from .state import STATE_VERSION, StateEntry, StateRecords, decode_content, encode_removed
+from .state import StateEntry, StateRecords, decode_content, encode_content, encode_removed
 from .stateful import SWEEP_RECORDS
 
 
@@ -215,12 +215,17 @@ class SpilledDedupOperator(DedupOperator):
                 self._pending.pop(end, None)
                 if self._buckets.pop(end, None) is not None:
                     self._ended.append(encode_state(end))
-            elif type(end) is not int or len(path) != width or not self._are_times(end, times):
+            elif (
+                type(end) is not int
+                or len(path) != width
+                or times is None
+                or not self._are_times(end, times)
+            ):
                 raise DataError(f"not the state of {self.name!r}: {path!r} {times!r}")
             else:
                 identity = path[1:] if self._node.keyed else path[1]
                 self._bucket(end).persisted = True
-                value = STATE_VERSION + encode_state(times)
+                value = encode_content(times)
                 size += len(encode_state(identity)) + len(value)
                 self._pending.setdefault(end, {})[identity] = value
             if size >= RESTORE_BYTES:

@@ -38,11 +38,11 @@ from .spilled_state import (
 )
 from .spilled_states import SpilledStates
 from .state import (
-    STATE_VERSION,
     StateEntry,
     StateRecords,
     decode_content,
     decode_paths,
+    encode_content,
     encode_removed,
 )
 from .stateful import SWEEP_RECORDS, StatefulOperator, Step
@@ -508,7 +508,7 @@ class SpilledGroups(StatefulOperator):
         for path, content in entries:
             if self.operator.bucket_of(path, content) == path:
                 self._end(stored_key(path))
-            value = None if content is None else STATE_VERSION + encode_state(content)
+            value = None if content is None else encode_content(content)
             records.keys.append(encode_state(path))
             records.values.append(value)
             size += len(records.keys[-1]) + len(value or b"")

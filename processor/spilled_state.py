@@ -20,7 +20,7 @@ from millstream import CacheDatabase
 
 from .keyed_state import Codec, KeyedState
 from .serde import INT64_MAX, INT64_MIN, decode_state, encode_state, ordered_keys, restored_key
-from .state import STATE_VERSION, StateRecords, decode_content, encode_removed
+from .state import StateRecords, decode_content, encode_content, encode_removed
 from .stateful import SWEEP_RECORDS
 
 V = TypeVar("V")
@@ -408,7 +408,7 @@ class SpilledState(KeyedState[V]):
                 self._pending[key] = None
             else:
                 time_ms = self._time_of(key, content)
-                self._pending[key] = STATE_VERSION + encode_state(content), time_ms
+                self._pending[key] = encode_content(content), time_ms
         self._count = None
         self._room.write()
 

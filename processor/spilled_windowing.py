@@ -37,10 +37,10 @@ from .spilled_state import (
 )
 from .spilled_states import SpilledStates
 from .state import (
-    STATE_VERSION,
     StateEntry,
     StateRecords,
     decode_content,
+    encode_content,
     encode_filed,
     encode_removed,
 )
@@ -367,7 +367,7 @@ class SpilledWindowOperator(WindowOperator):
                 case (int(end), key):
                     value = None
                     if accumulators is not None:
-                        value = STATE_VERSION + encode_state(accumulators)
+                        value = encode_content(accumulators)
                     self._window(end)
                     self._spilling[end].restored(key, value)
                     size += len(value or b"")

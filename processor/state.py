@@ -3,7 +3,7 @@
 A state topic holds, for each operator, records of
 
     key    msgpack [part, ...]              a path: what the operator files its state under
-    value  version byte, msgpack [...]      what the path holds from here on
+    value  version byte, msgpack [...]      what the path holds from here on; see `encode_content`
            null                             gone, with everything whose path begins so
 
 The last record of a path wins. Each operator says what its paths are: fixed windows use
@@ -22,9 +22,12 @@ import msgspec
 
 from millstream import DataError, FormatVersionError, UsageError
 
+from .large_ints import decode_large, encode_large
 from .serde import UNDECODABLE, decode_state, encode_state, restored_key, same_plain
 
 STATE_VERSION: Final = b"\x01"
+_LARGE_VERSION: Final = b"\x02"
+"""Of values with ints beyond 64 bits; see large_ints.py."""
 
 _SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
 """What msgpack brings back as it was."""
@@ -33,7 +36,6 @@ _FIRST: Final[Callable[[bytes], bytes]] = itemgetter(slice(0, 1))
 _REST: Final[Callable[[bytes], bytes]] = itemgetter(slice(1, None))
 _PATH: Final = msgspec.msgpack.Decoder(tuple[Any, ...])
 _LIST: Final = msgspec.msgpack.Decoder(list[Any])
-
 
 _PIECE_RECORDS: Final = 5_000
 """Entries looked at together, where they come one by one."""
@@ -134,21 +136,28 @@ def _encode_values(
     name: str, parts: Iterable[object], values: Sequence[tuple[Any, ...]], *, proven: bool
 ) -> list[bytes | None]:
     """The values of records; `parts` names each in messages."""
+    # Values are appended one by one: which raises is known by how many there are.
     encoded: list[bytes] = []
     try:
-        # Values are appended one by one: which raises is known by how many there are.
-        encoded += map(encode_state, values)
+        try:
+            encoded += map(encode_state, values)
+        except OverflowError:
+            encoded, large = [], True
+            encoded += map(encode_content, values)
+        else:
+            large = False
     except (TypeError, OverflowError, ValueError) as error:
         part = next(islice(parts, len(encoded), None))
         raise UsageError(
             f"the state of {name!r} cannot be kept: for key {part!r}: {error}; it must be made of"
-            " None, bool, int (64 bits), float, str, bytes, list, and dict"
+            " None, bool, int, float, str, bytes, list, and dict"
         ) from error
     if not proven and not set(map(type, chain.from_iterable(values))) <= _SCALARS:
-        restored = list(map(tuple, map(decode_state, encoded)))
+        decode = decode_content if large else decode_state
+        restored = list(map(tuple, map(decode, encoded)))
         if restored != values:
             _refuse_changed(name, parts, values, restored)
-    return [STATE_VERSION + value for value in encoded]
+    return encoded if large else [STATE_VERSION + value for value in encoded]  # type: ignore[return-value]
 
 
 def _refuse_changed(
@@ -223,6 +232,21 @@ def decode_paths(keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
     return paths
 
 
+def encode_content(content: Sequence[Any]) -> bytes:
+    """The value of the record of a path, from what it holds.
+
+    Raises:
+        TypeError: It is not made of what state can keep; OverflowError and ValueError likewise.
+
+    >>> encode_content([1]).hex(), encode_content([2**64]).hex()[:4]
+    ('019101', '0291')
+    """
+    try:
+        return STATE_VERSION + encode_state(content)
+    except OverflowError:
+        return _LARGE_VERSION + encode_large(content)
+
+
 def decode_content(value: bytes) -> list[Any]:
     """What a path holds, from the value of its record.
 
@@ -230,12 +254,21 @@ def decode_content(value: bytes) -> list[Any]:
         FormatVersionError: Written by a newer version.
         DataError: Not the value of a state record.
     """
-    if value[:1] != STATE_VERSION:
+    version = value[:1]
+    if version == STATE_VERSION:
+        return _decoded_list(value[1:])
+    if version != _LARGE_VERSION:
         raise FormatVersionError(
-            f"state was written in version {value[:1].hex() or 'none'}, this version reads"
-            f" {STATE_VERSION.hex()}"
+            f"state was written in version {version.hex() or 'none'}, this version reads"
+            f" {STATE_VERSION.hex()} and {_LARGE_VERSION.hex()}"
         )
-    return _decoded_list(value[1:])
+    try:
+        content = decode_large(value[1:])
+    except (DataError, *UNDECODABLE, TypeError) as error:
+        raise DataError(f"not a state record: {error}") from error
+    if not isinstance(content, list):
+        raise DataError(f"not a state record: {content!r}")
+    return content
 
 
 def _decoded_list(data: bytes) -> list[Any]:

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from millstream import TopicPartition
+from millstream import TopicPartition, UsageError
 
 from .asof_join import AsofJoinOperator
 from .columns import Chunk, InputBatch, MicroBatch, Rows
@@ -73,7 +73,7 @@ from .stateful import StatefulOperator, Step
 from .table_join import TableJoinOperator
 from .table_nodes import RecordKeyNode, RegroupNode, RunningNode
 from .ticks import Tick
-from .watermark import BEFORE_TIME, Progress, Watermark, least
+from .watermark import BEFORE_TIME, LEVEL_MAX, Progress, Watermark, least
 
 _NOTHING: Final = MicroBatch(())
 _NO_MOVES: Final = Progress(BEFORE_TIME, [], [])
@@ -410,12 +410,21 @@ class Topology:
 
         W rises just as far as that needs, so that rows after all are judged like any that come
         late. What gets rows from what ended is ended in another turn.
+
+        Raises:
+            UsageError: Something waits for a W that no checkpoint could hold.
         """
         while waiting := {
             node_id: operator.required_level + operator.delay_ms
             for node_id, operator in self.stateful.items()
             if operator.required_level is not None
         }:
+            for node_id, level in waiting.items():
+                if level > LEVEL_MAX:
+                    raise UsageError(
+                        f"{self.stateful[node_id].name!r} ends at W = {level} ms, beyond 64 bits:"
+                        ' make its windows or graces shorter, or run it with on_end="hold"'
+                    )
             reached: dict[int, Reached] = {}
             for node_id, source in self.sources.items():
                 before = source.watermark.level

@@ -20,6 +20,9 @@ from typing import Final, NamedTuple
 BEFORE_TIME: Final = -(1 << 80)
 """W before the first row. Below every int64 minus any disorder, so that nothing is late."""
 
+LEVEL_MAX: Final = (1 << 64) - 1
+"""The greatest W that a checkpoint can hold."""
+
 _LEAST: Final = -(1 << 63)
 """The least time there can be."""
 

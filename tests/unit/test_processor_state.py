@@ -73,7 +73,7 @@ def test_nan_is_kept_in_state() -> None:
     assert math.isnan(entry.value[0])
 
 
-@pytest.mark.parametrize("value", [Decimal("1.5"), (1, 2), 2**70, {"a": {3, 4}}, object()])
+@pytest.mark.parametrize("value", [Decimal("1.5"), (1, 2), {"a": {3, 4}}, object()])
 def test_state_that_would_change_or_cannot_be_written_is_refused(value: object) -> None:
     with pytest.raises(UsageError, match="state of 'op' cannot be kept: for key 'a'"):
         encode_entries("op", [(5, "b"), (5, "a"), (5, "c")], [(1,), (value,), (2,)])
@@ -89,8 +89,8 @@ def test_foreign_bytes_are_never_taken_for_state(key: bytes, value: bytes | None
 
 def test_state_of_a_newer_version_is_refused() -> None:
     records = encode_entries("op", [(5, "a")], [(1,)])
-    with pytest.raises(FormatVersionError, match="version 02"):
-        decode_entry(records.keys[0], b"\x02" + (records.values[0] or b"")[1:])
+    with pytest.raises(FormatVersionError, match="version 03"):
+        decode_entry(records.keys[0], b"\x03" + (records.values[0] or b"")[1:])
 
 
 @given(st.lists(keys))
