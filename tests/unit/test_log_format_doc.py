@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
+from msgspec import NODEFAULT
+
 from millstream import format as layout
 from millstream.batch import (
     BatchPlacement,
@@ -26,6 +29,7 @@ from millstream.format import (
 )
 from millstream.index import INDEX_MAGIC
 from millstream.key_file import KEY_MAGIC
+from millstream.processor.checkpoint import Checkpoint, OperatorState, SourceState
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "log-format.md").read_text("utf-8")
 SIZES = {"u8": 1, "u16": 2, "u32": 4, "u64": 8, "i64": 8}
@@ -165,3 +169,16 @@ def test_tables_of_column_batches_are_the_structs_of_the_code() -> None:
             assert int(offset) == end
             end += SIZES[kind] if kind in SIZES else int(kind.split()[0])
         assert end == size
+
+
+def test_the_fields_of_a_checkpoint_are_those_of_the_tables() -> None:
+    fields = [
+        (name, default is not NODEFAULT)
+        for struct in (Checkpoint, SourceState, OperatorState)
+        for name, default in (
+            (each.name, each.default if each.default_factory is NODEFAULT else ())
+            for each in msgspec.structs.fields(struct)
+        )
+    ]
+    rows = re.findall(r"^\| `(\w+)`( \(\w+\))? \| ", section("Pipelines"), re.MULTILINE)
+    assert fields == [(name, bool(default)) for name, default in rows]
