@@ -8,7 +8,7 @@ A write is one `BEGIN IMMEDIATE` transaction with synchronous=FULL: when the blo
 are durable, and when it raises nothing has changed. One that says so is not synced: a process that
 dies loses nothing of it, a machine that dies may lose it and all such transactions after it, up to
 the next one that is synced. Thread-safe: one connection behind one lock.
-Not fork-safe: the engine refuses to be used in a child process.
+Not fork-safe: the engine refuses to be used in a child process; see `inherited.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Final, NoReturn, TypeAlias, cast
@@ -37,6 +38,7 @@ from .errors import (
     UnavailableError,
     UsageError,
 )
+from .inherited import is_inherited, watch
 
 BUSY_TIMEOUT_SECONDS: Final = 10.0
 """A catalog transaction takes milliseconds; who waits longer waits for a stuck process."""
@@ -106,9 +108,12 @@ class Database:
         self._syncing = True
         """Whether the connection is set to sync its commits, as it is opened."""
         self._connection = _connect(filename, clock, use, read_only=read_only)
+        watch(self._connection)
 
     def close(self) -> None:
-        """Close the connection. Idempotent."""
+        """Close the connection. Idempotent; in the child of a fork it is left to the parent."""
+        if self.inherited:
+            return
         with self._lock:
             self._connection.close()
 
@@ -183,6 +188,11 @@ class Database:
         self._unsynced = not durable
 
     @property
+    def inherited(self) -> bool:
+        """Whether a fork has taken it from another process, whose it is."""
+        return is_inherited(self._connection)
+
+    @property
     def in_transaction(self) -> bool:
         """Whether one is open; after some errors SQLite has ended it by itself."""
         try:
@@ -218,6 +228,8 @@ class Database:
 
     def roll_back(self) -> None:
         """Undo the open transaction, if there is one; whatever fails, nothing of it stays."""
+        if self.inherited:
+            return
         try:
             # SQLite has rolled back by itself after some errors, such as a full disk.
             if self._connection.in_transaction:
@@ -282,6 +294,15 @@ def _checked_vfs() -> str | None:
     return CHECKED_VFS
 
 
+@contextlib.contextmanager
+def _typed(filename: str, use: DatabaseUse = CATALOG) -> Iterator[None]:
+    """What SQLite raises, as an error of ours."""
+    try:
+        yield
+    except apsw.Error as error:
+        raise _typed_error(error, filename, 0, use) from error
+
+
 def _open_file(filename: str, use: DatabaseUse, flags: int) -> apsw.Connection:
     """A connection; to a catalog in a file, one that verifies its pages."""
     checked = _checked_vfs() if use.ours and not filename.startswith("file:") else None
@@ -310,19 +331,14 @@ def page_checksums(filename: str) -> bool:
     Raises:
         As `Database`.
     """
-    try:
-        with contextlib.closing(_open(filename, CATALOG, read_only=True)) as connection:
-            connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
-            return connection.reserve_bytes("main") == RESERVED_BYTES
-    except apsw.Error as error:
-        raise _typed_error(error, filename, 0, CATALOG) from error
+    with _typed(filename), closing(_open(filename, CATALOG, read_only=True)) as connection:
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        return connection.reserve_bytes("main") == RESERVED_BYTES
 
 
 def _connect(filename: str, clock: Clock, use: DatabaseUse, *, read_only: bool) -> apsw.Connection:
-    try:
+    with _typed(filename, use):
         connection = _open(filename, use, read_only=read_only)
-    except apsw.Error as error:
-        raise _typed_error(error, filename, 0, use) from error
     try:
         connection.set_busy_timeout(int(BUSY_TIMEOUT_SECONDS * 1000))
         connection.execute("PRAGMA foreign_keys = ON")
@@ -380,28 +396,21 @@ class Snapshot:
 
     def __init__(self, filename: str) -> None:
         self._filename = filename
-        try:
+        with _typed(filename):
             self._connection = _open(filename, CATALOG, read_only=True)
-        except apsw.Error as error:
-            raise _typed_error(error, filename, 0, CATALOG) from error
 
     def take(self) -> None:
         """This is the moment."""
-        try:
+        with _typed(self._filename):
             self._connection.execute("BEGIN; SELECT count(*) FROM sqlite_schema").fetchall()
-        except apsw.Error as error:
-            raise _typed_error(error, self._filename, 0, CATALOG) from error
 
     def copy_to(self, filename: str) -> None:
         """Write it to a new database, durably but for the name of the file."""
-        try:
-            with contextlib.closing(_open_file(filename, CATALOG, _READ_WRITE)) as target:
-                target.execute("PRAGMA synchronous = FULL; PRAGMA fullfsync = ON")
-                with target.backup("main", self._connection, "main") as backup:
-                    backup.step()
-                _add_checksums(target, filename)
-        except apsw.Error as error:
-            raise _typed_error(error, filename, 0, CATALOG) from error
+        with _typed(filename), closing(_open_file(filename, CATALOG, _READ_WRITE)) as target:
+            target.execute("PRAGMA synchronous = FULL; PRAGMA fullfsync = ON")
+            with target.backup("main", self._connection, "main") as backup:
+                backup.step()
+            _add_checksums(target, filename)
 
     def close(self) -> None:
         """Let go. Idempotent."""
@@ -430,7 +439,7 @@ def readable_rows(filename: str) -> dict[str, tuple[list[str], list[Row]]]:
         connection = _open(filename, CATALOG, read_only=True)
     except (apsw.Error, UsageError):
         return found
-    try:
+    with closing(connection):
         tables = _rows(connection, "SELECT name FROM sqlite_schema WHERE type = 'table'")
         for table in (as_text(row[0]) for row in tables):
             columns = [as_text(row[1]) for row in _rows(connection, f"PRAGMA table_info({table})")]
@@ -439,8 +448,6 @@ def readable_rows(filename: str) -> dict[str, tuple[list[str], list[Row]]]:
             order = f"ORDER BY {columns[0]} DESC" if columns else ""
             rows += _rows(connection, f"SELECT {names} FROM {table} {order}")  # noqa: S608
             found[table] = columns, list(dict.fromkeys(rows))
-    finally:
-        connection.close()
     return found
 
 
@@ -462,20 +469,17 @@ def _snapshot(filename: str) -> apsw.Connection:
     escaped = filename.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     uri, checked = f"file:{escaped}?immutable=1", _checked_vfs()
     source = apsw.Connection(uri, flags=_READ_ONLY, vfs=checked)
-    try:
+    with closing(source):
         copy = apsw.Connection(":memory:")
         with copy.backup("main", source, "main") as backup:
             backup.step()
-    finally:
-        source.close()
     return copy
 
 
 def exists(filename: str) -> bool:
     """Whether there is a file of that name."""
-    if "\0" in filename:
-        return False
-    return apsw.VFS("millstream", base="").xAccess(filename, apsw.SQLITE_ACCESS_EXISTS)
+    vfs = apsw.VFS("millstream", base="")
+    return "\0" not in filename and vfs.xAccess(filename, apsw.SQLITE_ACCESS_EXISTS)
 
 
 def _size(filename: str) -> int:
@@ -577,8 +581,7 @@ def as_number(value: SQLValue, stop: int = 1 << 62) -> int:
 
 def as_count(value: SQLValue, most: int) -> int:
     """`value`, which is an integer from 1 to `most`."""
-    count = as_number(value, most + 1)
-    if count == 0:
+    if (count := as_number(value, most + 1)) == 0:
         raise _unexpected(value)
     return count
 

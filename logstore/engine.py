@@ -171,11 +171,16 @@ class Engine:
         """Raise StoreClosedError if the store was closed, or this is the child of a fork."""
         if self.closed:
             raise StoreClosedError("the store is closed: open it again", path=self.storage.root)
-        if os.getpid() != self.pid:
+        if self.inherited:
             raise StoreClosedError(
                 "the store was opened before a fork: open it again in the child",
                 path=self.storage.root,
             )
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this is the child of a fork: what is open in the store is the parent's."""
+        return os.getpid() != self.pid
 
     def ensure_writable(self) -> None:
         """Raise as `ensure_open`, and UsageError if the store is open read-only."""
@@ -493,7 +498,7 @@ class Engine:
             PoisonedError, StorageError: A log could not be synced. The store is closed all the
                 same.
         """
-        if os.getpid() != self.pid:
+        if self.inherited:
             self._close_in_child()
             return
         with self._closing, ExitStack() as rest:

@@ -413,7 +413,13 @@ class Queue:
     # Closing
 
     def close(self) -> None:
-        """Give back what is not settled, and leave. Idempotent; other threads are refused."""
+        """Give back what is not settled, and leave. Idempotent; other threads are refused.
+
+        In the child of a fork nothing happens: jobs and worker are the parent's.
+        """
+        if self._engine.inherited:
+            self._closed = True  # and threads of the parent may have held what is locked here
+            return
         with self._claiming:
             if self._closed:
                 return

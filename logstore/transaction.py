@@ -430,5 +430,5 @@ class Transaction:
             return
         if kind is None:
             self.commit()
-        elif issubclass(kind, ABORTING):
+        elif issubclass(kind, ABORTING) and not self._engine.inherited:
             self.abort()

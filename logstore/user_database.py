@@ -16,7 +16,7 @@ from typing import Final, Self
 from .clock import Clock, SystemClock
 from .config import path_text
 from .database import Database, DatabaseUse, Row, SQLValue, as_int, as_text
-from .errors import MillstreamError, UsageError
+from .errors import MillstreamError, StoreClosedError, UsageError
 
 USER_DATABASE: Final = DatabaseUse("the database", "there is no database here", ours=False)
 
@@ -83,6 +83,11 @@ class UserDatabase(Database):
     @contextmanager
     def _telling(self) -> Iterator[None]:
         """What SQL cannot say is the caller's mistake, as a wrong statement is."""
+        if self.inherited:
+            raise StoreClosedError(
+                "the database was opened before a fork: open it again in the child",
+                path=self.filename,
+            )
         try:
             yield
         except MillstreamError:

@@ -281,6 +281,30 @@ def fork(path: str) -> None:
     store.close()
 
 
+def leave_in_child(path: str) -> None:
+    """Fork with a job, and a transaction with rows, in hand; the child leaves all blocks."""
+    with millstream.open(path) as store:
+        with store.transaction(database=path + ".db") as transaction:
+            transaction.execute("CREATE TABLE rows (number)")
+        with store.queue("t") as queue, millstream.UserDatabase(path + ".db") as database:
+            job = queue.get(timeout=0)
+            assert job is not None
+            with store.transaction(database=path + ".db") as transaction:
+                transaction.append("t", b"with a row")
+                transaction.execute("INSERT INTO rows VALUES (1)")
+                if not os.fork():
+                    try:
+                        database.query("SELECT 1")
+                    except millstream.StoreClosedError:
+                        sys.exit(7)
+                    sys.exit("the child may use what is the parent's")
+                status = os.waitstatus_to_exitcode(os.wait()[1])
+                journal = os.path.exists(path + ".db-journal")
+                transaction.ack(job)
+            rows = database.query("SELECT * FROM rows")
+        tell(b"%d %d %r\n" % (status, journal, rows))
+
+
 def exit_without_close(path: str, how: str) -> None:
     """Leave the interpreter with everything open."""
     store = millstream.open(path)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from store_children import finish, spawn
 
 import millstream
 from millstream import DataError, StorageError, StoreClosedError, UsageError, UserDatabase
@@ -149,3 +150,17 @@ def test_a_store_has_an_identity_that_its_copies_share(tmp_path: Path) -> None:
     with millstream.open(tmp_path / "a") as store:
         assert uid == store.uid
         assert 16 == len(bytes.fromhex(uid))
+
+
+@pytest.mark.crash
+def test_a_child_that_leaves_the_blocks_of_its_parent_ends_nothing_in_them(tmp_path: Path) -> None:
+    """Above all it removes no journal of a database, which the parent needs after a crash."""
+    path = tmp_path / "store"
+    with millstream.open(path) as store:
+        store.create_topic("t")
+        store.append("t", b"first")
+    with spawn("leave_in_child", path) as child:
+        assert b"7 1 [(1,)]\n" == finish(child)
+    with millstream.open(path) as store:
+        assert [b"first", b"with a row"] == [record.value for record in store.read("t")]
+        assert [1] == [queue.depth for queue in store.queues("t")]
