@@ -12,9 +12,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime
+from functools import partial
 from itertools import islice
 from math import isnan
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 
@@ -35,10 +36,8 @@ from .column_section import (
 from .compression import RAW_BYTES_MIN, compress, pays
 from .errors import CorruptBatchError, DataError, RecordError, UsageError
 from .format import CODEC_LZ4, Buffer
+from .helpers import Helped, Helpers
 from .topic_schema import message_schema, pyarrow, row_type, stored_schema
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
 
 _DICTIONARY_ROWS_MIN: Final = 1024
 _SAMPLE: Final = 8192
@@ -97,28 +96,24 @@ def encode_each(batches: Sequence[Any], codec: int) -> Iterator[ColumnSection]:
             numbers = range(len(batch.schema))
             yield _section(batch, [_packed(batch, number, codec) for number in numbers])
         return
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - only large ones need it
+    helpers = Helpers(threads)
 
-    pool = ThreadPoolExecutor(threads, "millstream-columns")
-
-    def begin(batch: Any) -> list[Future[PackedChunk]]:
+    def begin(batch: Any) -> list[Helped[PackedChunk]]:
         sizes = [column.nbytes for column in batch.columns]
         # The largest first, so that none is left to one thread at the end.
         order = sorted(range(len(sizes)), key=lambda number: -sizes[number])
-        begun = {number: pool.submit(_packed, batch, number, codec) for number in order}
+        begun = {number: helpers.begin(partial(_packed, batch, number, codec)) for number in order}
         return [begun[number] for number in range(len(sizes))]
 
-    begun: deque[tuple[Any, list[Future[PackedChunk]]]] = deque()
+    begun: deque[tuple[Any, list[Helped[PackedChunk]]]] = deque()
     following = iter(batches)
-    try:
+    with helpers:
         while True:
             begun += ((batch, begin(batch)) for batch in islice(following, _BEGUN - len(begun)))
             if not begun:
                 return
             batch, chunks = begun.popleft()
-            yield _section(batch, [chunk.result() for chunk in chunks])
-    finally:
-        pool.shutdown(cancel_futures=True)
+            yield _section(batch, [chunk.wait() for chunk in chunks])
 
 
 def _packed(batch: Any, number: int, codec: int) -> PackedChunk:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
@@ -26,6 +26,7 @@ import pyarrow.json as pj
 from .columns import padded
 from .errors import CorruptBatchError
 from .format import Buffer
+from .helpers import Helpers
 from .topic_schema import stored_schema
 from .uniform_json import Bytes, Places, parse_uniform
 
@@ -115,8 +116,9 @@ def _uniform(values: Sequence[_Values], schema: Any) -> Any | None:
         found = list(map(parse, rest))
     else:
         # Most of it runs without the interpreter lock.
-        with ThreadPoolExecutor(threads, "millstream-json") as pool:
-            found = list(pool.map(parse, rest))
+        with Helpers(threads) as helpers:
+            begun = [helpers.begin(partial(parse, part)) for part in rest]
+            found = [each.wait() for each in begun]
     columns = [first, *(part for part in found if part is not None)]
     if len(columns) < len(values):
         return None

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import threading
 from collections.abc import Sequence
 from random import Random
 
@@ -488,12 +487,13 @@ class MemoryStorage:
 
     def bell(self, path: str) -> MemoryBell:
         """See `Storage.bell`."""
-        return MemoryBell(self.machine.bells.setdefault(path, threading.Event()))
+        return MemoryBell(self.machine.bells[path])
 
     def ring(self, path: str) -> None:
         """See `Storage.ring`."""
-        if (event := self.machine.bells.get(path)) is not None:
-            event.set()
+        if (silent := self.machine.bells.get(path)) is not None and silent.locked():
+            with contextlib.suppress(RuntimeError):  # another thread has rung it in the meantime
+                silent.release()
 
     def catalog_filename(self) -> str:
         """See `Storage.catalog_filename`: a URI of SQLite's memdb, shared within the process."""

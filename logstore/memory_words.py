@@ -51,17 +51,20 @@ class MemoryWords:
 
 
 class MemoryBell:
-    """A bell between threads. See `millstream.storage.Bell`."""
+    """A bell between threads. See `millstream.storage.Bell`.
 
-    __slots__ = ("_event",)
+    Args:
+        silent: Held until it is rung. A lock of C: an interrupted wait leaves nothing held with it.
+    """
 
-    def __init__(self, event: threading.Event) -> None:
-        self._event = event
+    __slots__ = ("_silent",)
+
+    def __init__(self, silent: threading.Lock) -> None:
+        self._silent = silent
 
     def wait(self, seconds: float) -> None:
         """See `Bell.wait`."""
-        if self._event.wait(seconds):
-            self._event.clear()
+        self._silent.acquire(timeout=seconds)
 
     def close(self) -> None:
         """See `Bell.close`."""

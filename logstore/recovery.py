@@ -21,6 +21,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from .backup_manifest import MANIFEST, MANIFEST_BYTES_MAX, Manifest
 from .batch import verify_body
@@ -44,6 +45,7 @@ from .format import (
     SegmentHeader,
     parse_header,
 )
+from .helpers import Helped, Helpers
 from .owner_catalog import NUMBER_BITS
 from .retention import SegmentInfo
 from .segment import (
@@ -527,13 +529,16 @@ def rewrite_unsynced(storage: Storage, facts: PartitionFacts, found: Examination
         for base, start in found.unsynced:
             rewrite(base, start)
         return
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - only very many need it
-
     # Each sync waits for the disk, which answers several at once: a log of very many segments
     # without a checkpoint would spend almost all of its first opening waiting for one at a time.
-    with ThreadPoolExecutor(SYNC_THREADS, "millstream-recovery") as pool:
-        for done in pool.map(rewrite, *zip(*found.unsynced, strict=True)):
-            assert done is None  # or the error of this segment is raised here
+    with Helpers(SYNC_THREADS) as helpers:
+        begun: list[Helped[None]] = []
+        for base, start in found.unsynced:
+            if len(begun) == 2 * SYNC_THREADS:
+                begun.pop(0).wait()  # not all at once: one that fails ends it
+            begun.append(helpers.begin(partial(rewrite, base, start)))
+        for each in begun:
+            each.wait()
 
 
 def _remove_derived(storage: Storage, directory: str, base: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from random import Random
 from typing import TYPE_CHECKING, NoReturn
@@ -26,6 +26,12 @@ ROOT = ":memory:"
 _catalog_numbers = itertools.count(1)
 
 
+def _held_lock() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
 class Machine:
     """What all handles of one `MemoryStorage` share: the disk, the plan, who is alive."""
 
@@ -36,7 +42,7 @@ class Machine:
         # Taken by itself: an interrupt on the way out of `Condition.__enter__` would leave it held.
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
-        self.bells: dict[str, threading.Event] = {}
+        self.bells = defaultdict[str, threading.Lock](_held_lock)
         self.trace: list[tuple[str, str]] = []
         self.operations = 0
         self._counts: Counter[str] = Counter()

@@ -82,9 +82,7 @@ class Query:
         self._connection = connection
         self._failures = failures
         self._topics = topics
-        # Queues and locks of C alone stand between the two threads: a Ctrl-C in an executor of
-        # Python may leave one of its locks held.
-        self._calls: SimpleQueue[Helped | None] = SimpleQueue()
+        self._calls: SimpleQueue[Helped[Any] | None] = SimpleQueue()
         self._worker = threading.Thread(target=self._work, name="millstream-sql", daemon=True)
         self._worker.start()
         try:
@@ -144,15 +142,13 @@ class Query:
 
     def _interruptible(self, call: Callable[[], Any]) -> Any:
         """Call in another thread: while DuckDB works in this one, Python sees no Ctrl-C."""
-        found: list[Any] = []
-        asked = Helped(lambda: found.append(call()))
+        asked = Helped(call)
         try:
             self._calls.put(asked)
-            asked.wait()
+            return asked.wait()
         except KeyboardInterrupt:
             self._interrupt()
             raise
-        return found[0]
 
     def _work(self) -> None:
         while (asked := self._calls.get()) is not None:

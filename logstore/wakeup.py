@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from contextlib import nullcontext
 from typing import Final
 
 from .clock import Clock
@@ -26,8 +27,6 @@ LOOK_SECONDS: Final = 0.05
 """How long a listener trusts its bell."""
 POLL_SECONDS: Final = 0.003
 """How long a waiter without a bell sleeps between two looks."""
-_LOOKS_OF_CLOSE: Final = 20
-"""So many times `LOOK_SECONDS` closing waits for the thread that listens."""
 _DIRECTORY: Final = "wake"
 
 
@@ -43,7 +42,11 @@ class Wakeup:
         self._words = words
         self._lock = threading.RLock()
         self._condition = threading.Condition(self._lock)
-        self._listening = False
+        # An interrupt cannot leave a lock of C held that `with` takes; a flag it can leave set.
+        self._ear = threading.Lock()
+        """Held by the thread that listens."""
+        self._listener = 0
+        """The last one that did."""
         self._closed = False
         self._bell: Bell | None = None
         self._bell_lock: Lock | None = None
@@ -101,21 +104,18 @@ class Wakeup:
         return int(now)
 
     def _listen_or_wait(self, seen: int, pause: float) -> None:
-        listening = False
-        try:
-            with self._lock:
-                if self._closed:
-                    raise StoreClosedError("the store was closed while waiting")
-                if self._listening:
-                    self._clock.wait(self._condition.wait, pause)
-                    return
-                self._listening = listening = True
+        with self._lock:
+            if not self._closed and self._ear.locked():
+                self._clock.wait(self._condition.wait, pause)
+                return
+        thread = threading.get_ident()
+        with self._ear:
+            self._listener = thread
+            if self._closed:
+                raise StoreClosedError("the store was closed while waiting")
             self._listen(seen, pause)
-        finally:
-            if listening:
-                with self._lock:
-                    self._listening = False
-                    self._condition.notify_all()
+        with self._lock:
+            self._condition.notify_all()
 
     def _listen(self, seen: int, pause: float) -> None:
         bell = self._bell or self._open_bell()
@@ -155,18 +155,16 @@ class Wakeup:
         """Stop listening; who waits gets StoreClosedError."""
         with self._lock:
             self._closed = True
-            if self._listening and self._bell is not None:
+            if self._bell is not None:
                 self._storage.ring(f"{_DIRECTORY}/{self._armed_word}")
-            for _ in range(_LOOKS_OF_CLOSE):
-                if not self._listening:
-                    break
-                self._condition.wait(LOOK_SECONDS)
-            else:
-                # An interrupt came where that thread ends its wait, so it says so for ever; or it
-                # gets no processor time, and closes the bell when it has done with it.
-                self._bell = None
             self._condition.notify_all()
-        self.abandon()
+        # Who listens ends first, unless it is this very thread, whose signal handler closes: then
+        # the bell closes when it has done with it.
+        ours = self._ear.locked() and self._listener == threading.get_ident()
+        if ours:
+            self._bell = None
+        with nullcontext() if ours else self._ear:
+            self.abandon()
 
     def abandon(self) -> None:
         """In the child of a fork: close what is open here. Nobody waits, whatever it looks like."""

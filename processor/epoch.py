@@ -13,8 +13,7 @@ of records, and the pipeline never stops for it. A crash in a sweep only means a
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, Future
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -33,6 +32,7 @@ from millstream import (
 
 from .changed_plan import refuse_changed_plan
 from .checkpoint import Checkpoint, OperatorState, source_state
+from .commit_thread import Begun, CommitThread
 from .epoch_write import EpochContent, EpochWriter, StateContent
 from .ingest import ensure_topic
 from .kept import NOTHING_KEPT, Keeping
@@ -70,7 +70,7 @@ class Epochs:
         store: Where everything is.
         plan: What runs.
         ownership: The exclusive right to run it.
-        beside: Where commits are written while the caller goes on, one thread; None: by `commit`.
+        beside: Where commits are written while the caller goes on; None: by `commit`.
         keeping: Which checkpoints are kept, beside the last one.
     """
 
@@ -79,7 +79,7 @@ class Epochs:
         store: Store,
         plan: Plan,
         ownership: Ownership,
-        beside: Executor | None = None,
+        beside: CommitThread | None = None,
         keeping: Keeping = NOTHING_KEPT,
     ) -> None:
         self._store = store
@@ -88,7 +88,7 @@ class Epochs:
         self._identities = plan.identities()
         self._writer = EpochWriter(store, plan.name, ownership, keeping)
         self._beside = beside
-        self._writing: Future[Checkpoint] | None = None
+        self._writing: Begun[Checkpoint] | None = None
         """The commit that is not finished; one that failed never is."""
         self._prepared_s = 0.0
         self.checkpoint = self._writer.checkpoint
@@ -203,7 +203,7 @@ class Epochs:
     @property
     def busy(self) -> bool:
         """Whether a commit is being written right now."""
-        return self._writing is not None and not self._writing.done()
+        return self._writing is not None and not self._writing.done
 
     def commit(self, topology: Topology, positions: Mapping[TopicPartition, int]) -> None:
         """Make what the topology has done up to `positions` visible, all at once.
@@ -220,9 +220,12 @@ class Epochs:
         started_s = self._store.clock.monotonic()
         write = partial(self._writer.write, self._prepare(topology, positions))
         self._prepared_s = self._store.clock.monotonic() - started_s
-        self._writing = _at_once(write) if self._beside is None else self._beside.submit(write)
-        if self._beside is None:
-            self.finish()
+        if self._beside is not None:
+            self._writing = self._beside.begin(write)
+            return
+        self._writing = Begun(write)
+        self._writing.run()
+        self.finish()
 
     def finish(self) -> None:
         """Wait until the commit that was begun is done, if there is one.
@@ -248,7 +251,7 @@ class Epochs:
         traceback: TracebackType | None,
     ) -> None:
         """Wait for the commit that is being written; raise what nobody has been told about it."""
-        failure = None if self._writing is None else self._writing.exception()
+        failure = None if self._writing is None else self._writing.error()
         self._states.__exit__(kind or type(failure) if failure else kind, error, traceback)
         if failure is None or failure is error:
             return
@@ -308,13 +311,3 @@ class Epochs:
         self._change_counts[name] = count
         identity = self._identities[name]
         return StateContent(identity, records, count, operator.live_count, begins, swept)
-
-
-def _at_once(write: Callable[[], Checkpoint]) -> Future[Checkpoint]:
-    """Write here and now, with the same outcome as beside."""
-    written: Future[Checkpoint] = Future()
-    try:
-        written.set_result(write())
-    except BaseException as error:
-        written.set_exception(error)
-    return written

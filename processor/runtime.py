@@ -14,15 +14,16 @@ import gc
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Final, Literal, TypedDict
 
 from millstream import LogReader, Store, TopicPartition, UsageError, parse_duration_ms
 
+from .commit_thread import CommitThread
 from .connections import Connections
 from .epoch import Epochs
 from .kept import KEPT_COUNT, Keeping
@@ -114,7 +115,7 @@ def run_over_store(
     overlap = not store.in_memory if overlap is None else overlap
     with (
         store.own(checkpoint_name(plan.name)) as ownership,
-        _thread() if overlap else nullcontext() as beside,
+        CommitThread() if overlap else nullcontext() as beside,
         Connections(store, plan) as connections,
         Epochs(store, plan, ownership, beside, _keeping(options)) as epochs,
         _interruptible(options.get("stop")) as stop,
@@ -128,11 +129,6 @@ def run_over_store(
         topology = epochs.topology()
         with store.reader(positions) as reader:
             return _Run(epochs, topology, reader, connections, options).loop(stop)
-
-
-def _thread() -> AbstractContextManager[Executor]:
-    """A thread that writes commits; at the end it is waited for."""
-    return ThreadPoolExecutor(1, "millstream-commit")
 
 
 def _check(options: RunOptions) -> None:
@@ -367,6 +363,31 @@ def _uncollected() -> Iterator[None]:
         gc.enable()
 
 
+class _Interrupt(threading.Event):
+    """An event that a signal handler may set.
+
+    A plain one may be locked by the thread that the handler interrupts, and it waits for the lock.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._happened = False
+        self._told: SimpleQueue[None] = SimpleQueue()
+
+    def is_set(self) -> bool:
+        return self._happened
+
+    def set(self) -> None:
+        self._happened = True
+        self._told.put(None)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if not self._happened:
+            with suppress(Empty):
+                self._told.get(timeout=timeout)
+        return self._happened
+
+
 @contextmanager
 def _interruptible(stop: threading.Event | None) -> Iterator[threading.Event]:
     """The event that ends the loop. Without one of the caller's, Ctrl-C sets it.
@@ -377,7 +398,7 @@ def _interruptible(stop: threading.Event | None) -> Iterator[threading.Event]:
     if stop is not None or threading.current_thread() is not threading.main_thread():
         yield stop or threading.Event()
         return
-    event = threading.Event()
+    event = _Interrupt()
     former = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:

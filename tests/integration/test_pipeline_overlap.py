@@ -9,17 +9,17 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from random import Random
 from typing import Any
 
 import pytest
-from held_commits import THREAD, HeldStorage
+from held_commits import HeldStorage
 from hypothesis import given, settings, strategies as st
 from simulated_stores import abandon, open_quietly
 
 from millstream import FencedError, PoisonedError, Record, RecordError, StorageError, Store
 from millstream.processor import Metrics, Pipeline, Sink, agg, epoch, to_callable, tumbling
+from millstream.processor.commit_thread import CommitThread
 from millstream.processor.epoch import Epochs
 from millstream.processor.runtime import RunOptions, run_over_store
 from millstream.processor.state_log import checkpoint_name, read_checkpoint
@@ -283,7 +283,7 @@ def test_a_run_taken_over_while_its_commit_waits_is_fenced_and_stays_so() -> Non
     storage = HeldStorage()
     with filled(storage, 5 * STEP) as stalled, open_quietly(storage) as other:
         ownership = stalled.own(checkpoint_name("counts"))
-        with ThreadPoolExecutor(1, THREAD) as beside:
+        with CommitThread() as beside:
             epochs = Epochs(stalled, counts().plan, ownership, beside)
             topology = epochs.topology()
             with stalled.reader(epochs.positions()) as reader:

@@ -10,18 +10,20 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
+from interrupted_calls import ends
 
 import millstream
 from millstream import Store
 from millstream.config import Durability
 from millstream.errors import StoreClosedError
+from millstream.posix_bell import PosixBell
 from millstream.record import TopicPartition
 from millstream.storage import PosixStorage
 from millstream.storage_protocols import Storage
-from millstream.testing import MemoryStorage
+from millstream.testing import ManualClock, MemoryStorage
 
 THREADS_DEADLINE_SECONDS = 20
 ROUNDS = 15
@@ -179,25 +181,49 @@ def test_an_interrupt_while_the_lock_is_let_go_leaves_it_to_others(
         assert other.append("t", b"third", partition=0).offset == 2
 
 
-def test_an_interrupt_where_a_wait_ends_holds_up_no_close(tmp_path: Path) -> None:
-    """Ctrl-C may come before the thread that listens has said that it does so no more."""
-    store = millstream.open(tmp_path / "s")
-    heard = False
+class InterruptedLock:
+    """Ctrl-C where a thread waits for a lock that others have: it does not get it."""
 
-    def interrupt(frame: FrameType, event: str, argument: object) -> object:
-        nonlocal heard
-        name = frame.f_code.co_name
-        if name == "_listen" and event == "return":
-            heard = True
-        if name == "_listen_or_wait" and event == "line" and heard:
-            sys.settrace(None)
+    def __init__(self, lock: Any, at: int) -> None:
+        self._lock = lock
+        self._left = at
+
+    def __enter__(self) -> None:
+        self._left -= 1
+        if not self._left:
             raise KeyboardInterrupt
-        return interrupt if name in {"_listen", "_listen_or_wait"} else None
+        self._lock.acquire()
 
-    sys.settrace(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        store._engine.wait(store._engine.tail.get("wake_version"), 0.01)
-    closing = threading.Thread(target=store.close, daemon=True)
-    closing.start()
-    closing.join(THREADS_DEADLINE_SECONDS)
-    assert not closing.is_alive()
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_after_an_interrupt_of_a_wait_the_next_one_listens(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nobody waits for the one that was interrupted."""
+    store = millstream.open(tmp_path / "s", clock=ManualClock())
+    tail, listened = store._engine.tail, []
+    monkeypatch.setattr(PosixBell, "wait", lambda _bell, _seconds: listened.append(True))
+    with monkeypatch.context() as patch:
+        patch.setattr(tail._wakeup, "_lock", InterruptedLock(tail._wakeup._lock, at))
+        with pytest.raises(KeyboardInterrupt):
+            tail.wait(tail.get("wake_version"), 0.01)
+    listened.clear()
+    tail.wait(tail.get("wake_version"), 0.01)
+    assert listened == [True]
+    assert ends(store.close)
+
+
+def test_a_signal_handler_closes_the_store_whose_bell_it_interrupts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = millstream.open(tmp_path / "s")
+    monkeypatch.setattr(PosixBell, "wait", lambda _bell, _seconds: store.close())
+
+    def wait() -> None:
+        with pytest.raises(StoreClosedError):
+            store._engine.wait(store._engine.tail.get("wake_version"), 60)
+
+    assert ends(wait)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
 from threading import Barrier, Event
 
 import pytest
+from interrupted_calls import InterruptAt, ends
 
 from millstream.helpers import HELPERS_MAX, Helpers
 
@@ -113,3 +116,23 @@ def test_a_thread_whose_start_was_interrupted_keeps_no_other_from_its_end(
     closing.start()
     closing.join(TIMEOUT)
     assert not closing.is_alive()
+
+
+def test_an_interrupt_at_any_call_keeps_nobody_from_the_end() -> None:
+    for call in itertools.count(1):
+        interrupt = InterruptAt(call)
+
+        def work(interrupt: InterruptAt = interrupt) -> None:
+            with Helpers(2) as helpers:
+
+                def ask() -> None:
+                    begun = [helpers.begin(Event) for _ in range(3)]
+                    assert [False] * 3 == [each.wait().is_set() for each in begun]
+
+                with contextlib.suppress(RuntimeError):  # the start of a thread makes this of it
+                    interrupt.run(ask)
+
+        assert ends(work), call
+        if interrupt.remaining > 0:
+            break
+    assert call > 10

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import threading
 from collections.abc import Iterator
 from random import Random
 
 import apsw
 import pytest
+from interrupted_calls import InterruptAt, ends
 
 from millstream.errors import StorageError, UsageError
 from millstream.testing import FaultPlan, MemoryStorage, SimulatedCrash
@@ -481,3 +483,16 @@ def test_a_transaction_left_open_on_the_catalog_is_named_as_the_obstacle() -> No
             storage.crash()
         connection.execute("ROLLBACK")
         assert query(storage.crash(), "SELECT x FROM t") == []
+
+
+def test_a_bell_can_be_rung_wherever_the_wait_for_it_was_interrupted() -> None:
+    storage = MemoryStorage()
+    bell = storage.bell("b")
+    for call in itertools.count(1):
+        interrupt = InterruptAt(call)
+        with contextlib.suppress(RuntimeError):  # what locks of Python make of it
+            interrupt.run(lambda: bell.wait(0.001))
+        assert ends(lambda: storage.ring("b"))
+        if interrupt.remaining > 0:
+            break
+    assert call > 1

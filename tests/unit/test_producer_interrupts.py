@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import sys
-from collections.abc import Callable
-from types import FrameType
+
+from interrupted_calls import InterruptAt
 
 import millstream
 from millstream import Store
@@ -27,33 +26,6 @@ def check(store: Store, accepted: dict[bytes, SendFuture]) -> None:
     found = [record.value for record in store.read("t")]
     assert len(found) == len(set(found))
     assert all(found[future.result(0).offset] == value for value, future in accepted.items())
-
-
-class InterruptAt:
-    """Raises once, at the given one of the calls made outside this file.
-
-    CPython looks for signals at calls and at jumps back, so these are the places that matter.
-    """
-
-    def __init__(self, call: int) -> None:
-        self.remaining = call
-
-    def profile(self, frame: FrameType, event: str, _argument: object) -> None:
-        if event in {"call", "c_return"} and frame.f_code.co_filename != __file__:
-            self.remaining -= 1
-            if not self.remaining:
-                sys.setprofile(None)
-                raise KeyboardInterrupt
-
-    def run(self, function: Callable[[], object]) -> None:
-        """Call `function`, and interrupt it if it is its turn."""
-        try:
-            sys.setprofile(self.profile if self.remaining > 0 else None)
-            function()
-        except KeyboardInterrupt:
-            return
-        finally:
-            sys.setprofile(None)
 
 
 def test_a_sender_interrupted_at_any_call_leaves_nothing_half_done() -> None:

@@ -1,0 +1,48 @@
+"""Ctrl-C at a chosen moment of those at which CPython looks for signals: at calls, and after them.
+
+A tracer that raises between any two instructions also finds moments that do not exist, as the one
+between the end of a `with` block and the release of its lock.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+_TESTS = str(Path(__file__).parents[1])
+_SECONDS = 30
+
+
+class InterruptAt:
+    """Raises KeyboardInterrupt once, at the given one of the calls made outside the tests."""
+
+    def __init__(self, call: int) -> None:
+        self.remaining = call
+
+    def _profile(self, frame: FrameType, event: str, _argument: object) -> None:
+        if event in {"call", "c_return"} and not frame.f_code.co_filename.startswith(_TESTS):
+            self.remaining -= 1
+            if not self.remaining:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    def run(self, function: Callable[[], object]) -> None:
+        """Call `function`, and interrupt it if it is its turn."""
+        try:
+            sys.setprofile(self._profile if self.remaining > 0 else None)
+            function()
+        except KeyboardInterrupt:
+            return
+        finally:
+            sys.setprofile(None)
+
+
+def ends(function: Callable[[], object]) -> bool:
+    """Whether a call returns at all. It is made in a thread, which is left behind if not."""
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    thread.join(_SECONDS)
+    return not thread.is_alive()
