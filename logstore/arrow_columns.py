@@ -53,6 +53,11 @@ _TREND_PAIRS: Final = 32
 """Of values half a batch apart. Of a text without an order each rises or falls as a coin does, and
 that few of 32 go against the others comes up once in 50,000 batches."""
 _TREND_EXCEPTIONS: Final = 4
+_EPOCH: Final = date(1970, 1, 1)
+_FIRST_DAY: Final = (date.min - _EPOCH).days
+_LAST_DAY: Final = (date.max - _EPOCH).days
+_DAY_SECONDS: Final = 86_400
+_PER_SECOND: Final = {"s": 1, "ms": 1000, "us": 1_000_000}
 _ALIGNMENT_BYTES: Final = 8
 _JOINED_BYTES_MAX: Final = 4096
 _THREADS_BYTES_MIN: Final = 1 << 20
@@ -398,10 +403,35 @@ def to_json(columns: Sequence[Any], fields: Sequence[Any]) -> list[bytes]:
     """Each row as a JSON object, its fields in the order of the schema.
 
     Bytes are base64, times RFC 3339. JSON knows no NaN and no infinity: they become null.
+
+    Raises:
+        OverflowError: A column does not pass `has_sayable_times`.
     """
     encode = msgspec.json.Encoder().encode
     batch = pyarrow().RecordBatch.from_arrays(columns, schema=pyarrow().schema(fields))
     return [encode(row) for row in batch.to_pylist()]
+
+
+def has_sayable_times(column: Any) -> bool:
+    """Whether dates and timestamps, also those inside of lists and structs, have a form in JSON.
+
+    RFC 3339 and Python know the years 1 to 9999; Arrow knows more of them.
+    """
+    t = pyarrow().types
+    kind = column.type
+    if t.is_struct(kind):
+        return all(has_sayable_times(each) for each in column.flatten())
+    if t.is_list(kind) or t.is_large_list(kind):
+        return has_sayable_times(compute().list_flatten(column))
+    if t.is_date32(kind):
+        numbers, per_day = column.cast(pyarrow().int32()), 1
+    elif t.is_timestamp(kind):
+        numbers, per_day = column.cast(pyarrow().int64()), _DAY_SECONDS * _PER_SECOND[kind.unit]
+    else:
+        return True
+    found = compute().min_max(numbers)
+    low, high = found["min"].as_py(), found["max"].as_py()
+    return low is None or (_FIRST_DAY * per_day <= low and high < (_LAST_DAY + 1) * per_day)
 
 
 def from_json(

@@ -8,10 +8,11 @@ that bytes are what was written, not that they make sense.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any, Final
 
 from .arrow_batch import ArrowColumns, Projection, section_columns
-from .arrow_columns import bad_record, from_json, to_json
+from .arrow_columns import bad_record, from_json, has_sayable_times, to_json
 from .columns import (
     decode_binary,
     decode_bitmap,
@@ -24,7 +25,7 @@ from .columns import (
     require_end,
 )
 from .compression import decompress
-from .errors import CorruptBatchError, UsageError
+from .errors import CorruptBatchError, RecordError, UsageError
 from .format import (
     COLUMNS,
     HAS_HEADERS,
@@ -200,14 +201,32 @@ class BatchColumns:
                 # As the topic is declared now: rows, columns and SQL say the same of old batches.
                 schema = arrow.schema if self.schema is None else stored_schema(self.schema)
                 fields = list(schema)
-                texts = to_json([arrow.column(field) for field in fields], fields)
-                self._values = self._spread(texts)
+                columns = [arrow.column(field) for field in fields]
+                try:
+                    self._values = self._spread(to_json(columns, fields))
+                except OverflowError:
+                    raise self._unsayable(columns) from None
                 return self._values
             nullable = bool(header.flags & NULL_VALUES)
             values, end = decode_binary(section, 0, header.record_count, nullable=nullable)
             require_end(section, end)
             self._values = values
         return self._values
+
+    def _unsayable(self, columns: Sequence[Any]) -> RecordError:
+        """The error for times that older versions took from Arrow data, and JSON cannot say."""
+        present = self.present
+        there = self.offsets if present is None else compress(self.offsets, present)
+        offset = next(
+            offset
+            for row, offset in enumerate(there)
+            if not all(has_sayable_times(column.slice(row, 1)) for column in columns)
+        )
+        return RecordError(
+            "a date or timestamp is outside of the years 1 to 9999, which has no form in JSON:"
+            " read the columns with arrow()",
+            offset=offset,
+        )
 
     def _spread(self, texts: list[bytes]) -> list[bytes | None]:
         """The values that are there, and None for the others."""

@@ -18,7 +18,7 @@ from .config import TopicInfo
 from .engine import Engine
 from .errors import UsageError, missing_key
 from .log import Log
-from .topic_schema import pyarrow
+from .topic_schema import no_schema, pyarrow, stored_schema
 
 _PIECE_BYTES: Final = 4 << 20
 """Bytes that are written at once, at least: smaller batches share a hold of the append lock."""
@@ -45,7 +45,10 @@ class ColumnAppender:
         next is compressed, and no more than these are in memory.
         """
         info = self._engine.topic(topic)
-        parts = _parts(info, data, keys, timestamps_ms)
+        try:
+            parts = _parts(info, data, keys, timestamps_ms)
+        except UsageError as error:
+            raise error.at(topic=topic) from None
         if partition is None and (info.partitions == 1 or all(part.keys is None for part in parts)):
             partition = next(self._turn) % info.partitions
         places: Iterable[tuple[int, list[ArrowPart]]]
@@ -72,16 +75,21 @@ class ColumnAppender:
 
     def table_of(self, topic: str, columns: Mapping[str, Sequence[object]]) -> Any:
         """The columns of a mapping as a pyarrow.Table; see `Store.append_columns`."""
-        pa, info = pyarrow(), self._engine.topic(topic)
-        schema = info.schema
+        schema = self._engine.topic(topic).schema
         if schema is None:
+            raise no_schema(topic, "append columns")
+        if not hasattr(columns, "items"):
             raise UsageError(
-                f"topic {topic!r} has no schema: create it with schema= to append columns",
+                f"columns is a {type(columns).__name__}; give a mapping of names to columns, or a"
+                " frame to append_arrow",
                 topic=topic,
             )
-        arrays, names = [], []
+        pa, arrays, names = pyarrow(), [], []
         for name, column in columns.items():
-            kind = schema.field(name).type if name in schema.names else None
+            if name not in schema.names:
+                known = ", ".join(schema.names)
+                raise UsageError(f"there is no column {name!r}; there are {known}", topic=topic)
+            kind = schema.field(name).type
             try:
                 arrays.append(pa.array(column, kind))
             except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
@@ -98,7 +106,9 @@ class ColumnAppender:
 
 def _parts(info: TopicInfo, data: object, keys: object, timestamps_ms: object) -> list[ArrowPart]:
     """The rows in parts of a size for a batch, with their keys and timestamps."""
-    batches = conforming(data, info.name, info.config)
+    if info.config.schema is None:
+        raise no_schema(info.name, "append columns")
+    batches = conforming(data, stored_schema(info.config.schema))
     rows = sum(batch.num_rows for batch in batches)
     given_keys = None if keys is None else given_column(keys, "keys", "binary", rows)
     given_times = None

@@ -11,7 +11,15 @@ from collections.abc import Iterator, Sequence
 from itertools import repeat
 from typing import Any, Final, NamedTuple
 
-from .arrow_columns import bad_value, compute, encode_columns, encode_each, from_json, to_json
+from .arrow_columns import (
+    bad_value,
+    compute,
+    encode_columns,
+    encode_each,
+    from_json,
+    has_sayable_times,
+    to_json,
+)
 from .arrow_leads import encode_keys, encode_times
 from .batch import EncodedBatch, encode_batch, encode_columns_batch
 from .column_section import ColumnSection
@@ -26,7 +34,7 @@ from .format import (
     UNIFORM_TIMESTAMP,
 )
 from .record import Headers
-from .topic_schema import pyarrow, stored_schema
+from .topic_schema import pyarrow
 
 BATCH_ROWS: Final = 1 << 17
 """Rows of one batch, at most: what a reader decodes at once."""
@@ -159,24 +167,18 @@ def _columns_batch(part: ArrowPart, columns: ColumnSection, codec: int) -> Encod
 # --- conforming ----------------------------------------------------------------------------------
 
 
-def conforming(data: object, topic: str, config: TopicConfig) -> list[Any]:
+def conforming(data: object, schema: Any) -> list[Any]:
     """What is to be appended as pyarrow.RecordBatches of the schema, each of a size for a batch.
 
     Args:
         data: A pyarrow Table or RecordBatch, or whatever speaks the Arrow C data interface: frames
             of Polars and pandas, relations of DuckDB.
-        topic: For messages.
-        config: Of the topic.
+        schema: The pyarrow.Schema of the topic.
 
     Raises:
-        UsageError: The topic has no schema, or the data does not fit it; nothing was converted.
-        MissingExtraError: pyarrow is not installed.
+        UsageError: The data does not fit the schema; nothing was converted.
     """
-    if config.schema is None:
-        raise UsageError(
-            f"topic {topic!r} has no schema: create it with schema= to append columns", topic=topic
-        )
-    pa, schema = pyarrow(), stored_schema(config.schema)
+    pa = pyarrow()
     table = _table(pa, data)
     faults = [
         f"  - {name}: {table.schema.field(name).type} (no such column)"
@@ -191,15 +193,17 @@ def conforming(data: object, topic: str, config: TopicConfig) -> list[Any]:
         columns.append(column)
     if faults:
         lines = "\n".join(faults)
-        raise UsageError(f"the data does not fit the schema of topic {topic!r}:\n{lines}")
+        raise UsageError(
+            f"the data does not fit the schema:\n{lines}\n"
+            "Mend these columns, or change the schema with configure_topic(schema=)"
+        )
     fitting = pa.Table.from_arrays(columns, schema=schema).combine_chunks()
     rows = max(1, min(BATCH_ROWS, BATCH_BYTES * table.num_rows // max(fitting.nbytes, 1)))
     batches = [batch for batch in fitting.to_batches(max_chunksize=rows) if batch.num_rows]
     # Rows of very different sizes; it is found out before the first of the batches is written.
     if any(batch.nbytes > _BATCH_BYTES_MAX for batch in batches):
         raise UsageError(
-            f"columns of one batch exceed {_BATCH_BYTES_MAX} bytes: append fewer rows at once",
-            topic=topic,
+            f"columns of one batch exceed {_BATCH_BYTES_MAX} bytes: append fewer rows at once"
         )
     return batches
 
@@ -227,12 +231,14 @@ def _column(pa: Any, table: Any, field: Any) -> Any:
     column = table.column(field.name)
     if column.null_count and not field.nullable:
         return f"{column.null_count} nulls in a column that is not nullable"
-    if column.type.equals(field.type):
-        return column
-    try:
-        return column.cast(field.type, safe=True)
-    except (pa.ArrowException, ValueError) as error:
-        return f"{column.type} is not {field.type}: {str(error).splitlines()[0]}"
+    if not column.type.equals(field.type):
+        try:
+            column = column.cast(field.type, safe=True)
+        except (pa.ArrowException, ValueError) as error:
+            return f"{column.type} is not {field.type}: {str(error).splitlines()[0]}"
+    if not has_sayable_times(column):
+        return "a time outside of the years 1 to 9999, which has no form in JSON"
+    return column
 
 
 def given_column(column: object, name: str, kind: str, rows: int) -> Any:

@@ -17,7 +17,7 @@ from .batch_columns import BatchColumns
 from .errors import DataError, UsageError
 from .format import COLUMNS, HAS_HEADERS, HAS_KEYS, UNIFORM_TIMESTAMP, BatchHeader, Buffer
 from .record import Headers, Record
-from .topic_schema import pyarrow, stored_schema
+from .topic_schema import no_schema, pyarrow, stored_schema
 
 
 class RecordBatch:
@@ -135,6 +135,8 @@ class RecordBatch:
         """Value of each record; None is a tombstone."""
         try:
             column = self._columns.values
+        except UsageError as error:
+            raise error.at(topic=self.topic) from None
         except DataError as error:
             raise self._placed(error) from None
         return column if self._whole else column[self._start : self._stop]
@@ -227,9 +229,7 @@ class RecordBatch:
             return stored_schema(columns.schema)
         if self.columnar:
             return columns.arrow.schema
-        raise UsageError(
-            "the topic has no schema: create it with schema= to read columns", topic=self.topic
-        )
+        raise no_schema(self.topic, "read columns")
 
     def arrow(self, columns: Sequence[str] | None = None) -> Any:
         """The values as a pyarrow.RecordBatch, without a copy where they are stored as columns.
@@ -247,14 +247,16 @@ class RecordBatch:
             MissingExtraError: pyarrow is not installed.
         """
         pa = pyarrow()
-        fields = chosen_fields(self.schema, columns)
         try:
+            fields = chosen_fields(self.schema, columns)
             arrays = [
                 self._columns.record_column(field.name, self.partition)
                 if field.name.startswith("_")
                 else self._columns.column(field)
                 for field in fields
             ]
+        except UsageError as error:
+            raise error.at(topic=self.topic) from None
         except DataError as error:
             raise self._placed(error) from None
         batch = pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))

@@ -14,7 +14,7 @@ from .errors import UsageError
 from .reader import LogReader
 from .record import Record, TopicPartition
 from .record_batch import RecordBatch
-from .topic_schema import pyarrow
+from .topic_schema import no_schema, pyarrow
 
 END_PAUSE_SECONDS = 0.01
 
@@ -85,19 +85,20 @@ class Scan:
             DataError: While reading, as `batches`.
         """
         pa = pyarrow()
-        if self._stops is None:
-            raise UsageError("a scan that follows has no end: give it a stop, or take batches()")
         (topic,) = {partition.topic for partition in self._starts}
+        if self._stops is None:
+            raise UsageError(
+                "a scan that follows has no end: give it a stop, or take batches()", topic=topic
+            )
         declared = self._engine.topic(topic).schema
         if declared is None:
-            raise UsageError(
-                f"topic {topic!r} has no schema: create it with schema= to read columns",
-                topic=topic,
-            )
-        names = self._columns if columns is None else tuple(columns)
-        fields = chosen_fields(declared, names)
+            raise no_schema(topic, "read columns")
+        try:
+            fields = chosen_fields(declared, self._columns if columns is None else columns)
+            condition = None if where is None else BatchFilter(where, declared)
+        except UsageError as error:
+            raise error.at(topic=topic) from None
         chosen = [field.name for field in fields]
-        condition = None if where is None else BatchFilter(where, declared)
         read = chosen
         if condition is not None:
             read = [*chosen, *(name for name in condition.names if name not in chosen)]

@@ -28,7 +28,7 @@ def pyarrow() -> Any:
     try:
         import pyarrow  # noqa: PLC0415 - an extra, and 100 ms of import
     except ImportError:
-        raise missing_extra("A topic with a schema", "pyarrow", "arrow") from None
+        raise missing_extra("A schema or Arrow data", "pyarrow", "arrow") from None
     return pyarrow
 
 
@@ -39,6 +39,16 @@ def arrow_is_there() -> bool:
     except MissingExtraError:
         return False
     return True
+
+
+def no_schema(topic: str, use: str) -> UsageError:
+    """The error for a use of columns where the topic has none.
+
+    Raises:
+        MissingExtraError: pyarrow is not installed, which is to be done before all else.
+    """
+    pyarrow()
+    return UsageError(f"the topic has no schema: create it with schema= to {use}", topic=topic)
 
 
 def declared_schema(declaration: object) -> Any:
@@ -226,7 +236,10 @@ def check_evolution(before: Any, after: Any) -> None:
             faults.append(f"  ~ {field.name}: nullable -> not null (there may be nulls)")
     if faults:
         lines = "\n".join(faults)
-        raise UsageError(f"the schema cannot change like this:\n{lines}")
+        raise UsageError(
+            f"the schema cannot change like this:\n{lines}\n"
+            "Add columns that are nullable, make types wider, or copy to another topic"
+        )
 
 
 def _widens(pa: Any, old: Any, new: Any) -> bool:

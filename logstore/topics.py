@@ -34,7 +34,7 @@ from .reader import LogReader
 from .record import TopicPartition
 from .segment import base_offset_of
 from .tail import DELETED, SLOTS_MAX, Slot
-from .topic_schema import check_evolution, declared_schema, stored_form, stored_schema
+from .topic_schema import check_evolution, declared_schema, no_schema, stored_form, stored_schema
 
 _DELETED: Final = "deleted"
 """A file with this name beside the partitions says that they are being deleted."""
@@ -194,7 +194,10 @@ def configure(engine: Engine, name: str, options: Mapping[str, object]) -> Topic
     declaration = changes.pop("schema", None)
     config = before.with_options(**changes)
     if declaration is not None:
-        config = evolved(config, declaration)
+        try:
+            config = evolved(config, declaration)
+        except UsageError as error:
+            raise error.at(topic=name) from None
     info = engine.catalog.set_topic_config(name, config)
     engine.tail.bump("topics_version")
     return info
@@ -231,7 +234,9 @@ def evolved(config: TopicConfig, declaration: object) -> TopicConfig:
         UsageError: The topic has no schema, or it cannot change like this.
     """
     if config.schema is None:
-        raise UsageError("the topic was created without a schema: it cannot get one later")
+        raise UsageError(
+            "the topic was created without a schema, and cannot get one: copy it to one with it"
+        )
     schema = declared_schema(declaration)
     check_evolution(stored_schema(config.schema), schema)
     check_declared(schema, config.key_column, config.time_column)
@@ -296,10 +301,11 @@ def check_columns(engine: Engine, topic: str, columns: Sequence[str]) -> None:
     """Refuse to read columns that are not there; UsageError."""
     schema = engine.topic(topic).schema
     if schema is None:
-        raise UsageError(
-            f"topic {topic!r} has no schema: create it with schema= to read columns", topic=topic
-        )
-    chosen_fields(schema, columns)
+        raise no_schema(topic, "read columns")
+    try:
+        chosen_fields(schema, columns)
+    except UsageError as error:
+        raise error.at(topic=topic) from None
 
 
 def check_starts(engine: Engine, starts: Mapping[TopicPartition, int]) -> None:
