@@ -246,7 +246,8 @@ def reduce(function: Callable[[Any, Any], Any], field: Field = None) -> Aggregat
     """All values put together by `function(so_far, value)`, starting from the first.
 
     Args:
-        function: Must be associative: sessions are merged by it, too. Must not return None.
+        function: Must be associative: sessions are merged by it, too. Must not return None. It may
+            change and return what there is so far, but must not change the value.
         field: What to read.
     """
     return Reduce(function, field)
@@ -314,7 +315,8 @@ def fold(
     Args:
         init: Makes the accumulator of a window without rows: `list`, `lambda: {"n": 0}`.
         step: Takes the accumulator and a value, which may be None; returns the accumulator. It
-            may change and return the one it is given.
+            may change and return the one it is given, but must not change the value, at once or
+            later.
         field: What to read: a name, an expression or a function; the value itself by default.
         merge: Puts together the accumulators of two sessions, the earlier one first. Session
             windows need it.

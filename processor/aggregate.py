@@ -38,7 +38,8 @@ class Aggregate(AnyAggregate[T_contra, R_co], Generic[T_contra, A, R_co]):
     """An aggregate of values of type T, with accumulator A and result R.
 
     Methods must depend on their arguments alone. Those that return an accumulator may change and
-    return one they were given; the caller uses the returned one only.
+    return one they were given; the caller uses the returned one only. A value is not theirs: other
+    windows add it as well. So it must not be changed, nor what an accumulator holds of it.
 
     >>> class Longest(Aggregate[str, str, str]):
     ...     def init(self) -> str:

@@ -7,7 +7,6 @@ and they are added together, a column at a time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from copy import copy, deepcopy
 from functools import cache
 from itertools import repeat
 from typing import Any, Final, TypeAlias
@@ -18,6 +17,7 @@ from millstream import RecordError
 
 from .agg import Aggregate
 from .columns import Chunk, MicroBatch
+from .detached import CONSTANT, detached
 from .errors import apply, fail, failed_index, reason
 from .fields import field_getter
 from .nodes import AggregatingNode
@@ -26,9 +26,6 @@ from .windows import Windowed
 UPDATE: Final = "update"
 FINAL_RESULT: Final = "final"
 RETRACTED: Final = "retracted"
-
-_CONSTANT: Final = frozenset({type(None), bool, int, float, str, bytes})
-"""Of these nothing can change: fresh accumulators can share them, and results can be them."""
 
 Aggregates: TypeAlias = Sequence[tuple[str, Aggregate[Any, Any, Any]]]
 
@@ -174,7 +171,7 @@ class SlottedAggregates:
     def open(self) -> int:
         """A slot with fresh accumulators."""
         fresh = self._constants or self._by_row.init()
-        if not self._slot_count and all(type(first) in _CONSTANT for first in fresh):
+        if not self._slot_count and all(type(first) in CONSTANT for first in fresh):
             self._constants = fresh
         if self._free:
             slot = self._free.pop()
@@ -279,30 +276,6 @@ class SlottedAggregates:
         """What state keeps of many slots."""
         columns = [map(column.__getitem__, slots) for column in self._columns]
         return list(zip(*columns, strict=True)) if columns else list(repeat((), len(slots)))
-
-
-def detached(result: object) -> object:
-    """A result that stays as it is when the accumulator or state it may share goes on.
-
-    Results are read after the step. One that was another by then would depend on where the input
-    is cut into steps.
-    """
-    kind = type(result)
-    parts: Iterable[object]
-    if kind in _CONSTANT:
-        return result
-    if kind is dict:
-        parts = result.values()  # type: ignore[attr-defined]
-    elif kind is list:
-        parts = result  # type: ignore[assignment]
-    elif isinstance(result, msgspec.Struct):
-        parts = msgspec.structs.astuple(result)
-    else:
-        return deepcopy(result)
-    if not _CONSTANT.issuperset(map(type, parts)):
-        return deepcopy(result)
-    frozen = isinstance(result, msgspec.Struct) and result.__struct_config__.frozen
-    return result if frozen else copy(result)
 
 
 def result_type(node: AggregatingNode) -> type[Windowed[object, object]]:

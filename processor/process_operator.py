@@ -15,8 +15,9 @@ from typing import Any, Final
 
 from millstream import DataError, UsageError
 
-from .aggregating import Results, detached
+from .aggregating import Results
 from .columns import Chunk, MicroBatch
+from .detached import detached
 from .errors import fail
 from .key_groups import Filed, GroupedOperator, Path, Wake
 from .keyed_state import IN_MEMORY, States

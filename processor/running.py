@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NoReturn
 
-from .aggregating import RowAggregates, detached
+from .aggregating import RowAggregates
 from .columns import Chunk, MicroBatch
+from .detached import detached
 from .errors import fail
 from .keyed_state import IN_MEMORY, KeyedState, States
 from .numeric_aggregates import Count

@@ -67,7 +67,7 @@ class Stream(Rows[T]):
         """`function` of every value. Event time stays; a result of None is a row like any other.
 
         Args:
-            function: Takes a value, returns one.
+            function: Takes a value, returns one; must not change it, because others read it, too.
             name: What messages call it; by default its source line.
             on_error: "dead_letter" sends a record it raises on to the source's dead letters;
                 "stop" (the default) ends the run with an error that names the record.

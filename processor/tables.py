@@ -74,8 +74,8 @@ class TableMethods(Rows[T], Generic[K, T]):
         """The rows of each key made into one, updated with every row. Rows of None are passed over.
 
         Args:
-            function: Takes the value so far and a row, returns the new value; changes neither. A
-                key's first row is its first value.
+            function: Takes the value so far, which it may change, and a row, which it must not
+                change; returns the new value. A key's first row is its first value.
             ttl: See `count`.
             name: Of the state; by default `<source topic>.reduce`.
         """

@@ -21,8 +21,9 @@ from typing import Any, Final
 from millstream import DataError
 
 from .aggregate import Aggregate
-from .aggregating import FINAL_RESULT, UPDATE, Aggregates, Results, RowAggregates, detached
+from .aggregating import FINAL_RESULT, UPDATE, Aggregates, Results, RowAggregates
 from .columns import Chunk, MicroBatch, Rows
+from .detached import detached
 from .key_groups import Filed, GroupedOperator, Path, Wake
 from .nodes import LATE, WindowNode
 from .serde import INT64_MAX, ordered_keys

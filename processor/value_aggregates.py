@@ -14,6 +14,7 @@ from typing import Any, Final
 from millstream import UsageError
 
 from .aggregate import Aggregate, OwnResult
+from .detached import detached
 from .fields import Field, FieldPair, describe, require_function
 
 _ORDER: Final = itemgetter(0)
@@ -342,8 +343,9 @@ class Reduce(OwnResult[Any]):
     """All values put together by one function of two, in row order.
 
     Args:
-        function: Takes what there is so far and the next value. Must be associative, so that it
-            can merge two sessions as well, and never return None, which means "nothing yet".
+        function: Takes what there is so far, which it may change, and the next value, which it
+            must not change. Must be associative, so that it can merge two sessions as well, and
+            never return None, which means "nothing yet".
         field: What to read.
     """
 
@@ -361,12 +363,11 @@ class Reduce(OwnResult[Any]):
         """The function of both; the first value as it is."""
         if value is None:
             return accumulator
-        if accumulator is None:
-            return value
-        reduced = self._function(accumulator, value)
+        reduced = value if accumulator is None else self._function(accumulator, value)
         if reduced is None:
             raise TypeError("the function of agg.reduce() returned None")
-        return reduced
+        # What other windows see as well is not for the function to change next time.
+        return detached(reduced) if reduced is value else reduced
 
     def merge(self, left: Any, right: Any) -> Any:
         """The function of the earlier and the later session."""
@@ -383,7 +384,7 @@ class Reduce(OwnResult[Any]):
                 reduced = value if so_far is None else function(so_far, value)
                 if reduced is None:
                     raise TypeError("the function of agg.reduce() returned None")
-                accumulators[slot] = reduced
+                accumulators[slot] = detached(reduced) if reduced is value else reduced
 
     def parameters(self) -> list[str]:
         """The function."""
@@ -395,8 +396,8 @@ class Fold(Aggregate[Any, Any, Any]):
 
     Args:
         init: Makes the accumulator of a window without rows: `list`, `lambda: {"n": 0}`.
-        step: Takes accumulator and value, returns the accumulator; may change the given one.
-            Sees None as well.
+        step: Takes accumulator and value, returns the accumulator; may change the given one, but
+            neither the value nor what it has put of it into the accumulator. Sees None as well.
         field: What to read.
         merge: Takes the accumulators of the earlier and the later session; needed by session
             windows only.
@@ -433,7 +434,8 @@ class Fold(Aggregate[Any, Any, Any]):
 
     def add(self, accumulator: Any, value: Any) -> Any:
         """One step."""
-        return self._step(accumulator, value)
+        stepped = self._step(accumulator, value)
+        return detached(stepped) if stepped is value else stepped
 
     def merge(self, left: Any, right: Any) -> Any:
         """What the given function makes of both."""
@@ -455,7 +457,8 @@ class Fold(Aggregate[Any, Any, Any]):
         """One call of the step per row."""
         step = self._step
         for slot, value in zip(slots, values, strict=True):
-            accumulators[slot] = step(accumulators[slot], value)
+            stepped = step(accumulators[slot], value)
+            accumulators[slot] = detached(stepped) if stepped is value else stepped
 
     def parameters(self) -> list[str]:
         """The functions."""

@@ -18,13 +18,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, compress, count, repeat
 from operator import itemgetter, not_
-from typing import Any, Final, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from millstream import DataError
 
 from .aggregate import Aggregate
 from .aggregating import Aggregates, fresh, result_type
 from .columns import Chunk, MicroBatch, Rows, join_rows
+from .detached import CONSTANT
 from .errors import convert, fail, failed_index
 from .fields import field_getter
 from .nodes import LATE, WindowNode
@@ -32,8 +33,6 @@ from .serde import INT64_MAX, key_order
 from .state import StateEntry, StateRecords, encode_filed, encode_removed, pieces_of
 from .stateful import MAIN, SWEEP_RECORDS, StatefulOperator, Step
 from .windows import FixedWindows
-
-_PLAIN_CONSTANTS: Final = (int, float, str, bytes, bool, type(None))
 
 
 class Window:
@@ -79,7 +78,7 @@ class Window:
         if new_count:
             for column, (_, aggregate) in zip(self.columns, self._aggregates, strict=True):
                 first = fresh(aggregate)
-                if type(first) in _PLAIN_CONSTANTS:
+                if type(first) in CONSTANT:
                     column.extend([first] * new_count)
                 else:
                     column.extend([fresh(aggregate) for _ in range(new_count)])

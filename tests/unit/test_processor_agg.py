@@ -12,7 +12,17 @@ import pytest
 from hypothesis import given, strategies as st
 
 from millstream import RecordError
-from millstream.processor import Aggregate, Pipeline, agg, col, counting, session, tumbling, when
+from millstream.processor import (
+    Aggregate,
+    Pipeline,
+    agg,
+    col,
+    counting,
+    hopping,
+    session,
+    tumbling,
+    when,
+)
 
 BUILT_IN = [
     agg.count(),
@@ -145,3 +155,29 @@ def test_expressions_in_windows_are_judged_row_by_row_where_columns_cannot(windo
     with pytest.raises(RecordError, match=r"agg total: ZeroDivisionError") as caught:
         inverted(1 / (1 - col("x"))).test({"rows": rows})
     assert 1 == caught.value.offset
+
+
+def _add_to_first(so_far: dict[str, Any] | None, row: dict[str, Any]) -> dict[str, Any]:
+    if so_far is None:
+        return row
+    so_far["n"] += row["n"]
+    return so_far
+
+
+@pytest.mark.parametrize(
+    "made", [agg.reduce(_add_to_first), agg.fold(lambda: None, _add_to_first)], ids=repr
+)
+def test_what_changes_in_place_changes_no_row(made: Aggregate[Any, Any, Any]) -> None:
+    """A row is in two windows, in a table, and goes on by itself."""
+    pipeline = Pipeline("p")
+    keyed = pipeline.source("in", type=dict, time="ts").key_by("k")
+    keyed.window(hopping(20, 10)).agg(v=made).to("windows")
+    keyed.agg(v=made).to("table")
+    keyed.to("rows")
+    inputs = [{"k": "a", "ts": ts, "n": 1} for ts in range(0, 40, 5)]
+
+    found = pipeline.test({"in": inputs})
+
+    assert [2, 4, 4, 4, 2] == [row["v"]["n"] for row in found["windows"]]
+    assert [1, 2, 3, 4, 5, 6, 7, 8] == [row["v"]["n"] for row in found["table"]]
+    assert {1} == {row["n"] for row in found["rows"]}
