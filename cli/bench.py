@@ -30,6 +30,8 @@ from .signals import StopSignals
 
 _ROUNDS: Final = 5
 _GROUP_RECORDS: Final = 1000
+_SIZE_BYTES_MAX: Final = 128_000
+"""So many of them fit into one batch."""
 _SLICE_BYTES_MAX: Final = 32 << 20
 """No slice writes more, however fast the disk is."""
 _READ_RECORDS_MAX: Final = 200_000
@@ -95,8 +97,8 @@ def bench(seconds: float, size: str, as_json: bool) -> int:
         raise click.UsageError("--seconds is a number")
     current = settings()
     size_bytes = millstream.parse_size_bytes(size)
-    if not 1 <= size_bytes <= 1 << 20:
-        raise click.UsageError("--size is from 1 B to 1 MiB")
+    if not 1 <= size_bytes <= _SIZE_BYTES_MAX:
+        raise click.UsageError(f"--size is from 1 B to {_SIZE_BYTES_MAX // 1000} kB")
     with StopSignals() as stop, _place(current.directory) as folder:
         current.say(f"measuring in {folder}")
         try:

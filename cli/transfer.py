@@ -254,8 +254,10 @@ def _run_import(current: Settings, options: _ImportOptions) -> int:
     form = _format_of(options.form, path)
     if path is None and form in {"parquet", "arrow"}:
         raise click.UsageError(f"{form} cannot be read from standard input: name a FILE")
-    if path is not None and not os.path.isfile(path):
+    if path is not None and not os.path.exists(path):
         raise click.UsageError(f"there is no file {path!r}")
+    if path is not None and form in {"parquet", "arrow"} and not os.path.isfile(path):
+        raise click.UsageError(f"{form} cannot be read from {path!r}, which is no regular file")
     counts = Progress(False if current.quiet else options.progress)
     with StopSignals() as stop, current.open(create=True) as store:
         chunks = _chunks(path, form, stop)
@@ -308,6 +310,7 @@ def _ensure_topic(current: Settings, store: Store, options: _ImportOptions) -> i
         count = store.topic(options.topic).partitions
     except UnknownTopicError:
         count = options.partitions
+        require_partitions(options.topic, count, {options.partition or 0})
         store.create_topic(options.topic, partitions=count, exist_ok=True)
         current.say(f"created topic {options.topic!r}, partitions: {count}")
     require_partitions(options.topic, count, {options.partition or 0})

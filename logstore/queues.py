@@ -69,7 +69,8 @@ class QueueInfo(NamedTuple):
     max_deliveries: int | None
     dead_letter: str | None
     dead_letters: int | None
-    """How many there are in the dead-letter topic, of all queues, that were not given back."""
+    """Offsets in the dead-letter topic, of all queues, that were not given back: as many as there
+    are letters, and some more where a worker died as it wrote one."""
     workers: tuple[QueueWorker, ...]
     partitions: tuple[QueuePartition, ...]
 

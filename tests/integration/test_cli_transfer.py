@@ -298,6 +298,27 @@ def test_a_failed_export_leaves_the_old_file(path: Path, cli: Cli) -> None:
     assert ["store", "t.jsonl"] == sorted(each.name for each in path.parent.iterdir())
 
 
+def test_a_file_may_be_a_pipe_with_a_name(path: Path, cli: Cli) -> None:
+    """As in `millstream import t <(zcat file)`."""
+    reading, writing = os.pipe()
+    os.write(writing, b'{"value":"a"}\n')
+    os.close(writing)
+    pipe = f"/dev/fd/{reading}"
+    for form in ("parquet", "arrow"):
+        code, _, err = cli("import", "t", pipe, "--format", form)
+        assert (2, True) == (code, "no regular file" in err)
+    assert 0 == cli("import", "t", pipe, "--format", "jsonl")[0]
+    os.close(reading)
+    with millstream.open(path, read_only=True) as store:
+        assert [b"a"] == [record.value for record in store.read("t")]
+
+
+def test_a_partition_that_will_not_be_makes_no_topic(path: Path, cli: Cli) -> None:
+    assert 2 == cli("import", "t", "--partitions", "2", "-p", "2", stdin=b'{"value":"a"}\n')[0]
+    with millstream.open(path, read_only=True) as store:
+        assert [] == store.topics()
+
+
 def test_what_cannot_be_done_is_refused_at_once(path: Path, cli: Cli) -> None:
     with millstream.open(path) as store:
         store.create_topic("t")

@@ -6,7 +6,7 @@ import click
 import pytest
 
 from millstream import Position, TopicPartition, UsageError
-from millstream.cli.partitions import parse_partitions
+from millstream.cli.partitions import parse_partitions, require_partitions
 from millstream.cli.reset import Target, parse_offsets, parse_target, parse_topics
 
 NOW_MS = 1_763_892_000_000
@@ -68,8 +68,15 @@ def test_files_of_offsets_name_their_bad_lines() -> None:
             parse_offsets(["ok,0,1", line])
 
 
-@pytest.mark.parametrize("text", ["", ",", "a", "1-", "-1", "1-2-3", "0-9999999999", "\u0661"])
+@pytest.mark.parametrize(
+    "text", ["", ",", "a", "1-", "-1", "1-2-3", "2-0", "0-99999", "0-9999999999", "\u0661"]
+)
 def test_what_is_no_list_of_partitions_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_partitions(text)
     assert parse_partitions("3,0-1,1") == [0, 1, 3]
+
+
+def test_not_all_partitions_that_are_missing_are_named() -> None:
+    with pytest.raises(UsageError, match=r"there is no 1, 2, 3, 4, 5, and 994 more$"):
+        require_partitions("t", 1, parse_partitions("0-999"))
