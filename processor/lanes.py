@@ -43,7 +43,7 @@ from .numeric_aggregates import Count, Max, Mean, Min, StandardDeviation, Sum, V
 from .quantile_aggregate import Quantile
 from .row_shapes import Joined
 from .selection import Selection
-from .table_nodes import RunningNode
+from .table_nodes import OnValues, RunningNode, Where
 from .value_aggregates import Distinct, First, FirstBy, Last, LastBy
 
 if TYPE_CHECKING:
@@ -212,6 +212,9 @@ def _of_source(_plan: Plan, node: SourceNode) -> str | None:
 
 
 def _of_map(plan: Plan, node: MapNode) -> str | None:
+    if isinstance(node.function, OnValues | Where):
+        # What is deleted goes through as well, as None.
+        return _of_field(node.function.function, plan, node) or "the values of a table are rows"
     if not isinstance(node.function, Selection):
         return "a Python function"
     return _first(_of_field(field, plan, node) for field in node.function.fields.values())

@@ -18,7 +18,7 @@ from .row_shapes import aggregated_type
 from .row_types import returned_type
 from .serde import key_decoder
 from .source_options import Reading, SourceOptions, source_node
-from .table_nodes import RecordKeyNode, RegroupNode, RunningNode, ttl_text
+from .table_nodes import OnValues, RecordKeyNode, RegroupNode, RunningNode, Where, ttl_text
 from .window_declaration import checked_aggregates
 
 Ttl: TypeAlias = str | int | timedelta | None
@@ -213,33 +213,13 @@ def source_table_node(
     return builder.add(node, value_type), lifetime_ms
 
 
-class _OnValues:
-    """A function that leaves alone what is deleted."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self._function = function
-
-    def __call__(self, value: Any) -> Any:
-        return None if value is None else self._function(value)
-
-
-class _Where:
-    """The value where a predicate holds, None where it does not: not in the table."""
-
-    def __init__(self, predicate: Callable[[Any], object]) -> None:
-        self._predicate = predicate
-
-    def __call__(self, value: Any) -> Any:
-        return value if value is not None and self._predicate(value) else None
-
-
 def on_values(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """`function` of the values of a table, for its updates."""
     require_function(function, "map()")
-    return _OnValues(function)
+    return OnValues(function)
 
 
 def where(predicate: Callable[[Any], object]) -> Callable[[Any], Any]:
     """The values of a table for which `predicate` holds, for its updates."""
     require_function(predicate, "filter()")
-    return _Where(predicate)
+    return Where(predicate)

@@ -1,8 +1,8 @@
-"""The nodes of tables: plain frozen values, like those of nodes.py."""
+"""The nodes of tables, plain frozen values as in nodes.py; and functions of their values."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -67,6 +67,28 @@ class RegroupNode(StatefulNode):
         """Key of the table, of the groups, and aggregates."""
         parts = ", ".join(f"{name}={one.describe()}" for name, one in self.aggregates)
         return f"table by {keys[0]}; group_by {describe(self.key)}; agg {parts}"
+
+
+class OnValues:
+    """A function of a table's values that leaves alone what is deleted."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
+
+    def __call__(self, value: Any) -> Any:
+        """What the function makes of it."""
+        return None if value is None else self.function(value)
+
+
+class Where:
+    """A table's value where a predicate holds, None where it does not: not in the table."""
+
+    def __init__(self, predicate: Callable[[Any], object]) -> None:
+        self.function = predicate
+
+    def __call__(self, value: Any) -> Any:
+        """The value, or None."""
+        return value if value is not None and self.function(value) else None
 
 
 def ttl_text(ttl_ms: int | None) -> str:

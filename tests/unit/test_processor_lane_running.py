@@ -263,3 +263,17 @@ def test_plan_says_that_rows_of_several_types_are_merged_as_rows() -> None:
     lines = [line for line in explained.splitlines() if "merge" in line and "to merged" not in line]
     assert "rows: its streams have rows of several types" in lines[0]
     assert "[columns]" in lines[-1]
+
+
+def test_plan_says_why_the_values_of_a_table_need_rows() -> None:
+    """Expressions are no Python functions, although a function stands around them."""
+    job = Pipeline("job")
+    table = job.source("events", type=Event, time="ts").key_by("user").agg(n=agg.sum("size"))
+    table.filter(col("n") > 3).to("a")
+    table.filter(lambda row: row.n > 3).to("b")
+    table.map(lambda row: row.n).to("c")
+    with filled([]) as store:
+        explained = str(job.explain(store))
+    lines = [line.strip() for line in explained.splitlines()]
+    assert "filter n > 3  [rows: the values of a table are rows]" in lines
+    assert 2 == sum("[rows: a Python function]" in line for line in lines)
