@@ -200,11 +200,14 @@ class SharedWords:
         if keep == "all":
             return content
         durable = durable.ljust(len(content), b"\0")
-        chosen = [
-            (content if random.random() < 0.5 else durable)[start : start + 8]
-            for start in range(0, len(content), 8)
-        ]
-        return b"".join(chosen[: _biased(random, 0, len(chosen))])
+        chosen = bytearray(durable)
+        # Almost all of them are zeros no process has touched: whole pages are compared first.
+        for page in range(0, len(content), PAGE_BYTES):
+            if content[page : page + PAGE_BYTES] != durable[page : page + PAGE_BYTES]:
+                for start in range(page, min(page + PAGE_BYTES, len(content)), 8):
+                    if random.random() < 0.5:
+                        chosen[start : start + 8] = content[start : start + 8]
+        return bytes(chosen[: 8 * _biased(random, 0, self.count)])
 
 
 def _units(position: int, length: int, unit: int) -> range:

@@ -171,7 +171,7 @@ def batch(name: str, encoded: EncodedBatch) -> Parser:
         for place in (128, 144, 160):
             (stored,) = hashed = struct.unpack_from("<I", header, place)
             if place == 144 and header[37] & 2:  # COLUMNS: of the directory
-                hashed = struct.unpack_from("<I", content.ljust(start + 4, b"\0"), start)
+                hashed = struct.unpack("<I", content[start : start + 4].ljust(4, b"\0"))
             digest = xxh3_64_intdigest(bytes(content[start : start + hashed[0]]))
             content[place + 8 : place + 16] = struct.pack("<Q", digest)
             start += stored
