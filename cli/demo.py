@@ -9,6 +9,8 @@ and prints.
 from __future__ import annotations
 
 import gzip
+import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -244,12 +246,18 @@ def _content(record: millstream.Record) -> tuple[object, ...]:
 
 def _say_what_next(directory: str, *, kept: bool) -> None:
     click.secho("Try next", bold=True)
+    program, directory = _program(sys.argv[0]), shlex.quote(directory)
     if not kept:
-        click.echo(f"   millstream demo --dir {directory}      # the same, and keep the store")
-    for line in (
-        f"millstream --dir {directory} topics ls",
-        f"millstream --dir {directory} consume hourly -o -5 -e",
-        f"millstream --dir {directory} groups lag hourly",
-        f"millstream --dir {directory} verify",
-    ):
-        click.echo(f"   {line}")
+        click.echo(f"   {program} demo --dir {directory}      # the same, and keep the store")
+    for line in ("topics ls", "consume hourly -o -5 -e", "groups lag hourly", "verify"):
+        click.echo(f"   {program} --dir {directory} {line}")
+
+
+def _program(called: str) -> str:
+    """How to call this program again from a shell: `make demo` leaves it outside of PATH."""
+    if Path(called).stem != "millstream":
+        return f"{shlex.quote(sys.executable)} -m millstream"
+    found = shutil.which("millstream")
+    if found is not None and Path(found).samefile(called):
+        return "millstream"
+    return shlex.quote(called)

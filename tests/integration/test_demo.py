@@ -85,6 +85,14 @@ def test_demo_kills_its_pipeline_and_finds_identical_results(tmp_path: Path) -> 
     assert 2 == len(re.findall("kill -9 number", done.stdout))
     assert "Identical, record by record" in done.stdout
     assert store.is_dir()
+    suggested = done.stdout.rpartition("Try next")[2].splitlines()[1:]
+    assert 4 == len(suggested)
+    for line in suggested[::2]:
+        # Nobody has put the command on the path of this shell.
+        found = subprocess.check_output(
+            line, shell=True, cwd=tmp_path, env={**os.environ, "PATH": os.defpath}, text=True
+        )
+        assert "hourly" in found or "EWR" in found
 
 
 def test_demo_refuses_a_directory_that_is_in_use(tmp_path: Path) -> None:
