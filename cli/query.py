@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from decimal import Decimal
+from functools import partial
 from itertools import islice
 from typing import Any, Final
 
@@ -66,7 +67,8 @@ def query(text: str, memory: str) -> None:
         sql.query(store, text, memory=memory, tables=state_tables) as found,
     ):
         columns = _distinct(found.columns)
-        rows = (dict(zip(columns, map(_cell, row), strict=True)) for row in found.rows())
+        cell = partial(_cell, nested=mode in {"json", "jsonl"})
+        rows = (dict(zip(columns, map(cell, row), strict=True)) for row in found.rows())
         if mode == "table":
             print_rows("rows", list(islice(rows, _TABLE_ROWS)), columns, mode)
             if next(rows, None) is not None:
@@ -100,8 +102,11 @@ def _distinct(names: list[str]) -> list[str]:
     return found
 
 
-def _cell(value: Any) -> Cell:
-    """What SQL found as what can be printed; bytes as text, with what is none escaped."""
+def _cell(value: Any, *, nested: bool) -> Cell:
+    """What SQL found as what can be printed; bytes as text, with what is none escaped.
+
+    Lists and structs stay what they are where they can be `nested`; else they become JSON.
+    """
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, bytes):
@@ -111,5 +116,6 @@ def _cell(value: Any) -> Cell:
             return int(value)
         return float(value) if len(value.as_tuple().digits) <= _EXACT_DIGITS else str(value)
     if isinstance(value, list | dict | tuple):
-        return msgspec.json.encode(value).decode()
+        plain = msgspec.to_builtins(value)
+        return plain if nested else msgspec.json.encode(plain).decode()
     return str(value)

@@ -44,6 +44,15 @@ BATCH_ROWS: Final = 65_536
 _TOPICS_NAMED: Final = 20
 _WORDS: Final = ("offset", "at")
 """Names of columns that one has, or gives to a time, and that SQL does not take for one."""
+_LOOKING: Final = frozenset({"SELECT", "EXPLAIN", "COPY", "PRAGMA", "CALL", "MULTI"})
+"""Kinds of statements, as DuckDB calls them, with a result. MULTI is what it makes of a PIVOT."""
+_EXCERPT: Final = re.compile(r"^(LINE \d+: .*)\n( *)\^", re.MULTILINE)
+_NEAR: Final = re.compile(r'syntax error at or near "(.*)"')
+_NO_COLUMN: Final = re.compile(
+    r'Referenced column "(\w+)" not found .*\s*Candidate bindings: .*'
+    r'"(?:partition|offset|timestamp|key|value|headers)"'
+    r"|Cannot extract field '(\w+)' from expression \"value\""
+)
 _INTERRUPT_SECONDS: Final = 0.05
 
 
@@ -111,9 +120,21 @@ class Query:
             yield batch
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
-        """The rest of the result as tuples. Raises what `batches` raises."""
+        """The rest of the result as tuples.
+
+        Raises:
+            UsageError: As `batches`; or a time is outside of the years that Python knows.
+            DataError: As `batches`.
+        """
         for batch in self.batches():
-            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+            try:
+                columns = [column.to_pylist() for column in batch.columns]
+            except OverflowError:
+                raise UsageError(
+                    "a date or timestamp is infinite, or outside of the years 1 to 9999: cast it to"
+                    " text in SQL, or take the result as Arrow"
+                ) from None
+            yield from zip(*columns, strict=True)
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """The rest of the result for whoever takes Arrow: `polars.DataFrame(found)`."""
@@ -209,7 +230,8 @@ def query(
 
     Raises:
         MissingExtraError: DuckDB or pyarrow is not installed.
-        UsageError: The statement is wrong, or names a table that is not there.
+        UsageError: The statement is wrong, names a table that is not there, or would change
+            something.
         DataError: What is read is damaged; also later, while the result is read.
     """
     try:
@@ -231,11 +253,15 @@ def query(
     try:
         # It would be written to stdout, among the results; only a connection can be told so.
         connection.execute("set enable_progress_bar = false")
-        _check_single(connection, text)
+        # Timestamps of records are UTC without saying so: compared with now(), or brought into a
+        # zone, they would be taken for times of the zone of this machine.
+        connection.execute("set timezone = 'UTC'")
+        _check_statement(connection, text)
         _add_tables(connection, store, failures, tables)
     except duckdb.Error as error:
         connection.close()
-        raise UsageError(_advised(str(error))) from None
+        names = [topic.name for topic in store.topics()]
+        raise UsageError(_advised(str(error), names)) from None
     except BaseException:
         connection.close()
         raise
@@ -251,9 +277,19 @@ def _started(connection: duckdb.DuckDBPyConnection, text: str) -> pa.RecordBatch
     return found.to_arrow_reader(BATCH_ROWS)
 
 
-def _check_single(connection: duckdb.DuckDBPyConnection, text: str) -> None:
-    if len(connection.extract_statements(text)) != 1:
+def _check_statement(connection: duckdb.DuckDBPyConnection, text: str) -> None:
+    statements = connection.extract_statements(text)
+    if not statements:
+        raise UsageError("there is no statement: `select * from TOPIC limit 10` is one")
+    if len(statements) > 1:
         raise UsageError("a query is one statement: leave out the others")
+    kind = statements[0].type.name
+    if kind not in _LOOKING:
+        # It would fail for a reason of DuckDB's, or come to nothing at the end of the query.
+        raise UsageError(
+            f"SQL is for looking, and {kind} has no result: write `select`, or `copy (select ...)"
+            " to 'FILE'`; records are appended by produce, import or a pipeline"
+        )
 
 
 def _add_tables(
@@ -372,9 +408,26 @@ def _advised(message: str, topics: Sequence[str] = ()) -> str:
     if text.startswith("Out of Memory"):
         first = text.splitlines()[0]
         return f"{first}; ask for fewer rows or columns, or give more by memory= (--memory)"
-    if "syntax error" in text:
-        for word in _WORDS:
-            if re.search(rf"\b{word}\b", text, re.IGNORECASE):
-                advice = f'write the column as t.{word} or "{word}"'
-                return f"{text}\n{word.upper()} is a word of SQL: {advice}"
-    return text
+    if "Values were not provided" in text:
+        return f"{text}; a query takes no parameters, write the values themselves"
+    advice = _syntax_advice(text, topics)
+    if (found := _NO_COLUMN.search(text)) is not None:
+        advice = f"If it is a field of JSON: value->>'$.{found[1] or found[2]}'"
+    return f"{text}\n{advice}" if advice else text
+
+
+def _syntax_advice(text: str, topics: Sequence[str]) -> str | None:
+    """What to write in the place of a name that SQL does not take for one."""
+    near, excerpt = _NEAR.search(text), _EXCERPT.search(text)
+    if near is None or excerpt is None:
+        return None
+    line, word = excerpt[1], near[1].lower()
+    for topic in topics:
+        odd = not topic.isidentifier() and topic in line and _quoted(topic) not in line
+        if odd or word == topic.lower():
+            return f"Write the topic as {_quoted(topic)}"
+    before = re.findall(r"\w+", line[: len(excerpt[2])])[-1:]
+    for name in _WORDS:
+        if name in (word, *map(str.lower, before)):
+            return f'{name.upper()} is a word of SQL: write the column as t.{name} or "{name}"'
+    return None

@@ -8,6 +8,7 @@ import io
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -100,15 +101,53 @@ def test_names_that_differ_by_case_are_refused(store: millstream.Store) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("select 1 from nope", r"nope does not exist! The topics are t$"),
+        ("select 1 from nope", 'nope does not exist! The topics are "odd-name", order, t$'),
         ("select offset from t", "t.offset"),
         ("select 1; select 2", "one statement"),
         ("select (value->>'$.n')::int + 'x'::int from t", "x"),
+        ("", "no statement"),
+        ("selct 1", r"\^$"),
+        ("select at from t", 't.at or "at"'),
+        ("select * from odd-name", 'Write the topic as "odd-name"$'),
+        ("select * from order", 'Write the topic as "order"$'),
+        ("select sum(n) from t", r"field of JSON: value->>'\$\.n'$"),
+        ("select value.n from t", r"field of JSON: value->>'\$\.n'$"),
+        ("select * from t where key = ?", "write the values themselves"),
+        ("select timestamp 'infinity'", "cast it to text"),
+        ("insert into t (value) values ('x')", "for looking, and INSERT"),
+        ("create table x as select 1", "for looking, and CREATE"),
+        ("set threads = 1", "for looking, and SET"),
     ],
 )
 def test_a_wrong_query_says_why(store: millstream.Store, text: str, why: str) -> None:
+    for name in ("odd-name", "order"):
+        store.create_topic(name)
     with pytest.raises(UsageError, match=why):
         rows(store, text)
+
+
+@pytest.mark.parametrize(
+    "text", ["pivot t on key using count(*) group by partition", "explain select 1", "from t"]
+)
+def test_what_only_looks_is_no_change(store: millstream.Store, text: str) -> None:
+    assert rows(store, text)
+
+
+def test_times_are_utc_wherever_the_machine_is(
+    store: millstream.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DuckDB takes a time without a zone for one of the zone of the machine.
+
+    A record of now was not `timestamp > now() - interval 1 hour` in Tokyo.
+    """
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        text = "select count(*) from t where timestamp = '1970-01-01 00:00:00.005+00'::timestamptz"
+        assert rows(store, text) == [(2,)]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_memory_is_bounded(store: millstream.Store) -> None:
@@ -211,6 +250,11 @@ def test_the_command_prints_like_others(
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"select 1 as one;\n")))
     assert main(["query", "-", *place]) == 0
     assert capfd.readouterr().out == "one\n1\n"
+    assert main(["query", "select [1, 2] as x, {'a': '1'::blob} as y", *place]) == 0
+    assert capfd.readouterr().out == 'x,y\n"[1,2]","{""a"":""MQ==""}"\n'
+    place[-1] = "jsonl"
+    assert main(["query", "select [1, 2] as x, {'a': '1'::blob} as y", *place]) == 0
+    assert capfd.readouterr().out == '{"x": [1, 2], "y": {"a": "MQ=="}}\n'
 
 
 def test_a_query_ends_when_it_is_interrupted(store: millstream.Store, tmp_path: Path) -> None:
