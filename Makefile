@@ -32,7 +32,7 @@ check: $(VENV)/.dev ## formatting, lint, types and layers
 	@$(BIN)/ruff format --check --quiet || { $(BIN)/ruff format --diff --quiet; echo "run: make format"; exit 1; }
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/mypy
-	@$(BIN)/mypy tests/typing
+	@MYPYPATH=tests/crash:tests/support $(BIN)/mypy --follow-imports=silent tests/typing tests/crash/campaign.py
 	@$(BIN)/basedpyright --level error
 	@$(BIN)/lint-imports --no-logo
 
