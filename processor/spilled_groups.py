@@ -231,7 +231,7 @@ class SpilledGroups(StatefulOperator):
         self._pending: dict[bytes, bytes | None] = {}
         """By path, as the file has it: what state has of it and the file has not; None: gone."""
         self._filed: dict[bytes, Filed] = {}
-        """Where those belong that were looked at since."""
+        """Where each of these belongs."""
         self._shown: dict[bytes, bytes] = {}
         """Those of the paths that state has with other bytes."""
         self._anew: set[bytes] = set()
@@ -382,14 +382,7 @@ class SpilledGroups(StatefulOperator):
 
     def _busy(self) -> set[object]:
         """The groups that the file does not have as they are."""
-        return self.operator.changed().union(filed.key for filed in self._file_pending().values())
-
-    def _file_pending(self) -> Mapping[bytes, Filed]:
-        """Where everything belongs that the file has to get. Each path is looked at once."""
-        known = self._filed
-        paths = [path for path in self._pending if path not in known]
-        known.update(zip(paths, map(self.operator.filed, decode_paths(paths)), strict=True))
-        return known
+        return self.operator.changed().union(filed.key for filed in self._filed.values())
 
     def _forget(self, keys: Sequence[object]) -> None:
         self._note_wakes(keys)
@@ -420,10 +413,12 @@ class SpilledGroups(StatefulOperator):
 
     def _keep(self, records: StateRecords) -> None:
         """Note what the file has to get."""
-        paths, pending = decode_paths(records.keys), self._pending
+        paths, pending, filed = decode_paths(records.keys), self._pending, self._filed
         self._plain &= PLAIN_TYPES.issuperset(map(type, chain.from_iterable(paths)))
         if self._plain:
             pending.update(zip(records.keys, records.values, strict=True))
+            new = [pair for pair in zip(records.keys, paths, strict=True) if pair[0] not in filed]
+            filed.update({stored: self.operator.filed(path) for stored, path in new})
             return
         for path, shown, value in zip(paths, records.keys, records.values, strict=True):
             stored = stored_key(path)
@@ -435,6 +430,7 @@ class SpilledGroups(StatefulOperator):
                 if stored in pending:
                     self._anew.add(stored)
             pending[stored] = value
+            filed[stored] = self.operator.filed(path)
 
     def _end(self, bucket: bytes) -> None:
         """A bucket is over."""
@@ -447,19 +443,23 @@ class SpilledGroups(StatefulOperator):
                 if held not in self._young and held not in self._old:
                     self._away_count -= count
 
-    def _waiting(self) -> Iterator[tuple[bytes, Filed, bytes | None]]:
+    def _waiting(self) -> list[tuple[bytes, Filed, bytes | None]]:
         """What the file has to get, but for what is in buckets that are over."""
-        filed = self._file_pending()
-        for path, value in self._pending.items():
-            place = filed[path]
-            if place.bucket is None or stored_key(place.bucket) not in self._ended:
-                yield path, place, value
+        filed, ended = self._filed, self._ended
+        waiting = [(path, filed[path], value) for path, value in self._pending.items()]
+        if not ended:
+            return waiting
+        return [
+            each
+            for each in waiting
+            if each[1].bucket is None or stored_key(each[1].bucket) not in ended
+        ]
 
     def write(self) -> None:
         """Give the file what `changes` has given, in a transaction. All of it is committed."""
         rows: list[GroupRow] = []
         gone: list[tuple[bytes, bytes]] = []
-        waiting = list(self._waiting())
+        waiting = self._waiting()
         keys = stored_keys([filed.key for _, filed, _ in waiting])
         for key, (path, (_, bucket), value) in zip(keys, waiting, strict=True):
             if value is None or path in self._anew:
@@ -469,8 +469,8 @@ class SpilledGroups(StatefulOperator):
                 rows.append(GroupRow(key, path, self._shown.get(path), under, value))
         rows.sort(key=itemgetter(0, 1))
         self.table.write(list(self._ended), sorted(gone), rows)
-        self._pending, self._shown, self._ended, self._anew = {}, {}, {}, set()
-        self._filed = {}
+        self._pending, self._filed, self._shown = {}, {}, {}
+        self._ended, self._anew = {}, set()
 
     def sweep(self) -> Iterator[StateRecords]:
         """See `StatefulOperator`: what was committed last, wherever it is."""

@@ -356,14 +356,9 @@ class SpilledState(KeyedState[V]):
 
     def write(self) -> None:
         """Give the file what `changes` has given, in a transaction. All of it is committed."""
-        rows: list[_Row] = []
-        gone: list[bytes] = []
-        encoded = encoded_keys(self._pending)
-        for (stored, shown), packed in zip(encoded, self._pending.values(), strict=True):
-            if packed is None:
-                gone.append(stored)
-            else:
-                rows.append((stored, shown, *packed))
+        each = list(zip(encoded_keys(self._pending), self._pending.values(), strict=True))
+        rows = [(*key, *packed) for key, packed in each if packed is not None]
+        gone = [stored for (stored, _), packed in each if packed is None]
         rows.sort()
         self.table.write(rows, sorted(gone))
         if self.ttl_ms is not None and rows:
