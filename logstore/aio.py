@@ -40,7 +40,7 @@ from .async_producer import (
     run_in,
 )
 from .async_queue import AsyncQueue, queue
-from .config import Durability, Isolation
+from .config import Durability, Isolation, check_timeout
 from .consumer import Consumer
 from .errors import StoreClosedError
 from .positions import Position
@@ -177,7 +177,8 @@ class AsyncConsumer:
             DataError, OffsetOutOfRangeError, UsageError: As `Consumer.poll`.
         """
         loop = asyncio.get_running_loop()
-        deadline = None if timeout is None else loop.time() + timeout
+        seconds = check_timeout(timeout)
+        deadline = None if seconds is None else loop.time() + seconds
         async with self._turn:
             while True:
                 if not self._pending:

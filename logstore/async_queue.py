@@ -20,7 +20,7 @@ from functools import partial
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
-from .config import Durability
+from .config import Durability, check_timeout
 from .errors import MillstreamError, StoreClosedError
 from .job import Duration, Job
 from .job_queue import DEFAULT_GROUP, DEFAULT_VISIBILITY, Queue
@@ -158,7 +158,8 @@ class AsyncQueue:
 
     async def _next(self, count: int, timeout: float | None) -> list[Job]:
         loop = asyncio.get_running_loop()
-        deadline = None if timeout is None else loop.time() + timeout
+        seconds = check_timeout(timeout)
+        deadline = None if seconds is None else loop.time() + seconds
         async with self._turn:
             while True:
                 if not self._pending:

@@ -141,13 +141,25 @@ def whole_number(value: object, what: str) -> int:
     raise UsageError(f"{what} must be a whole number, not {value!r:.60}")
 
 
+def check_timeout(timeout: float | None) -> float | None:
+    """Return `timeout` if it is a number of seconds, or None for ever, else raise UsageError.
+
+    >>> check_timeout(0.5)
+    0.5
+    """
+    # NaN is not even equal to itself.
+    if timeout is None or (isinstance(timeout, (int, float)) and timeout == timeout):  # noqa: PLR0124
+        return timeout
+    raise UsageError(f"a timeout is a number of seconds, or None, not {timeout!r:.60}")
+
+
 def is_internal(name: str) -> bool:
     """Whether `name` belongs to Millstream itself and is hidden from `Store.topics()`.
 
     >>> is_internal("@state/revenue/window-1"), is_internal("orders")
     (True, False)
     """
-    return name.startswith("@")
+    return isinstance(name, str) and name.startswith("@")
 
 
 def check_partition_count(partitions: int) -> int:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Final, Self, TypeVar
 
 from .batch_facts import MayHold
-from .config import Isolation
+from .config import Isolation, check_timeout, whole_number
 from .delivery import Delivery
 from .engine import Engine
 from .errors import OffsetOutOfRangeError, StoreClosedError, UnknownTopicError, UsageError
@@ -150,10 +150,11 @@ class Consumer:
             DataError: Damage, with topic, partition, offset and file; `seek` past it to go on.
             OffsetOutOfRangeError: A partition just assigned cannot start where it should.
         """
-        if max_records < 1:
+        if whole_number(max_records, "max_records") < 1:
             raise UsageError(f"max_records is {max_records}; give 1 or more")
         clock = self._engine.clock
-        deadline = None if timeout is None else clock.monotonic() + timeout
+        seconds = check_timeout(timeout)
+        deadline = None if seconds is None else clock.monotonic() + seconds
         with self._exclusive():
             while True:
                 self._look_after(hand_over=True)

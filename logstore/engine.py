@@ -194,6 +194,8 @@ class Engine:
         Raises:
             UnknownTopicError: There is none; the message says how to create it.
         """
+        if name.__class__ is not str:
+            _require_name(name)
         self.ensure_open()
         if self.tail.get("topics_version") != self.topics_version:
             self._refresh_topics()
@@ -237,6 +239,8 @@ class Engine:
         if partition.__class__ is not int:
             # True and 1.0 are equal to 1, and would be found, and become names of directories.
             partition = whole_number(partition, "a partition")
+        if topic.__class__ is not str:
+            _require_name(topic)
         log = self._logs.get((topic, partition))
         if log is None or log.deleted or self.tail.get("topics_version") != self.topics_version:
             info = self.topic(topic)
@@ -540,6 +544,12 @@ class Engine:
             self.append_lock.abandon()
             self._open_lock.close()
             self.tail.abandon()
+
+
+def _require_name(topic: object) -> None:
+    """Refuse a list of topics, which cannot even be looked for, and the like."""
+    if not isinstance(topic, str):
+        raise UsageError(f"{topic!r:.60} is not the name of a topic: give a str, one topic")
 
 
 def _lost_catalog(root: str) -> DataError:

@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from .claiming import PROMPT_SECONDS, Claimer
-from .config import Durability
+from .config import Durability, check_timeout, whole_number
 from .engine import INTERVAL_SECONDS, Engine
 from .errors import FencedError, StoreClosedError, UnknownTopicError, UsageError
 from .job import Acks, Duration, Job, JobState, dead_letter_headers
@@ -138,7 +138,7 @@ class Queue:
             count: At most so many.
             timeout: Seconds; None waits as long as it takes.
         """
-        if count < 1:
+        if whole_number(count, "count") < 1:
             raise UsageError(f"count is {count}; give 1 or more")
         return self._next(count, timeout, ahead=False)
 
@@ -162,7 +162,8 @@ class Queue:
 
     def _next(self, count: int, timeout: float | None, *, ahead: bool) -> list[Job]:
         clock = self._engine.clock
-        deadline = None if timeout is None else clock.monotonic() + timeout
+        seconds = check_timeout(timeout)
+        deadline = None if seconds is None else clock.monotonic() + seconds
         while True:
             if jobs := self._take(count):
                 return jobs
@@ -294,6 +295,7 @@ class Queue:
         if visibility is not None:
             duration_ms = parse_duration_ms(visibility)
         end_ms = math.ceil(self._engine.clock.monotonic() * 1000) + duration_ms
+        self.ensure_leased(*jobs)
         self._settle(
             [(job, Fate(self._worker_id, end_ms, job.deliveries)) for job in jobs], "leased"
         )
@@ -359,6 +361,9 @@ class Queue:
         if self._closed:
             raise StoreClosedError("the queue is closed: its jobs were given back")
         self._engine.ensure_writable()
+        for job in jobs:
+            if not isinstance(job, Job):
+                raise UsageError(f"{job!r:.60} is not a job: give each by itself, queue.ack(*jobs)")
         if len(jobs) > 1 and len(set(jobs)) < len(jobs):
             raise UsageError("a job is given twice: settle it once", topic=self.topic)
         for job in jobs:

@@ -52,6 +52,10 @@ def trim(
     """Raise the start offset of partitions; see `Store.trim`."""
     if not dry_run:
         engine.ensure_writable()
+    if not isinstance(before, Mapping):
+        raise UsageError(
+            f"trim takes the offset of each partition, {{0: {before!r:.60}}} say", topic=topic
+        )
     report = RetentionReport([], [])
     for number, offset in before.items():
         if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0:

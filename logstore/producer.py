@@ -74,9 +74,9 @@ class Producer:
     ) -> None:
         if not isinstance(linger_ms, (int, float)) or not 0 <= linger_ms <= LINGER_MS_MAX:
             raise UsageError(f"linger_ms must be 0 to {LINGER_MS_MAX}, not {linger_ms!r:.60}")
-        if not 0 < batch_bytes <= BATCH_BYTES_MAX:
+        if not 0 < whole_number(batch_bytes, "batch_bytes") <= BATCH_BYTES_MAX:
             raise UsageError(f"batch_bytes must be 1 to {BATCH_BYTES_MAX}, not {batch_bytes}")
-        if buffer_bytes < batch_bytes:
+        if whole_number(buffer_bytes, "buffer_bytes") < batch_bytes:
             raise UsageError(f"buffer_bytes ({buffer_bytes}) is below batch_bytes ({batch_bytes})")
         check_durability(durability or engine.durability)
         if not _has_global_lock():

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from . import topics
 from .claiming import remove_dead_workers
-from .config import Durability, TopicConfig, check_durability, check_topic_name
+from .config import Durability, TopicConfig, check_durability, check_topic_name, whole_number
 from .engine import Engine
 from .errors import OffsetOutOfRangeError, UnknownGroupError, UnknownTopicError, UsageError
 from .job import DEAD_LETTER_HEADERS, Duration, Job
@@ -111,7 +111,7 @@ def open_queue(  # noqa: PLR0913 - what there is to say about a queue
     if visibility_ms < 1:
         raise UsageError("visibility is 0: give the time a worker may take for a job")
     if max_deliveries is not None:
-        if max_deliveries < 1:
+        if whole_number(max_deliveries, "max_deliveries") < 1:
             raise UsageError(f"max_deliveries is {max_deliveries}; give 1 or more")
         if dead_letter is None:
             raise UsageError("max_deliveries needs dead_letter: a topic for what fails so often")
@@ -244,7 +244,7 @@ def skip(
 def redrive(engine: Engine, begin: Begin, dead_letter: str, limit: int | None) -> Redriven:
     """Give dead letters back; see `Store.redrive`."""
     engine.ensure_writable()
-    if limit is not None and limit < 1:
+    if limit is not None and whole_number(limit, "limit") < 1:
         raise UsageError(f"limit is {limit}; give 1 or more")
     given_back = copied = left = 0
     with open_queue(

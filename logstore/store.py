@@ -226,6 +226,11 @@ class Store(StoreWriting, StoreUpkeep):
         may_hold: MayHold | None = None,
     ) -> LogReader:
         """A reader of these partitions from these offsets; see `LogReader`."""
+        if not isinstance(positions, Mapping):
+            raise UsageError(
+                "a reader takes the offset of each partition, {TopicPartition('t', 0): 0} say;"
+                " `read` and `consumer` take topics"
+            )
         return LogReader(self._engine, positions, isolation=isolation, may_hold=may_hold)
 
     def consumer(
