@@ -30,10 +30,14 @@ class Begun(Generic[T]):
 
     def run(self) -> None:
         """Do it; called once."""
+        # What it holds, the whole of an epoch, goes before anybody hears that it is done.
+        call = self._call
+        del self._call
         try:
-            self._found = self._call()
+            self._found = call()
         except BaseException as error:  # for the one who asks
             self._error = error
+        del call
         self.done = True
         self._ended.release()
 

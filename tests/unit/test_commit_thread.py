@@ -6,6 +6,8 @@ import contextlib
 import itertools
 import signal
 import threading
+import weakref
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -42,6 +44,17 @@ def test_an_error_is_told_as_often_as_one_asks() -> None:
             with pytest.raises(ValueError, match="invalid literal"):
                 begun.result()
         assert isinstance(begun.error(), ValueError)
+
+
+def test_what_is_done_holds_nothing_any_more() -> None:
+    """An epoch may be a large part of the memory there is."""
+    epoch = {1, 2}
+    held = weakref.ref(epoch)
+    with CommitThread() as beside:
+        begun = beside.begin(partial(len, epoch))
+        del epoch
+        assert 2 == begun.result()
+        assert held() is None
 
 
 def test_an_interrupt_at_any_call_keeps_nobody_from_the_end() -> None:
