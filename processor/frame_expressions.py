@@ -63,6 +63,7 @@ _KERNELS: Final[dict[str, Callable[..., Value]]] = {
     ">=": pc.greater_equal,
 }
 _INT, _FLOAT, _TEXT, _BOOL = pa.int64(), pa.float64(), pa.string(), pa.bool_()
+_TYPES: Final = {int: _INT, float: _FLOAT, str: _TEXT, bool: _BOOL}
 _INT_END: Final = 2.0**63
 _FEW: Final = 8
 """So many constants a float is compared with one by one."""
@@ -169,7 +170,8 @@ def _refuse(_fields: Fields) -> Value:
 
 
 def _constant(value: object) -> Value:
-    made = pa.scalar(value)
+    # Without a type Arrow looks for one, and for an installed dateutil each time.
+    made = pa.scalar(value, _TYPES.get(type(value)))
     if made.type == _FLOAT and not np.isfinite(value):  # type: ignore[call-overload]  # a float
         raise NotInColumnsError("a constant that is not finite")
     return made

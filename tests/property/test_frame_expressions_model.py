@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from typing import Any
 
 import pyarrow as pa
@@ -238,6 +239,21 @@ def test_what_is_written_every_day_is_computed_on_columns(expression: Any) -> No
 
     assert [expression(row) for row in ORDINARY] == to_list(found)
     assert len(ORDINARY) == len(found)
+
+
+def test_constants_search_no_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrow looks for one that need not be installed, each time that it has to find a type."""
+
+    class Searched:
+        def find_spec(self, name: str, *_: object) -> None:
+            names.append(name)
+
+    names: list[str] = []
+    compute = compile_columns((col("i") + 1 > 2.5).tree)
+    compute(Fields(ORDINARY))  # what is imported once
+    monkeypatch.setattr(sys, "meta_path", [Searched(), *sys.meta_path])
+    compute(Fields(ORDINARY))
+    assert [] == names
 
 
 def test_a_condition_that_is_null_is_not_fulfilled() -> None:
