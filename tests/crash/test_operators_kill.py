@@ -22,6 +22,6 @@ def test_killed_at_random_moments_everything_comes_out_exactly_once(spilled: boo
     print(  # noqa: T201 - for the table of robustness, shown with -rP
         f"seed {SEED}: {KILLS} kills at {len(done.places)} places: {said}; {done.records} records"
     )
-    assert len(done.places) > KILLS / 8, "the kills did not hit different moments"
+    assert len(done.places) > KILLS / 3, "the kills did not hit different moments"
     if KILLS >= 100:
         assert {START, STEP, SWEEP, DELIVER} <= set(done.phases)

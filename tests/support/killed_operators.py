@@ -206,7 +206,7 @@ class Feed:
 
 
 def run(pipe: int, path: str, spilled: int) -> None:
-    """Run "shaken" for ever, and report once that it has started."""
+    """Run "shaken" for ever; report once that it has started, then every commit that is begun."""
     tell(pipe, *READY)
     sweep_often()
     _say_phases(Path(path) / "phase", pipe)
@@ -225,7 +225,7 @@ def sweep_often() -> None:
 
 def _say_phases(file: Path, pipe: int) -> None:
     """Write down what is being done, whenever that changes."""
-    descriptor = os.open(file, os.O_WRONLY)
+    descriptor, commit = os.open(file, os.O_WRONLY), epoch.Epochs.commit
     started: list[bool] = []
 
     def saying(function: Callable[..., Any], phase: Callable[[Any], bytes]) -> Callable[..., Any]:
@@ -234,6 +234,8 @@ def _say_phases(file: Path, pipe: int) -> None:
                 started.append(True)
                 tell(pipe, 0)
             os.pwrite(descriptor, phase(self).ljust(8), 0)
+            if function is commit:
+                tell(pipe, 0)
             try:
                 return function(self, *arguments)
             finally:
