@@ -13,7 +13,7 @@ headers; `value->>'$.amount'` looks into JSON. Keys and values are text there an
 and changes nothing in the store, which may be open read-only while others write.
 
 Not for pipelines: nothing here is incremental, and nothing is exactly once. Needs the extra `sql`
-(DuckDB and pyarrow), imported when a query is made.
+(DuckDB, pyarrow and NumPy), imported when a query is made.
 """
 
 from __future__ import annotations
@@ -229,18 +229,19 @@ def query(
         tables: Further tables; `millstream.processor.state_tables` gives the state of pipelines.
 
     Raises:
-        MissingExtraError: DuckDB or pyarrow is not installed.
+        MissingExtraError: DuckDB, pyarrow or NumPy is not installed.
         UsageError: The statement is wrong, names a table that is not there, or would change
             something.
         DataError: What is read is damaged; also later, while the result is read.
     """
     try:
         import duckdb  # noqa: PLC0415 - an extra
+        import numpy as np  # noqa: PLC0415 - an extra
 
         from . import arrow_tables  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise missing_extra("SQL", error.name or "duckdb", "sql") from None
-    del arrow_tables
+    del arrow_tables, np
     connection = duckdb.connect(
         config={
             "memory_limit": f"{parse_size_bytes(memory)}B",

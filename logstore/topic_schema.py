@@ -24,11 +24,13 @@ _DEPTH_MAX: Final = 32
 
 
 def pyarrow() -> Any:
-    """The module, or MissingExtraError."""
+    """The module, or MissingExtraError. With NumPy, which pyarrow can be installed without."""
     try:
+        import numpy as np  # noqa: PLC0415 - an extra
         import pyarrow  # noqa: PLC0415 - an extra, and 100 ms of import
-    except ImportError:
-        raise missing_extra("A schema or Arrow data", "pyarrow", "arrow") from None
+    except ImportError as error:
+        raise missing_extra("A schema or Arrow data", error.name or "pyarrow", "arrow") from None
+    del np
     return pyarrow
 
 

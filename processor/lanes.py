@@ -66,7 +66,7 @@ def columns_installed() -> bool:
 
 
 def missing_for_columns() -> str | None:
-    """A package of the extra `arrow` that is not installed; the extra `sql` brings one of them."""
+    """A package of the extra `arrow` that is not installed; pyarrow does without the other."""
     return next((name for name in ("pyarrow", "numpy") if find_spec(name) is None), None)
 
 

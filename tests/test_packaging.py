@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -50,6 +51,14 @@ def run(*arguments: str, **environment: str) -> str:
 def names(wheel: Path) -> set[str]:
     with zipfile.ZipFile(wheel) as archive:
         return set(archive.namelist())
+
+
+def test_sql_brings_all_that_columns_need() -> None:
+    """Its tables of topics with a schema are Arrow columns."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert set(extras["arrow"]) < set(extras["sql"])
 
 
 def test_wheel_has_one_top_level_and_the_type_marker(wheel: Path) -> None:

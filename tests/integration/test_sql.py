@@ -313,18 +313,21 @@ def test_many_topics_are_not_all_named() -> None:
             rows(store, "select 1 from nope")
 
 
+@pytest.mark.parametrize("package", ["duckdb", "numpy"])
 def test_without_the_extra_the_error_says_what_to_install(
-    store: millstream.Store, monkeypatch: pytest.MonkeyPatch
+    store: millstream.Store, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     real = builtins.__import__
 
     def missing(name: str, *arguments: object, **named: object) -> object:
-        if name == "duckdb":
+        if name == package:
             raise ImportError(name=name)
         return real(name, *arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(MissingExtraError, match=r"millstream\[sql\]"):
+    with pytest.raises(
+        MissingExtraError, match=rf"package {package}: pip install 'millstream\[sql\]'"
+    ):
         sql.query(store, "select 1")
 
 

@@ -93,17 +93,18 @@ NEEDS_SCHEMA: dict[str, Callable[[Store], object]] = {
 }
 
 
+@pytest.mark.parametrize("package", ["pyarrow", "numpy"])
 @pytest.mark.parametrize("door", NEEDS_SCHEMA)
 def test_a_topic_without_a_schema_is_told_what_to_install_before_what_to_declare(
-    store: Store, door: str
+    store: Store, door: str, package: str
 ) -> None:
     with (
-        mock.patch.dict(sys.modules, {"pyarrow": None}),
+        mock.patch.dict(sys.modules, {package: None}),
         pytest.raises(MissingExtraError) as caught,
     ):
         NEEDS_SCHEMA[door](store)
     assert caught.value.message == (
-        "A schema or Arrow data needs the package pyarrow: pip install 'millstream[arrow]'"
+        f"A schema or Arrow data needs the package {package}: pip install 'millstream[arrow]'"
     )
     with pytest.raises(UsageError, match=r"^the topic has no schema: .* \(topic plain\)$"):
         NEEDS_SCHEMA[door](store)
