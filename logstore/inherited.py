@@ -11,16 +11,18 @@ from __future__ import annotations
 import ctypes
 import os
 from typing import Final
-from weakref import WeakSet
+from weakref import ref
 
-_open: Final[WeakSet[object]] = WeakSet()
+_open: Final[dict[int, ref[object]]] = {}
+"""By their ids, which new ones take over from those that are gone. Not a WeakSet: that removes what
+is gone in a function of Python, where a Ctrl-C would be lost."""
 _inherited: Final[list[object]] = []
 """In a child: those that were open at the fork."""
 
 
 def watch(connection: object) -> None:
     """From now on a fork leaves `connection` to the parent."""
-    _open.add(connection)
+    _open[id(connection)] = ref(connection)
 
 
 def is_inherited(connection: object) -> bool:
@@ -29,8 +31,8 @@ def is_inherited(connection: object) -> bool:
 
 
 def _keep() -> None:
-    for connection in list(_open):
-        if not is_inherited(connection):
+    for connection in [each() for each in _open.values()]:
+        if connection is not None and not is_inherited(connection):
             _inherited.append(connection)
             # When the interpreter ends, it frees what modules refer to, but for this reference.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))

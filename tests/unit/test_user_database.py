@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sqlite3
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,16 @@ def test_a_store_has_an_identity_that_its_copies_share(tmp_path: Path) -> None:
     with millstream.open(tmp_path / "a") as store:
         assert uid == store.uid
         assert 16 == len(bytes.fromhex(uid))
+
+
+def test_nothing_of_python_runs_when_a_database_is_dropped() -> None:
+    """A Ctrl-C that came there would be lost."""
+    database = UserDatabase(":memory:")
+    called: list[str] = []
+    sys.setprofile(lambda frame, event, _: called.append(f"{event} {frame.f_code.co_name}"))
+    del database
+    sys.setprofile(None)
+    assert [] == [each for each in called if each.startswith("call ")]
 
 
 @pytest.mark.crash
