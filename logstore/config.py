@@ -302,7 +302,7 @@ class TopicConfig:
         >>> TopicConfig().with_options(retention_bytes="1MiB").retention_bytes
         1048576
         """
-        changes: dict[str, object] = {}
+        changes: dict[str, Any] = {}
         for option, value in options.items():
             if option not in _OPTIONS:
                 known = ", ".join(sorted(_OPTIONS))
@@ -312,11 +312,11 @@ class TopicConfig:
                 raise UsageError(f"{option!r} sets {field} a second time; give it once")
             changes[field] = parse(value)
         # __post_init__ checks every value, so the loose type of the dict hides nothing.
-        return TopicConfig(**(dataclasses.asdict(self) | changes))
+        return dataclasses.replace(self, **changes)
 
     def to_json(self) -> str:
         """The stored form: a JSON object of every field; what schemas brought only with one."""
-        fields = dataclasses.asdict(self)
+        fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         if self.schema is None:
             for name in _SCHEMA_FIELDS:  # so that older versions go on reading the others
                 del fields[name]
