@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import sqlite3
 import sys
 from contextlib import closing
@@ -155,11 +156,17 @@ def test_a_store_has_an_identity_that_its_copies_share(tmp_path: Path) -> None:
 
 def test_nothing_of_python_runs_when_a_database_is_dropped() -> None:
     """A Ctrl-C that came there would be lost."""
-    database = UserDatabase(":memory:")
     called: list[str] = []
-    sys.setprofile(lambda frame, event, _: called.append(f"{event} {frame.f_code.co_name}"))
-    del database
-    sys.setprofile(None)
+    gc.collect()  # so that what is collected below is of this test alone
+    gc.disable()
+    try:
+        database = UserDatabase(":memory:")
+        sys.setprofile(lambda frame, event, _: called.append(f"{event} {frame.f_code.co_name}"))
+        del database
+        gc.collect(0)
+    finally:
+        sys.setprofile(None)
+        gc.enable()
     assert [] == [each for each in called if each.startswith("call ")]
 
 
