@@ -113,8 +113,13 @@ class Scan:
         for batch in self.batches():
             if condition is None:
                 yield batch.arrow(chosen)
-            elif (rows := condition.keep(batch.arrow(read))).num_rows:
-                yield rows.select(chosen)
+            else:
+                try:
+                    rows = condition.keep(batch.arrow(read))
+                except UsageError as error:
+                    raise error.at(topic=batch.topic, partition=batch.partition) from None
+                if rows.num_rows:
+                    yield rows.select(chosen)
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         return self.arrow().__arrow_c_stream__(requested_schema)

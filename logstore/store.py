@@ -145,12 +145,12 @@ class Store(StoreWriting, StoreUpkeep):
             MissingExtraError: A schema, and pyarrow is not installed.
         """
         options = TopicConfig.from_options(**config)
+        try:
+            options = topics.with_schema(options, schema, key=key, time=time, values=values)
+        except UsageError as error:
+            raise error.at(topic=name) from None
         return topics.create(
-            self._engine,
-            name,
-            partitions=partitions,
-            exist_ok=exist_ok,
-            config=topics.with_schema(options, schema, key=key, time=time, values=values),
+            self._engine, name, partitions=partitions, exist_ok=exist_ok, config=options
         )
 
     def delete_topic(self, name: str) -> None:

@@ -10,6 +10,7 @@ from unittest import mock
 
 import pyarrow as pa
 import pytest
+from pyarrow.compute import field
 
 import millstream
 from millstream import MissingExtraError, RecordError, Store, UsageError
@@ -62,6 +63,10 @@ CALLS: dict[str, Callable[[Store, str], object]] = {
     "there is no column 'w'": lambda s, t: columns_read(s, t).arrow(["w"]),
     "columns is 'a'; give a list": lambda s, t: s.read(t).arrow("a"),
     "where is a str": lambda s, t: s.read(t).arrow(where="a > 1"),
+    "has no value for a row": lambda s, t: (
+        s.read(t).arrow(where=field("a") / (field("a") - 1) > 1).read_all()
+    ),
+    "key='nowhere'": lambda s, t: s.create_topic(t, schema=SCHEMA, key="nowhere"),
     "a scan that follows": lambda s, t: s.read(t, stop=None).arrow(),
 }
 
