@@ -73,7 +73,7 @@ def parse_free_limit(text: str, total_bytes: int) -> Limit:
     >>> parse_free_limit("10%:1kB", 20_000)
     Limit(warning=2000.0, critical=1000.0, unit='B')
     """
-    return _limit(text, lambda part: _bytes(part, total_bytes), "B")
+    return _limit(text, lambda part: _bytes(part, total_bytes), "B", below=True)
 
 
 def _seconds(text: str) -> float:
@@ -89,11 +89,15 @@ def _bytes(text: str, total_bytes: int) -> float:
     return total_bytes * int(number) / 100
 
 
-def _limit(text: str, parse: Callable[[str], float], unit: str) -> Limit:
+def _limit(text: str, parse: Callable[[str], float], unit: str, *, below: bool = False) -> Limit:
     warning, colon, critical = text.rpartition(":")
     if (colon and not warning) or ":" in warning:
         raise UsageError(f"{text!r} is not [WARN:]CRIT")
-    return Limit(parse(warning) if colon else None, parse(critical), unit)
+    limit = Limit(parse(warning) if colon else None, parse(critical), unit)
+    first, last = (critical, warning) if below else (warning, critical)
+    if limit.warning is not None and (limit.warning - limit.critical) * (-1 if below else 1) > 0:
+        raise UsageError(f"{text!r} would never warn: {first} is to be less than {last}")
+    return limit
 
 
 def parse_named(text: str, parse: Callable[[str], Limit]) -> tuple[str, Limit]:

@@ -72,6 +72,7 @@ def test_all_is_well(check: Check) -> None:
         ("audit=5", 3, "MILLSTREAM UNKNOWN - there is no group 'audit'"),
         ("billing", 3, "MILLSTREAM UNKNOWN - 'billing' is not NAME=[WARN:]CRIT"),
         ("billing=x", 3, "MILLSTREAM UNKNOWN - 'x' is not a duration"),
+        ("billing=5:1", 3, "MILLSTREAM UNKNOWN - '5:1' would never warn: 5 is to be less than 1"),
     ],
 )
 def test_lag_in_records_and_in_time(check: Check, limit: str, code: int, text: str) -> None:
@@ -116,6 +117,8 @@ def test_room_and_open_transactions(path: Path, check: Check) -> None:
     code, line = check("--min-free", "99999TB")
     assert (2, True) == (code, " MiB are free |" in line)
     assert 1 == check("--min-free", "99999TB:1B")[0]
+    code, line = check("--min-free", "1B:99999TB")
+    assert (3, True) == (code, "never warn: 99999TB is to be less than 1B" in line)
     with millstream.open(path) as store, store.transaction() as txn:
         txn.append("quiet", b"x")
         code, line = check("--max-open", "0s")
