@@ -73,6 +73,7 @@ def test_values_of_up_to_64_bytes_are_their_own_bounds(*, text: bool) -> None:
     assert upper_bound(b"x" * 65, text=text) == b"x" * 59 + b"y"
     assert lower_bound(LAST.encode() * 30, text=True) == LAST.encode() * 15
     assert upper_bound(LAST.encode() * 30, text=True) is None
+    assert lower_bound(b"\x80" * 65, text=False) == b"\x80" * 60
 
 
 def test_bounds_of_bytes_are_the_next_that_begin_otherwise() -> None:

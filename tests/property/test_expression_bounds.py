@@ -118,7 +118,10 @@ def test_comparisons_of_two_fields() -> None:
 
 
 def test_bounds_that_are_not_known() -> None:
-    numbers, texts = (Known(FieldFacts("number"), (-1, 2)), Known(FieldFacts("text"), ("", "b")))
+    numbers, texts = (
+        Known(FieldFacts("number"), (-1, 2)),
+        Known(FieldFacts("text"), ("", "b", 2 * TEXTS[-1])),
+    )
     for compare, value in product(COMPARISONS, [-(1 << 63), 0, 1e308, "", "a", "\U0010ffff"]):
         for condition in forms(compare(A, lit(value))):
             judged(condition, [(numbers,), (texts,), (texts.or_null(),)], exact=False)
@@ -230,6 +233,11 @@ def test_times() -> None:
         for compare, constant in product(ORDERS, constants):
             for condition in forms(compare(value, constant)):
                 judged(condition, ((one,) for one in known_times()), exact=True)
+
+
+def test_the_time_zone_of_a_year_is_not_that_of_bounds() -> None:
+    for condition in (A.year("Asia/Tokyo") == 1970, A.date("Asia/Tokyo") == "1970-01-01"):
+        judged(condition, ((one,) for one in known_times()), exact=False)
 
 
 def test_what_has_no_bounds() -> None:
