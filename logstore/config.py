@@ -88,8 +88,6 @@ def path_text(path: str | os.PathLike[str]) -> str:
         place = path
     if not isinstance(place, str):
         raise UsageError(f"{place!r:.300} is no path: give a str, or a pathlib.Path")
-    if not place:
-        raise UsageError("an empty path is none: the current directory is '.'")
     try:
         place.encode()
     except UnicodeEncodeError:

@@ -76,6 +76,8 @@ def open_store(
     check_durability(durability)
     if storage is None:
         place = path_text(path)
+        if not place:
+            raise UsageError("an empty path is none: the current directory is '.'")
         storage = (
             MemoryStorage(crashable=False)
             if place == MEMORY

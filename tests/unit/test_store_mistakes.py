@@ -88,7 +88,16 @@ def test_a_wrong_durability_does_not_open_a_store() -> None:
         millstream.open(durability="fsync")  # type: ignore[arg-type]  # the point
 
 
-@pytest.mark.parametrize("path", ["", "a\0b", "a\udcff", None, 5, b"a"])
+def test_an_empty_path_is_not_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"the current directory is '\.'"):
+        millstream.open("")
+    assert [] == list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", ["a\0b", "a\udcff", None, 5, b"a"])
 def test_what_is_no_path_is_told_and_makes_nothing(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Any
 ) -> None:
@@ -104,7 +113,7 @@ def test_what_is_no_path_is_told_and_makes_nothing(
         lambda path: millstream.restore(path, "new"),
         lambda path: millstream.restore(tmp_path, path),
     ):
-        with pytest.raises(UsageError, match=r"NUL byte|not UTF-8|is no path|empty path"):
+        with pytest.raises(UsageError, match=r"NUL byte|not UTF-8|is no path"):
             call(path)
     assert [] == list(tmp_path.iterdir())
 

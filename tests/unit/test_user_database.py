@@ -159,6 +159,8 @@ def test_nothing_of_python_runs_when_a_database_is_dropped() -> None:
     called: list[str] = []
     gc.collect()  # so that what is collected below is of this test alone
     gc.disable()
+    callbacks = gc.callbacks[:]  # of Hypothesis, say
+    gc.callbacks.clear()
     try:
         database = UserDatabase(":memory:")
         sys.setprofile(lambda frame, event, _: called.append(f"{event} {frame.f_code.co_name}"))
@@ -166,6 +168,7 @@ def test_nothing_of_python_runs_when_a_database_is_dropped() -> None:
         gc.collect(0)
     finally:
         sys.setprofile(None)
+        gc.callbacks[:] = callbacks
         gc.enable()
     assert [] == [each for each in called if each.startswith("call ")]
 
