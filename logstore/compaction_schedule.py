@@ -1,7 +1,7 @@
 """When the background compacts: looks at each compacted partition now and then, and takes steps.
 
-While others append, a step is followed by a pause of ten times its length, so that compaction takes
-less than a tenth of the interpreter; in an idle store there is no pause. How it is done is in
+While others append, a step is followed by a pause of twenty times its length, so that it takes
+less than a twentieth of the interpreter; in an idle store there is no pause. How it is done is in
 `compactor.py`, when it is due in `compaction.py`.
 """
 
@@ -27,7 +27,7 @@ from .transaction_states import TransactionStates
 LOOK_SECONDS: Final = 15.0
 """After an append; most often there is nothing to do, which the segment headers tell."""
 ROLL_SECONDS_MAX: Final = 3600.0
-PAUSE_FACTOR: Final = 10.0
+PAUSE_FACTOR: Final = 20.0
 PAUSE_SECONDS_MIN: Final = 0.005
 BUSY_SECONDS: Final = 1.0
 """A store counts as busy for so long after an append by anybody."""
