@@ -266,7 +266,8 @@ def given_column(column: object, name: str, kind: str, rows: int) -> Any:
     if len(array) != rows:
         raise UsageError(f"{name} has {len(array)} entries for {rows} rows")
     if kind == "int64" and (
-        array.null_count or compute().any(compute().equal(array, NO_TIMESTAMP)).as_py()
+        array.null_count
+        or compute().any(compute().equal(array, pa.scalar(NO_TIMESTAMP, pa.int64()))).as_py()
     ):
         raise UsageError(f"{name} has a null or -2**63; a timestamp cannot be missing")
     return array

@@ -26,7 +26,7 @@ from .frame_accumulators import Accumulators, AddError, Followed, Inputs, Slots,
 from .frame_errors import NotInColumnsError
 from .frame_keys import sorted_by_key
 from .frame_turns import Turns
-from .frames import Array, Ints, Mask, concatenated, normal, plain_column
+from .frames import Array, Ints, Mask, concatenated, plain_column
 from .numeric_aggregates import Max, Min
 from .quantile_aggregate import Quantile
 from .value_aggregates import Collect, Distinct, First, FirstBy, Last, LastBy, TopK, TopKBy
@@ -100,7 +100,7 @@ class Objects(Accumulators):
             results = self._aggregate.result_column(list(self.state(slots)))
         except Exception as error:  # rows find out which it is, and raise again
             raise NotInColumnsError("a result that raises") from error
-        return _as_column(results)
+        return plain_column(results)
 
     def state(self, slots: Slots) -> Sequence[Any]:
         """The accumulators."""
@@ -141,7 +141,7 @@ class Objects(Accumulators):
             for slot, after in held.items():
                 self._held[slot] = after
 
-        return Followed(_as_column(results), apply)
+        return Followed(plain_column(results), apply)
 
 
 class DistinctValues(Objects):
@@ -276,21 +276,6 @@ class Quantiles(Objects):
         logarithms = ((mapping.A * part + mapping.B) * part + mapping.C) * part + (exponents - 1)
         keys = np.ceil(logarithms * mapping._multiplier)  # noqa: SLF001 - see above
         return signs, np.where(signs == 2, 0, keys).astype(np.int64)
-
-
-def _as_column(results: Sequence[Any]) -> Array:
-    """Results as a column.
-
-    Raises:
-        NotInColumnsError: They are none.
-    """
-    kinds = set(map(type, results)) - {type(None)}
-    if len(kinds) > 1 or not kinds <= {int, float, str, bool}:
-        raise NotInColumnsError("results that are no column")
-    try:
-        return normal(pa.array(results), "a result")
-    except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
-        raise NotInColumnsError(str(error)) from None
 
 
 def _values_once(slots: Slots, inputs: Inputs) -> tuple[Ints, Ints, list[Any]]:
