@@ -5,7 +5,8 @@ They start when they are first needed and stay, because starting one takes as lo
 What has to be synced, and what a failure means, is for `engine.py` and `group_commit.py`.
 
 Locks and queues of C alone stand between the threads. The executors of Python wait in code of
-Python that takes locks: a Ctrl-C in it may leave one held, and closing then waits for ever.
+Python that takes locks: a Ctrl-C in it may leave one held, and closing then waits for ever (see
+docs/decisions/0037).
 """
 
 from __future__ import annotations
