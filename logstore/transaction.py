@@ -170,6 +170,17 @@ class Transaction:
             if each.written is not None
         ]
 
+    def append_columns(
+        self,
+        topic: str,
+        columns: Mapping[str, Sequence[object]],
+        *,
+        partition: int | None = None,
+    ) -> list[AppendMetadata]:
+        """As `Store.append_columns`; all of it visible when the transaction commits, or nothing."""
+        self._ensure_open()
+        return self.append_arrow(topic, self._columns.table_of(topic, columns), partition=partition)
+
     def _write(
         self, batches: Sequence[tuple[Log, EncodedBatch]], condition: Condition | None = None
     ) -> tuple[list[Placed], int]:

@@ -500,7 +500,7 @@ def test_chunks_that_are_not_arrow_are_damage(store: Store) -> None:
         section_columns(section.stored, section.hash, 3).column(schema.field("a"))
 
 
-# --- keys and timestamps beside the rows, and transactions ---------------------------------------
+# --- keys and timestamps beside the rows ---------------------------------------------------------
 
 
 def test_keys_and_timestamps_may_be_given_beside_the_rows(store: Store) -> None:
@@ -550,32 +550,6 @@ def test_keys_and_timestamps_must_fit(store: Store, given: dict[str, object], me
         store.append_arrow("t", pa.table({"n": [1, 2]}), **given)
 
     assert 0 == store.offsets("t")[0].end
-
-
-def test_columns_of_a_transaction_are_seen_with_all_the_rest_of_it(store: Store) -> None:
-    store.create_topic("t", schema=pa.schema([("n", pa.int64())]))
-    store.create_topic("rows")
-
-    with store.transaction() as transaction:
-        (written,) = transaction.append_arrow("t", pa.table({"n": [1, 2]}), keys=[b"a", b"b"])
-        transaction.append("rows", b"x")
-        assert 2 == written.record_count
-        assert [] == list(store.read("t"))
-
-    assert [(b"a", b'{"n":1}'), (b"b", b'{"n":2}')] == [
-        (each.key, each.value) for each in store.read("t")
-    ]
-
-
-def test_columns_of_a_transaction_that_aborts_are_never_seen(store: Store) -> None:
-    store.create_topic("t", schema=pa.schema([("n", pa.int64())]))
-
-    with store.transaction() as transaction:
-        transaction.append_arrow("t", pa.table({"n": [1, 2]}))
-        transaction.abort()
-
-    store.append_arrow("t", pa.table({"n": [3]}))
-    assert [b'{"n":3}'] == [each.value for each in store.read("t")]
 
 
 @pytest.mark.parametrize(
