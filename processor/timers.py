@@ -21,8 +21,14 @@ from .stateful import SWEEP_RECORDS
 
 PREFIX: Final = "t"
 
+_PASSED_OVER: Final = 1_000
+"""So many may be in a queue that nobody waits for, and as many as there are timers."""
+
 Due: TypeAlias = tuple[Timer, object]
 """A timer and its key."""
+
+_Queued: TypeAlias = tuple[int, bytes, str, str, Due]
+"""The order in which it is called: time, bytes of the key, type of the key, name."""
 
 
 class Timers:
@@ -36,9 +42,15 @@ class Timers:
         self._name = name
         self._waiting: dict[Due, bool | None] = {}
         """For each timer whether a row set it, not another timer; None while it is postponed."""
-        self._postponed: dict[Due, None] = {}
-        self._queues: dict[str, list[tuple[int, bytes, str, str, Due]]] = {"event": [], "wall": []}
+        self._of_key: dict[object, dict[Due, None]] | None = None
+        """The same by key. None until keys leave: where none do, nobody asks for it."""
+        self._postponed: dict[str, dict[Due, None]] = {"event": {}, "wall": {}}
+        """By clock."""
+        self._queues: dict[str, list[_Queued]] = {"event": [], "wall": []}
         """Heaps; those that are not in `_waiting` any more are passed over."""
+        self._last_by_row: int | None = None
+        """See `last_by_row_ms`, if that is known."""
+        self._last_known = True
         self._changed: dict[Due, None] = {}
         self._written: set[Due] = set()
 
@@ -49,7 +61,7 @@ class Timers:
         """Add a timer, unless it is there."""
         due = timer, key
         if due not in self._waiting:
-            self._waiting[due] = by_row
+            self._add(due, by_row)
             self._changed[due] = None
             self._enqueue(due)
 
@@ -57,27 +69,25 @@ class Timers:
         """Add a timer that is not due before `release`, whatever its time, unless it is there."""
         due = timer, key
         if due not in self._waiting:
-            self._waiting[due] = None
-            self._postponed[due] = None
+            self._add(due, None)
             self._changed[due] = None
 
     def release(self, clock: str) -> None:
         """Time has moved on: postponed timers are timers like all others from now on."""
-        if self._postponed:
-            for due in [due for due in self._postponed if due[0].clock == clock]:
-                del self._postponed[due]
-                if due in self._waiting:
-                    self._waiting[due] = False
-                    self._changed[due] = None
-                    self._enqueue(due)
+        if self._postponed[clock]:
+            released, self._postponed[clock] = self._postponed[clock], {}
+            for due in released:
+                self._waiting[due] = False
+                self._changed[due] = None
+                self._enqueue(due)
 
     def cancel(self, timer: Timer, key: object) -> None:
         """Remove a timer, if it is there."""
         due = timer, key
         if due in self._waiting:
-            del self._waiting[due]
-            self._postponed.pop(due, None)
+            self._drop(due)
             self._changed[due] = None
+            self._tidy(timer.clock)
 
     def pop_due(self, clock: str, until_ms: int) -> Due | None:
         """Remove the first timer that is due, if there is one."""
@@ -85,7 +95,7 @@ class Timers:
         while queue and queue[0][0] <= until_ms:
             due = heapq.heappop(queue)[-1]
             if self._waiting.get(due) is not None:
-                del self._waiting[due]
+                self._drop(due)
                 self._changed[due] = None
                 return due
         return None
@@ -102,17 +112,56 @@ class Timers:
 
         What timers ask for does not count: one that always sets itself again would never end.
         """
-        times = (
-            timer.at_ms
-            for (timer, _), by_row in self._waiting.items()
-            if by_row and timer.clock == "event"
-        )
-        return max(times, default=None)
+        if not self._last_known:
+            times = (
+                timer.at_ms
+                for (timer, _), by_row in self._waiting.items()
+                if by_row and timer.clock == "event"
+            )
+            self._last_by_row, self._last_known = max(times, default=None), True
+        return self._last_by_row
+
+    def _add(self, due: Due, by_row: bool | None) -> None:
+        """A timer waits that did not."""
+        self._waiting[due] = by_row
+        timer, key = due
+        if by_row:
+            last = self._last_by_row
+            if (last is None or timer.at_ms > last) and timer.clock == "event":
+                self._last_by_row = timer.at_ms
+        elif by_row is None:
+            self._postponed[timer.clock][due] = None
+        if self._of_key is not None:
+            self._of_key.setdefault(key, {})[due] = None
+
+    def _drop(self, due: Due) -> None:
+        """A timer waits no more."""
+        timer, key = due
+        if self._waiting.pop(due) is None:
+            del self._postponed[timer.clock][due]
+        if timer.at_ms == self._last_by_row:
+            self._last_known = False
+        if self._of_key is not None:
+            timers = self._of_key[key]
+            del timers[due]
+            if not timers:
+                del self._of_key[key]
 
     def _enqueue(self, due: Due) -> None:
         timer, key = due
         order = timer.at_ms, encode_key(key), type(key).__name__, timer.name
         heapq.heappush(self._queues[timer.clock], (*order, due))
+
+    def _tidy(self, clock: str) -> None:
+        """Clear a queue, where too much of it waits no more.
+
+        A timer far ahead that is set and taken back at every row would fill it.
+        """
+        queue = self._queues[clock]
+        if len(queue) > 2 * len(self._waiting) + _PASSED_OVER:
+            alive = {each[-1]: each for each in queue if self._waiting.get(each[-1]) is not None}
+            queue[:] = alive.values()
+            heapq.heapify(queue)
 
     # --- state ---------------------------------------------------------------------------------
 
@@ -164,18 +213,16 @@ class Timers:
             due = _due_of(path)
             match value:
                 case [bool() | None as by_row]:
-                    self._waiting[due] = by_row
+                    self._add(due, by_row)
                 case _:
                     raise DataError(f"not a timer: {value!r}")
             self._written.add(due)
-            if by_row is None:
-                self._postponed[due] = None
-            else:
+            if by_row is not None:
                 self._enqueue(due)
 
     def changed(self) -> AbstractSet[object]:
         """The keys of which state has not all as it is, or with a timer for when time moves on."""
-        return {key for _, key in chain(self._changed, self._postponed)}
+        return {key for _, key in chain(self._changed, *self._postponed.values())}
 
     @property
     def changed_count(self) -> int:
@@ -183,27 +230,37 @@ class Timers:
         return len(self._changed)
 
     def wakes(self, keys: AbstractSet[object]) -> dict[object, Wake]:
-        """What those of the keys with timers wait for. Looks at all timers."""
-        found: dict[object, list[list[int]]] = {}
-        for (timer, key), by_row in self._waiting.items():
-            if key in keys:
-                event, by_rows, wall = found.setdefault(key, [[], [], []])
-                (event if timer.clock == "event" else wall).append(timer.at_ms)
-                if by_row and timer.clock == "event":
-                    by_rows.append(timer.at_ms)
-        return {
-            key: Wake(min(event, default=None), max(by_rows, default=None), min(wall, default=None))
-            for key, (event, by_rows, wall) in found.items()
-        }
+        """What those of the keys with timers wait for."""
+        found: dict[object, Wake] = {}
+        for key, timers in self._those_of(keys).items():
+            event = [timer.at_ms for timer, _ in timers if timer.clock == "event"]
+            by_rows = [
+                due[0].at_ms for due in timers if due[0].clock == "event" and self._waiting[due]
+            ]
+            wall = [timer.at_ms for timer, _ in timers if timer.clock == "wall"]
+            found[key] = Wake(
+                min(event, default=None),
+                max(by_rows, default=None),
+                min(wall, default=None),
+            )
+        return found
 
     def forget(self, keys: AbstractSet[object]) -> None:
-        """Let go of the timers of keys, as state has them. Looks at all timers."""
-        for due in [due for due in self._waiting if due[1] in keys]:
-            del self._waiting[due]
-            self._written.discard(due)
-        for queue in self._queues.values():
-            queue[:] = [each for each in queue if each[-1] in self._waiting]
-            heapq.heapify(queue)
+        """Let go of the timers of keys, as state has them."""
+        for timers in self._those_of(keys).values():
+            for due in list(timers):
+                self._drop(due)
+                self._written.discard(due)
+        for clock in self._queues:
+            self._tidy(clock)
+
+    def _those_of(self, keys: AbstractSet[object]) -> dict[object, dict[Due, None]]:
+        """The timers of those of the keys that have any. Looks at all timers the first time."""
+        if self._of_key is None:
+            self._of_key = {}
+            for due in self._waiting:
+                self._of_key.setdefault(due[1], {})[due] = None
+        return {key: self._of_key[key] for key in keys if key in self._of_key}
 
 
 def _due_of(path: tuple[object, ...]) -> Due:
