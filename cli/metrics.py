@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import select
 import sys
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -19,9 +19,6 @@ from .command import Command, examples
 from .output import print_document
 from .settings import settings
 from .signals import StopSignals
-
-PORT_DEFAULT: Final = 9308
-"""That of kafka_exporter."""
 
 
 @click.command(

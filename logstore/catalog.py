@@ -391,11 +391,6 @@ class Catalog:
         """Whether the offsets of a group are those of a pipeline, which goes on by a checkpoint."""
         return self.checkpoint(f"pipeline/{group}") is not None
 
-    def delete_checkpoint(self, name: str) -> None:
-        """Forget a checkpoint; a missing one is fine."""
-        with self.database.transaction(f"delete checkpoint {name}"):
-            self.database.query("DELETE FROM checkpoints WHERE name = ?", (name,))
-
     # Partitions that were refused because this catalog is older than their log
 
     def refused_in(self, topic_id: int, partition: int) -> int | None:

@@ -78,31 +78,21 @@ class Membership:
         engine: The open store.
         group: Name of the group; made if there is none.
         topics: Topics whose partitions it reads.
-        client: What people shall see in `groups describe`; the program's name by default.
-        lease_ms: See LEASE_MS.
 
     Raises:
         UsageError: The store is open read-only, or the group is a pipeline or that of a queue.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        group: str,
-        topics: frozenset[str],
-        *,
-        client: str = "",
-        lease_ms: int = LEASE_MS,
-    ) -> None:
+    def __init__(self, engine: Engine, group: str, topics: frozenset[str]) -> None:
         engine.ensure_writable()
-        client = client or os.path.basename(sys.argv[0]) or "python"
         self.group = check_group_name(group)
         refuse_queue(engine.catalog, group)
         if engine.catalog.is_pipeline(group):
             raise UsageError(
                 f"{group!r} is a pipeline, whose offsets are its own: choose another group"
             )
-        self.member_id = f"{client}-{secrets.token_hex(6)}"
+        self._client = os.path.basename(sys.argv[0]) or "python"
+        self.member_id = f"{self._client}-{secrets.token_hex(6)}"
         self.owned: dict[TopicPartition, GroupPartition] = {}
         """The partitions this member may read and commit, as of the last `poll`."""
         self.expecting = False
@@ -112,8 +102,6 @@ class Membership:
         self._engine = engine
         self._groups = GroupCatalog(engine.catalog)
         self._topics = topics
-        self._client = client
-        self._lease_ms = lease_ms
         self._renew_at = 0.0
         self._check_at = 0.0
         self._probed = 0
@@ -233,7 +221,7 @@ class Membership:
                 " again and starts from the committed offsets",
                 self.member_id,
                 self.group,
-                self._lease_ms // 1000,
+                LEASE_MS // 1000,
             )
             self._join()
             return
@@ -286,8 +274,8 @@ class Membership:
         self._engine.tail.bump("groups_version")
 
     def _lease_end_ms(self, now: float) -> int:
-        self._renew_at = now + self._lease_ms / 3000
-        return int(now * 1000) + self._lease_ms
+        self._renew_at = now + LEASE_MS / 3000
+        return int(now * 1000) + LEASE_MS
 
     def _current_topic_ids(self) -> dict[str, int]:
         known = {info.name: info.id for info in self._engine.topics()}

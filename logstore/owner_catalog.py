@@ -17,7 +17,6 @@ from typing import Final, NamedTuple
 
 from .catalog import Catalog, GroupOffset
 from .database import Row, as_int, as_text
-from .errors import LockedError
 from .queue_ranges import Lease
 
 NUMBER_BITS: Final = 32
@@ -81,23 +80,15 @@ class OwnerCatalog:
 
     # --- owners --------------------------------------------------------------------------------
 
-    def acquire(
-        self, name: str, lock_path: str, *, pid: int = 0, expected_epoch: int | None = None
-    ) -> OwnerRow:
+    def acquire(self, name: str, lock_path: str, *, pid: int = 0) -> OwnerRow:
         """Become the owner `name`, fencing whoever was it before.
 
         On take-over the transaction the former owner may have left open is aborted. That the
-        former owner is dead, or is to be fenced, is for the caller to know: it reads
-        `Catalog.owner_named`, asks for the lock and passes the epoch it saw (0: there was none).
-
-        Raises:
-            LockedError: The epoch is not `expected_epoch` any more: somebody else was faster.
+        former owner is dead, or is to be fenced, is for the caller to know, who holds the lock.
         """
         with self._database.transaction(f"acquire owner {name}"):
             rows = self._database.query("SELECT id, epoch FROM owners WHERE name = ?", (name,))
             epoch = as_int(rows[0][1]) if rows else 0
-            if expected_epoch is not None and epoch != expected_epoch:
-                raise LockedError(f"{name!r} was taken by another process just now")
             if rows:
                 self._replace(as_int(rows[0][0]))
             owner = OwnerRow(self._unused_id(), epoch + 1, 0)

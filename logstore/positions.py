@@ -102,7 +102,6 @@ class Position(NamedTuple):
 
 
 EARLIEST: Final = Position("earliest")
-LATEST: Final = Position("latest")
 
 
 def parse_position(text: str | int | datetime | Position, now_ms: int) -> Position:

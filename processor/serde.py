@@ -22,9 +22,6 @@ import msgspec
 
 from millstream import DataError, FormatVersionError, UsageError
 
-Key: TypeAlias = str | bytes | bool | int | float | tuple[object, ...]
-"""What a stream may be grouped by."""
-
 Json: TypeAlias = Any
 """A decoded JSON value. Its shape is the user's; a declared `type` gives checked types instead."""
 

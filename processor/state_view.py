@@ -41,10 +41,6 @@ class StateItem(NamedTuple):
     value: list[Any]
     """What it holds: accumulators, or a packed row."""
 
-    def has_key(self, key: object) -> bool:
-        """Whether it is about a grouping key."""
-        return _has_key(self.path, key)
-
 
 def _has_key(path: tuple[Any, ...], key: object) -> bool:
     return any(part == key and type(part) is type(key) for part in path)
