@@ -15,7 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 import click
@@ -239,8 +239,7 @@ def _read(store: Store, records_max: int) -> Slice:
 def _read_bare(path: str, size_bytes: int, records_max: int) -> Slice:
     block_bytes = max(_READ_BYTES // size_bytes, 1) * size_bytes
     with open(path, "rb", buffering=0) as file:
-        with suppress(OSError):  # it may be shorter
-            file.seek(-records_max * size_bytes, os.SEEK_END)
+        file.seek(max(0, os.path.getsize(path) - records_max * size_bytes))
         began, records = time.perf_counter(), 0
         while data := file.read(block_bytes):
             values = [data[at : at + size_bytes] for at in range(0, len(data), size_bytes)]

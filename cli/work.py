@@ -75,7 +75,7 @@ class Work:
 
         Raises:
             MillstreamError: The queue failed; what was running has been settled, or comes again.
-        click.ClickException: The command cannot be run.
+            click.ClickException: The command cannot be run.
         """
         threads = [
             threading.Thread(target=self._guarded, args=(stop,), daemon=True)
@@ -99,7 +99,7 @@ class Work:
     def _guarded(self, stop: StopSignals) -> None:
         try:
             self._loop(stop)
-        except Exception as error:
+        except Exception as error:  # raised by `run`, once all threads have ended
             with self._done.lock:
                 self._done.error = self._done.error or error
             self._ended.set()

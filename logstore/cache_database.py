@@ -90,7 +90,7 @@ def open_cache(storage: Storage, clock: Clock, name: str) -> CacheDatabase:
     def remove() -> None:
         remove_cache(storage, name)
 
-    with contextlib.suppress(DataError):
+    with contextlib.suppress(DataError):  # damaged, and so closed and removed: see `_explained`
         database = CacheDatabase(filename, clock=clock, remove=remove)
         if _is_whole(database, posix_facts.file_identity(filename)):
             return database

@@ -206,7 +206,7 @@ class Database:
 
     def end_guard(self) -> None:
         """Refuse nothing any more."""
-        with contextlib.suppress(apsw.ConnectionClosedError):
+        with contextlib.suppress(apsw.ConnectionClosedError):  # then nobody asks anything of it
             self._connection.authorizer = None
 
     def flush(self) -> None:

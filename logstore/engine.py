@@ -458,7 +458,7 @@ class Engine:
 
     def _sync_later(self, log: Log, delay_seconds: float) -> None:
         def sync() -> None:
-            with contextlib.suppress(UnknownTopicError):
+            with contextlib.suppress(UnknownTopicError):  # nothing is left to sync
                 log.wait_durable(log.slot[Slot.LOG_END])
 
         self.background.submit((log, "sync"), sync, delay_seconds=delay_seconds)

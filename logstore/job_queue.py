@@ -440,7 +440,7 @@ class Queue:
             while (job := self._pop()) is not None:
                 unused.append(job)
             if unused:
-                with contextlib.suppress(UnknownTopicError):
+                with contextlib.suppress(UnknownTopicError):  # deleted, and its jobs with it
                     self._give_back(unused, ())
             if self._in_doubt and self._is_in_doubt():
                 return  # others take the jobs when that is known, or this process is dead

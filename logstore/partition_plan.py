@@ -464,7 +464,7 @@ def _data_end(found: Salvage, after: SegmentHeader | None) -> int:
 def _first_batch(file: PatientFile, uid: int, size: int) -> tuple[int, int] | None:
     """Where batches of a segment with that uid may begin, and when it was made; None: none is."""
     for start in (SEGMENT_HEADER_BYTES, REWRITTEN_DATA_START):
-        with contextlib.suppress(DataError):
+        with contextlib.suppress(DataError):  # not there, or damaged: the search finds the next
             return start, parse_header(file.read(4096, start), 0, uid).append_timestamp_ms
     position = find_header(Window(file, HEADERS_BYTES), uid, SEGMENT_HEADER_BYTES, size)
     if position is None:

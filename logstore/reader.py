@@ -592,5 +592,5 @@ class LogReader:
         self.close()
 
     def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):
+        if hasattr(self, "_cursors"):  # not if it was never made
             self.close()

@@ -8,7 +8,7 @@ no file with the store.
 from __future__ import annotations
 
 import os
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Final
 
 from .backup_archive import ArchiveReader
@@ -17,7 +17,7 @@ from .clock import Clock, SystemClock
 from .config import path_text
 from .database import Snapshot
 from .engine import Engine
-from .errors import DataError, UsageError
+from .errors import DataError, StorageError, UsageError
 from .storage import CATALOG_NAME, PosixStorage, Storage
 from .storage_copy import copy_between, overlaps, remove_tree
 from .verify import VerifyReport, verify
@@ -72,7 +72,9 @@ def restore(
         _make_durable(target, manifest)
         report = _check(PosixStorage(target.root, read_only=True), manifest, clock, deep=deep)
     except BaseException:
-        remove_tree(parent, partial)
+        # What went wrong is the news; what cannot be removed now, the next attempt removes.
+        with suppress(StorageError):
+            remove_tree(parent, partial)
         raise
     parent.rename(partial, name)
     parent.sync_directory("")

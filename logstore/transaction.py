@@ -383,7 +383,8 @@ class Transaction:
                 # Also if it has been decided before, by a commit that was interrupted then.
                 self._engine.tail.bump("transactions_version")
         self._state = "aborted"
-        # Readers of several partitions wait for records which are neither seen nor passed.
+        # Readers of several partitions wait for records which are neither seen nor passed. It is
+        # aborted all the same: whoever acknowledges next in these partitions lets them go on.
         with contextlib.suppress(MillstreamError):
             self._engine.acknowledge(list(self._ends.items()), "os")
 

@@ -168,7 +168,7 @@ def _folded(tree: Tree) -> Outcomes:
     """Of a tree without fields: its value."""
     try:
         return _constant(scalar(tree)({}))
-    except Exception:
+    except Exception:  # whatever it is, each row that computes this raises it
         return Outcomes(error=True)
 
 
@@ -329,7 +329,7 @@ def _of_time(tree: Call, found: Outcomes) -> Outcomes:
     function = FUNCTIONS[tree.function].apply or bound(tree)
     try:
         low, high = map(function, times)
-    except Exception:
+    except Exception:  # no time that has a year: rows in between may have one
         return _ANYTHING
     if isinstance(low, str):
         return Outcomes(texts=((0, low), (0, high)))

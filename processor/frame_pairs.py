@@ -69,7 +69,7 @@ class PairFrame(Frame):
         if found is None:
             try:
                 values = [each if field is None else read(each, field) for each in self._found]
-            except Exception as error:
+            except Exception as error:  # rows find out which it is, and whether it is asked for
                 raise NotInColumnsError(str(error)) from None
             places = pa.array(self._places, mask=self._places < 0)
             found = self._columns[field] = plain_column(values).take(places)

@@ -82,8 +82,8 @@ def reseal(log: DamagedLog, place: Place, changes: dict[int, tuple[str, int]]) -
     for position, (layout, value) in changes.items():
         struct.pack_into(f"<{layout}", header, position, value)
     segment_uid = int.from_bytes(content[SEGMENT_UID_AT : SEGMENT_UID_AT + 8], "little")
-    digest = xxh3_64_intdigest(header[:BATCH_FIELDS.size], segment_uid)
-    header[BATCH_FIELDS.size:] = digest.to_bytes(8, "little")
+    digest = xxh3_64_intdigest(header[: BATCH_FIELDS.size], segment_uid)
+    header[BATCH_FIELDS.size :] = digest.to_bytes(8, "little")
     log.overwrite(place.path, place.position, bytes(header))
 
 

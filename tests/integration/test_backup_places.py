@@ -1,14 +1,16 @@
-"""Where backups and restored stores may not be: over each other, or over the store."""
+"""Where backups and restored stores may not be, and what a restore leaves that fails."""
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 import millstream
-from millstream import UsageError, restore
+from millstream import DataError, UsageError, restore
 
 
 @pytest.fixture
@@ -44,3 +46,21 @@ def test_a_backup_is_not_made_where_the_store_is(path: Path, tmp_path: Path) -> 
                 store.backup(tmp_path / "copy")
             assert store.verify(deep=True).ok
         assert (directory / "catalog.db").exists()
+
+
+def test_a_restore_that_cannot_remove_its_rest_says_why_it_failed(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with millstream.open(path) as store:
+        store.backup(tmp_path / "copy")
+    (tmp_path / "copy" / "catalog.db").unlink()
+
+    def refuse(path: str) -> None:
+        raise OSError(errno.EIO, "refused", path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", refuse)
+        with pytest.raises(DataError):
+            restore(tmp_path / "copy", tmp_path / "new")
+
+    assert ["new.partial"] == [each for each in os.listdir(tmp_path) if each.startswith("new")]
