@@ -61,6 +61,8 @@ LARGE = {
     "MILLSTREAM_SEGMENTS": "100000",
     "MILLSTREAM_TOPICS": "1000",
 }
+LARGE_PATIENCE = ("-o", "faulthandler_timeout=3600")
+"""Every bit of a catalog takes minutes, on a busy machine more than a test that waits is given."""
 SEGMENT_BYTES = (4096, 16384, 1 << 26)
 
 
@@ -197,6 +199,7 @@ def run_tests(watch: Watch, seed: int, jobs: str, seconds: float) -> bool:
     command = [
         *(sys.executable, "-m", "pytest", "-q", "-p", "campaign_tests", "-n", jobs),
         *("--dist", "worksteal", f"--hypothesis-seed={seed}", "tests/crash", "tests/property"),
+        *(LARGE_PATIENCE if large else ()),
         *kill_elsewhere,
     ]
     done = subprocess.run(
