@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from operator import length_hint
-from typing import Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 from millstream import RecordError
 
@@ -20,10 +20,30 @@ from .printing import NobodyReadsError
 T = TypeVar("T")
 U = TypeVar("U")
 
+_ONE_ROW: Final = (str, bytes, dict)
+"""Types that can be iterated over, but which a function that returns one meant as a row."""
+
+
+def several(rows: object) -> Iterable[Any]:
+    """The rows that a user function returned.
+
+    Raises:
+        TypeError: It returned one, or none at all. One str is iterable, too, and so is a dict.
+    """
+    if isinstance(rows, Iterable) and not isinstance(rows, _ONE_ROW):
+        return rows
+    raise TypeError(
+        f"the function must return an iterable of rows, not {type(rows).__name__}: a list of one"
+        " where there is one"
+    )
+
 
 def reason(error: BaseException) -> str:
     """The error in one line: `KeyError: 'amount'`."""
-    text = str(error)
+    try:
+        text = str(error)
+    except Exception:
+        text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -7,12 +7,12 @@ raises, the row is an error that names its record, or one of the source's dead l
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import compress
 from typing import Any, Protocol
 
 from .columns import Chunk, MicroBatch, Rows
-from .errors import REJECTED, apply, convert, fail, reason, record_error
+from .errors import REJECTED, apply, convert, fail, reason, record_error, several
 from .fields import field_getter
 from .nodes import (
     BranchNode,
@@ -159,10 +159,7 @@ class FlatMapOperator:
 
     def _all(self, value: Any) -> list[object]:
         # The iterable is exhausted here, so that what a generator raises is caught as well.
-        many = self._node.function(value)
-        if not isinstance(many, Iterable):
-            raise TypeError(f"the function must return an iterable, not {type(many).__name__}")
-        return list(many)
+        return list(several(self._node.function(value)))
 
     def process(self, chunks: Sequence[Chunk], batch: MicroBatch) -> dict[str, Chunk]:
         """All values of the iterables, in order."""

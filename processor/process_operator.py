@@ -18,7 +18,7 @@ from millstream import DataError, UsageError
 from .aggregating import Results
 from .columns import Chunk, MicroBatch
 from .detached import detached
-from .errors import fail
+from .errors import fail, several
 from .key_groups import Filed, GroupedOperator, Path, Wake
 from .keyed_state import IN_MEMORY, States
 from .nodes import ProcessNode
@@ -170,7 +170,7 @@ class ProcessOperator(GroupedOperator):
         try:
             results = function()
             if results is not None:
-                for result in results:
+                for result in several(results):
                     self._out.add(row, time_ms, detached(result) if shared else result, key)
         except Exception as error:
             fail(self.node.label, error, batch, row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, NamedTuple, TypedDict
 
@@ -13,6 +14,7 @@ from .ingest import source_topic
 from .nodes import MissingTime, SourceClock, SourceNode
 from .plan import PlanBuilder
 from .serde import value_decoder
+from .sources import IterableSource
 from .windows import duration_text
 
 
@@ -44,6 +46,9 @@ def source_node(builder: PlanBuilder, reading: Reading, options: SourceOptions) 
     """
     _, value_type, time, disorder, tombstones = reading
     source = None if isinstance(reading.topic, str) else reading.topic
+    if isinstance(source, IterableSource) and value_type is str:
+        # A str is such a text already: as JSON it would come back with quotes around it.
+        source = replace(source, text=True)
     topic, name = _topic_and_name(builder, reading)
     _check(builder, reading, topic, name)
     disorder_ms = parse_duration_ms(disorder)

@@ -46,6 +46,8 @@ class IterableSource(Source):
     name: str
     items: Iterable[object] | Callable[[], Iterable[object]]
     outside: Outside = OUTSIDE
+    text: bool = False
+    """Whether a str becomes its UTF-8, as for a pipeline that reads text, and not JSON."""
 
     def partitions(self) -> Sequence[str]:
         """See `Source`: one."""
@@ -102,7 +104,8 @@ class IterableSource(Source):
 
         records = [each for each in items if isinstance(each, SourceRecord)]
         values = [each.value if isinstance(each, SourceRecord) else each for each in items]
-        encoded: list[Any] = convert(values, encode_value, reject)
+        encode = _encode_text if self.text else encode_value
+        encoded: list[Any] = convert(values, encode, reject)
         good = [each is not REJECTED for each in encoded]
         numbers = list(compress(range(position - len(items) + 1, position + 1), good))
         if not records:
@@ -122,6 +125,10 @@ class IterableSource(Source):
         )
 
 
+def _encode_text(value: object) -> bytes | None:
+    return value.encode() if isinstance(value, str) else encode_value(value)
+
+
 def from_iterable(
     items: Iterable[object] | Callable[[], Iterable[object]],
     *,
@@ -133,15 +140,25 @@ def from_iterable(
     ones again.
 
     Args:
-        items: Bytes are taken as they are, a `SourceRecord` has key and timestamp too, anything
-            else becomes JSON. None is no item: it says that there is nothing now, and hands over
-            what has gathered. An item that takes long to come keeps the pipeline waiting.
+        items: Bytes are taken as they are, and so is text where a pipeline reads it as `type=str`;
+            a `SourceRecord` has key and timestamp too, anything else becomes JSON. None is no item:
+            it says that there is nothing now, and hands over what has gathered. An item that takes
+            long to come keeps the pipeline waiting.
         name: Identity in the pipeline; that of the function if it has one, else "items".
+
+    Raises:
+        UsageError: These are no items: one str, bytes or dict, or what cannot be iterated over.
 
     >>> source = from_iterable([{"n": 1}, {"n": 2}])
     >>> [list(batch.values) for batch in source.open("0", 1)]
     [[b'{"n":2}']]
     """
+    many = callable(items) or isinstance(items, Iterable)
+    if not many or isinstance(items, str | bytes | dict):
+        raise UsageError(
+            f"from_iterable() takes many items, or a function that gives them, not one"
+            f" {type(items).__name__}: put it into a list"
+        )
     if name is None:
         name = name_from(getattr(items, "__name__", "") if callable(items) else "", "items")
     return IterableSource(check_connector_name(name, "source"), items)

@@ -395,12 +395,20 @@ class Topology:
         self._step(self._no_rows(), reached, _NOTHING, ticked=True)
 
     def settle(self) -> None:
-        """Make room in memory, in a run that commits nothing: all changes count as written."""
+        """Make room in memory, in a run that commits nothing."""
         if self.states.full:
-            self.states.changing()
-            for operator in self.stateful.values():
-                operator.changes()
-            self.states.committed({})
+            self.commit_nowhere()
+
+    def commit_nowhere(self) -> None:
+        """Let all changes count as written, in a run that commits nothing.
+
+        Raises:
+            UsageError: A state cannot be kept.
+        """
+        self.states.changing()
+        for operator in self.stateful.values():
+            operator.changes()
+        self.states.committed({})
 
     def _no_rows(self) -> dict[int, Rows]:
         return {node_id: Chunk(range(0), [], [], None) for node_id in self.sources}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from millstream import RecordError
+from millstream import RecordError, UsageError
 from millstream.processor import Aggregate, Context, Pipeline, agg, counting, session, tumbling
 
 ROWS = [{"k": "a", "t": time} for time in (1, 9, 5, 40)]
@@ -124,4 +124,53 @@ def test_a_timer_that_state_could_not_give_back_is_refused_where_it_is_set(
     keyed = pipeline.source("in", time="t").key_by("k")
     keyed.process(ask, on_timer=lambda context, timer: None).to("out")
     with pytest.raises(RecordError, match=re.escape(problem)):
+        pipeline.test({"in": ROWS})
+
+
+@pytest.mark.parametrize("one", ["alarm", b"alarm", {"k": "alarm"}], ids=repr)
+def test_one_row_where_several_are_meant_is_not_taken_apart(one: object) -> None:
+    """Of a str the letters would be rows, of a dict its fields."""
+    refused = f"must return an iterable of rows, not {type(one).__name__}: a list of one"
+    for declare in (
+        lambda stream: stream.flat_map(lambda _: one),
+        lambda stream: stream.key_by("k").process(lambda _, __: one),
+        lambda stream: stream.key_by("k").process(_set_timer, on_timer=lambda _, __: one),
+    ):
+        pipeline = Pipeline("p")
+        declare(pipeline.source("in", time="t")).to("out")
+        with pytest.raises(RecordError, match=refused):
+            pipeline.test({"in": ROWS})
+
+
+def _set_timer(context: Context[str, int], _: object) -> None:
+    context.set_timer(10)
+
+
+class UnsaidError(Exception):
+    """Cannot say what is wrong."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+
+def test_an_exception_that_cannot_be_shown_is_told_by_its_name() -> None:
+    pipeline = Pipeline("p")
+
+    def fails(_: object) -> object:
+        raise UnsaidError
+
+    pipeline.source("in", time="t").map(fails).to("out")
+    with pytest.raises(
+        RecordError, match=r"map fails: UnsaidError \(topic in, partition 0, offset 0"
+    ):
+        pipeline.test({"in": ROWS})
+
+
+def test_a_test_on_lists_refuses_state_that_no_run_could_keep() -> None:
+    def times(context: Context[str, dict[str, object]], row: dict[str, int]) -> None:
+        context.state["seen"] = {row["t"]}
+
+    pipeline = Pipeline("p")
+    pipeline.source("in", time="t").key_by("k").process(times, state=dict).to("out")
+    with pytest.raises(UsageError, match=r"the state of 'in\.process': .* it has a set"):
         pipeline.test({"in": ROWS})

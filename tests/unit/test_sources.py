@@ -22,8 +22,9 @@ from outside_world import (
     rows,
 )
 
+import millstream
 from millstream import DataError, StorageError, UsageError
-from millstream.processor import line_files
+from millstream.processor import Pipeline, line_files
 from millstream.processor.connectors import SourceRecord
 from millstream.processor.file_source import FileSource
 from millstream.processor.sources import csv_files, from_iterable, jsonl_files
@@ -91,6 +92,22 @@ def test_records_of_an_iterable_have_key_time_and_headers(outside: SimulatedOuts
     assert [b"k", None, b"gone"] == batch.keys
     assert [5, 1_000_000, 1_000_000] == batch.timestamps_ms
     assert [(("h", b"v"),), (), ()] == batch.headers
+
+
+def test_text_is_to_a_run_what_it_is_to_a_test_on_lists() -> None:
+    words = ["a", 'say "b"', "\u00fc", ""]
+    pipeline = Pipeline("p")
+    pipeline.source(from_iterable(words, name="words"), type=str).map(len).to("lengths")
+    with millstream.open(":memory:") as store:
+        pipeline.run(store, until="end")
+        run = [json.loads(record.value or b"") for record in store.read("lengths")]
+    assert pipeline.test({"words": words})["lengths"] == run == [1, 7, 1, 0]
+
+
+@pytest.mark.parametrize("one", ["abc", b"abc", {"a": 1}, 7], ids=repr)
+def test_one_item_where_many_are_meant_is_refused(one: Any) -> None:
+    with pytest.raises(UsageError, match=f"not one {type(one).__name__}: put it into a list"):
+        from_iterable(one)
 
 
 def test_an_item_that_is_no_json_is_rejected_by_its_number() -> None:
