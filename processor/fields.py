@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -237,6 +238,23 @@ def require_readable(field: object, what: str) -> None:
         raise UsageError(
             f"{what} takes a field name or a function, not {field!r}; a function can return"
             " several fields as a tuple"
+        )
+
+
+def require_identity(value_type: object, what: str) -> None:
+    """Refuse rows of a type whose values are never keys, where the whole value has to be one.
+
+    Raises:
+        UsageError: Such as dicts, lists, Structs and dataclasses.
+    """
+    kind = typing.get_origin(value_type) or value_type
+    if not isinstance(kind, type):
+        return
+    made_of_fields = issubclass(kind, msgspec.Struct) or dataclasses.is_dataclass(kind)
+    if made_of_fields or issubclass(kind, dict | list):
+        raise UsageError(
+            f"{what}: a value of type {kind.__name__} cannot be compared as a whole; name a field,"
+            " or give a function that returns several as a tuple"
         )
 
 

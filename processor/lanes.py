@@ -44,7 +44,7 @@ from .quantile_aggregate import Quantile
 from .row_shapes import Joined
 from .selection import Selection
 from .table_nodes import OnValues, RunningNode, Where
-from .value_aggregates import Distinct, First, FirstBy, Last, LastBy
+from .value_aggregates import Collect, Distinct, First, FirstBy, Last, LastBy, TopK, TopKBy
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -57,6 +57,9 @@ _FOLLOWED: Final = frozenset(
     },
 )
 """Aggregates that columns can say the results of after every row."""
+
+_LISTS: Final = frozenset({Collect, TopK, TopKBy})
+"""Aggregates whose results are lists, which are no columns of the lane."""
 
 
 @cache
@@ -185,10 +188,16 @@ def _gets_columns(plan: Plan, node: Node, lane: Collection[int]) -> bool:
     # What rows are looked up in is little beside them, and stays rows.
     inputs = node.inputs[:1] if isinstance(node, AsofJoinNode | TableJoinNode) else node.inputs
     above = [plan.nodes[_comes_from(plan, each)] for each in inputs]
-    # Single values, as those of count(), are no columns: nothing names them.
-    return all(
-        each.id in lane and not (isinstance(each, RunningNode) and each.single) for each in above
-    )
+    return all(each.id in lane and not _gives_rows(each) for each in above)
+
+
+def _gives_rows(node: Node) -> bool:
+    """Whether the results of a node that takes columns are none."""
+    if isinstance(node, RunningNode):
+        return node.single  # as those of count(): nothing names them
+    if isinstance(node, CountNode | SessionNode | WindowNode):
+        return any(type(aggregate) in _LISTS for _, aggregate in node.aggregates)
+    return False
 
 
 def _gives_pairs(plan: Plan, node: Node) -> bool:
@@ -253,7 +262,11 @@ def _of_table_join(_plan: Plan, node: TableJoinNode) -> str | None:
 def _of_dedup(plan: Plan, node: DedupNode) -> str | None:
     if plan.holding.spills:
         return "its state may be on disk"
-    return "it looks at whole rows" if node.on is None else _of_field(node.on, plan, node)
+    return (
+        "a row of columns is no identity: name a field"
+        if node.on is None
+        else _of_field(node.on, plan, node)
+    )
 
 
 def _of_window(plan: Plan, node: WindowNode) -> str | None:
@@ -279,8 +292,10 @@ def _of_running(plan: Plan, node: RunningNode) -> str | None:
         return "its state may be on disk"
     for _, aggregate in node.aggregates:
         reason = _of_aggregate(aggregate, plan, node)
-        if reason is None and type(aggregate) not in _FOLLOWED:
-            reason = f"{aggregate.word or 'an own aggregate'}() of every row works on rows"
+        if reason is None and type(aggregate) in _LISTS:
+            reason = f"{aggregate.word}() of every row: lists are no columns"
+        elif reason is None and type(aggregate) not in _FOLLOWED:
+            reason = f"{aggregate.describe()} of every row: an aggregate of your own"
         if reason is not None:
             return reason
     return None

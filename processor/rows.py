@@ -19,6 +19,7 @@ from .fields import (
     label,
     require_fields,
     require_function,
+    require_identity,
     require_readable,
 )
 from .lanes import missing_for_columns
@@ -130,9 +131,11 @@ class Rows(Generic[T]):
         self, on: Field, within: str | int | timedelta, name: str | None, *, keyed: bool
     ) -> int:
         """The node that lets the first of rows that say the same pass."""
-        if on is not None:
+        if on is None:
+            require_identity(self._type, "dedup")
+        else:
             require_readable(on, "dedup()")
-        require_fields(self._type, on, "dedup")
+            require_fields(self._type, on, "dedup")
         within_ms = parse_duration_ms(within)
         if within_ms < 1:
             raise UsageError(f"dedup(within={within!r}): at least 1 ms")

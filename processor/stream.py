@@ -185,8 +185,9 @@ class Stream(Rows[T]):
         or more behind W are late. State is freed when W is twice that past it.
 
         Args:
-            on: A field or function of the value; by default the value. What a stream can be
-                grouped by (see `key_by`); a row without it is a dead letter.
+            on: A field or function of the value; by default the value, if that is no dict and no
+                object with fields. What a stream can be grouped by (see `key_by`); a row without
+                it is a dead letter.
             within: A duration in event time.
             name: Of the state; by default `<source topic>.dedup`.
 

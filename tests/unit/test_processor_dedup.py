@@ -105,6 +105,26 @@ def test_the_value_itself_may_be_what_makes_duplicates() -> None:
     assert ["a", "b"] == pipeline.test({"in": [b"a", b"b", b"a"]})["out"]
 
 
+@pytest.mark.parametrize("keyed", [False, True])
+@pytest.mark.parametrize("kind", [dict, dict[str, int], list, Event], ids=str)
+def test_a_value_that_is_never_an_identity_is_refused_where_it_is_declared(
+    kind: Any, keyed: bool
+) -> None:
+    """Each row would be a dead letter, or end the run."""
+    rows = Pipeline("p").source("in", type=kind)
+    stream = rows.key_by(str) if keyed else rows
+    with pytest.raises(
+        UsageError, match=r"dedup: a value of type (dict|list|Event) .*name a field"
+    ):
+        stream.dedup(within="1m")
+
+
+def test_a_value_of_an_unknown_type_may_be_an_identity() -> None:
+    pipeline = Pipeline("p")
+    pipeline.source("in").map(lambda row: row["a"]).dedup(within="1m").to("out")
+    assert [1, 2] == pipeline.test({"in": [{"a": 1}, {"a": 1}, {"a": 2}]})["out"]
+
+
 def test_a_function_may_make_the_identity() -> None:
     pipeline = Pipeline("p")
     rows = pipeline.source("in").dedup(lambda row: (row["a"], row["b"]), within="1m")

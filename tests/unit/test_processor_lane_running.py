@@ -14,7 +14,7 @@ import pytest
 
 import millstream
 from millstream import Store
-from millstream.processor import Pipeline, agg, col
+from millstream.processor import Aggregate, Pipeline, agg, col, counting, session, tumbling
 from millstream.processor.columns import MicroBatch
 from millstream.processor.frame_running import FrameRunningOperator
 from millstream.processor.frame_turns import Turns
@@ -38,6 +38,21 @@ class Running(msgspec.Struct):
     last: int | None
     who: str
     named: str
+
+
+class Own(Aggregate[int, int, int]):
+    """Nobody knows what columns it would need."""
+
+    field = "size"
+
+    def init(self) -> int:
+        return 0
+
+    def add(self, accumulator: int, value: int) -> int:
+        return accumulator + value
+
+    def result(self, accumulator: int) -> int:
+        return accumulator
 
 
 def never(*_: object, **__: object) -> NoReturn:
@@ -184,6 +199,18 @@ def test_what_columns_cannot_say_turns_to_rows_and_back(monkeypatch: pytest.Monk
     assert {True, False} == set(lanes)
 
 
+@pytest.mark.parametrize("windows", [tumbling("1s"), session("1s"), counting(2)], ids=str)
+def test_plan_says_that_windows_of_lists_give_rows(windows: Any) -> None:
+    job = Pipeline("job")
+    keyed = job.source("events", type=Event, time="ts").key_by("user")
+    keyed.window(windows).agg(top=agg.top_k(2, "size")).filter(col("key") > "").to("lists")
+    keyed.window(windows, name="n").agg(n=agg.count()).filter(col("key") > "").to("numbers")
+    with filled([]) as store:
+        told = [line.rpartition("  ")[2] for line in str(job.explain(store)).splitlines()[3:]]
+    sink = "[rows: the topic stores no columns]"
+    assert ["[columns]", "[rows: it gets rows]", sink, "[columns]", "[columns]", sink] == told
+
+
 def test_plan_says_why_aggregates_of_every_row_need_rows() -> None:
     job = Pipeline("job")
     keyed = job.source("events", type=Event, time="ts").key_by("user")
@@ -193,6 +220,7 @@ def test_plan_says_why_aggregates_of_every_row_need_rows() -> None:
     keyed.agg(n=agg.count(), ttl="1h", name="mortal").to("d")
     keyed.count(name="single").to("e")
     keyed.agg(n=agg.quantile(0.5, "size"), v=agg.variance("size"), name="more").to("f")
+    keyed.agg(n=Own(), name="own").to("g")
     with filled([]) as store:
         store.create_topic("e", schema=Event)
         explained = str(job.explain(store))
@@ -200,11 +228,12 @@ def test_plan_says_why_aggregates_of_every_row_need_rows() -> None:
     lines = [line for line in explained.splitlines() if "[state" in line]
     assert [
         "[columns]",
-        "[rows: top_k() of every row works on rows]",
+        "[rows: top_k() of every row: lists are no columns]",
         "[rows: a Python function]",
         "[rows: a table with a time to live]",
         "[columns]",
         "[columns]",
+        "[rows: Own('size') of every row: an aggregate of your own]",
     ] == [line[line.rindex("  [") + 2 :] for line in lines]
 
 
