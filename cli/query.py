@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from functools import partial
 from itertools import islice
+from math import isfinite
 from typing import Any, Final
 
 import click
@@ -105,17 +106,48 @@ def _distinct(names: list[str]) -> list[str]:
 def _cell(value: Any, *, nested: bool) -> Cell:
     """What SQL found as what can be printed; bytes as text, with what is none escaped.
 
-    Lists and structs stay what they are where they can be `nested`; else they become JSON.
+    Lists and structs stay what they are where they can be `nested`, in JSON, which has no NaN and
+    no infinity: these are null there, as in rows. Else lists and structs become JSON.
     """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
     if isinstance(value, bytes):
         return value.decode(errors="backslashreplace")
     if isinstance(value, Decimal):
         if value == value.to_integral_value():
             return int(value)
         return float(value) if len(value.as_tuple().digits) <= _EXACT_DIGITS else str(value)
-    if isinstance(value, list | dict | tuple):
+    if isinstance(value, float):
+        return None if nested and not isfinite(value) else value
+    value = _readable(value)
+    if isinstance(value, list | dict):
         plain = msgspec.to_builtins(value)
         return plain if nested else msgspec.json.encode(plain).decode()
-    return str(value)
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def _readable(value: Any) -> Any:
+    """Intervals as text, also those inside; a number that is none as None inside."""
+    if isinstance(value, tuple) and hasattr(value, "nanoseconds"):  # of Arrow, not imported here
+        return _interval(value.months, value.days, value.nanoseconds)  # type: ignore[attr-defined] # see above
+    if isinstance(value, list | tuple):
+        return list(map(_readable, value))
+    if isinstance(value, dict):
+        return {name: _readable(each) for name, each in value.items()}
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def _interval(months: int, days: int, nanoseconds: int) -> str:
+    """As DuckDB writes it, and reads it.
+
+    >>> _interval(14, 1, 1_500_000_000), _interval(-1, 0, -60_000_000_000), _interval(0, 0, 0)
+    ('1 year 2 months 1 day 00:00:01.5', '-1 month -00:01:00', '00:00:00')
+    """
+    years = abs(months) // 12 * (1 if months > 0 else -1)
+    counts = ((years, "year"), (months - 12 * years, "month"), (days, "day"))
+    parts = [f"{n} {unit}{'' if abs(n) == 1 else 's'}" for n, unit in counts if n]
+    if nanoseconds or not parts:
+        seconds, rest = divmod(abs(nanoseconds), 1_000_000_000)
+        fraction = f".{rest:09}".rstrip("0") if rest else ""
+        sign = "-" if nanoseconds < 0 else ""
+        clock = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        parts.append(f"{sign}{clock}{fraction}")
+    return " ".join(parts)

@@ -22,7 +22,7 @@ import contextlib
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
@@ -53,6 +53,11 @@ _NO_COLUMN: Final = re.compile(
     r'"(?:partition|offset|timestamp|key|value|headers)"'
     r"|Cannot extract field '(\w+)' from expression \"value\""
 )
+_DESCRIBE: Final = re.compile(
+    r'\s*desc(?:ribe)?\s+(?:(main|bytes)\s*\.\s*)?(?:"([^"]+)"|(\w+))\s*;?\s*', re.IGNORECASE
+)
+"""What tells the columns of one table: schema, and its name with quotes or without."""
+_USER: Final = "user is a word of SQL"
 _INTERRUPT_SECONDS: Final = 0.05
 
 
@@ -87,6 +92,7 @@ class Query:
         text: str,
         failures: Sequence[MillstreamError],
         topics: Sequence[str],
+        described: pa.Schema | None = None,
     ) -> None:
         self._connection = connection
         self._failures = failures
@@ -95,7 +101,7 @@ class Query:
         self._worker = threading.Thread(target=self._work, name="millstream-sql", daemon=True)
         self._worker.start()
         try:
-            self._reader = self._ask(lambda: _started(connection, text))
+            self._reader = self._ask(lambda: _started(connection, text, described))
         except BaseException:
             self._interrupt()
             self._calls.put(None)
@@ -258,7 +264,9 @@ def query(
         # zone, they would be taken for times of the zone of this machine.
         connection.execute("set timezone = 'UTC'")
         _check_statement(connection, text)
-        _add_tables(connection, store, failures, tables)
+        # To SQL it is a function without arguments, whose value would stand for a field of JSON.
+        connection.execute(f"create macro user() as error('{_USER}')::varchar")
+        columns = _add_tables(connection, store, failures, tables)
     except duckdb.Error as error:
         connection.close()
         names = [topic.name for topic in store.topics()]
@@ -266,16 +274,34 @@ def query(
     except BaseException:
         connection.close()
         raise
-    return Query(connection, text, failures, [topic.name for topic in store.topics()])
+    names = [topic.name for topic in store.topics()]
+    return Query(connection, text, failures, names, _described(text, columns))
 
 
-def _started(connection: duckdb.DuckDBPyConnection, text: str) -> pa.RecordBatchReader:
+def _started(
+    connection: duckdb.DuckDBPyConnection, text: str, described: pa.Schema | None
+) -> pa.RecordBatchReader:
     import pyarrow  # noqa: PLC0415 - an extra
 
     found: Any = connection.sql(text)
     if found is None:  # a statement without a result, which has been executed
         return pyarrow.RecordBatchReader.from_batches(pyarrow.schema([]), [])
+    if described is not None:
+        # To DuckDB each column of a table that is not its own may be null.
+        table = found.to_arrow_table()
+        nulls = ["YES" if field.nullable else "NO" for field in described]
+        place = table.schema.get_field_index("null")
+        return table.set_column(place, "null", pyarrow.array(nulls)).to_reader()
     return found.to_arrow_reader(BATCH_ROWS)
+
+
+def _described(text: str, columns: Mapping[tuple[str, str], pa.Schema]) -> pa.Schema | None:
+    """The columns of the table that a statement describes, if it does no more."""
+    found = _DESCRIBE.fullmatch(text)
+    if found is None:
+        return None
+    schema, quoted, plain = found.groups("")
+    return columns.get(((schema or "main").lower(), (quoted or plain).lower()))
 
 
 def _check_statement(connection: duckdb.DuckDBPyConnection, text: str) -> None:
@@ -298,8 +324,11 @@ def _add_tables(
     store: Store,
     failures: list[MillstreamError],
     tables: Callable[[Store], Iterable[RowTable]] | None,
-) -> None:
+) -> dict[tuple[str, str], pa.Schema]:
+    """Returns the columns of tables by schema and name, in lower case."""
     from . import arrow_tables  # noqa: PLC0415 - an extra
+
+    added: dict[tuple[str, str], pa.Schema] = {}
 
     def add(
         schema: str,
@@ -309,6 +338,7 @@ def _add_tables(
         filtered: arrow_tables.Filtered | None = None,
     ) -> None:
         table = arrow_tables.ArrowTable(columns, batches, failures.append, filtered)
+        added[schema, name.lower()] = columns
         if schema == "main":
             connection.register(name, table)
             return
@@ -340,6 +370,7 @@ def _add_tables(
     for table in tables(store) if tables else ():
         columns = arrow_tables.text_schema(table.columns)
         add(table.schema, table.name, columns, _rows(table, columns))
+    return added
 
 
 def _once(store: Store, topic: str) -> Callable[[], Scan]:
@@ -409,6 +440,8 @@ def _advised(message: str, topics: Sequence[str] = ()) -> str:
     if text.startswith("Out of Memory"):
         first = text.splitlines()[0]
         return f"{first}; ask for fewer rows or columns, or give more by memory= (--memory)"
+    if _USER in text:
+        return f"{_USER}: write t.user for a column, value->>'$.user' for a field of JSON"
     if "Values were not provided" in text:
         return f"{text}; a query takes no parameters, write the values themselves"
     advice = _syntax_advice(text, topics)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import csv
 import io
+import json
 import signal
 import subprocess
 import sys
@@ -337,3 +338,82 @@ def test_a_column_that_is_a_word_of_sql_is_told_how_to_write_it(store: millstrea
     with pytest.raises(UsageError, match=r'AT is a word of SQL: write the column as t\.at or "at"'):
         sql.query(store, "select max(at) from timed")
     assert [(7,)] == list(sql.query(store, "select max(t.at) from timed t").rows())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "select user from t",
+        "select upper(user) as u from t",
+        "select count(*) from t group by user",
+        "select key from t where user = 'ann'",
+    ],
+)
+def test_user_is_no_field_of_json_by_itself(store: millstream.Store, text: str) -> None:
+    """To DuckDB it is a function: each row had the value "duckdb"."""
+    with pytest.raises(UsageError, match=r"^user is a word of SQL: .*t\.user .*value->>'\$\.user'"):
+        rows(store, text)
+
+
+def test_user_is_a_column_where_there_is_one(store: millstream.Store) -> None:
+    store.create_topic("users", schema=pyarrow.schema([("user", pyarrow.string())]))
+    store.append_columns("users", {"user": ["ann"]})
+    assert [("ann", "ann")] == rows(store, "select user, u.user from users u where user > ''")
+    assert [(1,)] == rows(store, "with t as (select 1 as user) select user from t")
+
+
+@pytest.mark.parametrize(
+    "text", ["describe declared", 'DESC\tmain."Declared" ; ', 'describe main . "declared"']
+)
+def test_describe_says_which_columns_may_be_null(store: millstream.Store, text: str) -> None:
+    fields = [pyarrow.field("n", pyarrow.int64(), nullable=False), ("text", pyarrow.string())]
+    store.create_topic("declared", schema=pyarrow.schema(fields))
+    found = {row[0]: row[1:3] for row in rows(store, text)}
+    assert {
+        "n": ("BIGINT", "NO"),
+        "text": ("VARCHAR", "YES"),
+        "_offset": ("BIGINT", "NO"),
+        "_partition": ("INTEGER", "NO"),
+        "_timestamp_ms": ("BIGINT", "NO"),
+        "_key": ("BLOB", "YES"),
+    } == found
+
+
+def test_describe_of_what_has_no_schema_is_as_exact(store: millstream.Store) -> None:
+    for table in ("t", "bytes.t"):
+        found = {row[0]: row[2] for row in rows(store, f"describe {table}")}
+        assert {"key", "value"} == {name for name, may in found.items() if may == "YES"}
+    assert [("x", "INTEGER", "YES")] == [row[:3] for row in rows(store, "describe select 1 as x")]
+
+
+def test_intervals_are_printed_as_sql_reads_them(
+    store: millstream.Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """They were lists of months, days and nanoseconds."""
+    text = """
+        select i, i::varchar as text, [i] as list, {'i': i} as struct
+        from (select (a || ' months')::interval + (b || ' days')::interval + c::interval as i
+              from (values (0), (1), (-1), (14), (-26)) as m(a), (values (0), (1), (-3)) as d(b),
+                   (values ('0s'), ('1.5s'), ('-0.25s'), ('100:01:02'), ('-1 microsecond')) as s(c))
+    """
+    place = ["--dir", str(tmp_path / "store"), "--output"]
+    assert main(["query", text, *place, "jsonl"]) == 0
+    found = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert 5 * 3 * 5 == len(found)
+    for row in found:
+        assert row["text"] == row["i"] == row["struct"]["i"]
+        assert [row["i"]] == row["list"]
+    assert main(["query", "select interval 14 months as i, [i] as list", *place, "csv"]) == 0
+    assert 'i,list\n1 year 2 months,"[""1 year 2 months""]"\n' == capfd.readouterr().out
+
+
+def test_json_has_no_numbers_that_are_none(
+    store: millstream.Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`NaN` is no JSON, and most readers refuse it."""
+    text = "select 'nan'::double as x, ['inf'::float, 1.5] as list, {'x': '-inf'::double} as s"
+    place = ["--dir", str(tmp_path / "store"), "--output"]
+    assert main(["query", text, *place, "jsonl"]) == 0
+    assert '{"x": null, "list": [null, 1.5], "s": {"x": null}}\n' == capfd.readouterr().out
+    assert main(["query", text, *place, "csv"]) == 0
+    assert 'x,list,s\nnan,"[null,1.5]","{""x"":null}"\n' == capfd.readouterr().out
