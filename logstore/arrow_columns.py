@@ -76,6 +76,15 @@ def compute() -> Any:
     return module
 
 
+def constant(value: object, kind: Any) -> Any:
+    """A constant of a pyarrow.DataType, to compute with.
+
+    Without a type Arrow takes it for what it may be, and looks for dateutil on the disk each time:
+    a quarter of a millisecond where that is not installed.
+    """
+    return pyarrow().scalar(value, kind)
+
+
 # --- writing -------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from .append import partition_of
-from .arrow_columns import compute
+from .arrow_columns import compute, constant
 from .batch import EncodedBatch
 from .column_batch import ArrowPart, conforming, encode_arrow, given_column, keys_of, times_of
 from .config import TopicInfo
@@ -147,7 +147,8 @@ def _spread(parts: Sequence[ArrowPart], partitions: int) -> Iterator[list[ArrowP
         places = [partition_of(key, partitions) for key in numbered.dictionary.to_pylist()]
         placed.append(pa.array(places, pa.int32()).take(numbered.indices).fill_null(0))
     for partition in range(partitions):
-        masks = [compute().equal(places, partition) for places in placed]
+        wanted = constant(partition, pa.int32())
+        masks = [compute().equal(places, wanted) for places in placed]
         chosen = [_chosen(part, mask) for part, mask in zip(parts, masks, strict=True)]
         yield [part for part in chosen if part.batch.num_rows]
 

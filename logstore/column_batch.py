@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from .arrow_columns import (
     bad_value,
     compute,
+    constant,
     encode_columns,
     encode_each,
     from_json,
@@ -267,7 +268,7 @@ def given_column(column: object, name: str, kind: str, rows: int) -> Any:
         raise UsageError(f"{name} has {len(array)} entries for {rows} rows")
     if kind == "int64" and (
         array.null_count
-        or compute().any(compute().equal(array, pa.scalar(NO_TIMESTAMP, pa.int64()))).as_py()
+        or compute().any(compute().equal(array, constant(NO_TIMESTAMP, wanted))).as_py()
     ):
         raise UsageError(f"{name} has a null or -2**63; a timestamp cannot be missing")
     return array
@@ -332,16 +333,15 @@ def times_of(config: TopicConfig, batch: Any) -> Any:
     column = batch.column(config.time_column)
     kind = column.type
     if pa.types.is_timestamp(kind):
-        column = column.view(pa.int64())
+        column, thousand = column.view(pa.int64()), constant(1000, pa.int64())
         if kind.unit == "s":
-            column = functions.multiply_checked(column, 1000)
+            column = functions.multiply_checked(column, thousand)
         elif kind.unit == "us":
             # Division of integers rounds towards zero, which is up before 1970.
-            towards = functions.divide(column, 1000)
-            below = functions.less(functions.multiply(towards, 1000), column)
-            exact = functions.equal(functions.multiply(towards, 1000), column)
-            rounded_up = functions.invert(functions.or_(below, exact))
+            towards = functions.divide(column, thousand)
+            back = functions.multiply(towards, thousand)
+            rounded_up = functions.greater(back, column)
             column = functions.subtract(towards, rounded_up.cast(pa.int64()))
-    if functions.any(functions.equal(column, NO_TIMESTAMP)).as_py():
+    if functions.any(functions.equal(column, constant(NO_TIMESTAMP, pa.int64()))).as_py():
         raise UsageError(f"column {config.time_column!r} holds the timestamp -2**63, which is none")
     return column

@@ -39,6 +39,9 @@ _FEW: Final = 64
 """So many rows are added faster than looked through."""
 _CODES_MAX: Final = 1 << 62
 
+_ZERO: Final = pa.scalar(0.0, pa.float64())
+"""With its type, for which Arrow would look on the disk each time."""
+
 
 class Objects(Accumulators):
     """The accumulators of any aggregate, as it has them; it is asked about each row.
@@ -364,7 +367,7 @@ def _top(aggregate: TopK | TopKBy, slots: Slots, values: Array) -> Ints:
 def _codes(slots: Slots, values: Array) -> Ints:
     """A number for each row that says slot and value."""
     if pa.types.is_float64(values.type):
-        values = pc.add(values, 0.0)  # -0.0 is 0.0
+        values = pc.add(values, _ZERO)  # -0.0 is 0.0
     encoded = pc.dictionary_encode(values)
     codes: Ints = slots.astype(np.int64) * len(encoded.dictionary) + encoded.indices.to_numpy()
     return codes
