@@ -21,7 +21,7 @@ from typing import Final, NamedTuple, Protocol
 from .backup_archive import ARCHIVE_SUFFIXES, ArchiveWriter
 from .backup_manifest import MANIFEST, Manifest, ManifestFile
 from .config import TopicInfo, path_text
-from .database import Snapshot
+from .database_copy import Snapshot
 from .engine import Engine
 from .errors import LockedError, StorageError, UsageError
 from .log import Log

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Self
 
 from .backup_manifest import MANIFEST, MANIFEST_BYTES_MAX, Manifest, ManifestFile
-from .database import Snapshot
+from .database_copy import Snapshot
 from .errors import DataError
 from .storage import CATALOG_NAME, File, Storage
 from .storage_copy import remove_tree

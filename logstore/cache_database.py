@@ -15,7 +15,8 @@ from typing import Final, Self
 
 from . import posix_facts
 from .clock import Clock
-from .database import Database, DatabaseUse
+from .database import Database
+from .database_errors import DatabaseUse
 from .errors import DataError, MillstreamError, UsageError
 from .storage_protocols import Storage
 

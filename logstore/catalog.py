@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from .clock import Clock
 from .config import PARTITIONS_MAX, TopicConfig, TopicInfo, check_group_name, check_partition_count
-from .database import Database, Row, SQLValue, as_bytes, as_count, as_int, as_number, as_text
+from .database import Database
 from .errors import (
     FencedError,
     MillstreamError,
@@ -25,6 +25,7 @@ from .errors import (
     UsageError,
 )
 from .schema import prepare
+from .sql_values import Row, SQLValue, as_bytes, as_count, as_int, as_number, as_text
 
 
 class LogCheckpoint(NamedTuple):

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .config import TopicConfig
-from .database import Database, as_int, as_text
+from .database import Database
 from .errors import MillstreamError
+from .sql_values import as_int, as_text
 
 PROBLEMS_MAX = 100
 

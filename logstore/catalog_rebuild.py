@@ -14,7 +14,7 @@ from . import catalog_repair
 from .catalog import Catalog
 from .catalog_checks import problems
 from .clock import Clock
-from .database import readable_rows
+from .database_copy import readable_rows
 from .errors import DataError
 from .found_topics import FoundTopic, original_of
 from .quarantine import set_aside

@@ -11,9 +11,10 @@ import secrets
 from collections.abc import Iterable, Mapping
 
 from .catalog import REFUSED
-from .database import Database, Row, as_int, as_text
+from .database import Database
 from .errors import DataError
 from .found_topics import FoundTopic
+from .sql_values import Row, as_int, as_text
 
 
 def forget_checkpoint(database: Database, topic_id: int, partition: int) -> None:

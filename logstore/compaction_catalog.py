@@ -6,7 +6,7 @@ A lost or lower value costs a compaction that looks at more than it needs to.
 from __future__ import annotations
 
 from .catalog import Catalog
-from .database import as_int
+from .sql_values import as_int
 
 
 class CompactionCatalog:

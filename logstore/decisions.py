@@ -18,7 +18,8 @@ from xxhash import xxh3_64_digest
 
 from .catalog import Catalog, GroupOffset
 from .clock import Clock
-from .database import BUSY_TIMEOUT_SECONDS, exists
+from .database_errors import BUSY_TIMEOUT_SECONDS
+from .database_file import exists
 from .errors import DataError, LockedError, MillstreamError, UndecidedError
 from .liveness import Liveness
 from .owner_catalog import Outcome, OwnerCatalog, OwnerDatabase, OwnerRow

@@ -21,7 +21,8 @@ from .catalog_repair import partition_owners
 from .chain_file import CHAIN_NAME
 from .clock import Clock, SystemClock
 from .config import TopicInfo
-from .database import exists, page_checksums
+from .database_copy import page_checksums
+from .database_file import exists
 from .engine import OPEN_LOCK, Engine, in_use
 from .errors import DataError, FormatVersionError, LockedError, StorageError
 from .found_topics import (

@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 from .assignment import assign
 from .catalog import Catalog, GroupOffset
-from .database import Row, SQLValue, as_int, as_number, as_text
 from .errors import DataError, LockedError, UnknownGroupError
 from .queue_catalog import refuse_live_workers
 from .record import TopicPartition
+from .sql_values import Row, SQLValue, as_int, as_number, as_text
 
 
 class MemberRow(NamedTuple):

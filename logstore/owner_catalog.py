@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from .catalog import Catalog, GroupOffset
-from .database import Row, as_int, as_text
 from .queue_ranges import Lease
+from .sql_values import Row, as_int, as_text
 
 NUMBER_BITS: Final = 32
 NUMBERS_MAX: Final = (1 << NUMBER_BITS) - 1

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from xxhash import xxh3_64_intdigest
 
 from .catalog import Catalog, LogCheckpoint
-from .database import as_bytes, as_int, as_number
+from .sql_values import as_bytes, as_int, as_number
 
 
 class ProducerRow(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .catalog import Catalog
-from .database import SQLValue, as_int, as_text
+from .sql_values import SQLValue, as_int, as_text
 
 _READ = """
 SELECT group_name, committed_offset FROM group_partitions

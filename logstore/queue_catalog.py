@@ -20,10 +20,10 @@ from typing import Final
 
 from .catalog import Catalog
 from .config import check_group_name
-from .database import SQLValue, as_int, as_number, as_text
 from .errors import DataError, LockedError, UnknownTopicError, UsageError
 from .queue_ranges import NOBODY, Fate, Lease, Range, Settlement, coalesced
 from .queue_rows import Counts, Look, QueueRow, WorkerRow
+from .sql_values import SQLValue, as_int, as_number, as_text
 
 
 class QueueCatalog:

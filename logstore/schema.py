@@ -10,8 +10,9 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from .database import Database, as_int
+from .database import Database
 from .errors import DataError, FormatVersionError
+from .sql_values import as_int
 
 SCHEMA_VERSION: Final = 2
 

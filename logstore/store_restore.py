@@ -15,7 +15,7 @@ from .backup_archive import ArchiveReader
 from .backup_manifest import MANIFEST, MANIFEST_BYTES_MAX, Manifest
 from .clock import Clock, SystemClock
 from .config import path_text
-from .database import Snapshot
+from .database_copy import Snapshot
 from .engine import Engine
 from .errors import DataError, StorageError, UsageError
 from .storage import CATALOG_NAME, PosixStorage, Storage

@@ -22,7 +22,6 @@ from .catalog import GroupOffset
 from .column_append import ColumnAppender
 from .conditional_append import Condition, Match, condition_on
 from .config import check_printable_name
-from .database import Row as SQLRow, SQLValue
 from .decisions import encode_outcome
 from .engine import Engine
 from .errors import ConflictError, FencedError, MillstreamError, UsageError
@@ -36,6 +35,7 @@ from .owners import Ownership
 from .queue_catalog import refuse_queue
 from .queue_ranges import Lease
 from .record import AppendMetadata, Headers, RecordMetadata, TopicPartition
+from .sql_values import Row as SQLRow, SQLValue
 from .transaction_states import transaction_id
 from .user_transaction import UserTransaction
 

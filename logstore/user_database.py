@@ -15,8 +15,10 @@ from typing import Final, Self
 
 from .clock import Clock, SystemClock
 from .config import path_text
-from .database import Database, DatabaseUse, Row, SQLValue, as_int, as_text
+from .database import Database
+from .database_errors import DatabaseUse
 from .errors import MillstreamError, StoreClosedError, UsageError
+from .sql_values import Row, SQLValue, as_int, as_text
 
 USER_DATABASE: Final = DatabaseUse("the database", "there is no database here", ours=False)
 

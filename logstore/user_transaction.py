@@ -17,8 +17,8 @@ from typing import Final, NamedTuple
 
 from .clock import Clock
 from .config import path_text
-from .database import Row, SQLValue
 from .errors import DataError, UsageError
+from .sql_values import Row, SQLValue
 from .user_database import UserDatabase
 
 DECISION_BYTES_MAX: Final = 64 << 20

@@ -20,7 +20,8 @@ import pytest
 
 import millstream
 from millstream import DataError, Store, TopicPartition, UnavailableError, repair
-from millstream.database import CHECKED_VFS, page_checksums
+from millstream.database_copy import page_checksums
+from millstream.database_file import CHECKED_VFS
 
 ALL = os.environ.get("MILLSTREAM_CATALOG_FLIPS") == "all"
 FLIPS = 2000 if ALL else int(os.environ.get("MILLSTREAM_CATALOG_FLIPS", "120"))
@@ -194,7 +195,7 @@ def test_without_the_library_a_checked_catalog_is_only_read(
 ) -> None:
     path = tmp_path / "store"
     shutil.copytree(whole, path)
-    monkeypatch.setattr("millstream.database._checked_vfs", lambda: None)
+    monkeypatch.setattr("millstream.database_file.checked_vfs", lambda: None)
     with millstream.open(path, read_only=True) as store:
         assert ["other", "t"] == [info.name for info in store.topics()]
     with pytest.raises(UnavailableError, match="wheel"):

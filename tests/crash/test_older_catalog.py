@@ -20,7 +20,7 @@ import pytest
 
 import millstream
 from millstream import DataError, NamedProducer, Store, TopicPartition, repair
-from millstream.database import CHECKED_VFS
+from millstream.database_file import CHECKED_VFS
 
 if TYPE_CHECKING:
     from matrix import Cell

@@ -33,7 +33,7 @@ from millstream import (
     restore,
 )
 from millstream.cli.main import main
-from millstream.database import CHECKED_VFS
+from millstream.database_file import CHECKED_VFS
 from millstream.storage import PosixStorage
 from millstream.testing import MemoryStorage
 

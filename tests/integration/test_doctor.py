@@ -13,7 +13,7 @@ from simulated_stores import log_of
 import millstream
 from millstream import Diagnosis, StorageError, diagnose
 from millstream.cli.main import main
-from millstream.database import CHECKED_VFS
+from millstream.database_file import CHECKED_VFS
 from millstream.machine_checks import file_system, free_space, judge_sync, process_limits, rights
 from millstream.owner_catalog import DatabasePlace, OwnerCatalog
 from millstream.posix_facts import Limits, Mount, Space, mount_of

@@ -21,7 +21,7 @@ from millstream import (
     repair,
 )
 from millstream.cli.main import main
-from millstream.database import CHECKED_VFS
+from millstream.database_file import CHECKED_VFS
 
 
 def fill(path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from millstream.catalog import Catalog, GroupOffset, LogCheckpoint, OwnerState
 from millstream.clock import SystemClock
 from millstream.config import TopicConfig
-from millstream.database import Database, Row
+from millstream.database import Database
 from millstream.errors import (
     DataError,
     FencedError,
@@ -25,6 +25,7 @@ from millstream.errors import (
     UsageError,
 )
 from millstream.owner_catalog import OwnerCatalog, OwnerRow
+from millstream.sql_values import Row
 from millstream.testing import MemoryStorage
 
 U64 = 2**64 - 1
@@ -302,7 +303,7 @@ def test_a_failure_before_the_commit_changes_nothing(path: str) -> None:
 
 
 def test_a_locked_catalog_is_a_typed_error(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream.database.BUSY_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr("millstream.database_file.BUSY_TIMEOUT_SECONDS", 0.05)
     catalog = Catalog(path, clock=CLOCK)
     other = apsw.Connection(path)
     other.execute("BEGIN IMMEDIATE")

@@ -13,10 +13,10 @@ from simulated_stores import START_MS, kill, open_quietly
 import millstream
 from millstream import FencedError, Job, Queue, StorageError, Store, UsageError, UserDatabase
 from millstream.catalog import GroupOffset
-from millstream.database import SQLValue
 from millstream.decisions import decode_outcome, encode_outcome
 from millstream.owner_catalog import Outcome
 from millstream.queue_ranges import Lease, Range
+from millstream.sql_values import SQLValue
 from millstream.testing import ManualClock, MemoryStorage
 
 VISIBILITY_MS = 31_000

@@ -24,8 +24,8 @@ from millstream import (
     UsageError,
     UserDatabase,
 )
-from millstream.database import SQLValue
 from millstream.owner_catalog import OwnerCatalog
+from millstream.sql_values import SQLValue
 from millstream.testing import MemoryStorage
 from millstream.transaction_states import transaction_id
 
