@@ -12,57 +12,20 @@ import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 
-from millstream import CacheDatabase, DataError
+from millstream import DataError
 
 from .columns import Chunk, MicroBatch
 from .dedup import DedupOperator, Identity
 from .keyed_state import States
 from .nodes import DedupNode
-from .serde import decode_state, encode_state
+from .serde import encode_state
 from .source import Rejects
-from .spilled_state import (
-    FIND_KEYS,
-    RESTORE_BYTES,
-    Room,
-    encoded_keys,
-    entry_bytes,
-    shown_key,
-    stored_keys,
-)
+from .spill_room import RESTORE_BYTES, EntrySizes, Room
+from .spill_tables import BucketTable, WindowRow
 from .spilled_states import SpilledStates
-from .spilled_windowing import WindowRow, WindowTable
 from .state import StateEntry, StateRecords, decode_content, encode_content, encode_removed
 from .stateful import SWEEP_RECORDS
-
-
-class BucketTable(WindowTable):
-    """The table of one deduplication: a `WindowTable` of buckets, found by identity, too.
-
-    Args:
-        database: Where it is.
-        number: Of the state.
-    """
-
-    def __init__(self, database: CacheDatabase, number: int) -> None:
-        super().__init__(database, number)
-        table = f"state_{number}"
-        self._index = f"CREATE INDEX IF NOT EXISTS {table}_key ON {table} (key)"
-        self._anywhere = f"SELECT window, key, shown, value FROM {table} WHERE key IN "  # noqa: S608
-
-    def create(self) -> None:
-        """See `WindowTable.create`."""
-        super().create()
-        self._database.query(self._index)
-
-    def anywhere(self, keys: Sequence[bytes]) -> Iterator[tuple[int, Identity, bytes]]:
-        """What buckets have of keys: end of the bucket, identity as it was first there, value."""
-        for start in range(0, len(keys), FIND_KEYS):
-            piece = keys[start : start + FIND_KEYS]
-            marks = ",".join("?" * len(piece))
-            for end, key, shown, value in self._database.query(
-                f"{self._anywhere} ({marks})", piece
-            ):
-                yield decode_state(end), shown_key(shown or key), value  # type: ignore[arg-type,misc]
+from .stored_keys import encoded_keys, stored_keys
 
 
 class SpilledDedupOperator(DedupOperator):
@@ -94,8 +57,7 @@ class SpilledDedupOperator(DedupOperator):
         """Buckets that are over, but not gone from the file."""
         self._away: dict[int, int] = {}
         """By bucket: how many identities memory does not have."""
-        self._sized = [1, 100]
-        """Entries of which the encoded size is known, and their bytes."""
+        self._sizes = EntrySizes()
 
     @property
     def live_count(self) -> int:
@@ -112,13 +74,13 @@ class SpilledDedupOperator(DedupOperator):
     @property
     def young_bytes(self) -> int:
         """Memory that what is in it takes, about."""
-        return len(self._passed) * entry_bytes(*self._sized)
+        return len(self._passed) * self._sizes.held_bytes
 
     @property
     def dirty_bytes(self) -> int:
         """Memory that must not be forgotten, because the file does not have it, about."""
         count = sum(len(bucket.changed) for bucket in self._buckets.values())
-        return (count + sum(map(len, self._pending.values()))) * entry_bytes(*self._sized)
+        return (count + sum(map(len, self._pending.values()))) * self._sizes.held_bytes
 
     def turn(self) -> None:
         """Forget what the file has."""
@@ -165,8 +127,8 @@ class SpilledDedupOperator(DedupOperator):
                 entries = self._entries(end, changed)
                 written = [value for value in entries.values if value is not None]
                 self._pending.setdefault(end, {}).update(zip(changed, written, strict=True))
-                self._sized[0] += len(changed)
-                self._sized[1] += sum(map(len, written)) + sum(map(len, entries.keys))
+                size = sum(map(len, written)) + sum(map(len, entries.keys))
+                self._sizes.note(len(changed), size)
                 records.extend(entries)
         return records
 

@@ -17,25 +17,16 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from operator import itemgetter
-from typing import Final, NamedTuple
-
-from millstream import CacheDatabase
+from typing import Final
 
 from .columns import Rows, join_rows
-from .key_groups import Filed, GroupedOperator, Wake
+from .group_backlog import GroupBacklog
+from .key_groups import GroupedOperator, Wake
 from .keyed_state import States
-from .serde import INT64_MAX, INT64_MIN, encode_state
-from .spilled_state import (
-    FIND_KEYS,
-    PLAIN_TYPES,
-    RESTORE_BYTES,
-    entry_bytes,
-    shown_key,
-    stored_key,
-    stored_keys,
-)
+from .serde import INT64_MAX, encode_state
+from .spill_room import RESTORE_BYTES, EntrySizes
+from .spill_tables import GroupRow, GroupTable, as_int64
 from .spilled_states import SpilledStates
 from .state import (
     StateEntry,
@@ -46,6 +37,7 @@ from .state import (
     encode_removed,
 )
 from .stateful import SWEEP_RECORDS, StatefulOperator, Step
+from .stored_keys import shown_key, stored_key, stored_keys
 from .watermark import Progress
 
 _PAGE_BYTES: Final = 1 << 20
@@ -53,159 +45,6 @@ _PAGE_BYTES: Final = 1 << 20
 
 _WOKEN_GROUPS: Final = 1_000
 """About how many groups that wake are brought into memory together, where that is possible."""
-
-
-class GroupRow(NamedTuple):
-    """A row of the file: one path of one group."""
-
-    key: bytes
-    """msgpack of the key of the group; equal keys have equal bytes."""
-    path: bytes
-    """msgpack; equal paths have equal bytes."""
-    shown: bytes | None
-    """msgpack of the path as state has it, where that differs: 1.0 is the key 1."""
-    bucket: bytes | None
-    """msgpack of the path that removes it with others."""
-    value: bytes
-    """As in the record of the state topic."""
-
-
-class GroupTable:
-    """The tables of the groups of one operator: what they hold, and what those away wait for.
-
-    Args:
-        database: Where they are.
-        number: Of the state.
-        wakes_number: Of what groups wait for.
-    """
-
-    def __init__(self, database: CacheDatabase, number: int, wakes_number: int) -> None:
-        self._database = database
-        table, wakes = f"state_{number}", f"state_{wakes_number}"
-        # The names are made of numbers, so these statements hold nothing from outside.
-        self._create = (
-            f"CREATE TABLE IF NOT EXISTS {table} (key BLOB NOT NULL, path BLOB NOT NULL,"
-            " shown BLOB, bucket BLOB, value BLOB NOT NULL, PRIMARY KEY (key, path))"
-            " STRICT, WITHOUT ROWID",
-            f"CREATE INDEX IF NOT EXISTS {table}_bucket ON {table} (bucket)"
-            " WHERE bucket IS NOT NULL",
-            f"CREATE TABLE IF NOT EXISTS {wakes} (key BLOB PRIMARY KEY, due INTEGER, last INTEGER,"
-            " wall INTEGER) STRICT, WITHOUT ROWID",
-            f"CREATE INDEX IF NOT EXISTS {wakes}_due ON {wakes} (due) WHERE due IS NOT NULL",
-            f"CREATE INDEX IF NOT EXISTS {wakes}_wall ON {wakes} (wall) WHERE wall IS NOT NULL",
-        )
-        self._drop = (f"DROP TABLE IF EXISTS {table}", f"DROP TABLE IF EXISTS {wakes}")
-        every = f"SELECT key, path, shown, bucket, value FROM {table} WHERE "  # noqa: S608
-        self._find = f"{every} key IN "
-        self._after = f"{every} (key, path) > (?, ?) ORDER BY key, path LIMIT ?"
-        self._called = f"SELECT coalesce(shown, path) FROM {table} WHERE key = ? AND path = ?"  # noqa: S608
-        self._bucket = f"SELECT key, count(*) FROM {table} WHERE bucket = ? GROUP BY key"  # noqa: S608
-        self._end = f"DELETE FROM {table} WHERE bucket = ?"  # noqa: S608
-        self._remove = f"DELETE FROM {table} WHERE key = ? AND path = ?"  # noqa: S608
-        self._write = (
-            f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?) ON CONFLICT (key, path)"  # noqa: S608
-            " DO UPDATE SET value = excluded.value"
-        )
-        self._wake = f"REPLACE INTO {wakes} VALUES (?, ?, ?, ?)"  # noqa: S608
-        self._woken = f"DELETE FROM {wakes} WHERE key IN "  # noqa: S608
-        self._due = f"SELECT key FROM {wakes} WHERE due <= ?"  # noqa: S608
-        self._wall = f"SELECT key FROM {wakes} WHERE wall <= ?"  # noqa: S608
-        self._nth = f"SELECT due FROM {wakes} WHERE due IS NOT NULL ORDER BY due LIMIT 1 OFFSET ?"  # noqa: S608
-        self._last = f"SELECT max(last) FROM {wakes}"  # noqa: S608
-        self._lasts = f"SELECT key FROM {wakes} WHERE last = ?"  # noqa: S608
-        self._first_wall = f"SELECT min(wall) FROM {wakes} WHERE wall IS NOT NULL"  # noqa: S608
-
-    def create(self) -> None:
-        """Make them, if they are not there; in a transaction."""
-        for statement in self._create:
-            self._database.query(statement)
-
-    def clear(self) -> None:
-        """Make them empty; in a transaction."""
-        for statement in self._drop:
-            self._database.query(statement)
-        self.create()
-
-    # --- what groups hold ----------------------------------------------------------------------
-
-    def find(self, keys: Sequence[bytes]) -> Iterator[GroupRow]:
-        """What groups hold."""
-        for piece, marks in _marked(keys):
-            yield from map(GroupRow._make, self._database.query(f"{self._find} ({marks})", piece))
-
-    def after(self, place: tuple[bytes, bytes], count: int) -> list[GroupRow]:
-        """So many rows behind a place of (key, path)."""
-        rows = self._database.query(self._after, (*place, count))
-        return list(map(GroupRow._make, rows))
-
-    def called(self, key: bytes, path: bytes) -> bytes | None:
-        """What state calls a path; None if the file does not have it."""
-        rows = self._database.query(self._called, (key, path))
-        return rows[0][0] if rows else None  # type: ignore[return-value]
-
-    def of_bucket(self, bucket: bytes) -> list[tuple[bytes, int]]:
-        """How many rows of a bucket each group has."""
-        return self._database.query(self._bucket, (bucket,))  # type: ignore[return-value]
-
-    def write(
-        self,
-        ended: Sequence[bytes],
-        gone: Sequence[tuple[bytes, bytes]],
-        rows: Sequence[GroupRow],
-    ) -> None:
-        """Remove buckets and (key, path), then set rows; in a transaction."""
-        self._database.execute_many(self._end, [(bucket,) for bucket in ended])
-        self._database.execute_many(self._remove, gone)
-        self._database.execute_many(self._write, rows)
-
-    # --- what those away wait for --------------------------------------------------------------
-
-    def sleep(self, wakes: Sequence[tuple[bytes, int | None, int | None, int | None]]) -> None:
-        """Note what groups wait for: key, due, last, wall."""
-        with self._database.transaction("note what state waits for"):
-            self._database.execute_many(self._wake, wakes)
-
-    def wake(self, keys: Sequence[bytes]) -> None:
-        """Groups are in memory, which knows what they wait for."""
-        for piece, marks in _marked(keys):
-            self._database.query(f"{self._woken} ({marks})", piece)
-
-    def due(self, level: int) -> list[bytes]:
-        """The groups that wait for a level up to this."""
-        return [key for (key,) in self._database.query(self._due, (_int64(level),))]  # type: ignore[misc]
-
-    def due_by_wall(self, now_ms: int) -> list[bytes]:
-        """The groups that wait for the wall clock up to this."""
-        return [key for (key,) in self._database.query(self._wall, (_int64(now_ms),))]  # type: ignore[misc]
-
-    def nth_due(self, number: int) -> int | None:
-        """The level that so many groups wait for, and one more; None if there are fewer."""
-        rows = self._database.query(self._nth, (number,))
-        return rows[0][0] if rows else None  # type: ignore[return-value]
-
-    def last(self) -> int | None:
-        """The greatest `Wake.last`, as far as int64 goes."""
-        return self._database.query(self._last)[0][0]  # type: ignore[return-value]
-
-    def lasting(self, level: int) -> list[bytes]:
-        """The groups of which `Wake.last` is that."""
-        return [key for (key,) in self._database.query(self._lasts, (level,))]  # type: ignore[misc]
-
-    def first_wall(self) -> int | None:
-        """The earliest `Wake.wall_ms`."""
-        return self._database.query(self._first_wall)[0][0]  # type: ignore[return-value]
-
-
-def _marked(keys: Sequence[bytes]) -> Iterator[tuple[Sequence[bytes], str]]:
-    """Keys in pieces, each with as many question marks."""
-    for start in range(0, len(keys), FIND_KEYS):
-        piece = keys[start : start + FIND_KEYS]
-        yield piece, ",".join("?" * len(piece))
-
-
-def _int64(level: int) -> int:
-    """A level as SQLite can hold it. What lies beyond wakes early, which changes nothing."""
-    return max(INT64_MIN, min(INT64_MAX, level))
 
 
 class SpilledGroups(StatefulOperator):
@@ -228,18 +67,7 @@ class SpilledGroups(StatefulOperator):
         """Groups in memory that were used since the last turn."""
         self._old: dict[object, None] = {}
         """The others."""
-        self._pending: dict[bytes, bytes | None] = {}
-        """By path, as the file has it: what state has of it and the file has not; None: gone."""
-        self._filed: dict[bytes, Filed] = {}
-        """Where each of these belongs."""
-        self._shown: dict[bytes, bytes] = {}
-        """Those of the paths that state has with other bytes."""
-        self._anew: set[bytes] = set()
-        """Those that were gone and came back: the file must not go on with the former bytes."""
-        self._plain = True
-        """Whether equal paths have had equal bytes so far."""
-        self._ended: dict[bytes, None] = {}
-        """Buckets that are over, but not gone from the file."""
+        self._backlog = GroupBacklog(table, operator.filed)
         self._away_count = 0
         """State records of groups that are away."""
         self._asleep = False
@@ -249,8 +77,7 @@ class SpilledGroups(StatefulOperator):
         self._last: int | None = None
         """The level that ends what those away wait for."""
         self._last_known = True
-        self._sized = [1, 100]
-        """Entries of which the encoded size is known, and their bytes."""
+        self._sizes = EntrySizes()
 
     @property
     def live_count(self) -> int:
@@ -317,7 +144,7 @@ class SpilledGroups(StatefulOperator):
 
     def _pieces(self, step: Step) -> Iterator[Step]:
         """The step, cut where W wakes too many groups to have them in memory together."""
-        room = self._room.cache_bytes // 8 // entry_bytes(*self._sized)
+        room = self._room.cache_bytes // 8 // self._sizes.held_bytes
         count = max(1, min(_WOKEN_GROUPS, room))
         while self._asleep and self.operator.divisible:
             start, _, levels = step.progress
@@ -346,7 +173,7 @@ class SpilledGroups(StatefulOperator):
 
     def _fetch(self, keys: Sequence[bytes]) -> None:
         """Take groups out of the file."""
-        rows = [row for row in self.table.find(keys) if row.bucket not in self._ended]
+        rows = [row for row in self.table.find(keys) if row.bucket not in self._backlog.ended]
         if rows:
             before = self.operator.live_count
             self.operator.take(_entries(rows))
@@ -362,13 +189,13 @@ class SpilledGroups(StatefulOperator):
         """Memory that the groups used lately take, about."""
         groups = len(self._young)
         records = self.operator.live_count * groups // max(1, self.held_count)
-        return max(groups, records) * entry_bytes(*self._sized)
+        return max(groups, records) * self._sizes.held_bytes
 
     @property
     def dirty_bytes(self) -> int:
         """Memory that must not be forgotten, because the file does not have it, about."""
-        count = self.operator.changed_count + len(self._pending)
-        return count * entry_bytes(*self._sized)
+        count = self.operator.changed_count + len(self._backlog)
+        return count * self._sizes.held_bytes
 
     def turn(self) -> None:
         """Let go of the groups that were not used lately, where the file has them."""
@@ -382,7 +209,7 @@ class SpilledGroups(StatefulOperator):
 
     def _busy(self) -> set[object]:
         """The groups that the file does not have as they are."""
-        return self.operator.changed().union(filed.key for filed in self._filed.values())
+        return self.operator.changed().union(self._backlog.groups())
 
     def _forget(self, keys: Sequence[object]) -> None:
         self._note_wakes(keys)
@@ -407,100 +234,32 @@ class SpilledGroups(StatefulOperator):
     def changes(self) -> StateRecords:
         """See `StatefulOperator`. The file gets them when they are committed: see `write`."""
         records = self.operator.changes()
-        self._keep(records)
-        self._size_up(records)
+        self._note(records)
         return records
-
-    def _keep(self, records: StateRecords) -> None:
-        """Note what the file has to get."""
-        paths, pending, filed = decode_paths(records.keys), self._pending, self._filed
-        self._plain &= PLAIN_TYPES.issuperset(map(type, chain.from_iterable(paths)))
-        if self._plain:
-            pending.update(zip(records.keys, records.values, strict=True))
-            new = [pair for pair in zip(records.keys, paths, strict=True) if pair[0] not in filed]
-            filed.update({stored: self.operator.filed(path) for stored, path in new})
-            return
-        for path, shown, value in zip(paths, records.keys, records.values, strict=True):
-            stored = stored_key(path)
-            # As long as a path is there it is shown as it was first.
-            if pending.get(stored) is None:
-                self._shown.pop(stored, None)
-                if stored != shown:
-                    self._shown[stored] = shown
-                if stored in pending:
-                    self._anew.add(stored)
-            pending[stored] = value
-            filed[stored] = self.operator.filed(path)
 
     def _end(self, bucket: bytes) -> None:
         """A bucket is over."""
-        if bucket in self._ended:
+        if not self._backlog.end(bucket):
             return
-        self._ended[bucket] = None
         if self._spilled and not self.operator.ends_whole:
             for key, count in self.table.of_bucket(bucket):
                 held = shown_key(key)
                 if held not in self._young and held not in self._old:
                     self._away_count -= count
 
-    def _waiting(self) -> list[tuple[bytes, Filed, bytes | None]]:
-        """What the file has to get, but for what is in buckets that are over."""
-        filed, ended = self._filed, self._ended
-        waiting = [(path, filed[path], value) for path, value in self._pending.items()]
-        if not ended:
-            return waiting
-        return [
-            each
-            for each in waiting
-            if each[1].bucket is None or stored_key(each[1].bucket) not in ended
-        ]
-
     def write(self) -> None:
         """Give the file what `changes` has given, in a transaction. All of it is committed."""
-        rows: list[GroupRow] = []
-        gone: list[tuple[bytes, bytes]] = []
-        waiting = self._waiting()
-        keys = stored_keys([filed.key for _, filed, _ in waiting])
-        for key, (path, (_, bucket), value) in zip(keys, waiting, strict=True):
-            if value is None or path in self._anew:
-                gone.append((key, path))
-            if value is not None:
-                under = None if bucket is None else stored_key(bucket)
-                rows.append(GroupRow(key, path, self._shown.get(path), under, value))
-        rows.sort(key=itemgetter(0, 1))
-        self.table.write(list(self._ended), sorted(gone), rows)
-        self._pending, self._filed, self._shown = {}, {}, {}
-        self._ended, self._anew = {}, set()
+        self._backlog.write()
 
     def sweep(self) -> Iterator[StateRecords]:
         """See `StatefulOperator`: what was committed last, wherever it is."""
-        waiting = [(path, filed.key) for path, filed, value in self._waiting() if value is not None]
-        for start in range(0, len(waiting), SWEEP_RECORDS):
-            records = encode_removed(())
-            for path, key in waiting[start : start + SWEEP_RECORDS]:
-                value = self._pending.get(path)
-                # What has come into the file since is found there.
-                if value is not None:
-                    records.keys.append(self._called(path, key))
-                    records.values.append(value)
-            yield records
+        yield from self._backlog.sweep()
         place = b"", b""
         while rows := self.table.after(place, self._page_rows):
             place = rows[-1][:2]
-            alive = [row for row in rows if self._is_current(row)]
+            alive = [row for row in rows if self._backlog.is_current(row)]
             keys = [row.shown or row.path for row in alive]
             yield StateRecords(keys, [row.value for row in alive])
-
-    def _called(self, path: bytes, key: object) -> bytes:
-        """A path that the file has to get, as state calls it: by the first of equal keys."""
-        known = None
-        if not self._plain and path not in self._anew:
-            known = self.table.called(stored_key(key), path)
-        return known or self._shown.get(path, path)
-
-    def _is_current(self, row: GroupRow) -> bool:
-        """Whether a row of the file is what was committed last."""
-        return row.bucket not in self._ended and row.path not in self._pending
 
     def restore(self, entries: Iterable[StateEntry]) -> None:
         """See `StatefulOperator`. The file gets all of it."""
@@ -526,18 +285,19 @@ class SpilledGroups(StatefulOperator):
 
     def _restored(self, records: StateRecords) -> None:
         """Let the file have some of what state has."""
-        self._keep(records)
-        self._size_up(records)
+        self._note(records)
         self._room.write()
 
-    def _size_up(self, records: StateRecords) -> None:
-        self._sized[0] += len(records.keys)
-        self._sized[1] += sum(map(len, records.keys)) + sum(map(len, filter(None, records.values)))
+    def _note(self, records: StateRecords) -> None:
+        """Keep what state was given for the file."""
+        self._backlog.add(records)
+        size = sum(map(len, records.keys)) + sum(map(len, filter(None, records.values)))
+        self._sizes.note(len(records.keys), size)
 
     @property
     def _page_rows(self) -> int:
         """How many rows of the file to look through at a time."""
-        return max(1, min(SWEEP_RECORDS, _PAGE_BYTES * self._sized[0] // self._sized[1]))
+        return max(1, min(SWEEP_RECORDS, self._sizes.fitting(_PAGE_BYTES)))
 
     def _all_groups(self) -> Iterator[list[StateEntry]]:
         """What the file has, some whole groups at a time."""
@@ -561,7 +321,7 @@ def _entries(rows: Sequence[GroupRow]) -> list[StateEntry]:
 
 
 def _clamped(wake: Wake) -> tuple[int | None, int | None, int | None]:
-    due, last, wall_ms = (None if each is None else _int64(each) for each in wake)
+    due, last, wall_ms = (None if each is None else as_int64(each) for each in wake)
     return due, last, wall_ms
 
 

@@ -12,130 +12,22 @@ who was used when.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set as AbstractSet
-from itertools import chain, repeat
-from typing import Any, Final, Protocol, TypeAlias, TypeVar
-
-from millstream import CacheDatabase
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set as AbstractSet
+from typing import Any, Final, TypeVar
 
 from .keyed_state import Codec, KeyedState
-from .serde import INT64_MAX, INT64_MIN, decode_state, encode_state, ordered_keys, restored_key
+from .serde import INT64_MAX, INT64_MIN, encode_state, ordered_keys
+from .spill_room import EntrySizes, Room
+from .spill_tables import KeyTable
 from .state import StateRecords, decode_content, encode_content, encode_removed
 from .stateful import SWEEP_RECORDS
+from .stored_keys import encoded_keys, shown_key, stored_keys
 
 V = TypeVar("V")
 U = TypeVar("U")
 
-_ENTRY_BYTES: Final = 300
-"""What a key costs in memory beside its own bytes and those of its value, about."""
-
-_OBJECT_FACTOR: Final = 4
-"""How much larger Python objects are than their msgpack, about."""
-
 _EXPIRE_ROWS: Final = 5_000
 """Rows taken from the file at a time that are over."""
-
-FIND_KEYS: Final = 500
-"""Keys looked up with one statement."""
-
-PLAIN_TYPES: Final = frozenset({str, bytes, int})
-"""Types of keys, or of their parts, that have equal bytes where they are equal."""
-
-RESTORE_BYTES: Final = 2 << 20
-"""Records of a restart that are written to the file together."""
-
-
-class Room(Protocol):
-    """What the states of a pipeline share."""
-
-    @property
-    def full(self) -> bool:
-        """Whether no more should change before a commit."""
-        ...
-
-    def write(self) -> None:
-        """Give the file what `changes` and `take` have given."""
-        ...
-
-
-_Row: TypeAlias = tuple[bytes, bytes | None, bytes, int | None]
-"""A row of the file: a key and its state.
-
-The key is msgpack, and equal keys have equal bytes; then comes msgpack of the key as it was put,
-where that differs (1.0 is the key 1), the value as in the record of the state topic, and the newest
-event time, with a time to live.
-"""
-
-
-class SpillTable:
-    """The table of one state.
-
-    Args:
-        database: Where it is.
-        number: Of the state.
-    """
-
-    def __init__(self, database: CacheDatabase, number: int) -> None:
-        self._database = database
-        table = f"state_{number}"
-        # The name is made of a number, so these statements hold nothing from outside.
-        self._create = (
-            f"CREATE TABLE IF NOT EXISTS {table} (key BLOB PRIMARY KEY, shown BLOB,"
-            " value BLOB NOT NULL, time INTEGER) STRICT, WITHOUT ROWID"
-        )
-        self._index = f"CREATE INDEX IF NOT EXISTS {table}_time ON {table} (time)"
-        self._index += " WHERE time IS NOT NULL"
-        self._drop = f"DROP TABLE IF EXISTS {table}"
-        self._find = f"SELECT key, value FROM {table} WHERE key IN "  # noqa: S608
-        self._after = f"SELECT key, shown, value FROM {table} WHERE key > ? ORDER BY key LIMIT ?"  # noqa: S608
-        self._over = (
-            f"SELECT time, key, shown FROM {table} WHERE (time, key) > (?, ?) AND time <= ?"  # noqa: S608
-            " ORDER BY time, key LIMIT ?"
-        )
-        self._count = f"SELECT count(*) FROM {table}"  # noqa: S608
-        self._write = (
-            f"INSERT INTO {table} VALUES (?, ?, ?, ?) ON CONFLICT (key)"  # noqa: S608
-            " DO UPDATE SET value = excluded.value, time = excluded.time"
-        )
-        self._remove = f"DELETE FROM {table} WHERE key = ?"  # noqa: S608
-
-    def create(self) -> None:
-        """Make it, if it is not there; in a transaction."""
-        self._database.query(self._create)
-        self._database.query(self._index)
-
-    def clear(self) -> None:
-        """Make it empty; in a transaction."""
-        self._database.query(self._drop)
-        self.create()
-
-    def find(self, keys: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
-        """The values of those of the keys that are there."""
-        for start in range(0, len(keys), FIND_KEYS):
-            piece = keys[start : start + FIND_KEYS]
-            marks = ",".join("?" * len(piece))
-            yield from self._database.query(f"{self._find} ({marks})", piece)  # type: ignore[misc]
-
-    def after(self, key: bytes) -> list[tuple[bytes, bytes | None, bytes]]:
-        """Some rows behind a key: key, shown, value."""
-        return self._database.query(self._after, (key, SWEEP_RECORDS))  # type: ignore[return-value]
-
-    def over(
-        self, place: tuple[int, bytes], time: int, limit: int
-    ) -> list[tuple[int, bytes, bytes | None]]:
-        """Rows behind a place of (time, key) up to a time: time, key, shown."""
-        return self._database.query(self._over, (*place, time, limit))  # type: ignore[return-value]
-
-    def count(self) -> int:
-        """Number of rows."""
-        ((count,),) = self._database.query(self._count)
-        assert isinstance(count, int)
-        return count
-
-    def write(self, rows: Sequence[_Row], gone: Sequence[bytes]) -> None:
-        """Set and remove rows, in a transaction."""
-        self._database.execute_many(self._write, rows)
-        self._database.execute_many(self._remove, [(key,) for key in gone])
 
 
 class SpilledState(KeyedState[V]):
@@ -154,7 +46,7 @@ class SpilledState(KeyedState[V]):
 
     def __init__(
         self,
-        table: SpillTable,
+        table: KeyTable,
         room: Room,
         name: str,
         codec: Codec,
@@ -182,8 +74,7 @@ class SpilledState(KeyedState[V]):
         """No row behind that place has an earlier time; None: there is none."""
         self._overdrawn = False
         """Whether more is over than memory has room for before the next `changes`."""
-        self._sized = [1, 100]
-        """Entries of which the encoded size is known, and their bytes."""
+        self._sizes = EntrySizes()
 
     def __len__(self) -> int:
         if self._count is None:
@@ -216,7 +107,7 @@ class SpilledState(KeyedState[V]):
 
     @property
     def _entry_bytes(self) -> int:
-        return entry_bytes(*self._sized)
+        return self._sizes.held_bytes
 
     def turn(self) -> None:
         """Forget the older generation; the younger is the older from here on."""
@@ -254,8 +145,7 @@ class SpilledState(KeyedState[V]):
             self._values[key] = self._codec.unpack(content[0])
             if time_ms is not None:
                 self._times[key] = time_ms
-            self._sized[0] += 1
-            self._sized[1] += len(stored) + len(value)
+            self._sizes.note(1, len(stored) + len(value))
         self._absent.update(wanted.values())
 
     # --- keys ----------------------------------------------------------------------------------
@@ -350,8 +240,8 @@ class SpilledState(KeyedState[V]):
             times = map(self._times.__getitem__, present)
         written = records.values[len(removed) :]
         self._pending.update(zip(present, zip(written, times, strict=True), strict=True))  # type: ignore[arg-type]
-        self._sized[0] += len(present)
-        self._sized[1] += sum(map(len, filter(None, written))) + 8 * len(present)
+        size = sum(map(len, filter(None, written))) + 8 * len(present)
+        self._sizes.note(len(present), size)
         return records
 
     def write(self) -> None:
@@ -413,56 +303,3 @@ def _parted(
 ) -> tuple[dict[object, U], dict[object, U]]:
     """What is held of some keys, and of others."""
     return {key: held[key] for key in some}, {key: held[key] for key in others}
-
-
-def entry_bytes(count: int, size: int) -> int:
-    """What an entry costs in memory, about, when `count` of them are `size` bytes of msgpack."""
-    return _ENTRY_BYTES + _OBJECT_FACTOR * size // count
-
-
-def stored_key(key: object) -> bytes:
-    """A key as the file has it."""
-    if type(key) in PLAIN_TYPES:
-        return encode_state(key)
-    return encode_state(_plain_key(key))
-
-
-def stored_keys(keys: Collection[object]) -> list[bytes]:
-    """Each key as the file has it."""
-    return list(map(encode_state if _are_plain(keys) else stored_key, keys))
-
-
-def encoded_keys(keys: Collection[object]) -> Iterable[tuple[bytes, bytes | None]]:
-    """Each key as the file has it, and as it was put where that differs: 1.0 is the key 1.
-
-    >>> dict(encoded_keys([1.0])) == {encode_state(1): encode_state(1.0)}
-    True
-    """
-    if _are_plain(keys):
-        return zip(map(encode_state, keys), repeat(None), strict=False)
-    encoded = [(stored_key(key), encode_state(key)) for key in keys]
-    return [(stored, None if shown == stored else shown) for stored, shown in encoded]
-
-
-def _are_plain(keys: Collection[object]) -> bool:
-    """Whether equal keys surely have equal bytes, found without looking at each in Python."""
-    kinds = set(map(type, keys))
-    if kinds == {tuple}:
-        kinds = set(map(type, chain.from_iterable(keys)))  # type: ignore[arg-type]  # all are tuples
-    return kinds <= PLAIN_TYPES
-
-
-def _plain_key(key: object) -> object:
-    """The one of all equal keys whose bytes stand for it."""
-    if isinstance(key, tuple):
-        return tuple(map(_plain_key, key))
-    if isinstance(key, bool):
-        return int(key)
-    if isinstance(key, float) and key.is_integer() and INT64_MIN <= key <= INT64_MAX:
-        return int(key)
-    return key
-
-
-def shown_key(data: bytes) -> object:
-    """A key from its bytes."""
-    return restored_key(decode_state(data))

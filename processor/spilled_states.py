@@ -23,7 +23,8 @@ from .holding import StateHolding
 from .keyed_state import Codec, KeyedState, StateMark, States
 from .row_codec import PLAIN
 from .serde import encode_state
-from .spilled_state import SpilledState, SpillTable
+from .spill_tables import KeyTable, StateTable
+from .spilled_state import SpilledState
 
 _LAYOUT: Final = 1
 """Version of the tables. A file of another is emptied."""
@@ -41,18 +42,6 @@ CREATE TABLE states (
 """
 
 
-class SpilledTable(Protocol):
-    """What is known here of a table."""
-
-    def create(self) -> None:
-        """Make it, if it is not there; in a transaction."""
-        ...
-
-    def clear(self) -> None:
-        """Make it empty; in a transaction."""
-        ...
-
-
 class Spilling(Protocol):
     """What is known here of a state that spills; see `SpilledState`."""
 
@@ -60,7 +49,7 @@ class Spilling(Protocol):
     """Of its operator."""
 
     @property
-    def table(self) -> SpilledTable:
+    def table(self) -> StateTable:
         """Where it spills to."""
         ...
 
@@ -153,7 +142,7 @@ class SpilledStates(States):
         ttl_ms: int | None = None,
     ) -> KeyedState[Any]:
         """See `States.make`."""
-        table = SpillTable(*self.place(name, prefix))
+        table = KeyTable(*self.place(name, prefix))
         state = SpilledState[Any](table, self, name, codec, prefix=prefix, ttl_ms=ttl_ms)
         self.add(state)
         return state

@@ -17,24 +17,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
-from millstream import CacheDatabase, DataError
+from millstream import DataError
 
 from .aggregating import Aggregates
 from .columns import MicroBatch, Rows
 from .keyed_state import States
 from .nodes import WindowNode
 from .serde import encode_state
-from .spilled_state import (
-    FIND_KEYS,
-    RESTORE_BYTES,
-    Room,
-    encoded_keys,
-    entry_bytes,
-    shown_key,
-    stored_keys,
-)
+from .spill_room import RESTORE_BYTES, EntrySizes, Room
+from .spill_tables import WindowRow, WindowTable
 from .spilled_states import SpilledStates
 from .state import (
     StateEntry,
@@ -45,90 +38,9 @@ from .state import (
     encode_removed,
 )
 from .stateful import SWEEP_RECORDS
+from .stored_keys import encoded_keys, stored_keys
 from .updating import UpdatingWindowOperator
 from .windowing import Window, WindowOperator
-
-
-class WindowRow(NamedTuple):
-    """A row of the file: one key of one window."""
-
-    window: bytes
-    """msgpack of its end, which may be beyond what SQLite has for integers."""
-    key: bytes
-    """msgpack; equal keys have equal bytes."""
-    shown: bytes | None
-    """msgpack of the key as it was first, where that differs: 1.0 is the key 1."""
-    value: bytes
-    """As in the record of the state topic."""
-
-
-class WindowTable:
-    """The table of the windows of one operator.
-
-    Args:
-        database: Where it is.
-        number: Of the state.
-    """
-
-    def __init__(self, database: CacheDatabase, number: int) -> None:
-        self._database = database
-        table = f"state_{number}"
-        # The name is made of a number, so these statements hold nothing from outside.
-        self._create = (
-            f"CREATE TABLE IF NOT EXISTS {table} (window BLOB NOT NULL, key BLOB NOT NULL,"
-            " shown BLOB, value BLOB NOT NULL, PRIMARY KEY (window, key)) STRICT, WITHOUT ROWID"
-        )
-        self._drop = f"DROP TABLE IF EXISTS {table}"
-        self._find = f"SELECT key, shown, value FROM {table} WHERE window = ? AND key IN "  # noqa: S608
-        self._after = (
-            f"SELECT key, shown, value FROM {table} WHERE window = ? AND key > ?"  # noqa: S608
-            " ORDER BY key LIMIT ?"
-        )
-        self._count = f"SELECT count(*) FROM {table} WHERE window = ?"  # noqa: S608
-        self._write = (
-            f"INSERT INTO {table} VALUES (?, ?, ?, ?) ON CONFLICT (window, key)"  # noqa: S608
-            " DO UPDATE SET value = excluded.value"
-        )
-        self._remove = f"DELETE FROM {table} WHERE window = ? AND key = ?"  # noqa: S608
-        self._end = f"DELETE FROM {table} WHERE window = ?"  # noqa: S608
-
-    def create(self) -> None:
-        """Make it, if it is not there; in a transaction."""
-        self._database.query(self._create)
-
-    def clear(self) -> None:
-        """Make it empty; in a transaction."""
-        self._database.query(self._drop)
-        self.create()
-
-    def find(self, window: bytes, keys: Sequence[bytes]) -> Iterator[tuple[object, bytes]]:
-        """Those of the keys that are there, as they were first, with their values."""
-        for start in range(0, len(keys), FIND_KEYS):
-            piece = keys[start : start + FIND_KEYS]
-            marks = ",".join("?" * len(piece))
-            rows = self._database.query(f"{self._find} ({marks})", (window, *piece))
-            yield from ((shown_key(shown or key), value) for key, shown, value in rows)  # type: ignore[arg-type,misc]
-
-    def all_of(self, window: bytes) -> Iterator[list[tuple[object, bytes]]]:
-        """All keys of a window, as they were first, with their values, some at a time."""
-        after = b""
-        while rows := self._database.query(self._after, (window, after, SWEEP_RECORDS)):
-            after = rows[-1][0]  # type: ignore[assignment]
-            yield [(shown_key(shown or key), value) for key, shown, value in rows]  # type: ignore[arg-type,misc]
-
-    def count(self, window: bytes) -> int:
-        """Number of keys of a window."""
-        ((number,),) = self._database.query(self._count, (window,))
-        assert isinstance(number, int)
-        return number
-
-    def write(
-        self, ended: Sequence[bytes], gone: Sequence[tuple[bytes, bytes]], rows: Sequence[WindowRow]
-    ) -> None:
-        """Remove windows and keys, then set rows; in a transaction."""
-        self._database.execute_many(self._end, [(window,) for window in ended])
-        self._database.execute_many(self._remove, gone)
-        self._database.execute_many(self._write, rows)
 
 
 class SpilledWindow(Window):
@@ -256,8 +168,7 @@ class SpilledWindowOperator(WindowOperator):
         """The open windows, as what they are."""
         self._ended: list[bytes] = []
         """Windows that are over, but not gone from the file."""
-        self._sized = [1, 100]
-        """Entries of which the encoded size is known, and their bytes."""
+        self._sizes = EntrySizes()
 
     # --- windows -------------------------------------------------------------------------------
 
@@ -278,13 +189,13 @@ class SpilledWindowOperator(WindowOperator):
     def young_bytes(self) -> int:
         """Memory that the keys in it take, about."""
         count = sum(window.held_count for window in self._spilling.values())
-        return count * entry_bytes(*self._sized)
+        return count * self._sizes.held_bytes
 
     @property
     def dirty_bytes(self) -> int:
         """Memory that must not be forgotten, because the file does not have it, about."""
         count = sum(window.dirty_count for window in self._spilling.values())
-        return count * entry_bytes(*self._sized)
+        return count * self._sizes.held_bytes
 
     def turn(self) -> None:
         """Forget what the file has."""
@@ -303,8 +214,8 @@ class SpilledWindowOperator(WindowOperator):
                 continue
             filed = encode_filed(self.name, (end,), keys, accumulators)
             window.pending.update(zip(keys, filed.values, strict=True))
-            self._sized[0] += len(keys)
-            self._sized[1] += sum(map(len, filter(None, filed.values))) + 8 * len(keys)
+            size = sum(map(len, filter(None, filed.values))) + 8 * len(keys)
+            self._sizes.note(len(keys), size)
             records.extend(filed)
         return records
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 import millstream
 from millstream import Store
-from millstream.processor import keyed_state, spilled_state
+from millstream.processor import keyed_state, spill_tables, spilled_state
 from millstream.processor.keyed_state import KeyedState, StateMark
 from millstream.processor.spilled_states import SpilledStates
 from millstream.processor.state import StateEntry, StateRecords, decode_entry
@@ -161,6 +161,7 @@ class Both:
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     monkeypatch.setattr(keyed_state, "SWEEP_RECORDS", 3)
     monkeypatch.setattr(spilled_state, "SWEEP_RECORDS", 3)
+    monkeypatch.setattr(spill_tables, "SWEEP_RECORDS", 3)
     with millstream.open(tmp_path, durability="os") as store:
         yield store
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from millstream.processor.serde import encode_state
-from millstream.processor.spilled_state import encoded_keys, stored_key, stored_keys
+from millstream.processor.stored_keys import encoded_keys, stored_key, stored_keys
 
 parts = st.sampled_from([1, 1.0, True, 0, 0.0, False, 2.5, "1", "", b"1", 2**53, 2.0**53])
 keys = st.recursive(parts, lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=4)
