@@ -7,7 +7,7 @@ vectors, because a key that moved would lose its order; unkeyed calls take the p
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -17,7 +17,7 @@ from .batch import EncodedBatch
 from .column_batch import declared_keys, encode_values
 from .config import Durability, TopicInfo, whole_number
 from .engine import Engine
-from .errors import UsageError, missing_key
+from .errors import UsageError, missing_key, not_bytes
 from .group_append import GroupAppend
 from .log import Log
 from .lone_append import Row
@@ -97,7 +97,10 @@ class Appender:
 
         None if its topic has a schema: nothing was done.
         """
-        route = self._routes.get(topic)
+        try:
+            route = self._routes.get(topic)
+        except TypeError:  # a list, say: to be told
+            route = None
         words = self._shared.view
         if route is None or not words or route.version != words[TOPICS_VERSION_WORD]:
             route = self._route(topic)
@@ -144,7 +147,7 @@ class Appender:
         try:
             return partition_of(key, partitions)
         except TypeError:
-            raise UsageError(f"key must be bytes or None, not {type(key).__name__}") from None
+            raise not_bytes("key", key) from None
 
     def _log_of(self, info: TopicInfo, key: bytes | None, partition: int | None) -> Log:
         if partition is None:
@@ -182,7 +185,10 @@ class Appender:
     ) -> list[tuple[Log, EncodedBatch]]:
         """Columns of records as one batch per partition, in partition order."""
         info = self._engine.topic(topic)
-        if isinstance(values, Sized) and not len(values):
+        _require_columns(
+            info, values=values, keys=keys, timestamps_ms=timestamps_ms, headers=headers
+        )
+        if not len(values):
             return []
         keys = self._declared_keys(info, values, keys)
         columns = (values, keys, timestamps_ms, headers)
@@ -232,6 +238,19 @@ class Appender:
         for row, number in enumerate(numbers):
             rows[number].append(row)
         return rows
+
+
+def _require_columns(info: TopicInfo, **columns: object) -> None:
+    """Refuse what has no entries, one per record: text and a frame have others."""
+    for name, column in columns.items():
+        if column.__class__ is list or (column is None and name != "values"):
+            continue
+        if isinstance(column, str | bytes | Mapping) or not isinstance(column, Sized):
+            raise UsageError(
+                f"{name} must be a sequence, such as a list, with one entry per record, not"
+                f" {type(column).__name__}",
+                topic=info.name,
+            )
 
 
 def _encoded(

@@ -6,7 +6,7 @@ are either the whole section B or, where a reader asked for some columns only, t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from .arrow_columns import directory_schema, read_column
@@ -81,8 +81,8 @@ def chosen_fields(schema: Any, columns: Sequence[str] | None) -> list[Any]:
     """
     if columns is None:
         return list(schema)
-    if isinstance(columns, str):
-        raise UsageError(f"columns is {columns!r}; give a list of names")
+    if isinstance(columns, str) or not isinstance(columns, Iterable):
+        raise UsageError(f"columns is {columns!r:.60}; give a list of names")
     pa = pyarrow()
     kinds = {
         "_offset": pa.int64(),
@@ -92,7 +92,7 @@ def chosen_fields(schema: Any, columns: Sequence[str] | None) -> list[Any]:
     }
     fields = []
     for name in columns:
-        if name in kinds:
+        if isinstance(name, str) and name in kinds:
             fields.append(pa.field(name, kinds[name], nullable=name == "_key"))
         elif name in schema.names:
             fields.append(schema.field(name))

@@ -458,7 +458,14 @@ def from_json(
     rows: list[Any] = []
     try:
         rows.extend(map(decode, values))  # those before a wrong one stay, and tell its number
-    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
+    except TypeError:
+        kind = type(values[len(rows)]).__name__
+        raise refuse(
+            len(rows),
+            f"a value is JSON in bytes, not {kind}: encode it, msgspec.json.encode(...) say, or"
+            " give columns to append_columns, a frame to append_arrow",
+        ) from None
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise refuse(len(rows), str(error)) from None
     plain = msgspec.to_builtins(rows, builtin_types=(bytes, datetime, date))
     try:

@@ -115,8 +115,8 @@ def remove_cache(storage: Storage, name: str) -> None:
 
 
 def _path(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"a cache is called 1 to 100 of A-Z a-z 0-9 . _ -, not {name!r}")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise UsageError(f"a cache is called 1 to 100 of A-Z a-z 0-9 . _ -, not {name!r:.300}")
     return f"{CACHE_DIRECTORY}/{name}.db"
 
 

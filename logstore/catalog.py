@@ -23,6 +23,7 @@ from .errors import (
     TopicExistsError,
     UnknownTopicError,
     UsageError,
+    unknown_topic,
 )
 from .schema import prepare
 from .sql_values import Row, SQLValue, as_bytes, as_count, as_int, as_number, as_text
@@ -177,7 +178,11 @@ class Catalog:
         check_partition_count(partitions)
         with self.database.transaction(f"create topic {name}"):
             if self.database.query("SELECT 1 FROM topics WHERE name = ?", (name,)):
-                raise TopicExistsError(f"topic {name!r} exists already", topic=name)
+                raise TopicExistsError(
+                    "the topic exists already: choose another name, or say that it may (exist_ok,"
+                    " --exist-ok)",
+                    topic=name,
+                )
             topic_id = as_int(
                 self.database.query(
                     "INSERT INTO topics (name, partitions, config, created_ms)"
@@ -518,7 +523,7 @@ class Catalog:
     def _require(self, name: str) -> TopicInfo:
         topic = self.topic(name)
         if topic is None:
-            raise UnknownTopicError(f"there is no topic {name!r}", topic=name)
+            raise unknown_topic(name)
         return topic
 
     def _topic_info(self, row: Row) -> TopicInfo:

@@ -16,7 +16,7 @@ from operator import is_not
 from struct import Struct, calcsize, error as StructError, pack, unpack  # noqa: N812 - it is a class
 from typing import Final
 
-from .errors import CorruptBatchError, UsageError
+from .errors import CorruptBatchError, UsageError, not_bytes
 from .format import SECTION_RAW_BYTES_MAX, Buffer
 from .gathered import JoinedBytes
 from .record import Headers
@@ -123,7 +123,7 @@ def _wrong_type(values: Sequence[object], what: str) -> UsageError:
         except (TypeError, ValueError):
             good = False
         if not good:
-            return UsageError(f"{what}[{index}] must be bytes or None, not {type(value).__name__}")
+            return not_bytes(f"{what}[{index}]", value)
     return UsageError(f"{what} must be a sequence of bytes or None")
 
 

@@ -19,6 +19,7 @@ from typing import Any, Final, Literal, SupportsIndex, TypeAlias, get_args
 
 from .errors import DataError, FormatVersionError, UsageError
 from .positions import parse_duration_ms, parse_size_bytes
+from .record import TopicPartition
 from .topic_schema import stored_schema
 
 Durability: TypeAlias = Literal["sync", "interval", "os"]
@@ -123,6 +124,12 @@ def check_group_name(name: str) -> str:
     return check_printable_name(name, "a group name")
 
 
+def check_checkpoint_name(name: str) -> str:
+    """Return `name` if a checkpoint can have it, else raise UsageError."""
+    # Pipelines join several names of their users.
+    return check_printable_name(name, "the name of a checkpoint", most=1000)
+
+
 def check_printable_name(name: str, what: str, *, most: int = 200) -> str:
     """Return `name` if it has 1 to `most` printable characters, else raise UsageError."""
     if not isinstance(name, str) or not 1 <= len(name) <= most or not name.isprintable():
@@ -139,6 +146,32 @@ def whole_number(value: object, what: str) -> int:
     if isinstance(value, SupportsIndex) and not isinstance(value, bool):
         return value.__index__()
     raise UsageError(f"{what} must be a whole number, not {value!r:.60}")
+
+
+def topic_names(topics: object) -> tuple[str, ...]:
+    """One name or several as a tuple, each once, else raise UsageError. They are not looked up.
+
+    >>> topic_names("a"), topic_names(["a", "b", "a"])
+    (('a',), ('a', 'b'))
+    """
+    try:
+        names = (topics,) if isinstance(topics, str) else tuple(dict.fromkeys(topics))  # type: ignore[call-overload]  # TypeError is an answer
+    except TypeError:
+        raise UsageError(f"{topics!r:.60} are no topics: give a name, or a list of them") from None
+    return names
+
+
+def checked_place(place: object) -> TopicPartition:
+    """`place` as a partition of a topic, else raise UsageError. Whether it exists is not asked.
+
+    >>> checked_place(("orders", 0))
+    TopicPartition(topic='orders', partition=0)
+    """
+    if not isinstance(place, tuple) or len(place) != 2 or not isinstance(place[0], str):
+        raise UsageError(
+            f"{place!r:.60} is not a partition: give TopicPartition(topic, number), or such a tuple"
+        )
+    return TopicPartition(place[0], whole_number(place[1], "a partition"))
 
 
 def check_timeout(timeout: float | None) -> float | None:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Final, Self, TypeVar
 
 from .batch_facts import MayHold
-from .config import Isolation, check_timeout, whole_number
+from .config import Isolation, check_timeout, checked_place, topic_names, whole_number
 from .delivery import Delivery
 from .engine import Engine
 from .errors import OffsetOutOfRangeError, StoreClosedError, UnknownTopicError, UsageError
@@ -419,7 +419,7 @@ class Consumer:
             OffsetOutOfRangeError: There is no such offset.
         """
         with self._exclusive():
-            place = TopicPartition(*partition)
+            place = checked_place(partition)
             if place not in self._reading:
                 raise UsageError(
                     "the partition is not assigned to this consumer",
@@ -493,7 +493,7 @@ class Consumer:
 
 def _topic_names(engine: Engine, topics: str | Sequence[str]) -> tuple[str, ...]:
     engine.ensure_open()
-    names = (topics,) if isinstance(topics, str) else tuple(dict.fromkeys(topics))
+    names = topic_names(topics)
     if not names:
         raise UsageError("a consumer needs at least one topic")
     for name in names:

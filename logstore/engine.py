@@ -34,6 +34,7 @@ from .errors import (
     UnknownTopicError,
     UsageError,
     missing_key,
+    unknown_topic,
 )
 from .format import CONTROL, HAS_KEYS, NULL_KEYS
 from .helpers import Helpers
@@ -205,9 +206,7 @@ class Engine:
             self._refresh_topics()
             info = self._topics.get(name)
         if info is None:
-            raise UnknownTopicError(
-                f"there is no topic {name!r}: create it with create_topic({name!r})", topic=name
-            )
+            raise unknown_topic(name)
         return info
 
     def topics(self) -> list[TopicInfo]:

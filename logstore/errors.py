@@ -231,6 +231,23 @@ class FencedError(MillstreamError):
     """Somebody newer owns the partition, transaction or pipeline. Stop writing and start again."""
 
 
+def unknown_topic(name: str) -> UnknownTopicError:
+    """The error for a topic that is not there."""
+    return UnknownTopicError("there is no such topic: make it with create_topic()", topic=name)
+
+
+def outside_log(
+    topic: str, partition: int, offset: int, start: int, end: int
+) -> OffsetOutOfRangeError:
+    """The error for an offset that cannot be read next in a log that holds [start, end)."""
+    return OffsetOutOfRangeError(
+        f"offset {offset} is outside the log, which holds {start} to {end}",
+        topic=topic,
+        partition=partition,
+        offset=offset,
+    )
+
+
 def full_partition(topic: str, partition: int, log_end: int) -> UsageError:
     """The error for records beyond the last offset there is."""
     return UsageError(
@@ -238,6 +255,18 @@ def full_partition(topic: str, partition: int, log_end: int) -> UsageError:
         topic=topic,
         partition=partition,
         offset=log_end,
+    )
+
+
+def not_bytes(what: str, value: object) -> UsageError:
+    """The error for a key or value of another type.
+
+    >>> str(not_bytes("key", "u1"))
+    "key must be bytes or None, not str: encode it, 'u1'.encode() say"
+    """
+    how = f"{value[:20]!r}.encode()" if isinstance(value, str) else "msgspec.json.encode(...)"
+    return UsageError(
+        f"{what} must be bytes or None, not {type(value).__name__}: encode it, {how} say"
     )
 
 

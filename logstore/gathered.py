@@ -19,6 +19,10 @@ _BYTES_MAX: Final = (1 << 31) - 1
 """The ends of entries are int32 in the log."""
 
 
+TIMESTAMPS: Final = "-(2**63) + 1 to 2**63 - 1"
+"""The least int64 stands for no timestamp."""
+
+
 class JoinedBytes(Sequence[bytes]):
     """A column of bytes that is gathered for an append, kept as a few long pieces and the lengths.
 
@@ -176,6 +180,7 @@ def wrong_timestamp(timestamps_ms: Sequence[object]) -> UsageError:
     for index, timestamp in enumerate(timestamps_ms):
         if not isinstance(timestamp, int) or not NO_TIMESTAMP < timestamp <= INT64_MAX:
             return UsageError(
-                f"timestamps_ms[{index}] must be an int of UTC milliseconds, not {timestamp!r:.50}"
+                f"timestamps_ms[{index}] must be an int of UTC milliseconds, {TIMESTAMPS}, not"
+                f" {timestamp!r:.50}"
             )
     return UsageError("timestamps_ms must be a sequence of ints")

@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 from .catalog import GroupOffset
 from .claiming import remove_dead_workers
+from .config import check_group_name, checked_place, topic_names, whole_number
 from .engine import Engine
 from .errors import UnknownTopicError, UsageError
 from .group_catalog import GroupCatalog, GroupPartition, MemberRow
@@ -129,7 +130,7 @@ def lag(engine: Engine, name: str) -> list[PartitionLag]:
 def _look(engine: Engine, name: str) -> tuple[list[GroupPartition], dict[str, MemberRow]]:
     engine.ensure_open()
     groups = GroupCatalog(engine.catalog)
-    groups.require(name)
+    groups.require(check_group_name(name))
     remove_dead_members(engine, name)
     members = {member.member_id: member for member in groups.members(name)}
     return groups.partitions(name), members
@@ -191,7 +192,7 @@ def plan_reset(
             group is a pipeline or that of a queue.
     """
     engine.ensure_open()
-    refuse_queue(engine.catalog, name)
+    refuse_queue(engine.catalog, check_group_name(name))
     if engine.catalog.is_pipeline(name):
         raise UsageError(
             f"{name!r} is a pipeline: its offsets belong to its state and are not moved alone. Run"
@@ -199,16 +200,18 @@ def plan_reset(
         )
     if (to is None) == (shift_by is None):
         raise UsageError("give either a position or shift_by")
+    if shift_by is not None:
+        shift_by = whole_number(shift_by, "shift_by")
     groups = GroupCatalog(engine.catalog)
     groups.require(name)
     known = {TopicPartition(row.topic, row.partition): row for row in groups.partitions(name)}
     chosen: list[TopicPartition]
     if isinstance(to, Mapping):
-        chosen = [TopicPartition(*partition) for partition in to]
+        chosen = [checked_place(place) for place in to]
     elif topics:
         chosen = [
             TopicPartition(topic, number)
-            for topic in topics
+            for topic in topic_names(topics)
             for number in range(engine.topic(topic).partitions)
         ]
     else:
@@ -252,7 +255,9 @@ def reset(engine: Engine, plan: ResetPlan) -> None:
         UnknownGroupError, UnknownTopicError: It, or a topic, was deleted since.
     """
     engine.ensure_writable()
-    remove_dead_members(engine, plan.group)
+    if not isinstance(plan, ResetPlan):
+        raise UsageError(f"{plan!r:.60} is not a plan: give what plan_reset() returns")
+    remove_dead_members(engine, check_group_name(plan.group))
     offsets = []
     for change in plan.changes:
         info = engine.topic(change.topic)
@@ -268,6 +273,7 @@ def reset(engine: Engine, plan: ResetPlan) -> None:
 def delete(engine: Engine, name: str) -> None:
     """Forget a group and what it committed; errors as `reset`."""
     engine.ensure_writable()
+    check_group_name(name)
     remove_dead_members(engine, name)
     for queue in QueueCatalog(engine.catalog).listing():
         if queue.group == name:

@@ -28,6 +28,7 @@ from .claiming import PROMPT_SECONDS, Claimer
 from .config import Durability, check_timeout, whole_number
 from .engine import INTERVAL_SECONDS, Engine
 from .errors import FencedError, StoreClosedError, UnknownTopicError, UsageError
+from .format import INT64_MAX
 from .job import Acks, Duration, Job, JobState, dead_letter_headers
 from .positions import parse_duration_ms
 from .queue_catalog import QueueCatalog
@@ -140,7 +141,7 @@ class Queue:
         """
         if whole_number(count, "count") < 1:
             raise UsageError(f"count is {count}; give 1 or more")
-        return self._next(count, timeout, ahead=False)
+        return self._next(min(count, INT64_MAX), timeout, ahead=False)
 
     def __iter__(self) -> Iterator[Job]:
         """One job after another: for ever, or, without `follow`, until there is none.

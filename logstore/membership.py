@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from .catalog import GroupOffset
-from .config import check_group_name, whole_number
+from .config import check_group_name, checked_place, whole_number
 from .engine import Engine
 from .errors import FencedError, OffsetOutOfRangeError, UsageError
 from .group_catalog import GroupCatalog, GroupPartition, MemberRow
@@ -47,10 +47,7 @@ def checked_offsets(offsets: Mapping[TopicPartition, int]) -> dict[TopicPartitio
         )
     checked: dict[TopicPartition, int] = {}
     for place, offset in offsets.items():
-        if not isinstance(place, tuple) or len(place) != 2:
-            raise UsageError(f"offsets are of (topic, partition), not of {place!r:.60}")
-        number = whole_number(place[1], "a partition")
-        checked[TopicPartition(place[0], number)] = whole_number(offset, "an offset")
+        checked[checked_place(place)] = whole_number(offset, "an offset")
     return checked
 
 

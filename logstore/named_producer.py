@@ -161,6 +161,9 @@ class NamedProducer(Producer):
         return min(track.acknowledged for track in tracks) + 1
 
     def _lane(self, topic: str) -> NamedLane:
-        lane = self._lanes.get(topic) or self._named.add_lane(topic)
+        try:
+            lane = self._lanes[topic]
+        except (KeyError, TypeError):  # a list cannot even be looked for, and is told
+            lane = self._named.add_lane(topic)
         assert isinstance(lane, NamedLane)
         return lane

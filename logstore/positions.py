@@ -219,6 +219,8 @@ def datetime_to_ms(value: datetime) -> int:
     Raises:
         UsageError: The datetime has no zone, so it names no instant.
     """
+    if not isinstance(value, datetime):
+        raise UsageError(f"{value!r:.60} is not a datetime")
     if value.utcoffset() is None:
         raise UsageError(f"{value!r} has no time zone; add tzinfo=UTC or another zone")
     return (value - _EPOCH) // _MILLISECOND
@@ -308,6 +310,8 @@ def _check_int64(value: int, text: str) -> int:
 
 
 def _check_length(text: str, what: str) -> None:
+    if not isinstance(text, str):
+        raise UsageError(f"{what} is a str, not {text!r:.60}")
     # Parsing is linear but int() of a huge string is not; nothing real is longer than this.
     if len(text) > _TEXT_LENGTH_MAX:
         raise UsageError(f"{what} cannot be {len(text)} characters long")

@@ -24,7 +24,8 @@ from xxhash import xxh3_64_intdigest
 
 from .config import MIB, Durability, check_durability, whole_number
 from .engine import Engine
-from .errors import MillstreamError, UsageError, missing_key
+from .errors import MillstreamError, UsageError, missing_key, not_bytes
+from .gathered import TIMESTAMPS
 from .outgoing import Extras, Lane, SendFuture
 from .record import Headers
 from .record_ids import record_id
@@ -141,7 +142,7 @@ class Producer:
             size += extra_bytes
         try:
             lane = self._lanes[topic]
-        except KeyError:
+        except (KeyError, TypeError):  # a list cannot even be looked for, and is told
             lane = self._sender.add_lane(topic)
         if key is None and (lane.needs_key or lane.by_id):
             partition = _without_key(lane, headers, partition)
@@ -250,7 +251,7 @@ def _checked_bytes(name: str, value: object) -> bytes:
     """A copy of a buffer (it may change before it is written); anything else is refused."""
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
-    raise UsageError(f"{name} must be bytes or None, not {type(value).__name__}")
+    raise not_bytes(name, value)
 
 
 def checked_record(
@@ -277,7 +278,10 @@ def _checked_extras(
     if timestamp_ms is not None and (
         not isinstance(timestamp_ms, int) or not -(1 << 63) < timestamp_ms < 1 << 63
     ):
-        raise UsageError(f"timestamp_ms must be UTC milliseconds as an int, not {timestamp_ms!r}")
+        raise UsageError(
+            f"timestamp_ms must be an int of UTC milliseconds, {TIMESTAMPS}, not"
+            f" {timestamp_ms!r:.50}"
+        )
     if not headers:
         return Extras(key, timestamp_ms, ()), 0
     size = 0

@@ -19,7 +19,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from .catalog import Catalog
-from .config import check_group_name
 from .errors import DataError, LockedError, UnknownTopicError, UsageError
 from .queue_ranges import NOBODY, Fate, Lease, Range, Settlement, coalesced
 from .queue_rows import Counts, Look, QueueRow, WorkerRow
@@ -91,7 +90,7 @@ class QueueCatalog:
         return created
 
     def _check_group(self, queue: QueueRow) -> None:
-        group = check_group_name(queue.group)
+        group = queue.group
         if not self._database.query("SELECT 1 FROM topics WHERE id = ?", (queue.topic_id,)):
             raise UnknownTopicError("the topic was deleted", topic=queue.topic)
         if not self._database.query("SELECT 1 FROM queues WHERE group_name = ?", (group,)):

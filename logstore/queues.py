@@ -12,7 +12,14 @@ from typing import Final, NamedTuple, TypeAlias
 
 from . import topics
 from .claiming import remove_dead_workers
-from .config import Durability, TopicConfig, check_durability, check_topic_name, whole_number
+from .config import (
+    Durability,
+    TopicConfig,
+    check_durability,
+    check_group_name,
+    check_topic_name,
+    whole_number,
+)
 from .engine import Engine
 from .errors import OffsetOutOfRangeError, UnknownGroupError, UnknownTopicError, UsageError
 from .job import DEAD_LETTER_HEADERS, Duration, Job
@@ -120,7 +127,7 @@ def open_queue(  # noqa: PLR0913 - what there is to say about a queue
         _create_dead_letter_topic(engine, topic, dead_letter)
     queues = QueueCatalog(engine.catalog)
     starts = {}
-    if queues.find(group, info.id) is None:
+    if queues.find(check_group_name(group), info.id) is None:
         for number in range(info.partitions):
             offset = resolve(engine, TopicPartition(topic, number), start)
             starts[number] = offset
@@ -226,7 +233,7 @@ def skip(
     """
     engine.ensure_writable()
     queues = QueueCatalog(engine.catalog)
-    row = queues.find(group, engine.topic(topic).id)
+    row = queues.find(check_group_name(group), engine.topic(topic).id)
     if row is None:
         raise UnknownGroupError(f"group {group!r} has no queue over the topic", topic=topic)
     skipped = 0

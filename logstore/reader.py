@@ -17,7 +17,7 @@ from typing import Final, Self
 from .batch import decode_batch
 from .batch_facts import ROWS_MIN, BatchFacts, MayHold
 from .chunk_reader import ChunkReader
-from .config import Isolation
+from .config import Isolation, checked_place, whole_number
 from .engine import Engine
 from .errors import (
     CorruptBatchError,
@@ -25,6 +25,7 @@ from .errors import (
     OffsetOutOfRangeError,
     StorageError,
     UsageError,
+    outside_log,
 )
 from .format import (
     ALIGNMENT_BYTES,
@@ -393,31 +394,36 @@ class LogReader:
         Raises:
             OffsetOutOfRangeError: The offset is outside [log start, visible end].
         """
-        log = self._engine.log(*partition)
-        self._check(log, offset)
-        self._cursors[partition] = PartitionCursor(
+        place = checked_place(partition)
+        log = self._engine.log(*place)
+        offset = self._checked_offset(log, offset)
+        self._cursors[place] = PartitionCursor(
             self._engine, log, offset, self._isolation, self._columns, self._may_hold
         )
 
     def remove(self, partition: TopicPartition) -> None:
-        """Stop reading this partition."""
-        self._cursors.pop(partition).close()
+        """Stop reading this partition; UsageError if it is not read."""
+        self._cursor(partition).close()
+        del self._cursors[partition]
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
-        """Continue this partition at `offset`; errors as `add`."""
-        cursor = self._cursors[partition]
-        self._check(cursor.log, offset)
-        cursor.seek(offset)
+        """Continue this partition at `offset`; errors as `add` and `remove`."""
+        cursor = self._cursor(partition)
+        cursor.seek(self._checked_offset(cursor.log, offset))
 
-    def _check(self, log: Log, offset: int) -> None:
+    def _cursor(self, partition: TopicPartition) -> PartitionCursor:
+        place = checked_place(partition)
+        if (cursor := self._cursors.get(place)) is None:
+            error = UsageError("this reader does not read the partition: add() it first")
+            raise error.at(topic=place.topic, partition=place.partition)
+        return cursor
+
+    def _checked_offset(self, log: Log, offset: int) -> int:
+        offset = whole_number(offset, "an offset")
         start, end = log.start_offset, log.visible_offset
         if not start <= offset <= end:
-            raise OffsetOutOfRangeError(
-                f"offset {offset} is outside the log, which holds {start} to {end}",
-                topic=log.topic,
-                partition=log.partition,
-                offset=offset,
-            )
+            raise outside_log(log.topic, log.partition, offset, start, end)
+        return offset
 
     @property
     def positions(self) -> dict[TopicPartition, int]:
@@ -458,7 +464,7 @@ class LogReader:
             UnknownTopicError: A topic was deleted.
         """
         self._engine.ensure_open()
-        limit = max_records if max_records is not None else UNLIMITED
+        limit = UNLIMITED if max_records is None else whole_number(max_records, "max_records")
         if limit < 1:
             raise UsageError("max_records must be at least 1")
         self._seen = self._engine.tail.get("wake_version")
@@ -548,11 +554,7 @@ class LogReader:
         return since is not None and self._engine.clock.monotonic() - since >= HELD_BACK_SECONDS
 
     def _fill(
-        self,
-        cursor: PartitionCursor,
-        visible: int,
-        max_bytes: int,
-        max_records: int = UNLIMITED,
+        self, cursor: PartitionCursor, visible: int, max_bytes: int, max_records: int = UNLIMITED
     ) -> None:
         """Fill an empty queue, past the open transactions of owners that are dead or stuck."""
         cursor.fill(visible, max_bytes, max_records)

@@ -15,7 +15,7 @@ from .append import Appender
 from .batch import EncodedBatch
 from .column_append import ColumnAppender
 from .conditional_append import Match, condition_on
-from .config import Durability, check_durability
+from .config import Durability, check_checkpoint_name, check_durability
 from .engine import Engine
 from .errors import UsageError
 from .job import Duration
@@ -398,6 +398,7 @@ class StoreWriting:
     def checkpoint(self, name: str) -> bytes | None:
         """What the last committed transaction stored under `name`, or None."""
         self._engine.ensure_open()
+        check_checkpoint_name(name)
         self._engine.decisions.settle_dead()
         return self._engine.catalog.checkpoint(name)
 

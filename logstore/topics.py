@@ -23,9 +23,9 @@ from .engine import Engine
 from .errors import (
     CorruptSegmentError,
     DataError,
-    OffsetOutOfRangeError,
     TopicExistsError,
     UsageError,
+    outside_log,
 )
 from .index import INDEX_INTERVAL_BYTES
 from .log import Log
@@ -319,12 +319,7 @@ def check_starts(engine: Engine, starts: Mapping[TopicPartition, int]) -> None:
     for (topic, partition), offset in starts.items():
         start, end = ranges[TopicPartition(topic, partition)]
         if past_all or offset < start:
-            raise OffsetOutOfRangeError(
-                f"offset {offset} is outside the log, which holds {start} to {end}",
-                topic=topic,
-                partition=partition,
-                offset=offset,
-            )
+            raise outside_log(topic, partition, offset, start, end)
 
 
 def _offset_at_time(engine: Engine, log: Log, timestamp_ms: int) -> int:

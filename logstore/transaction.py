@@ -21,7 +21,7 @@ from .batch import EncodedBatch
 from .catalog import GroupOffset
 from .column_append import ColumnAppender
 from .conditional_append import Condition, Match, condition_on
-from .config import check_printable_name
+from .config import check_checkpoint_name, check_group_name
 from .decisions import encode_outcome
 from .engine import Engine
 from .errors import ConflictError, FencedError, MillstreamError, UsageError
@@ -41,10 +41,6 @@ from .user_transaction import UserTransaction
 
 ABORTING: Final = (Exception, KeyboardInterrupt, SystemExit, GeneratorExit)
 """All there is, except what stands for the death of a process or machine in a test."""
-
-
-CHECKPOINT_NAME_MAX: Final = 1000
-"""Characters. Pipelines join several names of their users."""
 
 
 class Transaction:
@@ -212,7 +208,7 @@ class Transaction:
             OffsetOutOfRangeError: An offset is past the log end.
         """
         self._ensure_open()
-        refuse_queue(self._engine.catalog, group)
+        refuse_queue(self._engine.catalog, check_group_name(group))
         remove_dead_members(self._engine, group)
         for place, offset in checked_offsets(offsets).items():
             topic_id = self._engine.topic(place.topic).id
@@ -228,7 +224,7 @@ class Transaction:
             UsageError: `name` is not 1 to 1000 printable characters, or `data` no bytes.
         """
         self._ensure_open()
-        check_printable_name(name, "the name of a checkpoint", most=CHECKPOINT_NAME_MAX)
+        check_checkpoint_name(name)
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise UsageError(f"a checkpoint is bytes, not {type(data).__name__}")
         self._checkpoints[name] = bytes(data)

@@ -17,7 +17,14 @@ def store() -> Iterator[Store]:
     with millstream.open(":memory:") as store:
         store.create_topic("t", partitions=2)
         store.create_topic("ids", partitions=2, dedup="1h")
+        with store.consumer("t", group="g") as consumer:
+            consumer.commit()
         yield store
+
+
+def send(store: Any, topic: Any, name: str | None = None, **record: Any) -> None:
+    with store.producer(name=name) as producer:
+        producer.send(topic, b"x", **record)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +70,7 @@ def store() -> Iterator[Store]:
         (lambda s: s.append_many("t", [b"x"], durability="none"), "'none'; choose sync"),
         (lambda s: s.append_many("t", [b"a"], [b"a", b"b"]), "headers must be of equal length"),
         (lambda s: s.append_many("t", [b"a"], [b"a"], [1, 2]), "of equal length"),
-        (lambda s: s.append_many("t", (b"x" for _ in "a")), "sequences, such as lists"),
+        (lambda s: s.append_many("t", (b"x" for _ in "a")), "values must be a sequence, such as a"),
         (lambda s: s.append_many("t", [b"a"], ["k"]), "keys must be bytes or None"),
         (lambda s: s.producer(durability="x"), "'x'; choose sync"),
         (lambda s: s.producer(linger_ms="5"), "linger_ms must be 0 to 1000000000000, not '5'"),
@@ -71,6 +78,29 @@ def store() -> Iterator[Store]:
             lambda s: s.producer(linger_ms=float("nan")),
             "linger_ms must be 0 to 1000000000000, not nan",
         ),
+        (lambda s: s.append("t", b"x", timestamp_ms=-(2**63)), r"-\(2\*\*63\) \+ 1 to 2\*\*63 - 1"),
+        (
+            lambda s: send(s, "t", timestamp_ms=-(2**63)),
+            r"timestamp_ms must be .* -\(2\*\*63\) \+ 1 to 2\*\*63 - 1",
+        ),
+        (lambda s: s.append("t", {"a": 1}), r"not dict: encode it, msgspec\.json\.encode\("),
+        (lambda s: s.append("t", "text"), r"not str: encode it, 'text'\.encode\(\) say"),
+        (lambda s: s.append_many("t", "text"), "one entry per record, not str"),
+        (lambda s: s.append_many("t", None), "one entry per record, not NoneType"),
+        (lambda s: s.append_many("t", [b"x"], 5), "keys must be a sequence"),
+        (lambda s: s.consumer(5), "5 are no topics: give a name, or a list of them"),
+        (lambda s: s.consumer([["t"]]), "are no topics"),
+        (lambda s: s.consumer("t").seek("t", 0), r"'t' is not a partition: give TopicPartition\("),
+        (lambda s: s.reader({"t": 0}), "partition: give TopicPartition"),
+        (lambda s: s.reader({("t", 0): "x"}), "an offset must be a whole number, not 'x'"),
+        (lambda s: s.reader({("t", 0): 0}).poll("5"), "max_records must be .* not '5'"),
+        (lambda s: s.reader({("t", 0): 0}).seek(("t", 1), 0), r"does not read .* add\(\) it first"),
+        (lambda s: s.reader({("t", 0): 0}).remove(("t", 1)), r"does not read .*partition 1"),
+        (lambda s: s.reader({("t", 0): 0}).remove("t"), "'t' is not a partition"),
+        (lambda s: s.plan_reset("g", {"t": 0}), r"give .*\(topic, number\)"),
+        (lambda s: s.plan_reset("g", 0, topics=5), "5 are no topics"),
+        (lambda s: s.plan_reset("g", shift_by="1"), "shift_by must be a whole number, not '1'"),
+        (lambda s: s.reset_group("g"), r"'g' is not a plan: give what plan_reset\(\) returns"),
         (lambda s: s.append("ids", b"x", headers=[("record-id", "7")]), "must be bytes, not str"),
     ],
 )
@@ -146,3 +176,95 @@ def test_a_wrong_trim_is_told_and_trims_nothing(
     with pytest.raises(error, match=message):
         store.trim("t", before)
     assert {offsets.start for offsets in store.offsets("t").values()} == {0}
+
+
+def commit_in_transaction(store: Any, group: Any) -> None:
+    with store.transaction() as transaction:
+        transaction.commit_offsets(group, {("t", 0): 0})
+
+
+def checkpoint_in_transaction(store: Any, name: Any) -> None:
+    with store.transaction() as transaction:
+        transaction.put_checkpoint(name, b"x")
+
+
+def append_in_transaction(store: Any, topic: Any) -> None:
+    with store.transaction() as transaction:
+        transaction.append(topic, b"x")
+
+
+TAKE_TOPICS: list[Callable[[Any, Any], object]] = [
+    lambda s, topic: s.append(topic, b"x"),
+    lambda s, topic: s.append_many(topic, [b"x"]),
+    append_in_transaction,
+    send,
+    lambda s, topic: send(s, topic, "name"),
+    lambda s, topic: s.topic(topic),
+    lambda s, topic: s.read(topic),
+    lambda s, topic: s.offsets(topic),
+    lambda s, topic: s.latest(topic, b"k"),
+    lambda s, topic: list(s.latest_all(topic)),
+    lambda s, topic: s.reader({(topic, 0): 0} if isinstance(topic, int | bytes) else topic),
+    lambda s, topic: s.queue(topic),
+    lambda s, topic: s.skip_jobs(topic, "q", "latest"),
+    lambda s, topic: s.redrive(topic),
+    lambda s, topic: s.configure_topic(topic),
+    lambda s, topic: s.delete_topic(topic),
+]
+TAKE_GROUPS: list[Callable[[Any, Any], object]] = [
+    lambda s, group: s.group(group),
+    lambda s, group: s.group_lag(group),
+    lambda s, group: s.delete_group(group),
+    lambda s, group: s.plan_reset(group, "earliest"),
+    lambda s, group: s.consumer("t", group=[] if group is None else group),
+    lambda s, group: s.queue("t", group=group),
+    lambda s, group: s.skip_jobs("t", group, "latest"),
+    commit_in_transaction,
+    lambda s, name: s.checkpoint(name),
+    checkpoint_in_transaction,
+    lambda s, name: s.own(name),
+    lambda s, name: s.cache_database(name),
+    lambda s, name: s.remove_cache(name),
+]
+
+
+@pytest.mark.parametrize("name", [5, None, b"t", ["t"], {"t": 0}])
+def test_what_is_no_name_is_told_at_every_door(store: Store, name: Any) -> None:
+    for call in TAKE_TOPICS:
+        with pytest.raises(
+            UsageError, match=r"is not the name of|is not a partition|a reader takes"
+        ):
+            call(store, name)
+    for call in TAKE_GROUPS:
+        with pytest.raises(UsageError, match=r"is not a group name|is not a name|checkpoint|cache"):
+            call(store, name)
+    with pytest.raises(UnknownTopicError) as error:
+        store.append("nothing", b"x")
+    assert str(error.value) == (
+        "there is no such topic: make it with create_topic() (topic nothing)"
+    )
+
+
+def test_as_many_jobs_as_one_likes_can_be_asked_for(store: Store) -> None:
+    store.append("t", b"x")
+    with store.queue("t") as queue:
+        assert [b"x"] == [job.value for job in queue.get_many(2**70, timeout=0)]
+
+
+@pytest.mark.parametrize("values", ["columns", "json"])
+def test_a_value_that_is_not_encoded_for_its_schema_is_told_how(store: Store, values: Any) -> None:
+    pa = pytest.importorskip("pyarrow")
+    store.create_topic("rows", schema=pa.schema([("a", pa.int64())]), values=values)
+    for call in (
+        lambda: store.append("rows", {"a": 1}),  # type: ignore[arg-type]  # the point
+        lambda: store.append_many("rows", [b'{"a": 1}', {"a": 1}]),  # type: ignore[list-item]
+    ):
+        with pytest.raises(UsageError, match=r"JSON in bytes, not dict: .*append_columns, .*rows"):
+            call()
+    for wrong in (5, "ab", b"ab", {"a": [1]}, None):
+        with pytest.raises(UsageError, match="values must be a sequence"):
+            store.append_many("rows", wrong)  # type: ignore[arg-type]  # the point
+    for columns in (5, [[]]):
+        with pytest.raises(UsageError, match=r"give a list of names|there is no column"):
+            store.read("rows", columns=columns)  # type: ignore[arg-type]  # the point
+    assert 0 == store.offsets("rows")[0].end
