@@ -11,7 +11,6 @@ docs/decisions/0037).
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -80,10 +79,15 @@ class Helpers:
     def _add_thread(self) -> None:
         name = f"millstream-helper-{len(self._threads)}"
         thread = threading.Thread(target=self._help, name=name, daemon=True)
-        # There may be no room for one, and at its exit the interpreter starts none.
-        with contextlib.suppress(RuntimeError):
+        try:
             thread.start()
-            self._threads.append(thread)
+        except RuntimeError as error:
+            # There may be no room for one, and at its exit the interpreter starts none. A Ctrl-C in
+            # the wait for the start can become such an error, too: of a lock that was not held.
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise error.__context__ from None
+            return
+        self._threads.append(thread)
 
     def _help(self) -> None:
         while (helped := self._tasks.get()) is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import threading
 from threading import Barrier, Event
@@ -118,6 +117,25 @@ def test_a_thread_whose_start_was_interrupted_keeps_no_other_from_its_end(
     assert not closing.is_alive()
 
 
+def test_an_interrupt_of_which_the_start_of_a_thread_makes_another_error_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted_start(_: threading.Thread) -> None:
+        try:
+            raise KeyboardInterrupt  # while it waits, and the wait lets go of a lock it has not
+        finally:
+            threading.Lock().release()
+
+    helpers, done = Helpers(), Event()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted_start)
+        with pytest.raises(KeyboardInterrupt):
+            helpers.begin(done.set)
+    assert not done.is_set()
+    helpers.begin(done.set).wait()
+    helpers.close()
+
+
 def test_an_interrupt_at_any_call_keeps_nobody_from_the_end() -> None:
     for call in itertools.count(1):
         interrupt = InterruptAt(call)
@@ -129,8 +147,7 @@ def test_an_interrupt_at_any_call_keeps_nobody_from_the_end() -> None:
                     begun = [helpers.begin(Event) for _ in range(3)]
                     assert [False] * 3 == [each.wait().is_set() for each in begun]
 
-                with contextlib.suppress(RuntimeError):  # the start of a thread makes this of it
-                    interrupt.run(ask)
+                interrupt.run(ask)
 
         assert ends(work), call
         if interrupt.remaining > 0:

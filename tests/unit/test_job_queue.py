@@ -22,7 +22,13 @@ from millstream import (
     TopicPartition,
     UsageError,
 )
-from millstream.claiming import AHEAD_MAX, AHEAD_SECONDS, LIVENESS_INTERVAL_SECONDS
+from millstream.claiming import (
+    AHEAD_MAX,
+    AHEAD_SECONDS,
+    LIVENESS_INTERVAL_SECONDS,
+    Claimer,
+    Fetched,
+)
 from millstream.testing import ManualClock, MemoryStorage
 
 T0 = TopicPartition("jobs", 0)
@@ -339,6 +345,36 @@ def test_a_job_that_kills_its_workers_takes_no_other_with_it(
     assert {b"%d" % number for number in range(100)} - {b"50"} == set(processed)
     assert 99 == len(processed)
     assert [b"50"] == [record.value for record in store.read("dead")]
+
+
+def test_a_job_that_another_worker_has_buried_meanwhile_is_buried_once(
+    store: Store, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever claims it to bury it may stand still for longer than its lease."""
+    put(store, 2)
+
+    def queue() -> millstream.Queue:
+        return store.queue("jobs", visibility="1s", max_deliveries=1, dead_letter="dead")
+
+    with queue() as first, queue() as slow, queue() as other:
+        assert 2 == len(first.get_many(2))
+        clock.advance(2000)
+        fetch, stands_still = Claimer.fetch, [True]
+
+        def slow_fetch(claimer: Claimer, count: int, *, ahead: bool) -> Fetched:
+            fetched = fetch(claimer, count, ahead=ahead)
+            if fetched.exhausted and stands_still:
+                stands_still.clear()
+                clock.advance(2000)
+                assert nothing(other)
+            return fetched
+
+        monkeypatch.setattr(Claimer, "fetch", slow_fetch)
+        assert nothing(slow)
+        assert not stands_still
+        put(store, 1)
+        assert b"2" == value(slow.get())
+    assert [b"0", b"1"] == sorted(record.value or b"" for record in store.read("dead"))
 
 
 # Fetching ahead
