@@ -29,11 +29,11 @@ from .segment import segment_path
 from .storage import PosixStorage, Storage
 from .storage_copy import copy_between, overlaps, remove_tree, take_over
 from .tail import Slot
+from .unfinished import PARTIAL_SUFFIX, made_beside
 
 STAGE: Final = "backup.stage"
 """Directory of the second names, in the store; gone when the backup is done."""
 LOCK: Final = "backup.lock"
-PARTIAL_SUFFIX: Final = ".partial"
 
 
 class BackupReport(NamedTuple):
@@ -94,8 +94,7 @@ def back_up(engine: Engine, path: str | os.PathLike[str]) -> BackupReport:
     """Write a backup to `path`; see `Store.backup`."""
     engine.ensure_writable()
     place = os.path.abspath(path_text(path))
-    if os.path.lexists(place):
-        raise UsageError(f"{place} exists already: choose another name for the backup")
+    _require_free(place)
     root = None if engine.storage.in_memory else os.path.realpath(engine.storage.root)
     if root is not None and os.path.realpath(place).startswith(f"{root}{os.sep}"):
         raise UsageError(f"{place} is inside the store, and would be lost with it: choose another")
@@ -110,23 +109,18 @@ def back_up(engine: Engine, path: str | os.PathLike[str]) -> BackupReport:
             f"{place} looks like an archive: one file ends in {' or '.join(ARCHIVE_SUFFIXES)}, any"
             " other name is that of a directory"
         )
-    parent = PosixStorage(os.path.dirname(place))
-    partial = name + PARTIAL_SUFFIX
-    with _alone(engine):
-        remove_tree(parent, partial)
+    with _alone(engine), made_beside(place, _require_free) as partial:
         if name.endswith(ARCHIVE_SUFFIXES):
-            target: BackupTarget = ArchiveWriter(parent, partial)
+            directory, name = os.path.split(partial)
+            target: BackupTarget = ArchiveWriter(PosixStorage(directory), name)
         else:
-            target = DirectoryTarget(PosixStorage(f"{parent.root}/{partial}"))
-        try:
-            report = write_backup(engine, target)._replace(path=place)
-        except BaseException:
-            with contextlib.suppress(StorageError):
-                remove_tree(parent, partial)
-            raise
-        parent.rename(partial, name)
-        parent.sync_directory("")
-    return report
+            target = DirectoryTarget(PosixStorage(partial))
+        return write_backup(engine, target)._replace(path=place)
+
+
+def _require_free(place: str) -> None:
+    if os.path.lexists(place):
+        raise UsageError(f"{place} exists already: choose another name for the backup")
 
 
 @contextlib.contextmanager

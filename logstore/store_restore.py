@@ -8,8 +8,7 @@ no file with the store.
 from __future__ import annotations
 
 import os
-from contextlib import closing, suppress
-from typing import Final
+from contextlib import closing
 
 from .backup_archive import ArchiveReader
 from .backup_manifest import MANIFEST, MANIFEST_BYTES_MAX, Manifest
@@ -17,12 +16,11 @@ from .clock import Clock, SystemClock
 from .config import path_text
 from .database_copy import Snapshot
 from .engine import Engine
-from .errors import DataError, StorageError, UsageError
+from .errors import DataError, UsageError
 from .storage import CATALOG_NAME, PosixStorage, Storage
-from .storage_copy import copy_between, overlaps, remove_tree
+from .storage_copy import copy_between, overlaps
+from .unfinished import PARTIAL_SUFFIX, made_beside
 from .verify import VerifyReport, verify
-
-PARTIAL_SUFFIX: Final = ".partial"
 
 
 def restore(
@@ -48,37 +46,30 @@ def restore(
         FormatVersionError: Made by a newer version.
         StorageError: The operating system refused.
     """
-    place, origin = os.path.abspath(path_text(path)), os.path.abspath(path_text(source))
+    # A link to where the store shall be stays one.
+    place, origin = os.path.realpath(path_text(path)), os.path.abspath(path_text(source))
     if not os.path.exists(origin):
         raise UsageError("there is no backup here", path=origin)
-    if os.path.lexists(place) and not (os.path.isdir(place) and not os.listdir(place)):
-        raise UsageError(f"{place} is not empty: a store is restored to a new place")
+    _require_free(place)
     for taken in (place, place + PARTIAL_SUFFIX):
         if overlaps(taken, origin):
             raise UsageError(
                 f"restoring to {place} would write to {taken}, over the backup {origin}: choose"
                 " another place"
             )
-    parent = PosixStorage(os.path.dirname(place))
-    name = os.path.basename(place)
-    partial = name + PARTIAL_SUFFIX
-    remove_tree(parent, partial)
-    try:
-        target = PosixStorage(f"{parent.root}/{partial}")
+    with made_beside(place, _require_free) as partial:
+        target = PosixStorage(partial)
         if os.path.isdir(origin):
             manifest = _copy_directory(PosixStorage(origin, read_only=True), target)
         else:
             manifest = _unpack(origin, target)
         _make_durable(target, manifest)
-        report = _check(PosixStorage(target.root, read_only=True), manifest, clock, deep=deep)
-    except BaseException:
-        # What went wrong is the news; what cannot be removed now, the next attempt removes.
-        with suppress(StorageError):
-            remove_tree(parent, partial)
-        raise
-    parent.rename(partial, name)
-    parent.sync_directory("")
-    return report
+        return _check(PosixStorage(partial, read_only=True), manifest, clock, deep=deep)
+
+
+def _require_free(place: str) -> None:
+    if os.path.lexists(place) and not (os.path.isdir(place) and not os.listdir(place)):
+        raise UsageError(f"{place} is not empty: a store is restored to a new place")
 
 
 def _copy_directory(source: Storage, target: Storage) -> Manifest:

@@ -16,7 +16,7 @@ from imagined_store import imagine
 from log_model import Model
 from restarts import explained
 from simulated_stores import START_MS, make_visible
-from store_children import hear, spawn
+from store_children import hear, say, spawn
 from workload import TOPICS, Workload
 
 import millstream
@@ -78,3 +78,29 @@ def check(store: Store, model: Model) -> None:
     for partition in model.partitions:
         make_visible(store, *partition)
     model.check(store, "acknowledged")
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("durability", ["os", "interval", "sync"])
+def test_scenario_48_a_killed_writer_leaves_all_it_was_told_and_nothing_to_clean_up(
+    tmp_path: Path, durability: str
+) -> None:
+    path = tmp_path / "store"
+    with millstream.open(path) as store:
+        store.create_topic("t", segment_bytes=16384)
+    with spawn("append", path, "w", 1_000_000, durability, 1) as writer:
+        assert b"r" == hear(writer)
+        say(writer)
+        hear(writer, 100)
+        writer.kill()
+        acknowledged = 100 + len(hear(writer, 1 << 20))
+        writer.wait()
+        for _ in range(2):
+            with millstream.open(path) as store:
+                written = [record.value for record in store.read("t")]
+                count = len(written)
+                assert [b"w %d" % number for number in range(count)] == written
+                assert acknowledged <= count <= acknowledged + 1
+        with millstream.open(path) as store:
+            assert count == store.append("t", b"next").offset
+            assert store.verify(deep=True).ok

@@ -345,19 +345,6 @@ def test_one_backup_at_a_time(path: Path, tmp_path: Path) -> None:
         store.backup(tmp_path / "copy")
 
 
-def test_what_a_killed_backup_left_is_removed(path: Path, tmp_path: Path) -> None:
-    stage = path / "backup.stage/topics/t/0"
-    stage.mkdir(parents=True)
-    os.link(min((path / "topics/t/0").glob("*.segment")), stage / "x.segment")
-    (tmp_path / "copy.partial").mkdir()
-    (tmp_path / "copy.partial/junk").touch()
-    with millstream.open(path) as store:
-        store.backup(tmp_path / "copy")
-    assert not (path / "backup.stage").exists()
-    assert not (tmp_path / "copy.partial").exists()
-    restore(tmp_path / "copy", tmp_path / "restored")
-
-
 def test_a_backup_that_fails_leaves_nothing(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

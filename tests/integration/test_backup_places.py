@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import millstream
-from millstream import DataError, UsageError, restore
+from millstream import DataError, LockedError, PosixStorage, UsageError, restore
 
 
 @pytest.fixture
@@ -64,3 +64,80 @@ def test_a_restore_that_cannot_remove_its_rest_says_why_it_failed(
             restore(tmp_path / "copy", tmp_path / "new")
 
     assert ["new.partial"] == [each for each in os.listdir(tmp_path) if each.startswith("new")]
+    with pytest.raises(DataError):
+        restore(tmp_path / "copy", tmp_path / "new")
+    assert ["copy", "store"] == sorted(os.listdir(tmp_path))
+
+
+def others(kind: str, place: Path) -> None:
+    """Something that is no unfinished backup."""
+    if kind == "link":
+        place.symlink_to(place.parent / "store")
+    elif kind == "file":
+        place.write_bytes(b"theirs")
+    else:
+        place.mkdir()
+        (place / "theirs").touch()
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "link"])
+def test_what_is_not_an_unfinished_backup_stays(path: Path, tmp_path: Path, kind: str) -> None:
+    with millstream.open(path) as store:
+        store.backup(tmp_path / "backup")
+        for name in ("copy", "copy.tar.zst", "new"):
+            others(kind, tmp_path / f"{name}.partial")
+        before = sorted(tmp_path.glob("*.partial/*"))
+        for call in (
+            lambda: store.backup(tmp_path / "copy"),
+            lambda: store.backup(tmp_path / "copy.tar.zst"),
+            lambda: restore(tmp_path / "backup", tmp_path / "new"),
+        ):
+            with pytest.raises(UsageError, match=r"partial(,| is there,) where"):
+                call()
+        assert before == sorted(tmp_path.glob("*.partial/*"))
+        assert 3 == len(list(tmp_path.glob("*.partial")))
+
+
+def test_two_processes_do_not_make_the_same_place(path: Path, tmp_path: Path) -> None:
+    with millstream.open(path) as store:
+        store.backup(tmp_path / "backup")
+    making = tmp_path / "new.partial"
+    making.mkdir()
+    (making / "new").touch()
+    lock = PosixStorage(str(making)).lock("millstream.lock")
+    assert lock.try_acquire()
+    with pytest.raises(LockedError, match=r"another process .*new"):
+        restore(tmp_path / "backup", tmp_path / "new")
+    assert (making / "new").exists()
+    lock.close()
+    restore(tmp_path / "backup", tmp_path / "new")
+    assert not making.exists()
+
+
+def test_a_link_to_where_a_store_is_restored_stays_one(path: Path, tmp_path: Path) -> None:
+    with millstream.open(path) as store:
+        store.backup(tmp_path / "backup")
+    (tmp_path / "disk").mkdir()
+    for name, target in (("a", "disk"), ("b", "disk2")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+        restore(tmp_path / "backup", tmp_path / name)
+        assert (tmp_path / name).is_symlink()
+        with millstream.open(tmp_path / target) as store:
+            assert [b"record"] == [record.value for record in store.read("t")]
+
+
+def test_what_a_killed_backup_left_is_removed(path: Path, tmp_path: Path) -> None:
+    stage = path / "backup.stage/topics/t/0"
+    stage.mkdir(parents=True)
+    os.link(min((path / "topics/t/0").glob("*.segment")), stage / "x.segment")
+    for name in ("copy", "restored"):
+        (tmp_path / f"{name}.partial/new/topics").mkdir(parents=True)
+        (tmp_path / f"{name}.partial/new/topics/junk").touch()
+        (tmp_path / f"{name}.partial/millstream.lock").touch()
+    (tmp_path / "copy.tzst.partial").mkdir()
+    with millstream.open(path) as store:
+        store.backup(tmp_path / "copy")
+        store.backup(tmp_path / "copy.tzst")
+    assert not (path / "backup.stage").exists()
+    restore(tmp_path / "copy", tmp_path / "restored")
+    assert [] == list(tmp_path.glob("*.partial"))

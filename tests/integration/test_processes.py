@@ -69,29 +69,6 @@ class HastyClock(millstream.SystemClock):
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("durability", ["os", "interval", "sync"])
-def test_scenario_48_a_killed_writer_leaves_all_it_was_told_and_nothing_to_clean_up(
-    path: Path, durability: str
-) -> None:
-    with spawn("append", path, "w", 1_000_000, durability, 1) as writer:
-        assert b"r" == hear(writer)
-        say(writer)
-        hear(writer, 100)
-        writer.kill()
-        acknowledged = 100 + len(hear(writer, 1 << 20))
-        writer.wait(TIMEOUT)
-        for _ in range(2):
-            with millstream.open(path) as store:
-                _, *written = values(store)
-                count = len(written)
-                assert [b"w %d" % number for number in range(count)] == written
-                assert acknowledged <= count <= acknowledged + 1
-        with millstream.open(path) as store:
-            assert count + 1 == store.append("t", b"next").offset
-            assert store.verify(deep=True).ok
-
-
-@pytest.mark.crash
 def test_scenario_48_the_transaction_of_a_killed_owner_is_aborted_by_who_meets_it(
     path: Path,
 ) -> None:
