@@ -8,29 +8,29 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-K = TypeVar("K")
-R = TypeVar("R")
-LeftT = TypeVar("LeftT")
-RightT = TypeVar("RightT")
+K_co = TypeVar("K_co", covariant=True)
+R_co = TypeVar("R_co", covariant=True)
+LeftT_co = TypeVar("LeftT_co", covariant=True)
+RightT_co = TypeVar("RightT_co", covariant=True)
 
 
-class Aggregated(msgspec.Struct, Generic[K, R], frozen=True, gc=False):
+class Aggregated(msgspec.Struct, Generic[K_co, R_co], frozen=True, gc=False):
     """The aggregates of one key, as they flow on and as they are written to a topic.
 
     They are read by name, `row["total"]`. As JSON it is `{"key": ..., <aggregates>}`.
     """
 
-    key: K
+    key: K_co
 
-    def __getitem__(self, name: str) -> R:
+    def __getitem__(self, name: str) -> R_co:
         """The aggregate called `name`; KeyError if there is none."""
         if name not in self.__struct_fields__[1:]:
             raise KeyError(name)
-        value: R = getattr(self, name)
+        value: R_co = getattr(self, name)
         return value
 
 
-class Joined(msgspec.Struct, Generic[LeftT, RightT], frozen=True):
+class Joined(msgspec.Struct, Generic[LeftT_co, RightT_co], frozen=True):
     """Two rows that belong together. As JSON it is `{"left": ..., "right": ...}`.
 
     A side without a match is None, where the join keeps such rows.
@@ -40,10 +40,10 @@ class Joined(msgspec.Struct, Generic[LeftT, RightT], frozen=True):
     ({'n': 1}, None)
     """
 
-    left: LeftT
-    right: RightT
+    left: LeftT_co
+    right: RightT_co
 
-    def __iter__(self) -> Iterator[LeftT | RightT]:
+    def __iter__(self) -> Iterator[LeftT_co | RightT_co]:
         """Left, then right: a pair can be taken apart like a tuple."""
         return iter((self.left, self.right))
 

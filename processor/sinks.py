@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, overload
 
 from millstream import Record, UsageError
 
@@ -95,6 +95,17 @@ class StdoutSink(Sink):
         )
 
 
+@overload
+def to_callable(
+    function: Callable[[Record], object],
+    *,
+    batches: Literal[False] = False,
+    name: str | None = None,
+) -> CallableSink: ...
+@overload
+def to_callable(
+    function: Callable[[list[Record]], object], *, batches: Literal[True], name: str | None = None
+) -> CallableSink: ...
 def to_callable(
     function: Callable[[Record], object] | Callable[[list[Record]], object],
     *,

@@ -37,6 +37,7 @@ from millstream.processor import (
     Stream,
     Table,
     Timer,
+    Windowed,
     WindowResults,
     agg,
     col,
@@ -109,6 +110,24 @@ def types_flow_through_a_pipeline() -> None:
     totals = windows.agg(n=agg.count(), total=agg.sum("amount"))
     totals.to("totals")
     totals.late.to("orders.late")
+
+
+def shown(row: Windowed[str, object]) -> str:
+    return f"{row.key}: {row['n']}"
+
+
+def joined_users(pair: Joined[Order, Order | None]) -> str:
+    return pair.left.user
+
+
+def a_function_of_results_may_ask_for_less_than_there_is() -> None:
+    orders = Pipeline("revenue").source("orders", type=Order, time="ts").key_by(lambda o: o.user)
+    windows = orders.window(tumbling("1m"))
+    assert_type(
+        windows.agg(n=agg.count(), total=agg.mean("amount")).map(shown), KeyedStream[str, str]
+    )
+    assert_type(windows.count().map(shown), KeyedStream[str, str])
+    assert_type(orders.join(orders, within="1m").map(joined_users), KeyedStream[str, str])
 
 
 def aggregates_know_what_they_take_and_give() -> None:
@@ -309,6 +328,8 @@ def sources_and_sinks_outside_the_store() -> None:
     orders.to(to_sqlite("app.db", "orders"), dead_letters="refused", retry=Retry(attempts=3))
     orders.to(to_jsonl("out")).to(to_csv("csv", ["user"])).to(to_stdout()).to(Collected())
     orders.to(to_callable(lambda record: record.value))
+    orders.to(to_callable(lambda records: records[0].value, batches=True))
+    orders.to(to_callable(lambda record: record.value, batches=True))  # type: ignore[call-overload]
     orders.dead_letters.to(to_jsonl("bad"))
 
 
