@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+from .accumulator_codec import AccumulatorCodec
 from .nodes import AggregatingNode, CountNode, SessionNode, StatefulNode
 from .plan import Plan
 from .table_nodes import RegroupNode, RunningNode
@@ -75,10 +76,11 @@ def _split(identity: str) -> tuple[str, list[str]] | None:
 def _extender(node: StatefulNode, order: list[int]) -> Callable[[Value], Value]:
     """The function that puts accumulators into their places, and fresh ones into the others."""
     assert isinstance(node, AggregatingNode | RunningNode | RegroupNode)
-    aggregates = [aggregate for _, aggregate in node.aggregates]
+    row_type = None if isinstance(node, RegroupNode) else node.row_type
+    codec = AccumulatorCodec(node.label, node.aggregates, row_type)
 
     def filled(accumulators: Value) -> Value:
-        made = [aggregate.init() for aggregate in aggregates]
+        made = codec.fresh()
         for place, accumulator in zip(order, accumulators, strict=True):
             made[place] = accumulator
         return made

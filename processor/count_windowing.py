@@ -13,6 +13,7 @@ from typing import Any
 
 from millstream import DataError
 
+from .accumulator_codec import AccumulatorCodec
 from .aggregating import Results, RowAggregates, result_type
 from .columns import Chunk
 from .key_groups import Filed, GroupedOperator, Path
@@ -45,6 +46,9 @@ class CountOperator(GroupedOperator):
         self.node = node
         self._size = node.windows.size
         self._aggregates = RowAggregates(f"window {node.name}", node.aggregates)
+        self._codec = AccumulatorCodec(
+            f"the state of {node.name!r}", node.aggregates, node.row_type
+        )
         self._open: dict[object, Content] = {}
         """By key."""
         self._changed: dict[object, None] = {}
@@ -108,11 +112,16 @@ class CountOperator(GroupedOperator):
             yield self._entries([key for key in piece if key in self._open])
 
     def _entries(self, keys: list[object]) -> StateRecords:
+        contents = list(map(self._open.__getitem__, keys))
+        kept: Sequence[Sequence[Any]] = [held.accumulators for held in contents]
+        if self._codec.typed:
+            kept = self._codec.pack(kept)
         values = [
-            (held.count, held.least_ms, held.greatest_ms, *held.accumulators)
-            for held in map(self._open.__getitem__, keys)
+            (held.count, held.least_ms, held.greatest_ms, *accumulators)
+            for held, accumulators in zip(contents, kept, strict=True)
         ]
-        return encode_entries(self.name, [(key,) for key in keys], values)
+        paths = [(key,) for key in keys]
+        return encode_entries(self.name, paths, values, proven=self._codec.typed)
 
     # --- groups --------------------------------------------------------------------------------
 
@@ -129,6 +138,8 @@ class CountOperator(GroupedOperator):
         for path, value in entries:
             match value:
                 case [int(count), int(least), int(greatest), *held] if len(held) == kept_count:
+                    if self._codec.typed:
+                        held = self._codec.unpack(held)
                     self._open[path[0]] = Content(held, count, least, greatest)
                 case _:
                     raise DataError(f"not the state of windows by count: {path!r} {value!r}")

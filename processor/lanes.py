@@ -19,12 +19,14 @@ import msgspec
 
 from millstream import Store
 
+from .accumulator_codec import keeps_typed
 from .agg import Aggregate
 from .expressions import Expression
 from .fields import Field, FieldPair
 from .frame_reasons import why_not
 from .join_nodes import AsofJoinNode, TableJoinNode
 from .nodes import (
+    AggregatingNode,
     CountNode,
     DedupNode,
     FilterNode,
@@ -318,7 +320,11 @@ def _shape(plan: Plan, node_id: int) -> object:
     return None
 
 
-def _of_aggregate(aggregate: Aggregate[Any, Any, Any], plan: Plan, node: Node) -> str | None:
+def _of_aggregate(
+    aggregate: Aggregate[Any, Any, Any], plan: Plan, node: AggregatingNode | RunningNode
+) -> str | None:
+    if keeps_typed(aggregate, node.row_type):
+        return f"{aggregate.describe()} keeps values of a type of its own"
     if aggregate.field is None:
         return None if type(aggregate) is Count else f"{aggregate.describe()} takes whole rows"
     if isinstance(aggregate.field, FieldPair):

@@ -282,6 +282,8 @@ class AggregatingNode(StatefulNode):
     kind: ClassVar[str] = "window"
 
     aggregates: tuple[tuple[str, Aggregate[Any, Any, Any]], ...]
+    row_type: object = None
+    """What is aggregated, for accumulators that keep some of it; None: unknown."""
     emission: Emission = FINAL
 
     @property

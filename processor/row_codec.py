@@ -56,7 +56,7 @@ class RowCodec:
         self._type: Any = None if is_plain_type(row_type) else row_type
         if self._type is None:
             return
-        kinds = _kinds(self._type, what)
+        kinds = kinds_of(self._type, what)
         encode: Callable[[Any], bytes] = encode_state
         decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder(self._type).decode
         if any(isinstance(kind, _TEXT_TIMES) for kind in kinds):
@@ -160,7 +160,7 @@ def _as_text(row: object) -> object:
     return msgspec.to_builtins(row, builtin_types=(bytes,), order="deterministic")
 
 
-def _kinds(row_type: object, what: str) -> list[msgspec.inspect.Type]:
+def kinds_of(row_type: object, what: str) -> list[msgspec.inspect.Type]:
     """All types that a row may be made of."""
     try:
         waiting: list[object] = [msgspec.inspect.type_info(row_type)]

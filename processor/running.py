@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NoReturn
 
+from .accumulator_codec import AccumulatorCodec
 from .aggregating import RowAggregates
 from .columns import Chunk, MicroBatch
 from .detached import detached
 from .errors import fail
-from .keyed_state import IN_MEMORY, KeyedState, States
+from .keyed_state import IN_MEMORY, Codec, KeyedState, States
 from .numeric_aggregates import Count
 from .row_codec import PLAIN, RowCodec
 from .row_shapes import aggregated_type
@@ -58,7 +59,12 @@ class RunningOperator(StatefulOperator):
     def _empty(self) -> KeyedState[Any]:
         """State without keys."""
         node = self._node
-        codec = RowCodec(node.value_type, node.label) if node.single else PLAIN
+        codec: Codec = PLAIN
+        if node.single:
+            codec = RowCodec(node.value_type, node.label)
+        else:
+            kept = AccumulatorCodec(f"the state of {node.name!r}", node.aggregates, node.row_type)
+            codec = kept if kept.typed else PLAIN
         return self._states.make(node.name, codec, ttl_ms=node.ttl_ms)
 
     @property

@@ -15,6 +15,7 @@ from typing import Final
 
 from millstream import DataError
 
+from .accumulator_codec import AccumulatorCodec
 from .aggregating import FINAL_RESULT, RETRACTED, UPDATE, Results, SlottedAggregates, result_type
 from .columns import Chunk, MicroBatch, Rows
 from .key_groups import Filed, GroupedOperator, Path, Wake
@@ -54,6 +55,9 @@ class SessionOperator(GroupedOperator):
         self.node = node
         self._gap_ms = node.windows.gap_ms
         self._aggregates = SlottedAggregates(f"window {node.name}", node.aggregates)
+        self._codec = AccumulatorCodec(
+            f"the state of {node.name!r}", node.aggregates, node.row_type
+        )
         self._kept_count = len(node.aggregates)
         self._sessions = OpenSessions[object](self._gap_ms, node.grace_ms)
         self._every = node.emission.every_rows
@@ -275,11 +279,13 @@ class SessionOperator(GroupedOperator):
     def _entries(self, sessions: list[Session[object]]) -> StateRecords:
         paths = [(one.key, one.first_ms) for one in sessions]
         held = self._aggregates.accumulators([one.content.slot for one in sessions])
+        if self._codec.typed:
+            held = self._codec.pack(held)
         values = [
             (one.last_ms, one.content.unsaid, one.content.said, *accumulators)
             for one, accumulators in zip(sessions, held, strict=True)
         ]
-        return encode_entries(self.name, paths, values)
+        return encode_entries(self.name, paths, values, proven=self._codec.typed)
 
     # --- groups --------------------------------------------------------------------------------
 
@@ -304,6 +310,8 @@ class SessionOperator(GroupedOperator):
                     len(held) == self._kept_count
                 ):
                     content = Content(self._aggregates.open(), unsaid, said)
+                    if self._codec.typed:
+                        held = self._codec.unpack(held)
                     self._aggregates.put(content.slot, held)
                     one = self._sessions.restore(key, first_ms, last_ms, content)
                 case _:

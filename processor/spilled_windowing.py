@@ -21,6 +21,7 @@ from typing import Any
 
 from millstream import DataError
 
+from .accumulator_codec import AccumulatorCodec
 from .aggregating import Aggregates
 from .columns import MicroBatch, Rows
 from .keyed_state import States
@@ -34,7 +35,6 @@ from .state import (
     StateRecords,
     decode_content,
     encode_content,
-    encode_filed,
     encode_removed,
 )
 from .stateful import SWEEP_RECORDS
@@ -48,14 +48,18 @@ class SpilledWindow(Window):
 
     Args:
         aggregates: What it keeps of each key.
+        codec: Of that.
         table: Has the others.
         end: Of the window, UTC ms.
     """
 
-    __slots__ = ("_changed", "_spilled", "_table", "_total", "name", "pending")
+    __slots__ = ("_changed", "_codec", "_spilled", "_table", "_total", "name", "pending")
 
-    def __init__(self, aggregates: Aggregates, table: WindowTable, end: int) -> None:
+    def __init__(
+        self, aggregates: Aggregates, codec: AccumulatorCodec, table: WindowTable, end: int
+    ) -> None:
         super().__init__(aggregates)
+        self._codec = codec
         self.name = encode_state(end)
         """What the rows of the file are filed under."""
         self.pending: dict[object, bytes | None] = {}
@@ -111,6 +115,8 @@ class SpilledWindow(Window):
         """Take keys that memory does not have."""
         for key, value in rows:
             accumulators = decode_content(value)
+            if self._codec.typed:
+                accumulators = self._codec.unpack(accumulators)
             # Looking it up gives it the next slot, which is where its accumulators go.
             self.slots[key]
             for column, accumulator in zip(self.columns, accumulators, strict=True):
@@ -173,7 +179,7 @@ class SpilledWindowOperator(WindowOperator):
     # --- windows -------------------------------------------------------------------------------
 
     def _new_window(self, end: int) -> Window:
-        window = self._spilling[end] = SpilledWindow(self._aggregates, self.table, end)
+        window = self._spilling[end] = SpilledWindow(self._aggregates, self._codec, self.table, end)
         return window
 
     def _closed(self, end: int, row: int, batch: MicroBatch) -> Rows:
@@ -212,7 +218,7 @@ class SpilledWindowOperator(WindowOperator):
             keys, accumulators = window.take_changed()
             if not keys:
                 continue
-            filed = encode_filed(self.name, (end,), keys, accumulators)
+            filed = self._filed(end, keys, accumulators)
             window.pending.update(zip(keys, filed.values, strict=True))
             size = sum(map(len, filter(None, filed.values))) + 8 * len(keys)
             self._sizes.note(len(keys), size)
@@ -244,7 +250,7 @@ class SpilledWindowOperator(WindowOperator):
                 piece = [key for key in given[start : start + SWEEP_RECORDS] if key in window.slots]
                 if self._spilling.get(end) is window:
                     known.update(piece)
-                    yield encode_filed(self.name, (end,), piece, window.accumulators(piece))
+                    yield self._filed(end, piece, window.accumulators(piece))
             for rows in self.table.all_of(window.name):
                 if self._spilling.get(end) is not window:
                     break
@@ -255,7 +261,7 @@ class SpilledWindowOperator(WindowOperator):
     ) -> StateRecords:
         """What a sweep gives of rows of the file, but for keys that were given already."""
         held = [key for key, _ in rows if key in window.slots and key not in known]
-        records = encode_filed(self.name, (end,), held, window.accumulators(held))
+        records = self._filed(end, held, window.accumulators(held))
         # What memory does not hold, the file has as it is.
         others = [
             (key, value) for key, value in rows if key not in window.slots and key not in known

@@ -111,7 +111,12 @@ def encode_entries(
 
 
 def encode_filed(
-    name: str, above: tuple[object, ...], keys: Sequence[object], values: Sequence[tuple[Any, ...]]
+    name: str,
+    above: tuple[object, ...],
+    keys: Sequence[object],
+    values: Sequence[tuple[Any, ...]],
+    *,
+    proven: bool = False,
 ) -> StateRecords:
     """The same for the paths `(*above, key)` of many keys, in two thirds of the time.
 
@@ -120,6 +125,7 @@ def encode_filed(
         above: What the paths begin with, at most 14 parts.
         keys: Their last parts, one per value.
         values: Tuples of what state can keep.
+        proven: See `encode_entries`.
 
     Raises:
         UsageError: A value would not come back from state as it is.
@@ -127,7 +133,7 @@ def encode_filed(
     >>> encode_filed("n", (60,), ["a"], [(1,)]) == encode_entries("n", [(60, "a")], [(1,)])
     True
     """
-    encoded = _encode_values(name, keys, values, proven=False)
+    encoded = _encode_values(name, keys, values, proven=proven)
     head = encode_state((*above, None))[:-1]  # without the null, which is a byte
     return StateRecords([head + key for key in map(encode_state, keys)], encoded)
 

@@ -88,6 +88,7 @@ def _single(
         aggregates=((kind, aggregate),),
         single=True,
         value_type=value_type,
+        row_type=None,
         ttl_ms=lifetime_ms,
     )
 
@@ -107,7 +108,8 @@ def running_node(
     for option, given in (("ttl", ttl), ("name", name)):
         if isinstance(given, Aggregate):
             raise UsageError(f"an aggregate cannot be called {option!r} here: it is an option")
-    checked = checked_aggregates(aggregates, builder.type_of(parent))
+    row_type = builder.type_of(parent)
+    checked = checked_aggregates(aggregates, row_type)
     lifetime_ms = ttl_ms(ttl)
     return RunningNode(
         id=builder.next_id,
@@ -117,6 +119,7 @@ def running_node(
         aggregates=tuple(checked.items()),
         single=False,
         value_type=aggregated_type(tuple(checked)),
+        row_type=row_type,
         ttl_ms=lifetime_ms,
     )
 

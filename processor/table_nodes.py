@@ -23,6 +23,8 @@ class RunningNode(StatefulNode):
     """Whether the value is the result of the only aggregate, and not a row of named ones."""
     value_type: object
     """Of what a single one holds; None where nobody said."""
+    row_type: object
+    """What is aggregated, for accumulators that keep some of it; None: unknown."""
     ttl_ms: int | None
 
     def identity(self, keys: Sequence[str]) -> str:

@@ -239,7 +239,7 @@ class UpdatingWindowOperator(WindowOperator, GroupedOperator):
                 # State does not have those that are here.
                 window.touched.append(window.key_list())
                 window.persisted = True
-            for key, accumulators in content.items():
+            for key, accumulators in self._unpacked(content).items():
                 # Looking it up gives it the next slot, which is where its accumulators go.
                 window.slots[key]
                 for column, accumulator in zip(window.columns, accumulators, strict=True):

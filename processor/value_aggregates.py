@@ -1,7 +1,8 @@
 """Aggregates that keep values: first, last, distinct, collect, top_k, and functions. Pure.
 
 None is passed over, as SQL does, by all but `Fold`, whose step sees every value. What is kept goes
-into state as it is, so it must be plain: None, bool, int, float, str, bytes, list, and dict.
+into state, so it must be plain (None, bool, int, float, str, bytes, list, and dict) or of a type
+that is declared: accumulator_codec.py.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from millstream import UsageError
 from .aggregate import Aggregate, OwnResult
 from .detached import detached
 from .fields import Field, FieldPair, describe, require_function
+from .row_types import returned_type
 
 _ORDER: Final = itemgetter(0)
 
@@ -422,6 +424,12 @@ class Fold(Aggregate[Any, Any, Any]):
                 require_function(optional, f"agg.fold(): {name}")
         self.field = field
         self._init, self._step, self._merge, self._result = init, step, merge, result
+
+    @property
+    def accumulator_type(self) -> object:
+        """What the functions say they make; None if they do not."""
+        made = returned_type(self._init)
+        return returned_type(self._step) if made is None else made
 
     @property
     def mergeable(self) -> bool:

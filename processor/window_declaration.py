@@ -76,7 +76,8 @@ def aggregating_node(
         UsageError: No aggregate, a reserved name, a field the row type lacks, or an aggregate
             that sessions cannot merge.
     """
-    checked = checked_aggregates(aggregates, builder.type_of(parent))
+    row_type = builder.type_of(parent)
+    checked = checked_aggregates(aggregates, row_type)
     windows, grace_ms, emission, name = chosen
     common: dict[str, Any] = {
         "id": builder.next_id,
@@ -84,6 +85,7 @@ def aggregating_node(
         "label": "",
         "name": builder.state_name((parent,), AggregatingNode.kind, name),
         "aggregates": tuple(checked.items()),
+        "row_type": row_type,
         "emission": emission,
     }
     node: AggregatingNode

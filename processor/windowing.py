@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 
 from millstream import DataError
 
+from .accumulator_codec import AccumulatorCodec
 from .aggregate import Aggregate
 from .aggregating import Aggregates, fresh, result_type
 from .columns import Chunk, MicroBatch, Rows, join_rows
@@ -148,6 +149,9 @@ class WindowOperator(StatefulOperator):
         self._windows = node.windows
         self._hold_ms = node.grace_ms + delay_ms
         self._aggregates = self._kept()
+        self._codec = AccumulatorCodec(
+            f"the state of {node.name!r}", self._aggregates, node.row_type
+        )
         self._open: dict[int, Window] = {}
         self._ends: list[int] = []
         """A heap of the ends of the open windows."""
@@ -387,8 +391,16 @@ class WindowOperator(StatefulOperator):
         records = encode_removed((end,) for end in self._closed_persisted)
         self._closed_persisted = []
         for end, window in sorted(self._all_open().items()):
-            records.extend(encode_filed(self.name, (end,), *window.take_changed()))
+            records.extend(self._filed(end, *window.take_changed()))
         return records
+
+    def _filed(
+        self, end: int, keys: Sequence[object], accumulators: Sequence[tuple[Any, ...]]
+    ) -> StateRecords:
+        """The records of keys of a window."""
+        typed = self._codec.typed
+        packed = self._codec.pack(accumulators) if typed else accumulators
+        return encode_filed(self.name, (end,), keys, packed, proven=typed)
 
     def sweep(self) -> Iterator[StateRecords]:
         """The keys of all windows that are open now, as long as they stay open.
@@ -402,7 +414,7 @@ class WindowOperator(StatefulOperator):
                 now = self._all_open().get(end)
                 if now is not None:
                     piece = keys[start : start + SWEEP_RECORDS]
-                    yield encode_filed(self.name, (end,), piece, now.accumulators(piece))
+                    yield self._filed(end, piece, now.accumulators(piece))
 
     def restore(self, entries: Iterable[StateEntry]) -> None:
         """Take state from records in the order they were written.
@@ -424,7 +436,13 @@ class WindowOperator(StatefulOperator):
                 _take_entry(windows, path, accumulators)
         for end, content in windows.items():
             if content:
-                self._window(end).restore(content)
+                self._window(end).restore(self._unpacked(content))
+
+    def _unpacked(self, content: dict[object, list[Any]]) -> dict[object, list[Any]]:
+        """Accumulators by key, from what state kept of them."""
+        if not self._codec.typed:
+            return content
+        return {key: self._codec.unpack(packed) for key, packed in content.items()}
 
 
 def _take_entry(

@@ -1,0 +1,265 @@
+"""Accumulators as state keeps them, and back, where they hold values of a declared type. Pure.
+
+Accumulators made of plain values go into state as they are. But some hold what rows hold: the
+first, the greatest, all of them. Where that is a Struct, a datetime or a Decimal, a restart brings
+it back by the type that the source, or a function's annotation, declares; see row_codec.py. So
+here is said, for each aggregate that keeps values, where in its accumulator they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from millstream import DataError, UsageError
+
+from .agg import Aggregate
+from .expression_tree import Column
+from .expressions import Expression
+from .fields import Field, FieldPair
+from .numeric_aggregates import Max, Mean, Min, Sum
+from .row_codec import RowCodec, kinds_of
+from .row_types import field_type, returned_type
+from .state import decode_content, encode_content
+from .value_aggregates import (
+    Collect,
+    Distinct,
+    First,
+    FirstBy,
+    Fold,
+    Last,
+    LastBy,
+    Reduce,
+    TopK,
+    TopKBy,
+)
+
+_PLAIN_KINDS: Final = (
+    msgspec.inspect.AnyType,
+    msgspec.inspect.NoneType,
+    msgspec.inspect.BoolType,
+    msgspec.inspect.IntType,
+    msgspec.inspect.FloatType,
+    msgspec.inspect.StrType,
+    msgspec.inspect.BytesType,
+    msgspec.inspect.LiteralType,
+    msgspec.inspect.UnionType,
+    msgspec.inspect.ListType,
+    msgspec.inspect.DictType,
+    msgspec.inspect.TypedDictType,
+    msgspec.inspect.Field,
+)
+"""What state brings back as it is, without knowing more."""
+
+
+class _Value:
+    """An accumulator that is a value, or None.
+
+    Args:
+        value: Of what is kept.
+        order: Of what decides about it.
+    """
+
+    def __init__(self, value: RowCodec, order: RowCodec) -> None:
+        self._value = value
+        self._order = order
+
+    def pack(self, accumulators: Sequence[Any]) -> Sequence[Any]:
+        """What state keeps of many.
+
+        Raises:
+            UsageError: A value would not come back as it is.
+        """
+        return self._value.pack(accumulators)
+
+    def unpack(self, packed: Any) -> Any:
+        """The accumulator, from what state kept of it.
+
+        Raises:
+            DataError: A value is not of the type.
+        """
+        return self._value.unpack(packed)
+
+
+class _Values(_Value):
+    """A list of values."""
+
+    def pack(self, accumulators: Sequence[Any]) -> Sequence[Any]:
+        return list(map(self._value.pack, accumulators))
+
+    def unpack(self, packed: Any) -> Any:
+        return list(map(self._value.unpack, packed))
+
+
+class _Keys(_Values):
+    """A dict of which values are the keys. State has a list of them."""
+
+    def pack(self, accumulators: Sequence[Any]) -> Sequence[Any]:
+        return super().pack(list(map(list, accumulators)))
+
+    def unpack(self, packed: Any) -> Any:
+        return dict.fromkeys(super().unpack(packed))
+
+
+class _Total(_Value):
+    """A sum, which begins as the int 0 whatever is added."""
+
+    def pack(self, accumulators: Sequence[Any]) -> Sequence[Any]:
+        return [each if type(each) is int else self._value.pack([each])[0] for each in accumulators]
+
+    def unpack(self, packed: Any) -> Any:
+        return packed if type(packed) is int else self._value.unpack(packed)
+
+
+class _Mean(_Total):
+    """[count, sum]."""
+
+    def pack(self, accumulators: Sequence[Any]) -> Sequence[Any]:
+        totals = super().pack([total for _, total in accumulators])
+        return [[each[0], total] for each, total in zip(accumulators, totals, strict=True)]
+
+    def unpack(self, packed: Any) -> Any:
+        count, total = packed
+        return [count, super().unpack(total)]
+
+
+class _Ordered(_Value):
+    """[order, value], or nothing."""
+
+    def pack(self, accumulators: Sequence[Any]) -> Sequence[Any]:
+        return [
+            [self._order.pack(each[:1])[0], self._value.pack(each[1:])[0]] if each else each
+            for each in accumulators
+        ]
+
+    def unpack(self, packed: Any) -> Any:
+        if not packed:
+            return packed
+        order, value = packed
+        return [self._order.unpack(order), self._value.unpack(value)]
+
+
+class _AllOrdered(_Ordered):
+    """A list of these."""
+
+    def pack(self, accumulators: Sequence[Any]) -> Sequence[Any]:
+        return list(map(super().pack, accumulators))
+
+    def unpack(self, packed: Any) -> Any:
+        return list(map(super().unpack, packed))
+
+
+_FORMS: Final[dict[type, type[_Value]]] = {
+    First: _Value,
+    Last: _Value,
+    Min: _Value,
+    Max: _Value,
+    Reduce: _Value,
+    Sum: _Total,
+    Mean: _Mean,
+    Collect: _Values,
+    TopK: _Values,
+    Distinct: _Keys,
+    FirstBy: _Ordered,
+    LastBy: _Ordered,
+    TopKBy: _AllOrdered,
+}
+"""By aggregate. Accumulators of all others are plain."""
+
+
+class AccumulatorCodec:
+    """Packs the accumulators of an operator.
+
+    Args:
+        what: Names the operator in messages.
+        aggregates: What makes them, by the names of their results.
+        row_type: What rows are; None where nobody said.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        aggregates: Sequence[tuple[str, Aggregate[Any, Any, Any]]],
+        row_type: object,
+    ) -> None:
+        self._aggregates = [aggregate for _, aggregate in aggregates]
+        plain = _Value(RowCodec(None, what), RowCodec(None, what))
+        self._forms = [
+            _form(aggregate, row_type, f"{what}, agg {name}") or plain
+            for name, aggregate in aggregates
+        ]
+        self.typed = any(form is not plain for form in self._forms)
+        """Whether any of them is kept by its type. Otherwise state takes all as they are."""
+
+    def pack(self, rows: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
+        """What state keeps of the accumulators of many keys; proven to come back as it is.
+
+        Raises:
+            UsageError: A value would not come back as it is.
+        """
+        columns = list(zip(*rows, strict=True))
+        packed = [form.pack(column) for form, column in zip(self._forms, columns, strict=False)]
+        return list(zip(*packed, strict=True))
+
+    def fresh(self) -> list[Any]:
+        """What state would give for a key without rows."""
+        made = [aggregate.init() for aggregate in self._aggregates]
+        return decode_content(encode_content(self.pack([made])[0])) if self.typed else made
+
+    def unpack(self, packed: Any) -> list[Any]:
+        """The accumulators of a key, from what state kept of them.
+
+        Raises:
+            DataError: It is not that.
+        """
+        try:
+            return [form.unpack(each) for form, each in zip(self._forms, packed, strict=True)]
+        except (TypeError, ValueError) as error:
+            raise DataError(f"not accumulators: {packed!r}: {error}") from error
+
+
+def keeps_typed(aggregate: Aggregate[Any, Any, Any], row_type: object) -> bool:
+    """Whether an aggregate of such rows keeps values that state knows by their type alone."""
+    return _form(aggregate, row_type, "") is not None
+
+
+def _form(aggregate: Aggregate[Any, Any, Any], row_type: object, what: str) -> _Value | None:
+    if isinstance(aggregate, Fold):
+        made = _needed(aggregate.accumulator_type)
+        return None if made is None else _Value(RowCodec(made, what), RowCodec(None, what))
+    form = _FORMS.get(type(aggregate))
+    if form is None:
+        return None
+    field = aggregate.field
+    first, second = (field.first, field.second) if isinstance(field, FieldPair) else (None, field)
+    value, order = _type_of(second, row_type), None
+    if isinstance(field, FieldPair):
+        order = _type_of(first, row_type)
+    if value is None and order is None:
+        return None
+    return form(RowCodec(value, what), RowCodec(order, what))
+
+
+def _type_of(field: Field, row_type: object) -> object:
+    """The type of a field of rows; None if it is unknown, or state needs no type for it."""
+    found = row_type
+    if isinstance(field, Expression) and isinstance(field.tree, Column):
+        field = field.tree.name
+    if isinstance(field, str):
+        found = field_type(row_type, field)
+    elif field is not None:
+        found = returned_type(field)
+    return _needed(found)
+
+
+def _needed(found: object) -> object:
+    """The type, unless state brings back what is of it without knowing."""
+    if found is None:
+        return None
+    try:
+        kinds = kinds_of(found, "")
+    except UsageError:
+        return None  # what it is shows when there is a value that cannot be kept
+    return None if all(isinstance(kind, _PLAIN_KINDS) for kind in kinds) else found
