@@ -38,7 +38,8 @@ from .migrate import Migration
 from .pipeline import Pipeline
 from .plan import Plan
 from .process import Context, Timer
-from .replay import Difference, Replay, dry_run
+from .replay import Replay, dry_run
+from .replay_comparison import Difference
 from .row_shapes import Aggregated, Joined
 from .runtime import Metrics
 from .sessions import SessionWindows, session

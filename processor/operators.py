@@ -21,7 +21,6 @@ from .nodes import (
     KeyByNode,
     MapBatchNode,
     MapNode,
-    MergeNode,
     PeekNode,
 )
 from .serde import all_plain_keys, key_decoder, key_problem
@@ -272,8 +271,7 @@ class BranchOperator:
 class MergeOperator:
     """Puts streams together."""
 
-    def __init__(self, node: MergeNode, *, keyed: bool) -> None:
-        self._node = node
+    def __init__(self, *, keyed: bool) -> None:
         self._keyed = keyed
 
     def process(self, chunks: Sequence[Chunk], batch: MicroBatch) -> dict[str, Chunk]:

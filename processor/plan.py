@@ -18,10 +18,12 @@ from millstream import UsageError
 from .fields import MARK, fields_marked
 from .holding import HELD_IN_MEMORY, StateHolding
 from .nodes import (
+    LATE,
     AggregatingNode,
     DeadLettersNode,
     Node,
     PeekNode,
+    PortNode,
     SinkNode,
     SourceNode,
     StatefulNode,
@@ -97,6 +99,38 @@ class Plan:
                 above[node.id] = node
             found.append(tuple(above[each] for each in sorted(above)))
         return found
+
+    def derived(self) -> list[bool]:
+        """Whether results of an operator with state, not just its late rows, reach each node."""
+        derived: list[bool] = []
+        for node in self.nodes:
+            if isinstance(node, PortNode) and node.port == LATE:
+                # They are as they came to the operator.
+                above = self.nodes[node.parent].inputs
+                derived.append(any(derived[each] for each in above))
+            else:
+                made = [derived[each] or _makes_rows(self.nodes[each]) for each in node.inputs]
+                derived.append(any(made))
+        return derived
+
+    def delays_ms(self) -> list[int]:
+        """How far behind the W of its sources the rows that enter each node may lie."""
+        entering: list[int] = []
+        leaving: list[int] = []
+        for node in self.nodes:
+            entering.append(max((leaving[each] for each in node.timed_inputs), default=0))
+            leaving.append(entering[-1] + self._own_delay_ms(node))
+        return entering
+
+    def _own_delay_ms(self, node: Node) -> int:
+        """What a node adds to the delay of its rows."""
+        if isinstance(node, StatefulNode):
+            return node.delay_ms
+        if isinstance(node, PortNode) and node.port == LATE:
+            # Late rows are not held back: they are as they came.
+            above = self.nodes[node.parent]
+            return -above.delay_ms if isinstance(above, StatefulNode) else 0
+        return 0
 
     def key_of(self, node: Node) -> str:
         """How the rows that enter `node` by its first input are grouped, in words."""
@@ -223,6 +257,11 @@ class Plan:
                 lines.append(f'  n{node.id}["{text}"]')
             lines += [f"  n{above} --> n{node.id}" for above in node.inputs]
         return "\n".join(lines)
+
+
+def _makes_rows(node: Node) -> bool:
+    """Whether the rows that leave a node are not those that came."""
+    return isinstance(node, StatefulNode) and not node.passes_rows
 
 
 def _literal(text: str) -> str:

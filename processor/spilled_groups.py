@@ -344,7 +344,9 @@ def _cut(step: Step, move: int, level: int) -> tuple[Step, Step]:
 
 def spilled(operator: StatefulOperator, states: States) -> StatefulOperator:
     """The operator, with its groups where the states are."""
-    if not isinstance(states, SpilledStates) or not isinstance(operator, GroupedOperator):
+    if operator.keyed_only or not isinstance(operator, GroupedOperator):
+        return operator  # what it keeps spills by itself, or has no groups
+    if not isinstance(states, SpilledStates):
         return operator
     database, number = states.place(operator.name, ("groups",))
     _, wakes_number = states.place(operator.name, ("wakes",))

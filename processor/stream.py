@@ -40,7 +40,6 @@ from .windows import Windowed
 T = TypeVar("T")
 U = TypeVar("U")
 K = TypeVar("K")
-J = TypeVar("J")
 R = TypeVar("R")
 S = TypeVar("S")
 A = TypeVar("A")

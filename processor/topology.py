@@ -3,75 +3,32 @@
 The operators run one after the other in the order they were declared, each over all rows of the
 step. Nothing here knows a store: rows come in as batches and leave in `outputs`, so the same
 topology runs a pipeline and its test. Which operator runs which kind of node is said in
-`_STATELESS`, `_STATEFUL` and `_KEYED`.
+node_operators.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from millstream import TopicPartition, UsageError
 
-from .asof_join import AsofJoinOperator
 from .columns import Chunk, InputBatch, MicroBatch, Rows
-from .count_windowing import CountOperator
-from .interval_join import IntervalJoinOperator
 from .join_keys import KeyWatch
-from .join_nodes import AsofJoinNode, IntervalJoinNode, JoinNode, TableJoinNode
+from .join_nodes import JoinNode
 from .keyed_state import IN_MEMORY, States
 from .lanes import NO_COLUMNS, ColumnTopics, runs_on_columns
-from .nodes import (
-    LATE,
-    BranchNode,
-    CountNode,
-    DeadLettersNode,
-    DedupNode,
-    FilterNode,
-    FlatMapNode,
-    KeyByNode,
-    MapBatchNode,
-    MapNode,
-    MergeNode,
-    Node,
-    PeekNode,
-    PortNode,
-    ProcessNode,
-    SessionNode,
-    SinkNode,
-    SourceNode,
-    StatefulNode,
-    WindowNode,
-)
-from .operators import (
-    BranchOperator,
-    FilterOperator,
-    FlatMapOperator,
-    KeyByOperator,
-    MapBatchOperator,
-    MapOperator,
-    MergeOperator,
-    Operator,
-    PeekOperator,
-    RecordKeyOperator,
-)
+from .node_operators import Place, stateful_operator, stateless_operator
+from .nodes import DeadLettersNode, Node, PortNode, SinkNode, SourceNode
+from .operators import Operator
 from .outputs import Outputs, dead_letters, encode_rows
 from .plan import Plan
-from .process_operator import process_operator
-from .regrouping import RegroupOperator
-from .running_count import running_operator
-from .session_windowing import SessionOperator
 from .source import Faults, Rejects, RoutedFaults, SourceStage
-from .spilled_dedup import dedup_operator
-from .spilled_groups import spilled
-from .spilled_windowing import window_operator
 from .stages import OperatorMetrics, Stage
 from .stateful import StatefulOperator, Step
-from .table_join import TableJoinOperator
-from .table_nodes import RecordKeyNode, RegroupNode, RunningNode
 from .ticks import Tick
 from .watermark import BEFORE_TIME, LEVEL_MAX, Progress, Watermark, least
 
@@ -86,34 +43,6 @@ rest."""
 
 LANE_RECORDS: Final = 1 << 17
 """The same on columns, where a step has costs of its own and rows have hardly any."""
-
-# A factory takes the node and what its operator needs of the rest of the topology.
-_STATELESS: Final[Mapping[type[Node], Callable[[Any, Topology], Operator]]] = {
-    MapNode: lambda node, topology: MapOperator(node, topology.rejects(node)),
-    MapBatchNode: lambda node, _: _map_batch(node),
-    PeekNode: lambda node, _: PeekOperator(node),
-    FilterNode: lambda node, topology: FilterOperator(node, topology.rejects(node)),
-    FlatMapNode: lambda node, topology: FlatMapOperator(node, topology.rejects(node)),
-    KeyByNode: lambda node, topology: KeyByOperator(node, topology.rejects(node)),
-    BranchNode: lambda node, _: BranchOperator(node),
-    MergeNode: lambda node, _: MergeOperator(node, keyed=node.keyed),
-    RecordKeyNode: lambda node, topology: RecordKeyOperator(node, topology.rejects(node)),
-}
-# Here it takes the node and how far behind W its rows may lie.
-_STATEFUL: Final[Mapping[type[Node], Callable[[Any, int], StatefulOperator]]] = {
-    SessionNode: SessionOperator,
-    CountNode: CountOperator,
-    IntervalJoinNode: IntervalJoinOperator,
-    AsofJoinNode: AsofJoinOperator,
-}
-# And here what makes its keyed states, too.
-_KEYED: Final[Mapping[type[Node], Callable[[Any, int, States], StatefulOperator]]] = {
-    ProcessNode: process_operator,
-    RunningNode: running_operator,
-    RegroupNode: RegroupOperator,
-    TableJoinNode: TableJoinOperator,
-    WindowNode: window_operator,
-}
 
 
 class Reached(NamedTuple):
@@ -179,35 +108,49 @@ class Topology:
         """Ids of the sources above each node."""
         self._timed_by = _ids(plan.timing_sources_by_node())
         """Ids of the sources whose W is that of each node."""
-        self._derived: list[bool] = []
-        """Whether results of an operator with state, not just its late rows, reach each node."""
-        self._delay_ms: list[int] = []
-        """How far behind the W of its sources the rows of each node may lie."""
         resumed = resumed or Resumed()
         self.shared = dict(resumed.shared)
         self.now_ms = resumed.now_ms
         self.row_count = 0
-        for node in plan.nodes:
-            self._derived.append(self._is_derived(node))
-            delay_ms = max((self._delay_ms[each] for each in node.timed_inputs), default=0)
-            self._add(node, delay_ms, resumed)
-            self._delay_ms.append(delay_ms + self._own_delay_ms(node))
+        self._add_operators(resumed)
         self._source_ids = {source.node.topic: each for each, source in self.sources.items()}
-        judged = {
-            source
-            for node_id, operator in self.stateful.items()
-            if operator.judges_rows
-            for source in self._sources_of[node_id]
-        }
-        for node_id, source in self.sources.items():
-            source.exact = node_id in judged
-        readers = plan.readers()
-        spent: list[list[int]] = [[] for _ in plan.nodes]
-        for node in plan.nodes:
-            last = _last_use(node, readers[node.id])
+        readers, spent = plan.readers(), self._spent()
+        self._stages = [self._stage(node, readers[node.id], spent[node.id]) for node in plan.nodes]
+
+    def _add_operators(self, resumed: Resumed) -> None:
+        derived, delays_ms = self.plan.derived(), self.plan.delays_ms()
+        for node in self.plan.nodes:
+            if isinstance(node, SourceNode):
+                self._add_source(node, resumed)
+                continue
+            if isinstance(node, SinkNode):
+                self._sinks[node.topic].append(node)
+                continue
+            place = Place(
+                delays_ms[node.id],
+                None if derived[node.id] else self._rejects(node),
+                self.states,
+                on_columns=node.id in self.lane,
+            )
+            operator = stateless_operator(node, place)
+            if operator is not None:
+                self._operators[node.id] = operator
+                continue
+            stateful = stateful_operator(node, place)
+            if stateful is not None:
+                self.stateful[node.id] = stateful
+                if stateful.judges_rows:
+                    for each in self._sources_of[node.id]:
+                        self.sources[each].exact = True
+
+    def _spent(self) -> list[list[int]]:
+        """By node: those whose rows nobody needs after it; see `Stage.spent`."""
+        spent: list[list[int]] = [[] for _ in self.plan.nodes]
+        for node, readers in zip(self.plan.nodes, self.plan.readers(), strict=True):
+            last = _last_use(node, readers)
             if last is not None:
                 spent[last].append(node.id)
-        self._stages = [self._stage(node, readers[node.id], spent[node.id]) for node in plan.nodes]
+        return spent
 
     def _stage(self, node: Node, readers: Sequence[Node], spent: Sequence[int]) -> Stage:
         """The node as it takes part in each step; see `Stage.spent`."""
@@ -224,38 +167,6 @@ class Topology:
             watch=KeyWatch(self.plan.name, node) if isinstance(node, JoinNode) else None,
         )
 
-    def _add(self, node: Node, delay_ms: int, resumed: Resumed) -> None:
-        kind = type(node)
-        if isinstance(node, SourceNode):
-            self._add_source(node, resumed)
-        elif kind in _STATELESS:
-            operator = _STATELESS[kind](node, self)
-            if node.id in self.lane:
-                operator = _on_columns(node, operator)
-            self._operators[node.id] = operator
-        elif node.id in self.lane:
-            self.stateful[node.id] = _state_on_columns(node, delay_ms, self)
-        elif kind in _STATEFUL:
-            self.stateful[node.id] = spilled(_STATEFUL[kind](node, delay_ms), self.states)
-        elif kind in _KEYED:
-            keyed = _KEYED[kind](node, delay_ms, self.states)
-            self.stateful[node.id] = keyed if keyed.keyed_only else spilled(keyed, self.states)
-        elif isinstance(node, DedupNode):
-            rejects = self.rejects(node)
-            self.stateful[node.id] = dedup_operator(node, delay_ms, rejects, self.states)
-        elif isinstance(node, SinkNode):
-            self._sinks[node.topic].append(node)
-
-    def _own_delay_ms(self, node: Node) -> int:
-        """What `node` adds to the delay of its rows."""
-        if isinstance(node, StatefulNode):
-            return node.delay_ms
-        if isinstance(node, PortNode) and node.port == LATE:
-            # Late rows are not held back: they are as they came.
-            above = self.plan.nodes[node.parent]
-            return -above.delay_ms if isinstance(above, StatefulNode) else 0
-        return 0
-
     def _add_source(self, node: SourceNode, resumed: Resumed) -> None:
         wanted = self.plan.keeps_dead_letters(node)
         watermark = resumed.watermarks.get(node.topic) or Watermark(node.disorder_ms)
@@ -264,27 +175,15 @@ class Topology:
         stage.appended_ms.update(resumed.appended_ms.get(node.topic, {}))
         if node.id in self.lane:
             stage.read_columns()
+        stage.exact = False  # until an operator judges its rows
         self.sources[node.id] = stage
 
-    def rejects(self, node: Node) -> Rejects | None:
-        """Where `node` puts rows it cannot process; None where they are not input records."""
-        if self._derived[node.id]:
-            return None
+    def _rejects(self, node: Node) -> Rejects:
+        """Where a node puts input records it cannot process."""
         stages = [self.sources[each] for each in self._sources_of[node.id]]
         if len(stages) == 1:
             return stages[0].faults
         return RoutedFaults({stage.node.topic: stage.faults for stage in stages})
-
-    def _is_derived(self, node: Node) -> bool:
-        """See `_derived`, which knows it of all nodes above."""
-        nodes = self.plan.nodes
-        if isinstance(node, PortNode) and node.port == LATE:
-            return any(self._derived[each] for each in nodes[node.parent].inputs)
-        above = [nodes[each] for each in node.inputs]
-        return any(
-            self._derived[each.id] or (isinstance(each, StatefulNode) and not each.passes_rows)
-            for each in above
-        )
 
     @property
     def late_count(self) -> int:
@@ -530,42 +429,3 @@ def _last_use(node: Node, readers: Sequence[Node]) -> int | None:
     if any(isinstance(each, SinkNode) for each in readers):
         return None
     return max((each.id for each in readers), default=node.id)
-
-
-def _map_batch(node: MapBatchNode) -> Operator:
-    if not node.columns:
-        return MapBatchOperator(node)
-    from .frame_map import ColumnMapOperator  # noqa: PLC0415 - an extra
-
-    return ColumnMapOperator(node)
-
-
-def _on_columns(node: Node, operator: Operator) -> Operator:
-    """The operator of a stateless node that takes columns, too."""
-    from .frame_operators import on_columns  # noqa: PLC0415 - an extra
-
-    return on_columns(node, operator)
-
-
-def _state_on_columns(node: Node, delay_ms: int, topology: Topology) -> StatefulOperator:
-    """The operator with state of a node that takes columns, too."""
-    from .frame_asof_join import FrameAsofJoinOperator  # noqa: PLC0415 - an extra
-    from .frame_count_windowing import FrameCountOperator  # noqa: PLC0415 - an extra
-    from .frame_dedup import FrameDedupOperator  # noqa: PLC0415 - an extra
-    from .frame_running import FrameRunningOperator  # noqa: PLC0415 - an extra
-    from .frame_session_windowing import FrameSessionOperator  # noqa: PLC0415 - an extra
-    from .frame_table_join import FrameTableJoinOperator  # noqa: PLC0415 - an extra
-    from .frame_windowing import FrameWindowOperator  # noqa: PLC0415 - an extra
-
-    if isinstance(node, DedupNode):
-        return FrameDedupOperator(node, delay_ms, topology.rejects(node))
-    if isinstance(node, TableJoinNode):
-        return FrameTableJoinOperator(node, delay_ms, topology.states)
-    kinds: Mapping[type[Node], Callable[[Any, int], StatefulOperator]] = {
-        CountNode: FrameCountOperator,
-        SessionNode: FrameSessionOperator,
-        RunningNode: FrameRunningOperator,
-        AsofJoinNode: FrameAsofJoinOperator,
-        WindowNode: FrameWindowOperator,
-    }
-    return kinds[type(node)](node, delay_ms)
