@@ -9,7 +9,7 @@ here is said, for each aggregate that keeps values, where in its accumulator the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -66,6 +66,11 @@ class _Value:
         self._value = value
         self._order = order
 
+    @staticmethod
+    def result(value_type: Any) -> Any:
+        """The type of what the aggregate says, if its values are of that type."""
+        return value_type | None
+
     def pack(self, accumulators: Sequence[Any]) -> Sequence[Any]:
         """What state keeps of many.
 
@@ -86,6 +91,10 @@ class _Value:
 class _Values(_Value):
     """A list of values."""
 
+    @staticmethod
+    def result(value_type: Any) -> Any:
+        return list[value_type]
+
     def pack(self, accumulators: Sequence[Any]) -> Sequence[Any]:
         return list(map(self._value.pack, accumulators))
 
@@ -95,6 +104,11 @@ class _Values(_Value):
 
 class _Keys(_Values):
     """A dict of which values are the keys. State has a list of them."""
+
+    @staticmethod
+    def result(value_type: Any) -> Any:
+        del value_type
+        return int
 
     def pack(self, accumulators: Sequence[Any]) -> Sequence[Any]:
         return super().pack(list(map(list, accumulators)))
@@ -106,6 +120,10 @@ class _Keys(_Values):
 class _Total(_Value):
     """A sum, which begins as the int 0 whatever is added."""
 
+    @staticmethod
+    def result(value_type: Any) -> Any:
+        return value_type | int
+
     def pack(self, accumulators: Sequence[Any]) -> Sequence[Any]:
         return [each if type(each) is int else self._value.pack([each])[0] for each in accumulators]
 
@@ -115,6 +133,10 @@ class _Total(_Value):
 
 class _Mean(_Total):
     """[count, sum]."""
+
+    @staticmethod
+    def result(value_type: Any) -> Any:
+        return value_type | None
 
     def pack(self, accumulators: Sequence[Any]) -> Sequence[Any]:
         totals = super().pack([total for _, total in accumulators])
@@ -143,6 +165,10 @@ class _Ordered(_Value):
 
 class _AllOrdered(_Ordered):
     """A list of these."""
+
+    @staticmethod
+    def result(value_type: Any) -> Any:
+        return list[value_type]
 
     def pack(self, accumulators: Sequence[Any]) -> Sequence[Any]:
         return list(map(super().pack, accumulators))
@@ -222,24 +248,54 @@ class AccumulatorCodec:
 
 def keeps_typed(aggregate: Aggregate[Any, Any, Any], row_type: object) -> bool:
     """Whether an aggregate of such rows keeps values that state knows by their type alone."""
-    return _form(aggregate, row_type, "") is not None
+    return _kept(aggregate, row_type) is not None
+
+
+def result_types(
+    aggregates: Sequence[tuple[str, Aggregate[Any, Any, Any]]], row_type: object
+) -> tuple[Any, ...]:
+    """The types of results that state knows by their type alone; Any for all others."""
+    return tuple(_result(aggregate, row_type) for _, aggregate in aggregates)
+
+
+def _result(aggregate: Aggregate[Any, Any, Any], row_type: object) -> Any:
+    kept = _kept(aggregate, row_type)
+    if kept is None:
+        return Any
+    found = None
+    if isinstance(aggregate, Fold):
+        found = _needed(aggregate.result_type)
+    elif kept.value is not None:
+        found = _needed(kept.form.result(kept.value))
+    return Any if found is None else found
+
+
+class _Kept(NamedTuple):
+    """What an aggregate keeps that is not plain."""
+
+    form: type[_Value]
+    value: Any
+    order: Any
+
+
+def _kept(aggregate: Aggregate[Any, Any, Any], row_type: object) -> _Kept | None:
+    if isinstance(aggregate, Fold):
+        made = _needed(aggregate.accumulator_type)
+        return None if made is None else _Kept(_Value, made, None)
+    form, field, order = _FORMS.get(type(aggregate)), aggregate.field, None
+    if form is None:
+        return None
+    if isinstance(field, FieldPair):
+        order, field = _type_of(field.first, row_type), field.second
+    value = _type_of(field, row_type)
+    return None if value is None and order is None else _Kept(form, value, order)
 
 
 def _form(aggregate: Aggregate[Any, Any, Any], row_type: object, what: str) -> _Value | None:
-    if isinstance(aggregate, Fold):
-        made = _needed(aggregate.accumulator_type)
-        return None if made is None else _Value(RowCodec(made, what), RowCodec(None, what))
-    form = _FORMS.get(type(aggregate))
-    if form is None:
+    kept = _kept(aggregate, row_type)
+    if kept is None:
         return None
-    field = aggregate.field
-    first, second = (field.first, field.second) if isinstance(field, FieldPair) else (None, field)
-    value, order = _type_of(second, row_type), None
-    if isinstance(field, FieldPair):
-        order = _type_of(first, row_type)
-    if value is None and order is None:
-        return None
-    return form(RowCodec(value, what), RowCodec(order, what))
+    return kept.form(RowCodec(kept.value, what), RowCodec(kept.order, what))
 
 
 def _type_of(field: Field, row_type: object) -> object:

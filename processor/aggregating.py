@@ -15,6 +15,7 @@ import msgspec
 
 from millstream import RecordError
 
+from .accumulator_codec import result_types
 from .agg import Aggregate
 from .columns import Chunk, MicroBatch
 from .detached import CONSTANT, detached
@@ -283,12 +284,16 @@ def result_type(node: AggregatingNode) -> type[Windowed[object, object]]:
 
     The same one for the same fields: so rows that come back from state are what they were.
     """
-    return _result_type(tuple(name for name, _ in node.aggregates), node.emission.updating)
+    names = tuple(name for name, _ in node.aggregates)
+    types = result_types(node.aggregates, node.row_type)
+    return _result_type(names, types, node.emission.updating)
 
 
 @cache
-def _result_type(names: tuple[str, ...], updating: bool) -> type[Windowed[object, object]]:
-    fields: list[tuple[str, Any]] = [(name, Any) for name in names]
+def _result_type(
+    names: tuple[str, ...], types: tuple[Any, ...], updating: bool
+) -> type[Windowed[object, object]]:
+    fields: list[tuple[str, Any]] = list(zip(names, types, strict=True))
     if updating:
         fields.append(("status", str))
     return msgspec.defstruct(  # type: ignore[return-value]  # its base says what it is

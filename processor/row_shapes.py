@@ -49,11 +49,13 @@ class Joined(msgspec.Struct, Generic[LeftT_co, RightT_co], frozen=True):
 
 
 @cache
-def aggregated_type(names: tuple[str, ...]) -> type[Aggregated[Any, Any]]:
-    """A Struct with the key and one field per aggregate; the same one for the same names."""
+def aggregated_type(
+    names: tuple[str, ...], types: tuple[Any, ...] | None = None
+) -> type[Aggregated[Any, Any]]:
+    """A Struct with the key and one field per aggregate; the same one for the same fields."""
     return msgspec.defstruct(  # type: ignore[return-value]  # its base says what it is
         "Aggregated",
-        [(name, Any) for name in names],
+        list(zip(names, types or (Any,) * len(names), strict=True)),
         bases=(Aggregated,),
         frozen=True,
         gc=False,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NoReturn
 
-from .accumulator_codec import AccumulatorCodec
+from .accumulator_codec import AccumulatorCodec, result_types
 from .aggregating import RowAggregates
 from .columns import Chunk, MicroBatch
 from .detached import detached
@@ -47,7 +47,8 @@ class RunningOperator(StatefulOperator):
         self._states = states
         self._state = self._empty()
         self._aggregates = RowAggregates(node.label, node.aggregates)
-        self._make = aggregated_type(tuple(name for name, _ in node.aggregates))
+        names = tuple(name for name, _ in node.aggregates)
+        self._make = aggregated_type(names, result_types(node.aggregates, node.row_type))
         (_, self._first), *others = node.aggregates
         self._counts = (
             node.single

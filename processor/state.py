@@ -32,6 +32,11 @@ _LARGE_VERSION: Final = b"\x02"
 _SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
 """What msgpack brings back as it was."""
 
+_PLAIN: Final = (
+    "it must be made of None, bool, int, float, str, bytes, list, and dict, or of a type that the"
+    " source or the annotation of a function declares"
+)
+
 _FIRST: Final[Callable[[bytes], bytes]] = itemgetter(slice(0, 1))
 _REST: Final[Callable[[bytes], bytes]] = itemgetter(slice(1, None))
 _PATH: Final = msgspec.msgpack.Decoder(tuple[Any, ...])
@@ -155,8 +160,7 @@ def _encode_values(
     except (TypeError, OverflowError, ValueError) as error:
         part = next(islice(parts, len(encoded), None))
         raise UsageError(
-            f"the state of {name!r} cannot be kept: for key {part!r}: {error}; it must be made of"
-            " None, bool, int, float, str, bytes, list, and dict"
+            f"the state of {name!r} cannot be kept: for key {part!r}: {error}; {_PLAIN}"
         ) from error
     if not proven and not set(map(type, chain.from_iterable(values))) <= _SCALARS:
         decode = decode_content if large else decode_state
@@ -177,8 +181,7 @@ def _refuse_changed(
         if not all(map(same_plain, before, after)):
             raise UsageError(
                 f"the state of {name!r} cannot be kept: for key {part!r} {before!r} would"
-                f" come back as {after!r}; it must be made of None, bool, int, float, str,"
-                " bytes, list, and dict"
+                f" come back as {after!r}; {_PLAIN}"
             )
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 from millstream import UsageError, parse_duration_ms
 
 from . import agg
+from .accumulator_codec import result_types
 from .aggregate import Aggregate, AnyAggregate, require_invertible
 from .connectors import Source
 from .fields import Field, describe, label, require_field, require_function, require_readable
@@ -118,7 +119,7 @@ def running_node(
         name=builder.state_name((parent,), "agg", name),
         aggregates=tuple(checked.items()),
         single=False,
-        value_type=aggregated_type(tuple(checked)),
+        value_type=aggregated_type(tuple(checked), result_types(tuple(checked.items()), row_type)),
         row_type=row_type,
         ttl_ms=lifetime_ms,
     )

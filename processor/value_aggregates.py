@@ -432,6 +432,14 @@ class Fold(Aggregate[Any, Any, Any]):
         return returned_type(self._step) if made is None else made
 
     @property
+    def result_type(self) -> object:
+        """What its result is; None if it does not say."""
+        if self._result is not None:
+            return returned_type(self._result)
+        made: Any = self.accumulator_type
+        return None if made is None else made | None
+
+    @property
     def mergeable(self) -> bool:
         """Whether it was given `merge`."""
         return self._merge is not None

@@ -18,6 +18,7 @@ from millstream import Record, UsageError
 from millstream.processor import (
     AnyAggregate,
     Pipeline,
+    Windowed,
     agg,
     col,
     counting,
@@ -140,6 +141,30 @@ def test_rows_of_a_struct_and_their_fields_are_kept(kind: str, state: StatePlace
     assert len(expected) > 3
     found = run_in_pieces(pipeline(state), {"in": ROWS}, batch_records=2, crash_every=1)
     assert expected == values(found["out"])
+
+
+def test_results_go_on_with_the_types_of_what_they_hold() -> None:
+    def latest(row: Windowed[str, Any]) -> datetime.datetime:
+        moment: datetime.datetime = row["latest"]
+        return moment
+
+    pipeline = Pipeline("p")
+    orders = pipeline.source("in", type=LongOrder, time="at", disorder="5s").key_by("user")
+    windows = orders.window(tumbling("4s")).agg(**all_there_are())
+    windows.window(tumbling("20s"), name="again").agg(
+        all=agg.collect(limit=9), latest=agg.max("latest"), least=agg.min(latest)
+    ).to("again")
+    windows.join(orders, within="2s").to("joined")
+    table = orders.agg(**all_there_are())
+    windows.join_table(table).to("looked")
+    table.group_by(lambda row: row["n"] % 2).agg(n=agg.count()).to("grouped")
+    table.updates().window(session("5s"), name="s").agg(last=agg.last()).to("last")
+
+    expected = pipeline.test({"in": ROWS})
+    found = run_in_pieces(pipeline, {"in": ROWS}, batch_records=2, crash_every=1)
+    for topic, rows in expected.items():
+        assert len(rows) > 1
+        assert rows == values(found[topic])
 
 
 def test_what_is_declared_and_is_not_there_is_refused_by_name() -> None:
