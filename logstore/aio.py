@@ -29,7 +29,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from types import TracebackType
 from typing import Final, Self, TypeVar, overload
 
 from .async_producer import (
@@ -257,12 +256,7 @@ class AsyncConsumer:
         await self._call(self._consumer)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def __del__(self) -> None:

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
-from types import TracebackType
 from typing import Final, Self, TypeVar
 
 from .config import Durability, check_timeout
@@ -146,12 +145,7 @@ class AsyncQueue:
         await asyncio.get_running_loop().run_in_executor(self._getter, self._queue)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     # --- in the event loop ---------------------------------------------------------------

@@ -125,11 +125,6 @@ class ProducerStates:
         self.producers[numbering.producer_id] = ProducerState(numbering.epoch, numbering.last, kept)
         self.next_offset = base_offset + last_offset_delta + 1
 
-    def last_sequence(self, producer_id: int) -> int:
-        """Number of the producer's last record here, or NOTHING."""
-        state = self.producers.get(producer_id)
-        return NOTHING if state is None else state.last_sequence
-
     def check(self, numbering: Numbering, count: int) -> bool:
         """Whether a batch of `count` records is to be appended; False: it is there already.
 

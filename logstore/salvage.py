@@ -179,11 +179,6 @@ class Salvage:
     transactions: dict[int, set[int]] = field(default_factory=dict)
     """Numbers of transactions in it by owner, as far as they are above those known as decided."""
 
-    @property
-    def whole(self) -> bool:
-        """Whether it can stay as it is, as far as it alone goes."""
-        return not self.holes and not self.relinked and self.header_problem is None
-
 
 def examine_segment(
     file: Readable, found: Salvage, start: State, stop: int, decided: dict[int, int]

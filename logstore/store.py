@@ -10,7 +10,6 @@ import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from types import TracebackType
 from typing import Literal, Self
 
 from . import groups, queues, topics
@@ -546,10 +545,5 @@ class Store(StoreWriting, StoreUpkeep):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -27,21 +27,6 @@ class CountWindows:
         if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 1:
             raise UsageError(f"a count window needs a size of at least 1 row, not {self.size!r}")
 
-    def cuts(self, held: int, added: int) -> range:
-        """Where windows of a key end among new rows.
-
-        Args:
-            held: Rows in the window that is open, less than `size`.
-            added: Number of new rows.
-
-        Returns:
-            For each window that becomes full how many of the new rows lie before its end, rising.
-
-        >>> list(CountWindows(3).cuts(held=2, added=5))
-        [1, 4]
-        """
-        return range(self.size - held, added + 1, self.size)
-
     def __str__(self) -> str:
         return f"every {self.size} rows"
 

@@ -218,7 +218,6 @@ def _local(value: Any, zone: tzinfo) -> datetime:
 class Function:
     """A function of expressions. All its operands but the first may be left to a default."""
 
-    summary: str
     apply: Callable[..., Any] | None = None
     """Takes the values; raises on None as a first one. None when `bind` makes it."""
     bind: Callable[..., Callable[[Any], Any]] | None = None
@@ -231,38 +230,33 @@ class Function:
     """Whether it is true or false."""
 
 
-def _of_time(summary: str, bind: Callable[..., Callable[[Any], Any]]) -> Function:
-    return Function(summary, bind=bind, further=1, defaults=("UTC",))
+def _of_time(bind: Callable[..., Callable[[Any], Any]]) -> Function:
+    return Function(bind=bind, further=1, defaults=("UTC",))
 
 
 _clock: Final = partial(partial, _bind_time_of_day)
 
 FUNCTIONS: Final[dict[str, Function]] = {
-    "abs": Function("The number without its sign.", _absolute),
-    "contains": Function(
-        "Whether text has a part, or a list a member.", _contains, None, 1, (), True
-    ),
-    "date": _of_time("The date of a time, as 2013-01-31.", _bind_date),
-    "day": _of_time("The day of the month of a time, 1 to 31.", partial(_bind_part, "day")),
-    "ends_with": Function("Whether text ends so.", str.endswith, None, 1, (), True),
-    "hour": _of_time("The hour of a time, 0 to 23.", _clock(3_600_000, 24, "hour")),
-    "length": Function("Number of characters, bytes or members.", _length),
-    "lower": Function("Text in lower case.", str.lower),
-    "matches": Function(
-        "Whether a regular expression is found in text.", None, _bind_matches, 1, (), True
-    ),
-    "minute": _of_time("The minute of a time, 0 to 59.", _clock(60_000, 60, "minute")),
-    "month": _of_time("The month of a time, 1 to 12.", partial(_bind_part, "month")),
-    "parse_time": Function("A time as UTC milliseconds: of RFC 3339 text or a datetime.", to_ms),
-    "replace": Function("Text with every part replaced.", str.replace, None, 2),
-    "second": _of_time("The second of a time, 0 to 59.", _clock(1000, 60, "second")),
-    "slice": Function(
-        "Text from a character on, counted from 0, so many of them.", _slice, None, 2, (None,)
-    ),
-    "starts_with": Function("Whether text begins so.", str.startswith, None, 1, (), True),
-    "strip": Function("Text without white space around it.", str.strip),
-    "truncate": Function("A time rounded down to a whole duration.", None, _bind_truncate, 1),
-    "upper": Function("Text in upper case.", str.upper),
-    "weekday": _of_time("The day of the week of a time, Monday is 1.", _bind_weekday),
-    "year": _of_time("The year of a time.", partial(_bind_part, "year")),
+    "abs": Function(_absolute),
+    "contains": Function(_contains, further=1, boolean=True),
+    "date": _of_time(_bind_date),
+    "day": _of_time(partial(_bind_part, "day")),
+    "ends_with": Function(str.endswith, further=1, boolean=True),
+    "hour": _of_time(_clock(3_600_000, 24, "hour")),
+    "length": Function(_length),
+    "lower": Function(str.lower),
+    "matches": Function(bind=_bind_matches, further=1, boolean=True),
+    "minute": _of_time(_clock(60_000, 60, "minute")),
+    "month": _of_time(partial(_bind_part, "month")),
+    "parse_time": Function(to_ms),
+    "replace": Function(str.replace, further=2),
+    "second": _of_time(_clock(1000, 60, "second")),
+    "slice": Function(_slice, further=2, defaults=(None,)),
+    "starts_with": Function(str.startswith, further=1, boolean=True),
+    "strip": Function(str.strip),
+    "truncate": Function(bind=_bind_truncate, further=1),
+    "upper": Function(str.upper),
+    "weekday": _of_time(_bind_weekday),
+    "year": _of_time(partial(_bind_part, "year")),
 }
+"""By name; what each does is said with the methods of `Expression`."""

@@ -132,11 +132,8 @@ class Plan:
             return -above.delay_ms if isinstance(above, StatefulNode) else 0
         return 0
 
-    def key_of(self, node: Node) -> str:
-        """How the rows that enter `node` by its first input are grouped, in words."""
-        return self._key_above(node.inputs[0]) if node.inputs else "nothing"
-
     def _key_above(self, node_id: int) -> str:
+        """How the rows of a node are grouped, in words."""
         node = self.nodes[node_id]
         while node.grouping is None and node.inputs:
             node = self.nodes[node.inputs[0]]

@@ -150,23 +150,6 @@ def test_a_daily_window_says_what_it_is() -> None:
     assert not daily().overlapping
 
 
-@given(st.lists(st.integers(0, 20), max_size=12), st.integers(1, 7))
-def test_e35_count_windows_go_by_arrival_and_hold_the_remainder(
-    batches: list[int], size: int
-) -> None:
-    windows = counting(size)
-    held, ends, rows = 0, [], 0
-    for added in batches:
-        cuts = windows.cuts(held, added)
-        ends += [rows + cut for cut in cuts]
-        held = held + added - size * len(cuts)
-        rows += added
-        assert 0 <= held < size
-
-    assert [end for end in range(1, rows + 1) if end % size == 0] == ends
-    assert rows % size == held
-
-
 @pytest.mark.parametrize("size", [0, -1, True, 1.5])
 def test_e35_a_count_window_holds_at_least_one_row(size: int) -> None:
     with pytest.raises(UsageError, match="at least 1 row"):
