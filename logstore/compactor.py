@@ -37,7 +37,7 @@ from .log import Log
 from .merge import SAVING_MIN_PERCENT, Merger, Piece
 from .record_batch import RecordBatch
 from .rewrite import SegmentRewriter
-from .segment import REWRITE_SUFFIX
+from .segment import REWRITE_SUFFIX, check_writable, segment_path
 from .storage import Lock
 from .swap import remove_superseded, swap
 from .tail import Slot
@@ -299,6 +299,8 @@ class Compactor:
     def _copy(self, now: Round, candidate: Candidate, merger: Merger) -> Steps:
         segment = candidate.segment
         header = segment.header
+        path = segment_path(self._log.directory, segment.base)
+        check_writable(header, path, self._log.topic, self._log.partition)
         masks: Iterator[bytes | None] = repeat(ALL)
         if candidate.masks is not None:
             masks = iter(candidate.masks)

@@ -170,12 +170,11 @@ def encode_rewrite(rewrite: Rewrite, segment_uid: int) -> bytes:
     return fields + _U64.pack(xxh3_64_intdigest(fields, segment_uid))
 
 
-def parse_segment_header(buffer: Buffer, *, for_write: bool = False) -> SegmentHeader:
+def parse_segment_header(buffer: Buffer) -> SegmentHeader:
     """Check and decode the first bytes of a segment file.
 
     Args:
         buffer: At least 128 bytes, or 256 if the segment is rewritten; what follows is ignored.
-        for_write: Refuse also the features that only a reader may ignore.
 
     Raises:
         CorruptSegmentError: Too short, not a segment, or damaged.
@@ -190,12 +189,10 @@ def parse_segment_header(buffer: Buffer, *, for_write: bool = False) -> SegmentH
     # The hash comes before the version: a flipped version bit is damage, not a newer format.
     if xxh3_64_intdigest(buffer[:120]) != header_hash:
         raise CorruptSegmentError("segment header fails its checksum")
-    major, minor, incompatible, read_only_compatible = fields[1:5]
+    major, minor, incompatible = fields[1:4]
     if major != SEGMENT_MAJOR:
         raise FormatVersionError(f"segment format {major}.{minor} is unknown; 1.x is supported")
     unknown = incompatible & ~KNOWN_INCOMPATIBLE
-    if for_write:
-        unknown |= read_only_compatible & ~KNOWN_READ_ONLY_COMPATIBLE
     if unknown:
         raise FormatVersionError(f"segment uses unknown features 0x{unknown:x}")
     if fields[15] != _SEGMENT_RESERVED or fields[7] == 0 or fields[9] > OFFSET_MAX + 1:

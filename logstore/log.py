@@ -37,6 +37,7 @@ from .producer_log import ProducerLog
 from .recovery import examine, repair, rewrite_unsynced
 from .segment import (
     TEMPORARY_SUFFIX,
+    check_writable,
     create_segment,
     read_segment_header,
     segment_path,
@@ -211,6 +212,9 @@ class Log:
             facts = replace(facts, check_sequence=partial(check_partition, *place))
         storage.make_directory(self.directory)
         found = examine(storage, facts)
+        for base, header in found.segments[-1:]:  # the one that may be cut
+            path = segment_path(self.directory, base)
+            check_writable(header, path, self.topic, self.partition)
         repair(storage, facts, found)
         self._close_active()
         self._group_commit.reopen()
@@ -417,6 +421,7 @@ class Log:
             self._close_active()
             header = read_segment_header(self._c.storage, self.directory, slot.active_base)
             path = segment_path(self.directory, slot.active_base)
+            check_writable(header, path, self.topic, self.partition)
             active = self.active = _Active(self._c.storage.open(path, "rw"), header)
         return active
 

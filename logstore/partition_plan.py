@@ -24,7 +24,7 @@ from .format import (
 )
 from .index import SparseIndex
 from .salvage import Hole, PatientFile, Salvage, State, examine_segment
-from .segment import base_offset_of, index_path, segment_path
+from .segment import base_offset_of, check_writable, index_path, segment_path
 from .segment_chain import PartitionFacts, holds_batches, obsolete
 from .segment_walk import HEADERS_BYTES, Window, find_header, walk
 from .storage import Storage
@@ -204,9 +204,11 @@ class _Planner:
     def _header(self, base: int) -> SegmentHeader:
         with self._open(base) as file:
             try:
-                return parse_segment_header(file.read(REWRITTEN_DATA_START, 0))
+                header = parse_segment_header(file.read(REWRITTEN_DATA_START, 0))
+                check_writable(header, self._path(base))
             except FormatVersionError as error:
                 raise _Newer(f"{self._path(base)}: {error.message}") from None
+            return header
 
     def _chain(self, headers: list[SegmentHeader], broken: list[int]) -> list[Salvage]:
         """The segments that make up the log, oldest first; the others are set aside."""

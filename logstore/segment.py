@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from .errors import CorruptBatchError, CorruptSegmentError, FormatVersionError
 from .format import (
     BATCH_HEADER_BYTES,
+    KNOWN_READ_ONLY_COMPATIBLE,
     REWRITTEN_DATA_START,
     BatchHeader,
     SegmentHeader,
@@ -117,6 +118,27 @@ def read_header(file: File, base_offset: int) -> SegmentHeader:
             f"segment header says base offset {header.base_offset}", path=file.path, position=0
         )
     return header
+
+
+def check_writable(
+    header: SegmentHeader, path: str, topic: str | None = None, partition: int | None = None
+) -> None:
+    """Refuse to append to a segment, cut it or write it again, if only newer versions may.
+
+    Raises:
+        FormatVersionError: It has features that readers may ignore, and writers may not.
+    """
+    unknown = header.read_only_compatible & ~KNOWN_READ_ONLY_COMPATIBLE
+    if unknown:
+        raise FormatVersionError(
+            f"segment uses features 0x{unknown:x}, which only newer versions may write: use such a"
+            " version, or open the store read-only",
+            topic=topic,
+            partition=partition,
+            path=path,
+            position=0,
+            offset=header.base_offset,
+        )
 
 
 def scan_headers(

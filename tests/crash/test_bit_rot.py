@@ -39,6 +39,7 @@ from millstream.recovery import examine
 from millstream.segment import scan_headers
 from millstream.segment_chain import PartitionFacts
 from millstream.storage import File, Storage
+from millstream.store import open_store
 from millstream.testing import MemoryStorage
 
 if TYPE_CHECKING:
@@ -451,6 +452,23 @@ def test_scenario_24_a_segment_header_that_is_not_ours(
     reseal_segment(log, path, changes)
 
     assert "segment" in str(assert_refused(log, error))
+
+
+def test_scenario_24_a_segment_that_newer_versions_alone_write_is_read(log: DamagedLog) -> None:
+    close(log)
+    path = log.places[-1].path
+    reseal_segment(log, path, {16: ("I", 4)})
+    before = image(log.storage)
+
+    for _ in range(log.restarts):
+        with using(log.storage) as store:
+            with pytest.raises(FormatVersionError, match="newer versions may write") as caught:
+                store.append("t", AFTER)
+            assert ("t", 0, path) == (caught.value.topic, caught.value.partition, caught.value.path)
+        with open_store(storage=log.storage.read_only_view(), read_only=True) as store:
+            assert log.records(len(log.values)) == read_all(store)
+        log.storage = log.storage.crash(keep="none")
+    assert before == image(log.storage)
 
 
 @pytest.mark.parametrize(

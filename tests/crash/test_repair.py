@@ -370,6 +370,17 @@ def test_data_of_a_newer_version_is_not_touched(log: DamagedLog) -> None:
     }
 
 
+def test_a_segment_that_newer_versions_alone_write_is_not_touched(log: DamagedLog) -> None:
+    path = log.places[2].path
+    header = bytearray(log.read(path)[:128])
+    header[16] = 4
+    header[120:] = xxh3_64_intdigest(header[:120]).to_bytes(8, "little")
+    log.overwrite(path, 0, bytes(header))
+    flip_batch(log, 0, 300)
+
+    assert "newer versions may write" in repair(storage=log.storage).refused[0].reason
+
+
 # --- a repair that is cut off ------------------------------------------------------------------
 
 DAMAGES: dict[str, tuple[Callable[[DamagedLog], object], list[tuple[int, int]]]] = {

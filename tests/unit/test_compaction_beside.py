@@ -9,9 +9,11 @@ import pytest
 from compacted_model import CompactedModel, compactor, fill
 from shaped import restarted, shape
 from simulated_stores import START_MS, log_of, open_quietly
+from xxhash import xxh3_64_intdigest
 
 from millstream import (
     CorruptBatchError,
+    FormatVersionError,
     LockedError,
     StorageError,
     Store,
@@ -273,6 +275,26 @@ def test_damage_in_a_segment_stops_the_compaction_and_changes_nothing(
         assert not [name for name in storage.list(DIRECTORY) if name.endswith(".tmp")]
         before = list(store.read("t", stop=base))
         assert [model.written[record.offset] for record in before] == before
+
+
+def test_a_segment_that_newer_versions_alone_write_is_not_compacted(
+    store: Store, storage: MemoryStorage, clock: ManualClock, model: CompactedModel
+) -> None:
+    fill(store, model)
+    store.roll("t", 0)
+    store.close()
+    file = storage.open(segment_path(DIRECTORY, 0), "rw")
+    header = bytearray(file.read(128, 0))
+    header[16] = 4
+    header[120:] = xxh3_64_intdigest(header[:120]).to_bytes(8, "little")
+    file.write([bytes(header)], 0)
+    file.close()
+
+    with open_quietly(storage, clock) as again:
+        with pytest.raises(FormatVersionError, match="newer versions may write") as caught:
+            again.compact("t")
+        assert ("t", 0) == (caught.value.topic, caught.value.partition)
+        assert list(model.written.values()) == list(again.read("t"))
 
 
 def test_scenario_42_a_full_disk_stops_it_and_with_space_it_goes_on(

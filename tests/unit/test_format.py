@@ -97,7 +97,7 @@ def test_newer_major_is_reported_as_newer_not_as_damage() -> None:
 
 
 def test_newer_minor_and_compatible_features_are_read() -> None:
-    header = parse_segment_header(rehashed_segment(minor=9, compatible=0xFFFF), for_write=True)
+    header = parse_segment_header(rehashed_segment(minor=9, compatible=0xFFFF))
 
     assert (header.minor, header.compatible) == (9, 0xFFFF)
 
@@ -107,12 +107,8 @@ def test_incompatible_feature_stops_readers() -> None:
         parse_segment_header(rehashed_segment(incompatible=16))
 
 
-def test_read_only_compatible_feature_stops_writers_alone() -> None:
-    encoded = rehashed_segment(read_only_compatible=4)
-
-    assert parse_segment_header(encoded).read_only_compatible == 4
-    with pytest.raises(FormatVersionError, match="0x4"):
-        parse_segment_header(encoded, for_write=True)
+def test_read_only_compatible_feature_stops_no_reader() -> None:
+    assert 4 == parse_segment_header(rehashed_segment(read_only_compatible=4)).read_only_compatible
 
 
 def test_segment_header_with_right_hash_and_impossible_values_is_damage() -> None:
