@@ -7,7 +7,8 @@ one partition, in turn.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set as AbstractSet
+from types import NoneType
 from typing import Any, Final
 
 from .append import partition_of
@@ -91,7 +92,7 @@ class ColumnAppender:
                 raise UsageError(f"there is no column {name!r}; there are {known}", topic=topic)
             kind = schema.field(name).type
             try:
-                arrays.append(pa.array(column, kind))
+                arrays.append(_array_of(column, kind))
             except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
                 first = str(error).splitlines()[0]
                 raise UsageError(
@@ -102,6 +103,34 @@ class ColumnAppender:
         if len(set(lengths.values())) > 1:
             raise UsageError(f"columns are of different lengths: {lengths}", topic=topic)
         return pa.Table.from_arrays(arrays, names=names)
+
+
+def _array_of(column: Any, kind: Any) -> Any:
+    """A column as an array: of the type it is to have, or one that is cast to it exactly.
+
+    Raises:
+        TypeError, ValueError, OverflowError: It cannot be; an ArrowException, too.
+    """
+    pa = pyarrow()
+    if isinstance(column, str | bytes | Mapping | AbstractSet):
+        raise TypeError(f"a {type(column).__name__} is no list of values")
+    if isinstance(column, pa.Array | pa.ChunkedArray):
+        return column
+    t = pa.types
+    text = t.is_string(kind) or t.is_large_string(kind)
+    exact = text or t.is_binary(kind) or t.is_large_binary(kind)
+    if exact or t.is_boolean(kind) or t.is_float64(kind):
+        return pa.array(column, kind)
+    ints = t.is_integer(kind) and isinstance(column, list | tuple | range)
+    if ints and set(map(type, column)) <= {int, NoneType}:  # of others Arrow finds out, slower
+        return pa.array(column, kind)
+    # Arrow makes 1 of 1.5 and a day of noon where it is told the type.
+    try:
+        array = pa.array(column)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        return pa.array(column, kind)  # ints of 64 bits without a sign; or it says why not
+    plain = t.is_integer(array.type) or t.is_floating(array.type) or t.is_nested(array.type)
+    return array if plain or t.is_temporal(array.type) else pa.array(column, kind)
 
 
 def _parts(info: TopicInfo, data: object, keys: object, timestamps_ms: object) -> list[ArrowPart]:

@@ -23,6 +23,7 @@ from .arrow_columns import (
 )
 from .arrow_leads import encode_keys, encode_times
 from .batch import EncodedBatch, encode_batch, encode_columns_batch
+from .column_casts import cast_exactly
 from .column_section import ColumnSection
 from .config import TopicConfig
 from .errors import UsageError
@@ -215,7 +216,13 @@ def _table(pa: Any, data: object) -> Any:
     if isinstance(data, pa.RecordBatch):
         return pa.Table.from_batches([data])
     if hasattr(data, "__arrow_c_stream__") or hasattr(data, "__arrow_c_array__"):
-        return pa.table(data)
+        try:
+            return pa.table(data)
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise UsageError(
+                f"data is a {type(data).__name__} that is no table of Arrow columns: {first}"
+            ) from None
     raise UsageError(
         f"data is a {type(data).__name__}; give a pyarrow Table or RecordBatch, or a frame that"
         " speaks the Arrow C interface (Polars, pandas, DuckDB)"
@@ -232,11 +239,10 @@ def _column(pa: Any, table: Any, field: Any) -> Any:
     column = table.column(field.name)
     if column.null_count and not field.nullable:
         return f"{column.null_count} nulls in a column that is not nullable"
-    if not column.type.equals(field.type):
-        try:
-            column = column.cast(field.type, safe=True)
-        except (pa.ArrowException, ValueError) as error:
-            return f"{column.type} is not {field.type}: {str(error).splitlines()[0]}"
+    try:
+        column = cast_exactly(column, field.type)
+    except (pa.ArrowException, ValueError) as error:
+        return f"{column.type} is not {field.type}: {str(error).splitlines()[0]}"
     if not has_sayable_times(column):
         return "a time outside of the years 1 to 9999, which has no form in JSON"
     return column
@@ -261,7 +267,7 @@ def given_column(column: object, name: str, kind: str, rows: int) -> Any:
     try:
         array = column if isinstance(column, pa.Array) else pa.array(column)
         if pa.types.is_null(array.type) or not array.type.equals(wanted):
-            array = array.cast(wanted)
+            array = cast_exactly(pa.chunked_array([array]), wanted).combine_chunks()
     except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
         raise UsageError(f"{name} must be {kind}: {str(error).splitlines()[0]}") from None
     if len(array) != rows:
