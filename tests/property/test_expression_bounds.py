@@ -240,6 +240,18 @@ def test_the_time_zone_of_a_year_is_not_that_of_bounds() -> None:
         judged(condition, ((one,) for one in known_times()), exact=False)
 
 
+def test_dates_fall_where_a_clock_is_put_back_behind_midnight() -> None:
+    """It was the 7th for a minute in St. John's, then the 6th again for an hour."""
+    texts = ("2010-11-07T02:30:30Z", "2010-11-07T03:00:00Z", "2010-11-07T04:00:00Z")
+    ends = (1_289_097_030_000, 1_289_102_400_000)
+    known = Known(FieldFacts("text", texts[0][:19], texts[2], times_ms=ends), texts)
+    day = A.date("America/St_Johns")
+    assert [day({"a": text})[-2:] for text in texts] == ["07", "06", "07"]
+    for compare, constant in product(ORDERS, ("2010-11-06", "2010-11-07")):
+        for condition in forms(compare(day, constant)):
+            judged(condition, [(known,)], exact=False)
+
+
 def test_what_has_no_bounds() -> None:
     fields = [
         Known(FieldFacts("other", nulls=True), ([1], {"name": 1}, None)),
