@@ -34,7 +34,7 @@ from .format import APPEND_TIME, INT64_MAX, SEGMENT_HEADER_BYTES, SegmentHeader
 from .group_commit import GroupCommit
 from .id_log import IdLog
 from .producer_log import ProducerLog
-from .recovery import examine, repair, rewrite_unsynced
+from .recovery import examine
 from .segment import (
     TEMPORARY_SUFFIX,
     check_writable,
@@ -59,6 +59,7 @@ from .tail import (
     to_signed,
     to_unsigned,
 )
+from .torn_tail import repair, rewrite_unsynced
 from .zero_fill import ZeroFill, runs_low
 
 _logger = logging.getLogger("millstream")

@@ -12,8 +12,8 @@ records below it were acknowledged as synced.
    a typed error, nothing on disk is touched. Damage above it is a torn write: the tail is copied
    to `quarantine/`, then cut, and the cut is synced.
 
-`examine` reads and decides; `repair` acts. A valid batch after a hole proves nothing above the
-watermark, because the operating system writes pages back in any order.
+This module reads and decides, torn_tail.py acts. A valid batch after a hole proves nothing above
+the watermark, because the operating system writes pages back in any order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from .backup_manifest import MANIFEST, MANIFEST_BYTES_MAX, Manifest
 from .batch import verify_body
@@ -33,7 +32,6 @@ from .errors import (
     CorruptSegmentError,
     DataError,
     FormatVersionError,
-    StorageError,
 )
 from .format import (
     ALIGNMENT_BYTES,
@@ -45,17 +43,9 @@ from .format import (
     SegmentHeader,
     parse_header,
 )
-from .helpers import Helped, Helpers
 from .owner_catalog import NUMBER_BITS
 from .retention import SegmentInfo
-from .segment import (
-    QUARANTINE,
-    TEMPORARY_SUFFIX,
-    base_offset_of,
-    derived_paths,
-    scan_headers,
-    segment_path,
-)
+from .segment import base_offset_of, scan_headers, segment_path
 from .segment_chain import (
     PartitionFacts,
     Tear,
@@ -67,11 +57,7 @@ from .segment_chain import (
 )
 from .storage import File, Storage
 
-PROBE_BYTES = 1 << 20
-
-UNSYNCED_SEGMENTS_MANY = 64
-"""From so many on they are synced by several threads."""
-SYNC_THREADS = 8
+_PROBE_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
@@ -385,7 +371,7 @@ def _leftover(file: File, size: int, state: LogCheckpoint) -> DataError | None:
     """The header scan ended on zeros: fine if only zeros follow."""
     position = state.position
     while position < size:
-        chunk = file.read(PROBE_BYTES, position)
+        chunk = file.read(_PROBE_BYTES, position)
         if not chunk:
             break
         if chunk.count(0) != len(chunk):
@@ -464,7 +450,7 @@ def _probe(file: File, start: int, segment_uid: int, partition_uid: int) -> tupl
     known, blank = 0, True
     position, size = start, file.size()
     while position < size:
-        chunk = file.read(PROBE_BYTES + BATCH_HEADER_BYTES, position)
+        chunk = file.read(_PROBE_BYTES + BATCH_HEADER_BYTES, position)
         if not chunk:
             break
         blank = blank and chunk.count(0) == len(chunk)
@@ -480,121 +466,5 @@ def _probe(file: File, start: int, segment_uid: int, partition_uid: int) -> tupl
                     if header.partition_uid == partition_uid:
                         known = max(known, header.durable_offset)
             at = chunk.find(BATCH_MAGIC_BYTES, at + 1)
-        position += PROBE_BYTES
+        position += _PROBE_BYTES
     return known, blank
-
-
-def repair(storage: Storage, facts: PartitionFacts, found: Examination) -> None:
-    """Carry out what `examine` decided: save and cut the torn tail, sweep leftovers; all synced.
-
-    May be interrupted anywhere and run again. Moves or copies before it cuts, never deletes
-    records. The active segment is synced afterwards, so all that is kept is durable.
-    """
-    directory = facts.directory
-    for name in storage.list(directory):
-        if name.endswith(TEMPORARY_SUFFIX):
-            storage.remove(f"{directory}/{name}")
-    for base in found.obsolete_segments:
-        _remove_derived(storage, directory, base)
-        storage.remove(segment_path(directory, base))
-    if found.tear is not None:
-        # Later segments go first: if we stop here, the tear is still there to be found.
-        for base in reversed(found.later_segments):
-            _remove_derived(storage, directory, base)
-            _move_to_quarantine(storage, directory, base)
-        _cut(storage, directory, found.tear)
-        storage.sync_directory(directory)
-
-
-def rewrite_unsynced(storage: Storage, facts: PartitionFacts, found: Examination) -> None:
-    """Make durable what is kept of the log above the durable watermark: write it again, and sync.
-
-    A sync alone would not do. After one that failed, the kernel may hold pages which can be read
-    and are on no disk, and count them as clean; only writing them again brings them there.
-    """
-
-    def rewrite(base: int, start: int) -> None:
-        position = start
-        file = storage.open(segment_path(facts.directory, base), "rw")
-        try:
-            stop = found.end.position if base == found.end.segment_base else file.size()
-            while chunk := file.read(min(PROBE_BYTES, stop - position), position):
-                file.write([chunk], position)
-                position += len(chunk)
-            file.sync()
-        finally:
-            file.close()
-
-    if len(found.unsynced) < UNSYNCED_SEGMENTS_MANY:
-        for base, start in found.unsynced:
-            rewrite(base, start)
-        return
-    # Each sync waits for the disk, which answers several at once: a log of very many segments
-    # without a checkpoint would spend almost all of its first opening waiting for one at a time.
-    with Helpers(SYNC_THREADS) as helpers:
-        begun: list[Helped[None]] = []
-        for base, start in found.unsynced:
-            if len(begun) == 2 * SYNC_THREADS:
-                begun.pop(0).wait()  # not all at once: one that fails ends it
-            begun.append(helpers.begin(partial(rewrite, base, start)))
-        for each in begun:
-            each.wait()
-
-
-def _remove_derived(storage: Storage, directory: str, base: int) -> None:
-    for path in derived_paths(directory, base):
-        storage.remove(path)
-
-
-def _cut(storage: Storage, directory: str, tear: Tear) -> None:
-    path = segment_path(directory, tear.segment_base)
-    _remove_derived(storage, directory, tear.segment_base)
-    if tear.header_torn:
-        if storage.exists(path):
-            _move_to_quarantine(storage, directory, tear.segment_base)
-        return
-    file = storage.open(path, "rw")
-    try:
-        if not tear.blank:
-            _copy_to_quarantine(storage, directory, file, tear)
-        file.truncate(tear.position)
-        file.sync()
-    finally:
-        file.close()
-
-
-def _quarantine_path(storage: Storage, directory: str, name: str) -> str:
-    folder = f"{directory}/{QUARANTINE}"
-    storage.make_directory(folder)
-    taken = set(storage.list(folder))
-    number = next(n for n in range(len(taken) + 1) if f"{name}.{n}" not in taken)
-    return f"{folder}/{name}.{number}"
-
-
-def _move_to_quarantine(storage: Storage, directory: str, base: int) -> None:
-    source = segment_path(directory, base)
-    target = _quarantine_path(storage, directory, f"{base:020d}.segment")
-    storage.rename(source, target)
-    storage.sync_directory(f"{directory}/{QUARANTINE}")
-
-
-def _copy_to_quarantine(storage: Storage, directory: str, file: File, tear: Tear) -> None:
-    name = f"{tear.segment_base:020d}-{tear.position}.torn"
-    copy = storage.open(_quarantine_path(storage, directory, name), "x")
-    try:
-        position, size = tear.position, file.size()
-        while position < size:
-            chunk = file.read(PROBE_BYTES, position)
-            if not chunk:
-                raise StorageError(
-                    "the file shrank while its torn tail was saved",
-                    errno=0,
-                    path=file.path,
-                    position=position,
-                )
-            copy.write([chunk], position - tear.position)
-            position += len(chunk)
-        copy.sync()
-    finally:
-        copy.close()
-    storage.sync_directory(f"{directory}/{QUARANTINE}")

@@ -24,6 +24,7 @@ import pyarrow as pa
 from .aggregate import Aggregate
 from .frame_accumulators import Accumulators, Followed, Inputs, Numbers, Slots, as_array, grown
 from .frame_errors import NotInColumnsError
+from .frame_keys import run_heads
 from .frame_objects import objects_of
 from .frame_turns import Turns
 from .frames import Array, Ints, Mask, normal
@@ -432,7 +433,7 @@ class Variances(Accumulators):
         slots, numbers = inputs.with_slots(slots)
         order = np.argsort(slots, kind="stable")
         slots, numbers = slots[order], numbers[order].astype(np.float64)
-        heads = np.flatnonzero(np.concatenate([[True], slots[1:] != slots[:-1]])[: len(slots)])
+        heads = run_heads(slots)
         sizes = np.diff(np.append(heads, len(slots)))
         rounds = 0
         while len(heads) > _ROUND_MIN:

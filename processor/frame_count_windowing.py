@@ -21,7 +21,7 @@ from .frame_accumulators import Accumulators, Inputs
 from .frame_aggregates import accumulators_for
 from .frame_errors import NotInColumnsError
 from .frame_folding import Closed, Folding, as_slots
-from .frame_keys import KeyTable, Numbers, sorted_by_key
+from .frame_keys import KeyTable, Numbers, run_heads, sorted_by_key
 from .frame_levels import TIME_MAX
 from .frames import FrameChunk, Ints, Mask, to_list
 from .nodes import LATE, CountNode
@@ -175,7 +175,7 @@ class FrameCountOperator(CountOperator):
         """Which windows the rows are in."""
         order, keys = sorted_by_key(numbers)
         times = times[order]
-        heads = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+        heads = run_heads(keys)
         sizes = np.diff(np.append(heads, len(keys)))
         slots = arrays.slot_of[keys[heads]]
         held = np.where(slots >= 0, arrays.counts[slots], 0) if arrays.count else 0 * heads

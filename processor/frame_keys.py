@@ -167,3 +167,12 @@ def sorted_by_key(numbers: Numbers | Ints) -> tuple[Ints, Ints]:
     both = (numbers.astype(np.int64) << bits) | np.arange(len(numbers))
     both.sort()
     return both & ((1 << bits) - 1), both >> bits
+
+
+def run_heads(values: Numbers | Ints) -> Ints:
+    """Where runs of equal values begin.
+
+    >>> run_heads(np.array([4, 4, 7, 4])).tolist(), run_heads(np.array([], np.int64)).tolist()
+    ([0, 2, 3], [])
+    """
+    return np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])[: len(values)])

@@ -24,7 +24,7 @@ from .aggregate import Aggregate
 from .errors import failed_index
 from .frame_accumulators import Accumulators, AddError, Followed, Inputs, Slots, as_array
 from .frame_errors import NotInColumnsError
-from .frame_keys import sorted_by_key
+from .frame_keys import run_heads, sorted_by_key
 from .frame_turns import Turns
 from .frames import Array, Ints, Mask, concatenated, plain_column
 from .numeric_aggregates import Max, Min
@@ -313,7 +313,7 @@ def _new(_: Any, slots: Slots, values: Array) -> Ints:
 
 def _first(_: Any, slots: Slots, __: Array) -> Ints:
     order, groups = sorted_by_key(slots)
-    return np.sort(order[_heads(groups)])
+    return np.sort(order[run_heads(groups)])
 
 
 def _last(_: Any, slots: Slots, __: Array) -> Ints:
@@ -322,11 +322,11 @@ def _last(_: Any, slots: Slots, __: Array) -> Ints:
 
 
 def _least(_: Any, slots: Slots, values: Array) -> Ints:
-    return _extreme(slots, values, np.minimum, _heads)
+    return _extreme(slots, values, np.minimum, run_heads)
 
 
 def _greatest(_: Any, slots: Slots, values: Array) -> Ints:
-    return _extreme(slots, values, np.maximum, _heads)
+    return _extreme(slots, values, np.maximum, run_heads)
 
 
 def _last_greatest(_: Any, slots: Slots, values: Array) -> Ints:
@@ -336,7 +336,7 @@ def _last_greatest(_: Any, slots: Slots, values: Array) -> Ints:
 def _extreme(slots: Slots, values: Array, better: Any, one_of: Callable[[Ints], Ints]) -> Ints:
     """Of each slot the best value; of equal ones the first or the last."""
     order, groups = sorted_by_key(slots)
-    numbers, heads = _comparable(values)[order], _heads(groups)
+    numbers, heads = _comparable(values)[order], run_heads(groups)
     best = better.reduceat(numbers, heads)
     places = np.flatnonzero(numbers == np.repeat(best, _sizes(heads, groups)))
     return np.sort(order[places[one_of(groups[places])]])
@@ -345,7 +345,7 @@ def _extreme(slots: Slots, values: Array, better: Any, one_of: Callable[[Ints], 
 def _collected(aggregate: Collect, slots: Slots, _: Array) -> Ints:
     """The first rows of each slot, as many as may be collected."""
     order, groups = sorted_by_key(slots)
-    heads = _heads(groups)
+    heads = run_heads(groups)
     place = np.arange(len(groups)) - np.repeat(heads, _sizes(heads, groups))
     return np.sort(order[place < aggregate.limit])
 
@@ -354,7 +354,7 @@ def _top(aggregate: TopK | TopKBy, slots: Slots, values: Array) -> Ints:
     """Of slots with many rows those that are no less than the k-th greatest of them."""
     k = aggregate.k
     order, groups = sorted_by_key(slots)
-    numbers, heads = _comparable(values)[order], _heads(groups)
+    numbers, heads = _comparable(values)[order], run_heads(groups)
     sizes = _sizes(heads, groups)
     chosen = np.ones(len(groups), np.bool_)
     for group in np.flatnonzero(sizes > max(4 * k, _FEW)).tolist():
@@ -378,7 +378,7 @@ def _first_of_each(codes: Ints) -> tuple[Ints, Ints]:
     if int(codes.max()) >= _CODES_MAX >> len(codes).bit_length():
         _, codes = np.unique(codes, return_inverse=True)  # too large to be sorted with their places
     order, groups = sorted_by_key(codes)
-    heads = _heads(groups)
+    heads = run_heads(groups)
     firsts = order[heads]
     ascending = np.argsort(firsts)
     return firsts[ascending], _sizes(heads, groups)[ascending]
@@ -397,11 +397,6 @@ def _comparable(values: Array) -> npt.NDArray[Any]:
         return ranks
     numbers: npt.NDArray[Any] = values.to_numpy(zero_copy_only=False)
     return numbers.astype(np.int8) if t.is_boolean(kind) else numbers
-
-
-def _heads(groups: Ints) -> Ints:
-    """Where groups of equal numbers begin."""
-    return np.flatnonzero(np.concatenate([[True], groups[1:] != groups[:-1]]))
 
 
 def _tails(groups: Ints) -> Ints:

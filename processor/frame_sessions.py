@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from .frame_errors import NotInColumnsError
-from .frame_keys import Numbers, sorted_by_key
+from .frame_keys import Numbers, run_heads, sorted_by_key
 from .frames import Ints, Mask
 from .sessions import OpenSessions
 
@@ -128,23 +128,19 @@ class SessionSlots:
         self._know(int(numbers.max()) + 1)
         order, keys = sorted_by_key(numbers)
         times, closed = times[order], closed[order]
-        heads = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+        heads = run_heads(keys)
+        # Which of the keys each row is of.
         group = np.zeros(len(keys), np.int64)
         group[heads[1:]] = 1
         np.cumsum(group, out=group)
-        newest = self._newest[keys[heads]].astype(np.int64)
-        known = newest >= 0
-        known_last = np.where(known, self.last[newest], _LOW) if known.any() else _all(known, _LOW)
-        known_first = np.where(known, self.first[newest], _HIGH) if known.any() else known_last
+        newest, known_first, known_last = self._newest_of(keys[heads])
+        # The time of the last row of its key before each: a row that is a gap behind it begins a
+        # session, and so does one whose session would be past. If it is past itself, it is late.
         before = _running_max_before(times, group, heads, known_last)
         begins = (times >= before + self._gap_ms) | (before <= closed)
         late = begins & (times <= closed)
         fresh = begins & ~late
-        # Of each key first comes the newest session that was there, then those that begin.
-        begun = np.cumsum(fresh)
-        begun_before: Ints = begun[heads] - fresh[heads]
-        index = np.where(begun > begun_before[group], len(heads) + begun - 1, group)
-        index[late] = -1
+        index, newest_of = _numbered(fresh, late, group, heads)
         at = np.flatnonzero(fresh)
         session_keys = np.concatenate([keys[heads], keys[at]])
         first = np.concatenate([known_first, times[at]])
@@ -152,13 +148,20 @@ class SessionSlots:
         older = np.concatenate([self._older[keys[heads]], before[at]])
         odd = self._extend(first, last, index, times, closed, older)
         slots = np.concatenate([newest, _all(at, -1)])
-        begun_of = np.diff(np.append(begun_before, begun[-1]))
-        newest_of = np.flatnonzero(begun_of)
-        newest_of = len(heads) + (begun_before + begun_of)[newest_of] - 1
         plan = SessionPlan(index, slots, session_keys, first, last, newest_of, older[newest_of])
         if odd.any():
             self._plan_odd(plan, np.unique(group[odd]), group, times, closed, order)
         return _in_row_order(plan, order)
+
+    def _newest_of(self, keys: Numbers | Ints) -> tuple[Ints, Ints, Ints]:
+        """Of each key the slot of the newest session, -1 for none, and its first and last time."""
+        slots = self._newest[keys].astype(np.int64)
+        known = slots >= 0
+        if not known.any():
+            none = _all(known, _LOW)
+            return slots, none, none
+        first = np.where(known, self.first[slots], _HIGH)
+        return slots, first, np.where(known, self.last[slots], _LOW)
 
     def _extend(
         self, first: Ints, last: Ints, index: Ints, times: Ints, closed: Ints, older: Ints
@@ -181,7 +184,7 @@ class SessionSlots:
         if not len(kept):
             return odd
         index, times = index[kept], times[kept]
-        heads = np.flatnonzero(np.concatenate([[True], index[1:] != index[:-1]]))
+        heads = run_heads(index)
         sessions = index[heads]
         began = first[sessions]
         least = np.minimum(np.minimum.reduceat(times, heads), began)
@@ -381,6 +384,27 @@ class _Drafts:
         while len(self.merges) <= phase:
             self.merges.append([])
         self.merges[phase].append(merge)
+
+
+def _numbered(fresh: Mask, late: Mask, group: Ints, heads: Ints) -> tuple[Ints, Ints]:
+    """Number sessions: first the newest of each key as it was, then those that begin, as they do.
+
+    Args:
+        fresh: The rows, sorted by key, that begin a session.
+        late: Those that are in none.
+        group: Of which key each is.
+        heads: The first row of each key.
+
+    Returns:
+        The session of each row, -1 for none; and of each key in which one begins, the last of them.
+    """
+    begun = np.cumsum(fresh)
+    begun_before: Ints = begun[heads] - fresh[heads]  # in the keys before
+    index = np.where(begun > begun_before[group], len(heads) + begun - 1, group)
+    index[late] = -1
+    begun_of = np.diff(np.append(begun_before, begun[-1]))
+    changed = np.flatnonzero(begun_of)
+    return index, len(heads) + (begun_before + begun_of)[changed] - 1
 
 
 def _running_max_before(values: Ints, group: Ints, heads: Ints, known: Ints) -> Ints:

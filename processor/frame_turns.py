@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from .frame_keys import Numbers, sorted_by_key
+from .frame_keys import Numbers, run_heads, sorted_by_key
 from .frames import Ints, Mask
 
 _MANY: Final = 32
@@ -29,7 +29,7 @@ class Turns:
 
     def __init__(self, slots: Numbers) -> None:
         self._order, groups = sorted_by_key(slots)
-        self.heads = np.flatnonzero(np.concatenate([[True], groups[1:] != groups[:-1]]))
+        self.heads = run_heads(groups)
         """Where, in that order, the rows of each slot begin."""
         self._sizes = np.diff(np.append(self.heads, len(groups)))
         self.tails = self.heads + self._sizes - 1

@@ -14,14 +14,15 @@ import pytest
 from damaged_log import DIRECTORY, DamagedLog, prepare, quarantined, read_all, segments, using
 from simulated_stores import abandon, log_of, open_quietly
 
-from millstream import StorageError, Store, recovery
+from millstream import StorageError, Store, torn_tail
 from millstream.batch import BatchPlacement, buffers, encode_batch, seal
 from millstream.catalog_age import check_generation
 from millstream.errors import CorruptBatchError, CorruptSegmentError, DataError
-from millstream.recovery import Examination, examine, repair, rewrite_unsynced
+from millstream.recovery import Examination, examine
 from millstream.segment_chain import PartitionFacts
 from millstream.tail import COUNTER_BITS
 from millstream.testing import FaultPlan, Keep, MemoryStorage, SimulatedCrash
+from millstream.torn_tail import repair, rewrite_unsynced
 
 
 def facts_of(log: DamagedLog, **changes: object) -> PartitionFacts:
@@ -60,7 +61,7 @@ def test_very_many_segments_are_synced_several_at_a_time(monkeypatch: pytest.Mon
     facts = facts_of(log, durable_offset=0)
     found = examine(log.storage, facts)
     assert 10 == len(found.unsynced)
-    monkeypatch.setattr(recovery, "UNSYNCED_SEGMENTS_MANY", 10)
+    monkeypatch.setattr(torn_tail, "UNSYNCED_SEGMENTS_MANY", 10)
     before = len(log.storage.trace)
     rewrite_unsynced(log.storage, facts, found)
     paths = [path for kind, path in log.storage.trace[before:] if kind == "sync"]
