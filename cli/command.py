@@ -15,6 +15,8 @@ from .settings import OUTPUT_MODES, Settings
 
 
 def _remember(context: click.Context, parameter: click.Parameter, value: object) -> None:
+    if value == "":  # of a variable that is not set: another store would be taken instead
+        raise click.BadParameter("is empty", context, parameter)
     if value not in {None, False}:
         context.ensure_object(Settings).take(str(parameter.name), value)
 

@@ -205,6 +205,14 @@ class ArchiveReader:
             if member.size != file.size_bytes:
                 raise self._unlike(f"{file.path} has {member.size} of {file.size_bytes} bytes")
             yield file, self._pieces(member)
+        self._read_to_the_end()
+
+    def _read_to_the_end(self) -> None:
+        """Only there is the checksum of all that was read, the catalog and headers among it."""
+        self._stream.left = HEADER_BYTES_MAX
+        with self._damage():
+            while self._stream.read():
+                pass
 
     def _next(self, name: str, size_max: int) -> tarfile.TarInfo:
         self._stream.left = HEADER_BYTES_MAX

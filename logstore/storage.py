@@ -313,6 +313,8 @@ class PosixStorage:
         except OSError as error:
             # Several processes may create the store at once; one of them comes first.
             if not os.path.isdir(self.root):
+                if error.errno == errno.EEXIST:  # a file has the name of a directory
+                    error.errno = errno.ENOTDIR
                 raise self._error("create a store", error, "") from error
 
     def open(self, path: str, mode: OpenMode) -> PosixFile:

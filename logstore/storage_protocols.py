@@ -281,6 +281,7 @@ _REMEDIES = {
     errno.EACCES: "permission denied: check who owns the files, or open with read_only=True",
     errno.EPERM: "not permitted: check who owns the files, or open with read_only=True",
     errno.ENOENT: "it does not exist",
+    errno.ENOTDIR: "a part of the path is a file: give that of a directory",
     errno.EEXIST: "it exists already",
     errno.ENOTEMPTY: "the directory is not empty",
     errno.EXDEV: "source and target are on different file systems",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
+from typing import Final
 
 from .backup_archive import ArchiveReader
 from .backup_manifest import MANIFEST, MANIFEST_BYTES_MAX, Manifest
@@ -21,6 +22,11 @@ from .storage import CATALOG_NAME, PosixStorage, Storage
 from .storage_copy import copy_between, overlaps
 from .unfinished import PARTIAL_SUFFIX, made_beside
 from .verify import VerifyReport, verify
+
+_REMEDY: Final = (
+    "Restore another one; of a copy of this one `millstream repair` makes a store of all that can"
+    " be read"
+)
 
 
 def restore(
@@ -74,14 +80,21 @@ def _require_free(place: str) -> None:
 
 def _copy_directory(source: Storage, target: Storage) -> Manifest:
     if not source.exists(MANIFEST):
-        raise DataError("the backup is not complete: it has no manifest", path=source.root)
+        raise DataError(
+            "this is no complete backup: it has no manifest. Take another one; what is a store is"
+            " copied by `millstream backup`, or while nobody has it open",
+            path=source.root,
+        )
     file = source.open(MANIFEST, "r")
     try:
         manifest = Manifest.from_json(file.read(min(file.size(), MANIFEST_BYTES_MAX), 0))
     finally:
         file.close()
-    if not source.exists(CATALOG_NAME):
-        raise DataError("the backup has no catalog", path=f"{source.root}/{CATALOG_NAME}")
+    if not source.exists(CATALOG_NAME) or not source.size(CATALOG_NAME):
+        raise DataError(
+            f"the backup has no catalog, or an empty one. {_REMEDY}",
+            path=f"{source.root}/{CATALOG_NAME}",
+        )
     snapshot = Snapshot(source.catalog_filename())
     try:
         snapshot.take()
@@ -90,8 +103,10 @@ def _copy_directory(source: Storage, target: Storage) -> Manifest:
         snapshot.close()
     for path, size_bytes in manifest.files:
         if not source.exists(path) or source.size(path) < size_bytes:
-            message = f"{path} is missing in the backup, or shorter than {size_bytes} bytes"
-            raise DataError(message, path=source.root)
+            raise DataError(
+                f"{path} is missing in the backup, or shorter than {size_bytes} bytes. {_REMEDY}",
+                path=source.root,
+            )
         target.make_directory(path.rpartition("/")[0])
         copy_between(source, path, target, path, size_bytes)
     return manifest
@@ -156,7 +171,8 @@ def _check(
     torn = [each for each in report.notes if each.kind == "torn" and each.position is not None]
     if torn:
         raise DataError(
-            "the backup is damaged: its last records were whole when it was taken, and are not now",
+            "the backup is damaged: its last records were whole when it was taken, and are not now."
+            f" {_REMEDY}",
             topic=torn[0].topic,
             partition=torn[0].partition,
             path=torn[0].path,
@@ -166,7 +182,8 @@ def _check(
     if report.findings:
         first = report.findings[0]
         raise DataError(
-            f"the backup is damaged: {first.problem} ({len(report.findings)} findings in all)",
+            f"the backup is damaged: {first.problem} ({len(report.findings)} findings in all)."
+            f" {_REMEDY}",
             topic=first.topic,
             partition=first.partition,
             path=first.path,

@@ -154,7 +154,7 @@ def test_a_backup_whose_rows_have_rotten_is_refused(
     data = bytearray(segment.read_bytes())
     data[data.index(b"value 500")] ^= 1
     segment.write_bytes(data)
-    with pytest.raises(DataError, match=f"the backup is damaged.*{reason}") as caught:
+    with pytest.raises(DataError, match=f"damaged.*{reason}.*repair") as caught:
         restore(tmp_path / "copy", tmp_path / "restored", deep=deep)
     assert ("rows", 0, 128) == (caught.value.topic, caught.value.partition, caught.value.position)
     assert not (tmp_path / "restored").exists()
@@ -368,7 +368,9 @@ def test_a_backup_that_fails_leaves_nothing(
         store.backup(tmp_path / "copy")
 
 
-@pytest.mark.parametrize("damage", ["manifest", "catalog", "segment", "short", "schema", "json"])
+@pytest.mark.parametrize(
+    "damage", ["manifest", "catalog", "empty", "segment", "short", "schema", "json"]
+)
 def test_an_incomplete_directory_is_refused(path: Path, tmp_path: Path, damage: str) -> None:
     copy = tmp_path / "copy"
     with millstream.open(path) as store:
@@ -379,6 +381,8 @@ def test_an_incomplete_directory_is_refused(path: Path, tmp_path: Path, damage: 
         manifest.unlink()
     elif damage == "catalog":
         (copy / "catalog.db").unlink()
+    elif damage == "empty":
+        (copy / "catalog.db").write_bytes(b"")
     elif damage == "segment":
         segment.unlink()
     elif damage == "short":
@@ -499,18 +503,23 @@ def test_an_archive_that_no_backup_wrote_is_refused(path: Path, tmp_path: Path, 
     assert {"store", "copy.tar.zst"} == {each.name for each in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize("damage", ["cut", "garbage", "flipped", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "garbage", "flipped", "checksum", "empty"])
 def test_a_damaged_archive_is_refused(path: Path, tmp_path: Path, damage: str) -> None:
     archive = tmp_path / "copy.tar.zst"
     with millstream.open(path) as store:
         store.backup(archive)
     data = archive.read_bytes()
     middle = len(data) // 2
+    # Damage can make the content longer, so that the checksum comes later than what is looked for.
+    content = zstandard.ZstdDecompressor().decompressobj().decompress(data)
+    longer = zstandard.ZstdCompressor(write_checksum=True).compress(content + bytes(20480))
     archive.write_bytes(
         {
             "cut": data[:middle],
             "garbage": b"garbage" * 100,
-            "flipped": data[:middle] + bytes([data[middle] ^ 64]) + data[middle + 1 :],
+            # Of a single bit the same content may come.
+            "flipped": data[:middle] + bytes(255 - byte for byte in data[middle:-8]) + data[-8:],
+            "checksum": longer[:-1] + bytes([longer[-1] ^ 1]),
             "empty": b"",
         }[damage]
     )

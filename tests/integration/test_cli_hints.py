@@ -37,6 +37,14 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     return run
 
 
+def test_an_empty_directory_option_does_not_stand_for_another_store(cli: Cli) -> None:
+    for arguments in (("topics", "rm", "t", "--dir", ""), ("--dir", "", "topics", "ls")):
+        code, _, told = cli(*arguments)
+        assert 2 == code
+        assert "'--dir': is empty" in told
+    assert 0 == cli("topics", "describe", "t")[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [

@@ -338,3 +338,11 @@ def test_who_dies_while_being_rung_for_is_not_missed(
         monkeypatch.setattr(os, "open", open_and_die)
         storage.ring("b")
         storage.ring("b")  # now nobody is there from the beginning
+
+
+def test_a_file_where_a_directory_should_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in ("file", "file/store"):
+        with pytest.raises(StorageError, match="a part of the path is a file") as error:
+            PosixStorage(str(tmp_path / place))
+        assert errno.ENOTDIR == error.value.errno
