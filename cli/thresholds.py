@@ -72,6 +72,8 @@ def parse_free_limit(text: str, total_bytes: int) -> Limit:
 
     >>> parse_free_limit("10%:1kB", 20_000)
     Limit(warning=2000.0, critical=1000.0, unit='B')
+    >>> parse_free_limit("20%:1kB", 1000)  # there is no room to warn before
+    Limit(warning=None, critical=1000.0, unit='B')
     """
     return _limit(text, lambda part: _bytes(part, total_bytes), "B", below=True)
 
@@ -96,6 +98,8 @@ def _limit(text: str, parse: Callable[[str], float], unit: str, *, below: bool =
     limit = Limit(parse(warning) if colon else None, parse(critical), unit)
     first, last = (critical, warning) if below else (warning, critical)
     if limit.warning is not None and (limit.warning - limit.critical) * (-1 if below else 1) > 0:
+        if warning.endswith("%") is not critical.endswith("%"):
+            return limit._replace(warning=None)  # which is less depends on the file system
         raise UsageError(f"{text!r} would never warn: {first} is to be less than {last}")
     return limit
 

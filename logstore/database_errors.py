@@ -43,18 +43,21 @@ class DatabaseUse:
 CATALOG: Final = DatabaseUse("the catalog", "there is no store here", ours=True)
 
 
-_ERRNO: Final[Mapping[type[apsw.Error], tuple[int, str]]] = {
-    apsw.FullError: (errno.ENOSPC, "the disk is full"),
-    apsw.ReadOnlyError: (errno.EROFS, "{} cannot be written"),
-    apsw.PermissionsError: (errno.EACCES, "{} cannot be accessed"),
-    apsw.CantOpenError: (errno.ENOENT, "{} cannot be opened"),
-    apsw.IOError: (errno.EIO, "reading or writing {} failed"),
-    apsw.NoMemError: (errno.ENOMEM, "out of memory"),
+_ROOM: Final = "free space and try again"
+_RIGHTS: Final = "check the path, and who owns file and directory"
+_ERRNO: Final[Mapping[type[apsw.Error], tuple[int, str, str]]] = {
+    apsw.FullError: (errno.ENOSPC, "the disk is full", _ROOM),
+    apsw.ReadOnlyError: (errno.EROFS, "{} cannot be written", _RIGHTS),
+    apsw.PermissionsError: (errno.EACCES, "{} cannot be accessed", _RIGHTS),
+    apsw.CantOpenError: (errno.ENOENT, "{} cannot be opened", _RIGHTS),
+    apsw.IOError: (errno.EIO, "reading or writing {} failed", "check the disk and its log"),
+    apsw.NoMemError: (errno.ENOMEM, "out of memory", "give the process more"),
 }
-_NO_ROOM: Final[Mapping[int, str]] = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the quota is used up",
-    errno.EFBIG: "the file size limit (ulimit -f) is reached",
+"""The number, what is wrong, and what to do."""
+_NO_ROOM: Final[Mapping[int, tuple[str, str]]] = {
+    errno.ENOSPC: ("the disk is full", _ROOM),
+    errno.EDQUOT: ("the quota is used up", _ROOM),
+    errno.EFBIG: ("the file size limit (ulimit -f) is reached", "raise it and try again"),
 }
 _DAMAGE: Final = (apsw.CorruptError, apsw.NotADBError, apsw.FormatError)
 _REFUSED_DATA: Final = (apsw.ConstraintError, apsw.MismatchError, apsw.TooBigError)
@@ -66,7 +69,7 @@ def typed_error(
     """The error of ours that tells the caller what to do about SQLite's."""
     if isinstance(error, (apsw.BusyError, apsw.LockedError)):
         return LockedError(
-            f"another process kept {use.title} locked for {BUSY_TIMEOUT_SECONDS:.0f} s",
+            f"another process kept {use.title} locked for {BUSY_TIMEOUT_SECONDS:.0f} s: try again",
             path=filename,
         )
     if isinstance(error, apsw.ConnectionClosedError):
@@ -74,12 +77,13 @@ def typed_error(
         return StoreClosedError(closed, path=filename)
     rotten = getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_DATA
     if type(error) in _ERRNO and not rotten:
-        number, message = _ERRNO[type(error)]
+        number, message, remedy = _ERRNO[type(error)]
         # The system's number may be left over from an earlier call; only these two errors set it.
         if system_errno and isinstance(error, (apsw.IOError, apsw.CantOpenError)):
             number = system_errno
-            message = _NO_ROOM.get(number, message)
-        text = f"{message.format(use.title)}: {error}"
+            message, remedy = _NO_ROOM.get(number, (message, remedy))
+        words = "" if str(error) == "not an error" else f" ({error})"
+        text = f"{message.format(use.title)}{words}: {remedy}"
         return StorageError(text, errno=number, path=filename)
     if use.ours or rotten or isinstance(error, _DAMAGE):
         damage = "a page fails its checksum" if rotten else error
