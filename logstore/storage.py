@@ -299,6 +299,7 @@ class PosixStorage:
                 raise storage_error("open a store", self.root, errno.ENOENT, "")
         else:
             self._make_root()
+        self._identity = self._root_identity()
 
     def _make_root(self) -> None:
         missing = []
@@ -322,6 +323,8 @@ class PosixStorage:
         flags = {"r": os.O_RDONLY, "rw": os.O_RDWR, "x": os.O_RDWR | os.O_CREAT | os.O_EXCL}[mode]
         if mode != "r":
             self._ensure_writable("open a file for writing", path)
+        else:
+            self._require_root(path)
         try:
             descriptor = os.open(self._full_path(path), flags | os.O_CLOEXEC, 0o666)
         except OSError as error:
@@ -407,6 +410,10 @@ class PosixStorage:
             os.rmdir(self._full_path(path))
         except FileNotFoundError:
             return
+        except NotADirectoryError as error:
+            if not os.path.islink(self._full_path(path)):
+                raise self._error("remove a directory", error, path) from error
+            os.unlink(self._full_path(path))  # to where somebody has moved it
         except OSError as error:
             raise self._error("remove a directory", error, path) from error
 
@@ -420,10 +427,12 @@ class PosixStorage:
 
     def lock(self, path: str) -> PosixLock:
         """See `Storage.lock`. Read-only, the lock file must exist."""
+        self._require_root(path)
         return PosixLock(self._full_path(path), self.root, path, create=not self.read_only)
 
     def words(self, path: str, count: int) -> PosixWords:
         """See `Storage.words`. Read-only, the file must exist and be long enough."""
+        self._require_root(path)
         full_path = self._full_path(path)
         words = PosixWords(full_path, self.root, path, read_only=self.read_only)
         try:
@@ -448,6 +457,7 @@ class PosixStorage:
 
     def catalog_filename(self) -> str:
         """See `Storage.catalog_filename`."""
+        self._require_root(CATALOG_NAME)
         return f"{self.root}/{CATALOG_NAME}"
 
     def catalog_journal(self) -> PosixFile | None:
@@ -473,9 +483,30 @@ class PosixStorage:
         checked_path(path, root_allowed=root_allowed)
         return f"{self.root}/{path}" if path else self.root
 
+    def _root_identity(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self.root)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _require_root(self, path: str) -> None:
+        """Refuse to go on in a directory that has taken the place of the one that was opened.
+
+        Open files are still those of that one: two stores would get a part of the records each.
+        """
+        if self._root_identity() != self._identity:
+            raise StorageError(
+                f"{self.root} was moved, removed or replaced since it was opened: close the store,"
+                " put the right directory in its place, and open it again",
+                errno=errno.ESTALE,
+                path=path or ".",
+            )
+
     def _ensure_writable(self, action: str, path: str) -> None:
         if self.read_only:
             raise storage_error(action, self.root, errno.EROFS, path)
+        self._require_root(path)
 
     def _error(self, action: str, error: OSError, path: str) -> StorageError:
         return storage_error(action, self.root, error.errno or errno.EIO, path)

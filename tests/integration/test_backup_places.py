@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 import millstream
-from millstream import DataError, LockedError, PosixStorage, UsageError, restore
+from millstream import (
+    DataError,
+    LockedError,
+    PosixStorage,
+    StorageError,
+    UnavailableError,
+    UsageError,
+    restore,
+)
 
 
 @pytest.fixture
@@ -141,3 +149,39 @@ def test_what_a_killed_backup_left_is_removed(path: Path, tmp_path: Path) -> Non
     assert not (path / "backup.stage").exists()
     restore(tmp_path / "copy", tmp_path / "restored")
     assert [] == list(tmp_path.glob("*.partial"))
+
+
+def test_a_handle_on_a_store_that_was_moved_away_does_not_write_to_its_successor(
+    tmp_path: Path,
+) -> None:
+    place, gone = tmp_path / "store", tmp_path / "gone"
+    with millstream.open(place) as store:
+        store.create_topic("t", segment_bytes=4096)
+        store.append("t", b"first")
+        store.backup(tmp_path / "backup")
+        place.rename(gone)
+        restore(tmp_path / "backup", place)
+        store.append("t", b"to the old one")
+        with pytest.raises(StorageError, match="was moved, removed or replaced"):
+            store.roll("t", 0)
+        with pytest.raises(UnavailableError, match="open it again"):
+            store.append("t", b"x")
+        with millstream.open(place) as successor:
+            successor.append("t", b"second")
+    for directory, last in ((place, b"second"), (gone, b"to the old one")):
+        with millstream.open(directory) as store:
+            assert [b"first", last] == [record.value for record in store.read("t")]
+            assert store.verify(deep=True).ok
+
+
+def test_a_topic_that_was_moved_elsewhere_by_a_link_can_be_deleted(
+    path: Path, tmp_path: Path
+) -> None:
+    (path / "topics/t").rename(tmp_path / "elsewhere")
+    (path / "topics/t").symlink_to(tmp_path / "elsewhere")
+    with millstream.open(path) as store:
+        store.append("t", b"more")
+        store.delete_topic("t")
+        assert not (path / "topics/t").is_symlink()
+        store.create_topic("t")
+        assert 0 == store.append("t", b"new").offset
