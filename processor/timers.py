@@ -232,35 +232,42 @@ class Timers:
     def wakes(self, keys: AbstractSet[object]) -> dict[object, Wake]:
         """What those of the keys with timers wait for."""
         found: dict[object, Wake] = {}
-        for key, timers in self._those_of(keys).items():
-            event = [timer.at_ms for timer, _ in timers if timer.clock == "event"]
-            by_rows = [
-                due[0].at_ms for due in timers if due[0].clock == "event" and self._waiting[due]
-            ]
-            wall = [timer.at_ms for timer, _ in timers if timer.clock == "wall"]
-            found[key] = Wake(
-                min(event, default=None),
-                max(by_rows, default=None),
-                min(wall, default=None),
-            )
+        of_key, waiting = self._by_key(), self._waiting
+        for key in keys:
+            due: int | None = None
+            last: int | None = None
+            wall: int | None = None
+            for each in of_key.get(key, ()):
+                at_ms, _, clock = each[0]
+                if clock == "wall":
+                    wall = at_ms if wall is None or at_ms < wall else wall
+                    continue
+                due = at_ms if due is None or at_ms < due else due
+                if waiting[each] and (last is None or at_ms > last):
+                    last = at_ms
+            if due is not None or wall is not None:
+                found[key] = Wake(due, last, wall)
         return found
 
     def forget(self, keys: AbstractSet[object]) -> None:
-        """Let go of the timers of keys, as state has them."""
-        for timers in self._those_of(keys).values():
-            for due in list(timers):
-                self._drop(due)
-                self._written.discard(due)
+        """Let go of the timers of keys, as state has them. None of those is postponed."""
+        of_key, waiting, written = self._by_key(), self._waiting, self._written
+        for key in keys:
+            for due in of_key.pop(key, ()):
+                del waiting[due]
+                written.discard(due)
+                if due[0].at_ms == self._last_by_row:
+                    self._last_known = False
         for clock in self._queues:
             self._tidy(clock)
 
-    def _those_of(self, keys: AbstractSet[object]) -> dict[object, dict[Due, None]]:
-        """The timers of those of the keys that have any. Looks at all timers the first time."""
+    def _by_key(self) -> dict[object, dict[Due, None]]:
+        """The timers of each key that has any. Looks at all timers the first time."""
         if self._of_key is None:
             self._of_key = {}
             for due in self._waiting:
                 self._of_key.setdefault(due[1], {})[due] = None
-        return {key: self._of_key[key] for key in keys if key in self._of_key}
+        return self._of_key
 
 
 def _due_of(path: tuple[object, ...]) -> Due:
