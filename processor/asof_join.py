@@ -31,6 +31,9 @@ from .state import StateEntry, StateRecords, encode_entries, encode_removed
 from .stateful import MAIN, SWEEP_RECORDS, Step
 from .versions import VERSION, Versions
 
+_PASSED_OVER: Final = 1_000
+"""So many times may be in the heap for which nothing waits, and as many as something waits for."""
+
 WAITING: Final = "waiting"
 """First part of the paths of left rows."""
 
@@ -65,7 +68,11 @@ class AsofJoinOperator(GroupedOperator):
         self._waiting: dict[int, list[Waiting]] = {}
         """By the W they wait for."""
         self._due: list[int] = []
-        """A heap of the keys of `_waiting`."""
+        """A heap of the keys of `_waiting`; those that are not there any more are passed over."""
+        self._dues_of: dict[object, set[int]] | None = None
+        """What rows of each key wait for. None until keys leave: where none do, nobody asks."""
+        self._waiting_count = 0
+        """How many rows wait, once that is known as well."""
         self._numbers = 0
         self._fresh: dict[int, list[Waiting]] = {}
         """Those that came since the state was written."""
@@ -75,7 +82,10 @@ class AsofJoinOperator(GroupedOperator):
     @property
     def live_count(self) -> int:
         """Number of rows of both sides."""
-        return sum(map(len, self._waiting.values())) + self._versions.count
+        waiting = self._waiting_count
+        if self._dues_of is None:
+            waiting = sum(map(len, self._waiting.values()))
+        return waiting + self._versions.count
 
     @property
     def required_level(self) -> int | None:
@@ -133,12 +143,18 @@ class AsofJoinOperator(GroupedOperator):
         row = Waiting(self._numbers, time, key, value)
         waiting.append(row)
         self._fresh.setdefault(due, []).append(row)
+        if self._dues_of is not None:
+            self._dues_of.setdefault(key, set()).add(due)
+            self._waiting_count += 1
 
     def _settle(self, level: int, row: int, pairs: Pairs) -> None:
         find, inner = self._versions.find, self._node.how == "inner"
         while self._due and self._due[0] <= level:
             due = heapq.heappop(self._due)
-            for each in self._waiting.pop(due):
+            settled = self._waiting.pop(due, ())
+            if self._dues_of is not None:
+                self._let_go(due, settled)
+            for each in settled:
                 match = find(each.key, each.time)
                 if match is not None or not inner:
                     pairs.add(row, each.time, each.key, (each.value, match))
@@ -223,22 +239,20 @@ class AsofJoinOperator(GroupedOperator):
                 heapq.heappush(self._due, due)
             self._waiting[due] = sorted(self._waiting.get(due, []) + rows)
             self._persisted.add(due)
+            if self._dues_of is not None:
+                self._waiting_count += len(rows)
+                for row in rows:
+                    self._dues_of.setdefault(row.key, set()).add(due)
         self._versions.take(entry for entry in entries if entry.path[0] == VERSION)
 
     def wakes(self, keys: Sequence[object]) -> Iterator[Wake | None]:
         """See `GroupedOperator`: left rows wait for W, and versions to go."""
-        asked = set(keys)
-        goes = self._versions.due(asked)
-        first: dict[object, int] = {}
-        last: dict[object, int] = {}
-        for due in sorted(self._waiting):
-            for row in self._waiting[due]:
-                if row.key in asked:
-                    first.setdefault(row.key, due)
-                    last[row.key] = due
+        goes = self._versions.due(set(keys))
+        dues_of = self._by_key()
         for key in keys:
-            dues = [each[key] for each in (first, goes) if key in each]
-            yield Wake(min(dues), last.get(key)) if dues else None
+            waits = dues_of.get(key, ())
+            dues = [*waits, goes[key]] if key in goes else waits
+            yield Wake(min(dues), max(waits, default=None)) if dues else None
 
     def changed(self) -> set[object]:
         """See `GroupedOperator`."""
@@ -253,13 +267,37 @@ class AsofJoinOperator(GroupedOperator):
     def forget(self, keys: Sequence[object]) -> None:
         """See `GroupedOperator`."""
         gone = set(keys)
-        for due, rows in list(self._waiting.items()):
+        dues_of = self._by_key()
+        for due in set(chain.from_iterable(dues_of.get(key, ()) for key in gone)):
+            rows = self._waiting[due]
+            self._let_go(due, [row for row in rows if row.key in gone])
             kept = [row for row in rows if row.key not in gone]
             if kept:
                 self._waiting[due] = kept
             else:
                 del self._waiting[due]
                 self._persisted.discard(due)
-        self._due = list(self._waiting)
-        heapq.heapify(self._due)
+        if len(self._due) > 2 * len(self._waiting) + _PASSED_OVER:
+            self._due = list(self._waiting)
+            heapq.heapify(self._due)
         self._versions.forget(gone)
+
+    def _by_key(self) -> dict[object, set[int]]:
+        """What rows of each key wait for. Looks at all rows the first time."""
+        if self._dues_of is None:
+            self._dues_of = {}
+            for due, rows in self._waiting.items():
+                self._waiting_count += len(rows)
+                for row in rows:
+                    self._dues_of.setdefault(row.key, set()).add(due)
+        return self._dues_of
+
+    def _let_go(self, due: int, rows: Sequence[Waiting]) -> None:
+        """Rows wait no more: all that there are of their keys and this W."""
+        assert self._dues_of is not None
+        self._waiting_count -= len(rows)
+        for key in {row.key for row in rows}:
+            dues = self._dues_of[key]
+            dues.remove(due)
+            if not dues:
+                del self._dues_of[key]

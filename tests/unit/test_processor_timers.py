@@ -1,4 +1,4 @@
-"""Timers of many keys: what each call costs, and that a model of a few lines agrees."""
+"""What waits for time, of many keys: what each call costs, and that a model agrees."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from random import Random
 
 import pytest
 
+from millstream.processor import Pipeline
+from millstream.processor.asof_join import AsofJoinOperator
+from millstream.processor.join_nodes import AsofJoinNode
 from millstream.processor.key_groups import Wake
 from millstream.processor.process import Timer
 from millstream.processor.state import StateEntry, decode_content, decode_paths
@@ -59,6 +62,28 @@ def test_a_timer_that_every_row_moves_on_leaves_nothing_behind() -> None:
         timers.set(Timer(number + 1_000_001), "k", by_row=True)
     assert len(timers) == 1
     assert len(timers._queues["event"]) < 2_000
+
+
+def test_left_rows_that_leave_cost_what_their_keys_have() -> None:
+    pipeline = Pipeline("p")
+    left, right = (pipeline.source(name, time="t").key_by("k") for name in ("left", "right"))
+    left.join_asof(right).to("out")
+    (node,) = pipeline.plan.stateful()
+    assert isinstance(node, AsofJoinNode)
+    operator = AsofJoinOperator(node, 0)
+    operator.take(
+        [
+            StateEntry(("waiting", time + 1, Counted(f"k{time}"), time), [time, {}])
+            for time in range(1_000)
+        ]
+    )
+    operator.forget([Counted("k0")])  # finds out what each key waits for
+    leaving = [Counted("k7")]
+    Counted.looks = 0
+    assert [Wake(8, 8)] == list(operator.wakes(leaving))
+    operator.forget(leaving)
+    assert operator.live_count == 998
+    assert Counted.looks < 100
 
 
 class Model:
