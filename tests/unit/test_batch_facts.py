@@ -105,6 +105,7 @@ def test_what_is_said_of_a_field(
     ("kind", "limits", "expected"),
     [
         (pa.int64(), None, FieldFacts("number")),
+        (pa.int64(), (b"a", b"b"), FieldFacts("number", -math.inf, math.inf)),
         (pa.float64(), None, FieldFacts("number", nulls=True)),
         (pa.string(), None, FieldFacts("text")),
         (pa.string(), (b"a", b"\xff"), FieldFacts("text")),
@@ -135,6 +136,16 @@ def test_batches_of_256_records_and_more_are_asked_about(store: Store) -> None:
     assert [(0, 255), (0, 256)] == [each.timestamps_ms for each in facts]
     assert [None, None] == [each.names for each in facts]
     assert {("t", 0)} == {(each.topic, each.partition) for each in facts}
+
+
+@pytest.mark.parametrize("values", ["columns", "json"])
+def test_names_are_those_of_columns(store: Store, values: Any) -> None:
+    store.create_topic("t", schema=pa.schema([("a", pa.int64())]), values=values)
+    store.append_columns("t", {"a": [*range(ROWS_MIN - 1), None]})
+    (facts,) = facts_of(store)
+    assert facts.names == (("a",) if values == "columns" else None)
+    if values == "columns":
+        assert FieldFacts("number", 0, 254, nulls=True) == facts.field("a")  # of one null
 
 
 def test_fields_that_came_later_are_null_in_what_was_before(store: Store) -> None:
