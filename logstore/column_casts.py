@@ -29,11 +29,13 @@ def cast_exactly(column: Any, kind: Any) -> Any:
         fault = why_not(column.type, kind)
         if fault is not None:
             raise ValueError(fault)
-        given, column = column, column.cast(kind, safe=True)
+        given, column = column, column.cast(_loosened(kind), safe=True)
         if _is_changed(given, column):
             raise ValueError("values would become others")
     if _has_required(kind) and _lacks_required(column, kind):
         raise ValueError("it has nulls inside, where the schema has none")
+    if not column.type.equals(kind):
+        column = pyarrow().chunked_array([_retyped(each, kind) for each in column.chunks], kind)
     return column
 
 
@@ -128,6 +130,38 @@ def _has_required(kind: Any) -> bool:
     return t.is_struct(kind) and any(
         not field.nullable or _has_required(field.type) for field in kind
     )
+
+
+@lru_cache(maxsize=256)
+def _loosened(kind: Any) -> Any:
+    """A type with the same values, all of which may be null inside.
+
+    Arrow casts no null struct to one with a field that may not be null.
+    """
+    pa = pyarrow()
+    if pa.types.is_struct(kind):
+        return pa.struct([_loosened_field(field) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(_loosened_field(kind.value_field))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_loosened_field(kind.value_field))
+    return kind
+
+
+def _loosened_field(field: Any) -> Any:
+    return field.with_type(_loosened(field.type)).with_nullable(True)
+
+
+def _retyped(array: Any, kind: Any) -> Any:
+    """An array of a loosened type as one of the type itself, with the same buffers."""
+    pa = pyarrow()
+    if array.type.equals(kind):
+        return array
+    if pa.types.is_struct(kind):
+        inside = [_retyped(array.field(n), field.type) for n, field in enumerate(kind)]
+        return pa.StructArray.from_arrays(inside, fields=list(kind), mask=array.is_null())
+    buffers, inside = array.buffers()[:2], [_retyped(array.values, kind.value_type)]
+    return pa.Array.from_buffers(kind, len(array), buffers, offset=array.offset, children=inside)
 
 
 def _lacks_required(column: Any, kind: Any) -> bool:

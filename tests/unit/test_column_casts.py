@@ -24,6 +24,7 @@ UTC_US, NO_ZONE = pa.timestamp("us", "UTC"), pa.timestamp("us")
 REQUIRED = pa.field("item", pa.int64(), nullable=False)
 LOOSE, STRICT = pa.struct([("a", pa.int64())]), pa.struct([REQUIRED.with_name("a")])
 TWO = pa.struct([("a", pa.string()), ("b", pa.int64())])
+LOOSER = pa.struct([("a", pa.list_(pa.int8()))])
 DEEP = pa.list_(pa.struct([("a", pa.list_(REQUIRED))]))
 
 
@@ -125,6 +126,13 @@ KEPT: list[tuple[Any, Any, list[Any]]] = [
         [{"a": None, "b": 1}, None],
     ),
     (of({"a": 1}, None, kind=STRICT), STRICT, [{"a": 1}, None]),
+    (of({"a": 1}, None, {"a": 2}, kind=LOOSE)[1:], STRICT, [None, {"a": 2}]),
+    (
+        of([None, {"a": [1]}], None, [], kind=pa.large_list(LOOSER)),
+        DEEP,
+        [[None, {"a": [1]}], None, []],
+    ),
+    (of([], [{"a": [1]}], None, kind=pa.list_(LOOSER))[1:], DEEP, [[{"a": [1]}], None]),
 ]
 
 
