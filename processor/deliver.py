@@ -24,7 +24,6 @@ from millstream import (
     DataError,
     FencedError,
     LogReader,
-    MillstreamError,
     OffsetOutOfRangeError,
     Ownership,
     Record,
@@ -36,7 +35,7 @@ from millstream import (
 )
 
 from .connectors import DEFAULT_RETRY, RefusedRecords, Retry, Sink, SinkWriter, check_connector_name
-from .errors import reason
+from .errors import connector_errors, reason
 from .ingest import ensure_topic
 from .serde import StoredForm
 
@@ -324,17 +323,10 @@ class Deliverer:
         self._reader = store.reader({TopicPartition(self.topic, 0): position})
 
     def _opened(self, outbox: str) -> SinkWriter:
-        try:
+        name = self._sink.name
+        what = f"sink {name!r} of pipeline {self._pipeline!r} cannot be opened"
+        with connector_errors(name, self.topic, what):
             return self._sink.open(outbox)
-        except MillstreamError:
-            raise
-        except Exception as error:
-            name = self._sink.name
-            raise ConnectorError(
-                f"sink {name!r} of pipeline {self._pipeline!r} cannot be opened: {reason(error)}",
-                connector=name,
-                topic=self.topic,
-            ) from error
 
     def _note(self, stored: _Stored, dead: Sequence[tuple[Record, str]] = ()) -> None:
         """Keep where it stands in the store, together with new dead letters."""

@@ -7,13 +7,14 @@ knows how many values it has not handed out, so the culprit is found at no cost 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from operator import length_hint
 from typing import Any, Final, NoReturn, TypeVar
 
-from millstream import RecordError
+from millstream import ConnectorError, MillstreamError, RecordError
 
 from .columns import Chunk, MicroBatch
+from .connectors import NotComparable
 from .fields import ComputedField
 from .printing import NobodyReadsError
 
@@ -42,9 +43,24 @@ def reason(error: BaseException) -> str:
     """The error in one line: `KeyError: 'amount'`."""
     try:
         text = str(error)
-    except Exception:
+    except Exception:  # it is of the user's kind, and cannot even say what it is
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextmanager
+def connector_errors(connector: str, topic: str, what: str) -> Iterator[None]:
+    """What a source or sink raises, as a ConnectorError that begins with `what`.
+
+    Errors of ours are raised as they are, and so is what says that a sink cannot be compared.
+    """
+    try:
+        yield
+    except (MillstreamError, NotComparable):
+        raise
+    except Exception as error:
+        message = f"{what}: {reason(error)}"
+        raise ConnectorError(message, connector=connector, topic=topic) from error
 
 
 def record_error(message: str, batch: MicroBatch, row: int) -> RecordError:

@@ -9,8 +9,8 @@ is kept in its place in the topic, with a header that says why.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import compress
 from operator import itemgetter
@@ -19,9 +19,7 @@ from typing import Final, Self
 import msgspec
 
 from millstream import (
-    ConnectorError,
     Headers,
-    MillstreamError,
     Ownership,
     RecordError,
     Store,
@@ -31,7 +29,7 @@ from millstream import (
 )
 
 from .connectors import Position, Rejected, Source, SourceBatch, check_connector_name
-from .errors import REJECTED, convert, reason
+from .errors import REJECTED, connector_errors, convert, reason
 from .serde import StoredForm
 
 PUMP_BYTES: Final = 1 << 20
@@ -319,20 +317,11 @@ class Ingestor:
             raise RecordError(message, topic=self.topic, path=batch.path)
         return batch
 
-    @contextlib.contextmanager
-    def _telling(self, where: str) -> Iterator[None]:
-        """What a source raises, with the name of the source, if it is no error of ours."""
-        try:
-            yield
-        except MillstreamError:
-            raise
-        except Exception as error:
-            name = self._source.name
-            raise ConnectorError(
-                f"source {name!r} of pipeline {self._pipeline!r} failed {where}: {reason(error)}",
-                connector=name,
-                topic=self.topic,
-            ) from error
+    def _telling(self, where: str) -> AbstractContextManager[None]:
+        """What the source raises, with its name and where it was."""
+        name = self._source.name
+        what = f"source {name!r} of pipeline {self._pipeline!r} failed {where}"
+        return connector_errors(name, self.topic, what)
 
     # --- writing -------------------------------------------------------------------------------
 

@@ -271,15 +271,7 @@ def _of_dedup(plan: Plan, node: DedupNode) -> str | None:
     )
 
 
-def _of_window(plan: Plan, node: WindowNode) -> str | None:
-    if node.emission.updating:
-        return "updates before the final result"
-    if plan.holding.spills:
-        return "its state may be on disk"
-    return _first(_of_aggregate(aggregate, plan, node) for _, aggregate in node.aggregates)
-
-
-def _of_session(plan: Plan, node: SessionNode) -> str | None:
+def _of_windows(plan: Plan, node: WindowNode | SessionNode) -> str | None:
     if node.emission.updating:
         return "updates before the final result"
     if plan.holding.spills:
@@ -357,8 +349,8 @@ _REASONS: dict[type[Node], Callable[[Plan, Any], str | None]] = {
     FilterNode: _of_filter,
     KeyByNode: _of_key,
     DedupNode: _of_dedup,
-    WindowNode: _of_window,
-    SessionNode: _of_session,
+    WindowNode: _of_windows,
+    SessionNode: _of_windows,
     CountNode: _of_count,
     TableJoinNode: _of_table_join,
     AsofJoinNode: _of_asof_join,

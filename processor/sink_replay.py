@@ -19,9 +19,7 @@ import xxhash
 
 from millstream import (
     CacheDatabase,
-    ConnectorError,
     Headers,
-    MillstreamError,
     OffsetOutOfRangeError,
     Record,
     Store,
@@ -32,7 +30,7 @@ from millstream import (
 from .checkpoint import Checkpoint
 from .connectors import NotComparable, Sink, SinkDifference
 from .deliver import outbox_name, sink_position
-from .errors import reason
+from .errors import connector_errors
 from .nodes import SinkNode
 from .outputs import OutputBatch
 from .plan import Plan
@@ -321,18 +319,11 @@ class _SinkReplay:
         if self.exists:
             position = sink_position(self._store, self._pipeline, self._sink.name)
             self.position = min(position, self._end)
-        try:
+        name = self._sink.name
+        what = f"sink {name!r} of pipeline {self._pipeline!r} cannot be compared"
+        with connector_errors(name, self._topic, what):
             found: SinkDifference | None = compare(outbox_name(self._store, self._topic), self)
-        except (MillstreamError, NotComparable):
-            raise
-        except Exception as error:
-            name = self._sink.name
-            raise ConnectorError(
-                f"sink {name!r} of pipeline {self._pipeline!r} cannot be compared: {reason(error)}",
-                connector=name,
-                topic=self._topic,
-            ) from error
-        return found
+            return found
 
     def _compare_outbox(self) -> tuple[int, SinkDifference | None]:
         """Compare what is still in the outbox: how many records, and the first difference."""
