@@ -96,7 +96,7 @@ from .store_restore import restore
 from .topics import OffsetRange
 from .transaction import Transaction
 from .user_database import DatabaseColumn, UserDatabase
-from .verify import VerifyFinding, VerifyReport
+from .verify_report import VerifyFinding, VerifyReport
 
 __version__ = "0.1.0"
 

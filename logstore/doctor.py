@@ -36,6 +36,7 @@ from .liveness import LOCKS_DIRECTORY
 from .log import Log
 from .machine_checks import Diagnosis
 from .owner_catalog import OwnerCatalog
+from .partition_verifier import torn_bytes
 from .segment import (
     INDEX_SUFFIX,
     KEYS_SUFFIX,
@@ -46,7 +47,6 @@ from .segment import (
 )
 from .storage import CATALOG_NAME, PosixStorage
 from .tail import POISONED_BY_SYNC, Slot
-from .verify import torn_bytes
 
 WAL_BYTES_MAX: Final = 256 << 20
 CLOCK_SLACK_MS: Final = 60_000

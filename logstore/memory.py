@@ -12,13 +12,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Sequence
 from random import Random
 
-import apsw
-
-from .errors import StorageError, StoreClosedError, UsageError
+from .errors import StoreClosedError, UsageError
 from .faults import FaultPlan, SimulatedCrash
+from .memory_catalog import (
+    MemoryJournal,
+    copy_catalog,
+    keep_catalog,
+    restore_catalog,
+    serialized_catalog,
+)
+from .memory_file import MemoryFile
 from .memory_words import MemoryBell, MemoryWords
 from .simulated_disk import (
     Entries,
@@ -30,94 +35,9 @@ from .simulated_disk import (
     table_of,
 )
 from .simulated_machine import ROOT, Machine
-from .storage_protocols import Buffer, OpenMode, checked_path, storage_error
+from .storage_protocols import OpenMode, checked_path, storage_error
 
 FREE_BYTES = 1 << 40
-
-
-class MemoryFile:
-    """An open file in memory. See `millstream.storage.File`."""
-
-    __slots__ = ("_inode", "_machine", "_open", "_writable", "path")
-
-    def __init__(self, machine: Machine, inode: Inode, path: str, *, writable: bool) -> None:
-        self.path = path
-        self._machine = machine
-        self._inode = inode
-        self._writable = writable
-        self._open = True
-
-    def read(self, length: int, position: int) -> bytes:
-        """See `File.read`."""
-        with self._machine.lock:
-            self._ensure_open("read", position)
-            self._machine.begin_read(self.path, "read", position)
-            return self._inode.read(length, position)
-
-    def write(self, buffers: Sequence[Buffer], position: int) -> None:
-        """See `File.write`."""
-        content = b"".join(buffers)
-        machine = self._machine
-        with machine.lock:
-            self._ensure_writable("write", position)
-            if not content:
-                return
-            for piece in machine.pieces(content):
-                try:
-                    index = machine.begin("write", self.path, "write")
-                except StorageError as error:
-                    if machine.faults.partial_writes:
-                        self._inode.write(machine.beginning(piece), position)
-                    raise error.at(position=position) from None
-                self._inode.write(piece, position)
-                position += len(piece)
-                machine.end(index)
-
-    def size(self) -> int:
-        """See `File.size`."""
-        with self._machine.lock:
-            self._ensure_open("get the size of a file")
-            return self._inode.size
-
-    def truncate(self, size: int) -> None:
-        """See `File.truncate`."""
-        with self._machine.lock:
-            self._ensure_writable("truncate", size)
-            with self._machine.operation("truncate", self.path, "truncate"):
-                self._inode.truncate(size)
-
-    def sync(self) -> None:
-        """See `File.sync`. A sync made to fail gives up the unsynced pages, as Linux does."""
-        with self._machine.lock:
-            self._ensure_open("sync")
-            try:
-                index = self._machine.begin("sync", self.path, "sync")
-            except StorageError:
-                self._inode.fail_sync()
-                raise
-            self._inode.sync()
-            self._machine.end(index)
-
-    def start_sync(self, length: int, position: int) -> None:
-        """See `File.start_sync`. Which unsynced pages survive a crash is chosen by the crash."""
-        with self._machine.lock:
-            self._ensure_open("begin to sync", position)
-
-    def close(self) -> None:
-        """See `File.close`."""
-        self._open = False
-
-    def _ensure_open(self, action: str, position: int | None = None) -> None:
-        self._machine.ensure_alive()
-        if not self._open:
-            raise storage_error(action, ROOT, errno.EBADF, self.path, position)
-
-    def _ensure_writable(self, action: str, position: int) -> None:
-        self._ensure_open(action, position)
-        if not self._writable:
-            raise storage_error(action, ROOT, errno.EBADF, self.path, position)
-        if self._inode.words is not None:
-            raise storage_error(f"{action} shared words", ROOT, errno.EINVAL, self.path, position)
 
 
 class MemoryLock:
@@ -262,9 +182,9 @@ class MemoryStorage:
                 survivor.catalog_filename()
                 synced = machine.synced_catalog
                 if synced is None or keep == "all" or (keep == "random" and random.random() < 0.5):
-                    _copy_catalog(machine, survivor.machine)
+                    copy_catalog(machine, survivor.machine)
                 else:
-                    _restore_catalog(synced, survivor.machine)
+                    restore_catalog(synced, survivor.machine)
         return survivor
 
     def read_only_view(self) -> MemoryStorage:
@@ -501,10 +421,7 @@ class MemoryStorage:
         with machine.lock:
             machine.ensure_alive()
             if machine.catalog_keeper is None:
-                # SQLite frees a shared in-memory database with its last connection.
-                flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
-                keeper = apsw.Connection(machine.catalog_filename, flags=flags)
-                machine.catalog_keeper = keeper
+                machine.catalog_keeper = keep_catalog(machine.catalog_filename)
             return machine.catalog_filename
 
     def catalog_journal(self) -> MemoryJournal:
@@ -516,7 +433,7 @@ class MemoryStorage:
         machine = self.machine
         if kind == "catalog.unsynced" and machine.crashable and machine.synced_catalog is None:
             # Not with the machine's lock held: another thread may be about to commit.
-            machine.synced_catalog = _serialized_catalog(machine)
+            machine.synced_catalog = serialized_catalog(machine)
         with machine.lock:
             index = machine.begin(kind, "", f"take the step {kind}")
             if kind == "catalog.commit":
@@ -536,61 +453,3 @@ class MemoryStorage:
     def _ensure_writable(self, action: str, path: str) -> None:
         if self.read_only:
             raise storage_error(action, ROOT, errno.EROFS, path)
-
-
-class MemoryJournal:
-    """Makes a power failure keep what the catalog holds. See `Journal`."""
-
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-
-    def sync(self) -> None:
-        """See `Journal.sync`."""
-        machine = self._machine
-        before = machine.synced_catalog
-        # Not with the machine's lock held: another thread may be about to commit.
-        now = None if before is None else _serialized_catalog(machine)
-        with machine.operation("catalog.sync", "", "sync the catalog"):
-            # Unless meanwhile another thread has synced more.
-            if machine.synced_catalog is before:
-                machine.synced_catalog = now
-
-    def close(self) -> None:
-        """See `Journal.close`."""
-
-
-def _serialized_catalog(machine: Machine) -> bytes:
-    """What the catalog holds now."""
-    keeper = machine.catalog_keeper
-    assert keeper is not None
-    keeper.set_busy_timeout(10_000)
-    return keeper.serialize("main")
-
-
-def _restore_catalog(content: bytes, alive: Machine) -> None:
-    """Let the catalog hold what it held once."""
-    target = alive.catalog_keeper
-    assert target is not None
-    source = apsw.Connection(":memory:")
-    try:
-        source.deserialize("main", content)
-        with target.backup("main", source, "main") as backup:
-            backup.step(-1)
-    finally:
-        source.close()
-
-
-def _copy_catalog(dead: Machine, alive: Machine) -> None:
-    """Copy the last commit of the dead machine's catalog."""
-    source, target = dead.catalog_keeper, alive.catalog_keeper
-    assert source is not None
-    assert target is not None
-    # Long enough for a commit that another thread is just making.
-    source.set_busy_timeout(500)
-    try:
-        with target.backup("main", source, "main") as backup:
-            backup.step(-1)
-    except apsw.BusyError:
-        raise UsageError(
-            "a transaction is open on the catalog: end it, or close its connection, before crash()"
-        ) from None

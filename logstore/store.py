@@ -35,7 +35,8 @@ from .storage import PosixStorage, Storage
 from .store_upkeep import StoreUpkeep
 from .store_writing import StoreWriting
 from .topics import OffsetRange
-from .verify import VerifyReport, verify
+from .verify import verify
+from .verify_report import VerifyReport
 
 MEMORY = ":memory:"
 

@@ -21,7 +21,8 @@ from .errors import DataError, UsageError
 from .storage import CATALOG_NAME, PosixStorage, Storage
 from .storage_copy import copy_between, overlaps
 from .unfinished import PARTIAL_SUFFIX, made_beside
-from .verify import VerifyReport, verify
+from .verify import verify
+from .verify_report import VerifyReport
 
 _REMEDY: Final = (
     "Restore another one; of a copy of this one `millstream repair` makes a store of all that can"

@@ -8,7 +8,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from millstream.memory import MemoryFile, MemoryStorage
+from millstream.memory import MemoryStorage
+from millstream.memory_file import MemoryFile
 from millstream.storage_protocols import Buffer, File, OpenMode
 
 THREAD = "millstream-commit"

@@ -9,8 +9,8 @@ from simulated_stores import log_of, open_quietly
 
 from millstream import CorruptBatchError, LogReader, Store, TopicPartition
 from millstream.batch import encode_batch
-from millstream.memory import MemoryFile
-from millstream.reader import CHUNK_BYTES
+from millstream.memory_file import MemoryFile
+from millstream.partition_cursor import CHUNK_BYTES
 from millstream.tail import Slot
 from millstream.testing import MemoryStorage
 
