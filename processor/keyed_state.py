@@ -21,7 +21,7 @@ from typing import Any, Final, Generic, NamedTuple, Protocol, Self, TypeAlias, T
 
 from millstream import DataError
 
-from .row_codec import PLAIN
+from .row_codec import PLAIN, RowCodec
 from .serde import INT64_MAX, INT64_MIN, ordered_keys
 from .state import (
     StateEntry,
@@ -324,7 +324,8 @@ class KeyedState(Generic[V]):
             self.take(dict(zip(keys, contents, strict=True)))
             return
         packed = map(itemgetter(0), contents)
-        values = packed if self._codec is PLAIN else map(self._codec.unpack, packed)
+        plain = isinstance(self._codec, RowCodec) and self._codec.plain
+        values = packed if plain else map(self._codec.unpack, packed)
         self._values.update(zip(keys, values, strict=True))
 
     def _time_of(self, key: object, content: list[Any]) -> int | None:

@@ -54,7 +54,9 @@ class RowCodec:
     def __init__(self, row_type: object, what: str) -> None:
         self.what = what
         self._type: Any = None if is_plain_type(row_type) else row_type
-        if self._type is None:
+        self.plain = self._type is None
+        """Whether rows are kept as they are."""
+        if self.plain:
             return
         kinds = kinds_of(self._type, what)
         encode: Callable[[Any], bytes] = encode_state

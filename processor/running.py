@@ -18,7 +18,7 @@ from .detached import detached
 from .errors import fail
 from .keyed_state import IN_MEMORY, Codec, KeyedState, States
 from .numeric_aggregates import Count
-from .row_codec import PLAIN, RowCodec
+from .row_codec import RowCodec
 from .row_shapes import aggregated_type
 from .state import StateEntry, StateRecords
 from .stateful import MAIN, StatefulOperator, Step
@@ -60,12 +60,11 @@ class RunningOperator(StatefulOperator):
     def _empty(self) -> KeyedState[Any]:
         """State without keys."""
         node = self._node
-        codec: Codec = PLAIN
-        if node.single:
-            codec = RowCodec(node.value_type, node.label)
-        else:
-            kept = AccumulatorCodec(f"the state of {node.name!r}", node.aggregates, node.row_type)
-            codec = kept if kept.typed else PLAIN
+        what = f"the state of {node.name!r}"
+        codec: Codec = RowCodec(node.value_type if node.single else None, what)
+        if not node.single:
+            kept = AccumulatorCodec(what, node.aggregates, node.row_type)
+            codec = kept if kept.typed else codec
         return self._states.make(node.name, codec, ttl_ms=node.ttl_ms)
 
     @property

@@ -147,7 +147,10 @@ class Stream(Rows[T]):
         name: str | None = None,
         on_error: OnError = "stop",
     ) -> Stream[U]:
-        """Every value of the iterable that `function` returns, in order; may be none."""
+        """Every value of the iterable that `function` returns, in order; may be none.
+
+        A str, bytes or dict is one value, not many: return it in a list.
+        """
         return Stream(self._builder, self._add_flat_map(function, name, on_error))
 
     def branch(self, **predicates: Callable[[T], object]) -> dict[str, Stream[T]]:
@@ -384,9 +387,9 @@ class KeyedStream(JoinMethods[K, T], TableMethods[K, T], Stream[T]):
     ) -> KeyedStream[K, U]:
         """Call `function(context, value)` for every row: the way out where no operator fits.
 
-        The rows it yields or returns have the key and the event time of the row. It must depend
-        on what it is given alone. One call sees one key; rows of a key come in the order in
-        which the store got them.
+        The rows it yields, or returns in a list, have the key and the event time of the row. It
+        must depend on what it is given alone. One call sees one key; rows of a key come in the
+        order in which the store got them.
 
         Args:
             function: See `Context` for what it can do: state, timers, W.

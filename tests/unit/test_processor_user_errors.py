@@ -174,3 +174,9 @@ def test_a_test_on_lists_refuses_state_that_no_run_could_keep() -> None:
     pipeline.source("in", time="t").key_by("k").process(times, state=dict).to("out")
     with pytest.raises(UsageError, match=r"the state of 'in\.process': .* it has a set"):
         pipeline.test({"in": ROWS})
+
+    pipeline = Pipeline("p")
+    keyed = pipeline.source("in", time="t").key_by("k")
+    keyed.agg(seen=agg.collect(lambda row: {row["t"]}, limit=3)).to("out")
+    with pytest.raises(UsageError, match=r"the state of 'in\.agg': .* it has a set"):
+        pipeline.test({"in": ROWS})
