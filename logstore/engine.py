@@ -318,12 +318,6 @@ class Engine:
     # --- append --------------------------------------------------------------------------------
 
     def append(
-        self, batches: Sequence[tuple[Log, EncodedBatch]], *, transaction_id: int = 0
-    ) -> list[int]:
-        """As `append_at`, without the time."""
-        return self.append_at(batches, transaction_id=transaction_id)[0]
-
-    def append_at(
         self,
         batches: Sequence[tuple[Log, EncodedBatch]],
         *,

@@ -75,7 +75,7 @@ class GroupAppend:
         written = self._lone.append(row, mode)
         if written is None:
             engine, log = self._engine, self._log
-            (offset,), now_ms = engine.append_at(((log, self._encode_one(row)),))
+            (offset,), now_ms = engine.append(((log, self._encode_one(row)),))
             engine.acknowledge(((log, offset + 1),), mode)
             written = offset, now_ms if row[2] is None else row[2]
         return written
@@ -98,7 +98,7 @@ class GroupAppend:
         joined = self._join(rows, stamp_ms)
         if joined is not None:
             entry.begun = True
-            (base,), now_ms = self._engine.append_at(((log, joined),))
+            (base,), now_ms = self._engine.append(((log, joined),))
             entry.now_ms = now_ms if stamp_ms is None else stamp_ms
             entry.offsets = range(base, base + len(rows))
             entry.end = base + len(rows)
@@ -106,7 +106,7 @@ class GroupAppend:
         each = [self._try_encode_one(row) for row in rows]
         batches = [(log, encoded) for encoded in each if isinstance(encoded, EncodedBatch)]
         entry.begun = True
-        found, entry.now_ms = self._engine.append_at(batches)
+        found, entry.now_ms = self._engine.append(batches)
         offsets = iter(found)
         entry.offsets = [
             encoded if isinstance(encoded, UsageError) else next(offsets) for encoded in each

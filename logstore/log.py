@@ -59,7 +59,7 @@ from .tail import (
     to_signed,
     to_unsigned,
 )
-from .torn_tail import repair, rewrite_unsynced
+from .torn_tail import carry_out, rewrite_unsynced
 from .zero_fill import ZeroFill, runs_low
 
 _logger = logging.getLogger("millstream")
@@ -216,7 +216,7 @@ class Log:
         for base, header in found.segments[-1:]:  # the one that may be cut
             path = segment_path(self.directory, base)
             check_writable(header, path, self.topic, self.partition)
-        repair(storage, facts, found)
+        carry_out(storage, facts, found)
         self._close_active()
         self._group_commit.reopen()
         self.files.indexes.clear()

@@ -1,6 +1,6 @@
 """An append of one record that shares nothing with others, in one straight line.
 
-The same bytes, words and order of steps as `encode_one`, `Engine.append_at` and
+The same bytes, words and order of steps as `encode_one`, `Engine.append` and
 `Engine.acknowledge`, which remain the general way; but what waits for no sync is shown in the same
 hold of the append lock. Here most calls between them are left out, because a processor that has
 just waited for a disk runs Python at a fraction of its speed, and because where no disk is waited
@@ -71,7 +71,7 @@ class LoneAppend:
         None if something is out of the ordinary; then nothing was done.
 
         Raises:
-            StorageError, PoisonedError: As `Engine.append_at` and `Engine.acknowledge`.
+            StorageError, PoisonedError: As `Engine.append` and `Engine.acknowledge`.
         """
         value, key, timestamp_ms, headers = row
         if type(value) is not bytes or len(value) > ORDINARY_BYTES_MAX or headers:

@@ -188,7 +188,7 @@ def append_numbered(
         SequenceGapError: Records before the first are missing; nothing was written.
         UsageError: A batch is there in part; nothing was written.
         DataError: What the producer may have written is not known any more.
-        StorageError, PoisonedError: As `Engine.append_at`. Append all of them again.
+        StorageError, PoisonedError: As `Engine.append`. Append all of them again.
     """
     rest = list(batches)
     done: list[Appended] = []
@@ -196,7 +196,7 @@ def append_numbered(
         guard = NumberedAppend(producer, log, rest)
         pairs = [(log, batch.encoded) for batch in rest]
         try:
-            offsets, now_ms = engine.append_at(pairs, guard=guard, numbered=True)
+            offsets, now_ms = engine.append(pairs, guard=guard, numbered=True)
         except _DuplicateError:
             done += [Appended(*found, duplicate=True) for found in guard.duplicates]
             rest = rest[len(guard.duplicates) :]

@@ -45,14 +45,14 @@ class Appending(Protocol):
     clock: Clock
     transactions: TransactionStates
 
-    def append_at(
+    def append(
         self,
         batches: Sequence[tuple[Log, EncodedBatch]],
         *,
         transaction_id: int = 0,
         guard: AppendGuard | None = None,
     ) -> tuple[list[int], int]:
-        """See `Engine.append_at`."""
+        """See `Engine.append`."""
         ...
 
 
@@ -242,7 +242,7 @@ def append_once(
     transaction_id: int = 0,
     guard: AppendGuard | None = None,
 ) -> tuple[list[Placed], int]:
-    """As `Engine.append_at`, without the records whose ids are there already; where all are.
+    """As `Engine.append`, without the records whose ids are there already; where all are.
 
     What is told of a duplicate is neither durable nor visible before `Engine.acknowledge`.
 
@@ -252,7 +252,7 @@ def append_once(
     """
     if not _looks_at_ids(batches):
         try:
-            offsets, now_ms = engine.append_at(batches, transaction_id=transaction_id, guard=guard)
+            offsets, now_ms = engine.append(batches, transaction_id=transaction_id, guard=guard)
         except (DuplicateIdsError, _OpenTransactionError):
             pass  # the topic was configured to do so just now
         else:
@@ -275,7 +275,7 @@ def _append_new(
         if not pairs:
             return _placed(parts, {}, 0), engine.clock.now_ms()
         try:
-            offsets, now_ms = engine.append_at(pairs, transaction_id=transaction_id, guard=guard)
+            offsets, now_ms = engine.append(pairs, transaction_id=transaction_id, guard=guard)
         except DuplicateIdsError as error:
             _leave_out(parts, rest, error.found)
         except _OpenTransactionError as error:

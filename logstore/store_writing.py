@@ -227,7 +227,7 @@ class StoreWriting:
         ends: dict[Log, int] = {}
         with closing(pieces):
             for piece in pieces:
-                offsets = self._engine.append(piece)
+                offsets, _ = self._engine.append(piece)
                 for (log, encoded), base in zip(piece, offsets, strict=True):
                     count = encoded.record_count
                     written.append(AppendMetadata(topic, log.partition, base, count))

@@ -22,7 +22,7 @@ UNSYNCED_SEGMENTS_MANY: Final = 64
 SYNC_THREADS: Final = 8
 
 
-def repair(storage: Storage, facts: PartitionFacts, found: Examination) -> None:
+def carry_out(storage: Storage, facts: PartitionFacts, found: Examination) -> None:
     """Carry out what `examine` decided: save and cut the torn tail, sweep leftovers; all synced.
 
     The active segment is synced afterwards, so all that is kept is durable.

@@ -93,7 +93,7 @@ def test_both_ways_write_the_same(
     second = slot[Slot.END_POSITION]
     lone_counts = store.metrics().handle[:3]
     encoded = encode_one(value, key, timestamp_ms)
-    assert ([2], START_MS) == store._engine.append_at([(log, encoded)])
+    assert ([2], START_MS) == store._engine.append([(log, encoded)])
     store._engine.acknowledge([(log, 3)], mode)
     counts = store.metrics().handle[:3]
     assert [1, 1, second - first] == list(map(operator.sub, lone_counts, before_counts))

@@ -22,7 +22,7 @@ from millstream.recovery import Examination, examine
 from millstream.segment_chain import PartitionFacts
 from millstream.tail import COUNTER_BITS
 from millstream.testing import FaultPlan, Keep, MemoryStorage, SimulatedCrash
-from millstream.torn_tail import repair, rewrite_unsynced
+from millstream.torn_tail import carry_out, rewrite_unsynced
 
 
 def facts_of(log: DamagedLog, **changes: object) -> PartitionFacts:
@@ -78,7 +78,7 @@ def test_nothing_is_written_where_all_is_durable() -> None:
     facts = facts_of(log, durable_offset=12)
     found = examine(log.storage, facts)
     before = len(log.storage.trace)
-    repair(log.storage, facts, found)
+    carry_out(log.storage, facts, found)
     rewrite_unsynced(log.storage, facts, found)
 
     assert before == len(log.storage.trace)
@@ -175,7 +175,7 @@ def test_a_repair_may_be_repeated() -> None:
     log.overwrite(log.active, log.places[-1].end, b"torn")
     torn = examine(log.storage, facts)
     for _ in range(2):
-        repair(log.storage, facts, examine(log.storage, facts))
+        carry_out(log.storage, facts, examine(log.storage, facts))
         found = examine(log.storage, facts)
         assert (None, torn.end) == (found.tear, found.end)
     names = [path.rpartition("/")[2] for path in quarantined(log.storage.crash())]
@@ -188,7 +188,7 @@ def test_the_cut_of_a_torn_tail_is_durable_and_so_is_its_copy() -> None:
     log.overwrite(log.active, end, b"torn")
     storage = log.storage.crash(keep="all")  # the torn bytes are on the disk
     facts = facts_of(log)
-    repair(storage, facts, examine(storage, facts))
+    carry_out(storage, facts, examine(storage, facts))
 
     left = storage.crash(keep="none")
     assert end == left.size(log.active)
