@@ -6,6 +6,7 @@ a whole file or none, an import one transaction.
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 import time
@@ -352,6 +353,8 @@ def _text_lines(source: DelimitedInput) -> Iterator[str]:
 def _json_chunks(source: DelimitedInput, now_ms: int) -> Iterator[Chunk]:
     line = 1
     for block in source.blocks():
+        if line == 1 and block:
+            block[0] = block[0].removeprefix(codecs.BOM_UTF8)
         parsed = parse_lines(block, line)
         yield Chunk(
             parsed.values,

@@ -44,7 +44,7 @@ CATALOG: Final = DatabaseUse("the catalog", "there is no store here", ours=True)
 
 
 _ROOM: Final = "free space and try again"
-_RIGHTS: Final = "check the path, and who owns file and directory"
+_RIGHTS: Final = "check the path, who owns file and directory, and whether all is read-only here"
 _ERRNO: Final[Mapping[type[apsw.Error], tuple[int, str, str]]] = {
     apsw.FullError: (errno.ENOSPC, "the disk is full", _ROOM),
     apsw.ReadOnlyError: (errno.EROFS, "{} cannot be written", _RIGHTS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -200,6 +201,13 @@ def test_tables_of_others_are_read(path: Path, cli: Cli) -> None:
         assert [1999, -1] == [row[1] for row in found[:2]]
         assert found[2][1] > 1_700_000_000_000
     assert [None, None, None] == [row[2] for row in rows(path, "v")[0]]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(path: Path, cli: Cli) -> None:
+    lines = b'{"value":"a"}\n{"value":"b"}\n'
+    assert 0 == cli("import", "rows", stdin=codecs.BOM_UTF8 + lines)[0]
+    with millstream.open(path) as store:
+        assert [b"a", b"b"] == [record.value for record in store.read("rows")]
 
 
 def test_csv_of_others_is_read(path: Path, cli: Cli) -> None:
