@@ -23,7 +23,7 @@ from .arrow_columns import (
 )
 from .arrow_leads import encode_keys, encode_times
 from .batch import EncodedBatch, encode_batch, encode_columns_batch
-from .column_casts import cast_exactly
+from .column_casts import cast_exactly, first_infinite
 from .column_section import ColumnSection
 from .config import TopicConfig
 from .errors import UsageError
@@ -101,7 +101,10 @@ def _rows_of(
         rows = [value for value in values if value is not None]
     called = numbers or range(len(values))
     refuse = lambda row, reason: bad_value(called[places[row]], reason)  # noqa: E731
-    return places, from_json(rows, config.schema, refuse)
+    made = from_json(rows, config.schema, refuse)
+    if config.columnar and (row := first_infinite(made)) is not None:
+        raise bad_value(called[places[row]], "a number is beyond what a float32 can be")
+    return places, made
 
 
 def _spread(column: list[Any], places: Sequence[int], count: int) -> list[Any]:

@@ -39,6 +39,40 @@ def cast_exactly(column: Any, kind: Any) -> Any:
     return column
 
 
+def first_infinite(rows: Any) -> int | None:
+    """The first row of a pyarrow.RecordBatch made of JSON that has an infinity as a float32.
+
+    JSON has none, so the number was beyond what a float32 can be.
+    """
+    for number, column in enumerate(rows.columns):
+        if _has_float32(column.type) and _is_infinite(column):
+            parts = (rows.column(number).slice(index, 1) for index in range(rows.num_rows))
+            return next(index for index, part in enumerate(parts) if _is_infinite(part))
+    return None
+
+
+@lru_cache(maxsize=256)
+def _has_float32(kind: Any) -> bool:
+    t = pyarrow().types
+    if _is_list(kind):
+        return _has_float32(kind.value_type)
+    if t.is_struct(kind):
+        return any(_has_float32(field.type) for field in kind)
+    return bool(t.is_float32(kind))
+
+
+def _is_infinite(column: Any) -> bool:
+    """Whether a float32 in a column is infinite."""
+    functions, kind = compute(), column.type
+    if not _has_float32(kind):
+        return False
+    if _is_list(kind):
+        return _is_infinite(functions.list_flatten(column))
+    if pyarrow().types.is_struct(kind):
+        return any(_is_infinite(functions.struct_field(column, field.name)) for field in kind)
+    return bool(functions.any(functions.is_inf(column)).as_py())
+
+
 def _without_codes(column: Any) -> Any:
     """The values that dictionaries and runs stand for."""
     pa = pyarrow()

@@ -220,3 +220,23 @@ def test_times_are_no_milliseconds_by_themselves(store: Store) -> None:
             store.append_arrow("t", rows, timestamps_ms=times)
     store.append_arrow("t", rows, timestamps_ms=[7], keys=of("k").dictionary_encode())
     assert [(7, b"k")] == [(each.timestamp_ms, each.key) for each in store.read("t")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (pa.float32(), "%s"),
+        (pa.list_(pa.float32()), "[null, %s]"),
+        (pa.struct([("a", pa.int64()), ("b", pa.list_(pa.float32()))]), '{"b": [%s]}'),
+    ],
+)
+def test_a_number_of_json_beyond_a_float32_is_refused(store: Store, kind: Any, text: str) -> None:
+    """It became infinity, which rows say as null."""
+    created(store, kind)
+    values = [b'{"x":%s}' % (text % number).encode() for number in ("3e38", "-1", "-1e39", "1e39")]
+    with pytest.raises(UsageError, match=r"values\[2\] does not fit .* beyond what a float32 can"):
+        store.append_many("t", values)
+    with pytest.raises(UsageError, match=r"values\[0\] does not fit"):
+        store.append("t", values[3])
+    store.append_many("t", [*values[:2], b"{}"])
+    assert 3 == len(read(store))
