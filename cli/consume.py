@@ -321,7 +321,12 @@ class _Pump:
 )
 @click.argument("topic", shell_complete=complete_topic)
 @click.option(
-    "-n", "--num", type=click.IntRange(min=0), default=10, show_default=True, help="How many."
+    "-n",
+    "--num",
+    type=click.IntRange(0, sys.maxsize),
+    default=10,
+    show_default=True,
+    help="How many.",
 )
 @click.option("-f", "--follow/--no-follow", default=True, help="Go on, or stop. [default: go on]")
 @click.option("-J", "as_json", is_flag=True, help="Print JSON lines instead.")

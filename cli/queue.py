@@ -200,7 +200,7 @@ def skip(topic: str, group: str, before: str, partition: int | None, force: bool
     help="The queue.",
 )
 @click.option(
-    "-j", "--jobs", type=click.IntRange(min=1), default=1, help="So many at a time. [default: 1]"
+    "-j", "--jobs", type=click.IntRange(1, 1024), default=1, help="So many at a time. [default: 1]"
 )
 @click.option("-c", "--count", type=click.IntRange(min=1), help="Stop after so many jobs.")
 @click.option("-e", "--exit", "at_end", is_flag=True, help="Stop when there is no job.")

@@ -242,6 +242,10 @@ def query(
     except ImportError as error:
         raise missing_extra("SQL", error.name or "duckdb", "sql") from None
     del arrow_tables, np
+    try:
+        text.encode()
+    except (AttributeError, UnicodeEncodeError):
+        raise UsageError(f"{text!r:.60} is no query: give it as a str, in UTF-8") from None
     connection = duckdb.connect(
         config={
             "memory_limit": f"{parse_size_bytes(memory)}B",

@@ -46,6 +46,21 @@ def test_an_empty_directory_option_does_not_stand_for_another_store(cli: Cli) ->
 
 
 @pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("tail", "t", "--num", "9" * 20, "--no-follow"), "is not in the range 0<=x<="),
+        (("queue", "work", "t", "-j", "9" * 20, "--", "true"), "is not in the range 1<=x<=1024"),
+        (("query", "select \udcff"), "is no query: give it as a str, in UTF-8"),
+    ],
+)
+def test_what_no_machine_can_do_is_refused(cli: Cli, arguments: tuple[str, ...], told: str) -> None:
+    if arguments[0] == "query":
+        pytest.importorskip("duckdb")
+    code, _, error = cli(*arguments)
+    assert (2, True) == (code, told in error)
+
+
+@pytest.mark.parametrize(
     ("arguments", "hint"),
     [
         (("prodcue", "t"), "Did you mean 'produce' or 'process'?"),
