@@ -11,16 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-import msgspec
-
-from millstream import DataError, UsageError
+from millstream import DataError
 
 from .agg import Aggregate
 from .expression_tree import Column
 from .expressions import Expression
 from .fields import Field, FieldPair
 from .numeric_aggregates import Max, Mean, Min, Sum
-from .row_codec import RowCodec, kinds_of
+from .row_codec import RowCodec, needed_type
 from .row_types import field_type, returned_type
 from .state import decode_content, encode_content
 from .value_aggregates import (
@@ -35,23 +33,6 @@ from .value_aggregates import (
     TopK,
     TopKBy,
 )
-
-_PLAIN_KINDS: Final = (
-    msgspec.inspect.AnyType,
-    msgspec.inspect.NoneType,
-    msgspec.inspect.BoolType,
-    msgspec.inspect.IntType,
-    msgspec.inspect.FloatType,
-    msgspec.inspect.StrType,
-    msgspec.inspect.BytesType,
-    msgspec.inspect.LiteralType,
-    msgspec.inspect.UnionType,
-    msgspec.inspect.ListType,
-    msgspec.inspect.DictType,
-    msgspec.inspect.TypedDictType,
-    msgspec.inspect.Field,
-)
-"""What state brings back as it is, without knowing more."""
 
 
 class _Value:
@@ -264,9 +245,9 @@ def _result(aggregate: Aggregate[Any, Any, Any], row_type: object) -> Any:
         return Any
     found = None
     if isinstance(aggregate, Fold):
-        found = _needed(aggregate.result_type)
+        found = needed_type(aggregate.result_type)
     elif kept.value is not None:
-        found = _needed(kept.form.result(kept.value))
+        found = needed_type(kept.form.result(kept.value))
     return Any if found is None else found
 
 
@@ -280,7 +261,7 @@ class _Kept(NamedTuple):
 
 def _kept(aggregate: Aggregate[Any, Any, Any], row_type: object) -> _Kept | None:
     if isinstance(aggregate, Fold):
-        made = _needed(aggregate.accumulator_type)
+        made = needed_type(aggregate.accumulator_type)
         return None if made is None else _Kept(_Value, made, None)
     form, field, order = _FORMS.get(type(aggregate)), aggregate.field, None
     if form is None:
@@ -307,15 +288,4 @@ def _type_of(field: Field, row_type: object) -> object:
         found = field_type(row_type, field)
     elif field is not None:
         found = returned_type(field)
-    return _needed(found)
-
-
-def _needed(found: object) -> object:
-    """The type, unless state brings back what is of it without knowing."""
-    if found is None:
-        return None
-    try:
-        kinds = kinds_of(found, "")
-    except UsageError:
-        return None  # what it is shows when there is a value that cannot be kept
-    return None if all(isinstance(kind, _PLAIN_KINDS) for kind in kinds) else found
+    return needed_type(found)

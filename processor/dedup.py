@@ -23,7 +23,7 @@ from .errors import REJECTED, convert, reason
 from .fields import field_getter
 from .nodes import LATE, DedupNode
 from .operators import refuse_row
-from .serde import INT64_MAX, INT64_MIN, all_plain_keys, key_problem
+from .serde import INT64_MAX, INT64_MIN, all_plain_keys, key_problem, plain_key
 from .source import Rejects
 from .state import StateEntry, StateRecords, encode_entries, encode_removed
 from .stateful import MAIN, SWEEP_RECORDS, StatefulOperator, Step
@@ -123,6 +123,7 @@ class DedupOperator(StatefulOperator):
         if getter is not None:
             found = convert(found, getter, bad.__setitem__)
         if not all_plain_keys(found):
+            found = list(map(_identity, found))
             for index, each in enumerate(found):
                 problem = "the identity is None" if each is None else key_problem(each)
                 if problem is not None and each is not REJECTED:
@@ -255,3 +256,8 @@ class DedupOperator(StatefulOperator):
         return bool(times) and all(
             type(time) is int and first <= time <= last for time in chain(times or ())
         )
+
+
+def _identity(value: object) -> object:
+    """What is compared, and never shown: of a NamedTuple its values."""
+    return tuple(map(_identity, value)) if isinstance(value, tuple) else plain_key(value)

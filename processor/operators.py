@@ -23,7 +23,7 @@ from .nodes import (
     MapNode,
     PeekNode,
 )
-from .serde import all_plain_keys, key_decoder, key_problem
+from .serde import all_plain_keys, key_decoder, key_problem, plain_key
 from .source import Rejects
 from .stateful import MAIN
 from .table_nodes import RecordKeyNode
@@ -197,6 +197,7 @@ class KeyByOperator:
         keys = convert(chunk.values, getter, reject)
         if all_plain_keys(keys):
             return {MAIN: chunk.with_keys(keys, plain=True)}
+        keys = list(map(plain_key, keys))
         for index, key in enumerate(keys):
             problem = "the key is None" if key is None else key_problem(key)
             if key is not REJECTED and problem:
@@ -234,6 +235,7 @@ class RecordKeyOperator:
         def key_of(index: int) -> object:
             value = chunk.values[index]
             key = self._decode(records[index]) if value is None or read is None else read(value)
+            key = plain_key(key)
             problem = "the key is None" if key is None else key_problem(key)
             if problem is None and not isinstance(key, self._kind):
                 problem = f"the key {key!r} is no {self._kind.__name__}: give key_type="

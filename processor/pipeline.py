@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime, timedelta
+from types import UnionType
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from millstream import Position, Store
@@ -95,11 +96,21 @@ class Pipeline:
         disorder: str | int | timedelta = 0,
         **options: Unpack[SourceOptions],
     ) -> SourceStream[T]: ...
+    @overload
     def source(
         self,
         topic: str | Source,
         *,
-        type: type[Any] = dict,  # noqa: A002 - the word users expect here
+        type: UnionType,
+        time: Field = None,
+        disorder: str | int | timedelta = 0,
+        **options: Unpack[SourceOptions],
+    ) -> SourceStream[Any]: ...
+    def source(
+        self,
+        topic: str | Source,
+        *,
+        type: type[Any] | UnionType = dict,  # noqa: A002 - the word users expect here
         time: Field = None,
         disorder: str | int | timedelta = 0,
         **options: Unpack[SourceOptions],
@@ -165,11 +176,21 @@ class Pipeline:
         key: str | Callable[[T], K] | None = None,
         **options: Unpack[TableOptions],
     ) -> SourceTable[K, T]: ...
+    @overload
     def table(
         self,
         topic: str | Source,
         *,
-        type: type[Any] = dict,  # noqa: A002 - the word users expect here
+        type: UnionType,
+        key: Field = None,
+        key_type: type[Any] = str,
+        **options: Unpack[TableOptions],
+    ) -> SourceTable[Any, Any]: ...
+    def table(
+        self,
+        topic: str | Source,
+        *,
+        type: type[Any] | UnionType = dict,  # noqa: A002 - the word users expect here
         key: Field = None,
         key_type: type[Any] = str,
         **options: Unpack[TableOptions],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import NoneType
 from typing import Any
 
 from millstream import UsageError
@@ -10,7 +11,8 @@ from millstream import UsageError
 from .fields import label, require_function
 from .nodes import ProcessNode
 from .plan import PlanBuilder
-from .row_codec import RowCodec
+from .row_codec import RowCodec, merged_type
+from .row_types import element_type, returned_type
 
 
 def process_node(  # noqa: PLR0913 - a process function has that many parts
@@ -63,3 +65,13 @@ def process_node(  # noqa: PLR0913 - a process function has that many parts
         ttl_ms=ttl_ms,
         wall_clock=wall_clock,
     )
+
+
+def process_type(function: Callable[..., Any], on_timer: Callable[..., Any] | None) -> object:
+    """The type of the rows of a process function, as far as it and `on_timer` say it."""
+    said = returned_type(function)
+    timed = None if on_timer is None else element_type(returned_type(on_timer))
+    if said is NoneType:  # it has no rows
+        return timed
+    rows = element_type(said)
+    return rows if timed is None else merged_type([rows, timed])

@@ -19,7 +19,7 @@ from .fields import field_getter
 from .keyed_state import IN_MEMORY, KeyedState, States, restore_states
 from .row_codec import RowCodec
 from .row_shapes import aggregated_type
-from .serde import key_problem, restored_key
+from .serde import key_problem, plain_key, restored_key
 from .state import StateEntry, StateRecords
 from .stateful import MAIN, StatefulOperator, Step
 from .table_nodes import RegroupNode
@@ -121,7 +121,7 @@ class RegroupOperator(StatefulOperator):
         getter = field_getter(self._node.key, [each for each in chunk.values if each is not None])
         assert getter is not None
         groups = apply(
-            lambda value: None if value is None else getter(value),
+            lambda value: None if value is None else plain_key(getter(value)),
             chunk.values,
             self._node.label,
             batch,

@@ -12,8 +12,8 @@ What state records look like is said in state.py; which types rows have, in row_
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
-from typing import Any, Final
+from datetime import datetime, time, timezone
+from typing import Any, Final, get_origin
 
 import msgspec
 
@@ -21,14 +21,43 @@ from millstream import DataError, UsageError
 
 from .large_ints import decode_large, encode_large
 from .row_shapes import Aggregated
-from .serde import UNDECODABLE, encode_state, restored_key, same_plain
+from .row_types import union_of
+from .serde import (
+    UNDECODABLE,
+    all_plain,
+    encode_state,
+    foreign_part,
+    name_hint,
+    restored_key,
+    same_plain,
+)
 from .windows import Windowed
 
 _SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
-_HINT: Final = "annotate the function that makes the rows, or give type="
+_HINT: Final = (
+    "annotate the function that makes it, or declare it in full: type=, state=list[Order]"
+)
 _SORTED: Final = msgspec.msgpack.Encoder(order="deterministic").encode
 _TEXT_TIMES: Final = (msgspec.inspect.DateTimeType, msgspec.inspect.TimeType)
 """As msgpack they would lose their offset from UTC, as text they keep it."""
+
+
+_PLAIN_KINDS: Final = (
+    msgspec.inspect.AnyType,
+    msgspec.inspect.NoneType,
+    msgspec.inspect.BoolType,
+    msgspec.inspect.IntType,
+    msgspec.inspect.FloatType,
+    msgspec.inspect.StrType,
+    msgspec.inspect.BytesType,
+    msgspec.inspect.LiteralType,
+    msgspec.inspect.UnionType,
+    msgspec.inspect.ListType,
+    msgspec.inspect.DictType,
+    msgspec.inspect.TypedDictType,
+    msgspec.inspect.Field,
+)
+"""What state brings back as it is, without knowing more."""
 
 
 def is_plain_type(row_type: object) -> bool:
@@ -61,12 +90,15 @@ class RowCodec:
         kinds = kinds_of(self._type, what)
         encode: Callable[[Any], bytes] = encode_state
         decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder(self._type).decode
-        if any(isinstance(kind, _TEXT_TIMES) for kind in kinds):
+        self._timed = any(isinstance(kind, _TEXT_TIMES) for kind in kinds)
+        if self._timed:
             encode, decode = _encode_as_text, self._decode_text
-        self._has_key = isinstance(row_type, type) and issubclass(row_type, Aggregated | Windowed)
-        if self._has_key:
-            inner = decode
-            decode = lambda packed: _with_key(inner(packed))  # noqa: E731
+        results = [kind for kind in kinds if _is_result(kind)]
+        alone = len(results) == 1 and _is_result(msgspec.inspect.type_info(row_type))
+        self._with_keys = (_with_key if alone else _with_keys) if results else None
+        if self._with_keys is not None:
+            inner, restored = decode, self._with_keys
+            decode = lambda packed: restored(inner(packed))  # noqa: E731
         self._encode = encode
         self._decode = decode
         self._open = any(isinstance(kind, msgspec.inspect.AnyType) for kind in kinds)
@@ -98,7 +130,7 @@ class RowCodec:
 
     def _convert(self, packed: object) -> Any:
         row = msgspec.convert(packed, self._type, builtin_types=(bytes,))
-        return _with_key(row) if self._has_key else row
+        return row if self._with_keys is None else self._with_keys(row)
 
     def _pack_one(self, row: object) -> Any:
         if row is None:
@@ -118,17 +150,18 @@ class RowCodec:
                 same = same_plain(packed, _as_plain(restored)) or same_plain(
                     _as_text(restored), _as_text(row)
                 )
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            if self._timed:
+                _refuse_zones(_with_times(row))
+            # Of NaN and of classes without equality, what they show must be the same.
+            same = same and type(restored) is type(row)
+            same = same and (restored == row or repr(restored) == repr(row))
+        # An ArithmeticError: a signalling NaN.
+        except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
             raise UsageError(
                 f"{self.what}: {row!r} cannot be kept in state as {_name(self._type)}: {error};"
                 f" {_HINT}"
             ) from error
-        if (
-            not same
-            or type(restored) is not type(row)
-            # Of NaN and of classes without equality, what they show must be the same.
-            or (restored != row and repr(restored) != repr(row))
-        ):
+        if not same:
             raise UsageError(
                 f"{self.what}: {row!r} cannot be kept in state as {_name(self._type)}: it would"
                 f" come back as {restored!r}; {_HINT}"
@@ -143,11 +176,57 @@ PLAIN: Final = RowCodec(None, "state")
 """For values that the operator itself makes of plain ones."""
 
 
+def merged_type(types: Iterable[Any]) -> object:
+    """The type of rows that are of any of these types; None where rows could not be told apart."""
+    merged = union_of(parts := list(types))
+    if parts and all(each == parts[0] for each in parts):
+        return parts[0]
+    try:
+        kinds_of(merged, "")
+    except UsageError:
+        return None
+    return merged
+
+
+def needed_type(found: object) -> object:
+    """The type, unless state brings back what is of it without knowing."""
+    if found is None:
+        return None
+    try:
+        kinds = kinds_of(found, "")
+    except UsageError:
+        return None  # what it is shows when there is a value that cannot be kept
+    return None if all(isinstance(kind, _PLAIN_KINDS) for kind in kinds) else found
+
+
+def _is_result(kind: msgspec.inspect.Type) -> bool:
+    """Whether it is a result of aggregates, whose key may be anything that groups rows."""
+    if not isinstance(kind, msgspec.inspect.StructType):
+        return False
+    return issubclass(get_origin(kind.cls) or kind.cls, Aggregated | Windowed)
+
+
 def _with_key(row: Any) -> Any:
     """A result of aggregates, its key a tuple again where it was one."""
     if isinstance(row.key, list):
         return msgspec.structs.replace(row, key=restored_key(row.key))
     return row
+
+
+def _with_keys(row: Any) -> Any:
+    """The same of all results in a row."""
+    if isinstance(row, list | tuple) and type(row) in {list, tuple}:
+        return type(row)(map(_with_keys, row))
+    if isinstance(row, dict):
+        return {key: _with_keys(value) for key, value in row.items()}
+    if not isinstance(row, msgspec.Struct):
+        return row
+    fields = {name: getattr(row, name) for name in row.__struct_fields__}
+    changed = {name: _with_keys(value) for name, value in fields.items()}
+    if isinstance(row, Aggregated | Windowed):
+        changed["key"] = restored_key(fields["key"])
+    changed = {name: value for name, value in changed.items() if value is not fields[name]}
+    return msgspec.structs.replace(row, **changed) if changed else row
 
 
 def _encode_as_text(row: object) -> bytes:
@@ -162,6 +241,32 @@ def _as_text(row: object) -> object:
     return msgspec.to_builtins(row, builtin_types=(bytes,), order="deterministic")
 
 
+def _with_times(row: object) -> object:
+    """A row as plain values and times."""
+    return msgspec.to_builtins(row, builtin_types=(bytes, datetime, time), str_keys=False)
+
+
+def _refuse_zones(value: Any) -> None:
+    """Refuse a time of a zone: as text it keeps its offset, which another day may not have.
+
+    Raises:
+        ValueError: There is one.
+    """
+    kind = type(value)
+    if kind is datetime or kind is time:
+        zone = value.tzinfo
+        if zone is not None and type(zone) is not timezone and value.tzname() != "UTC":
+            raise ValueError(
+                f"of the zone {zone} only the offset would come back: make the time UTC, and keep"
+                " the name of the zone beside it"
+            )
+    elif kind is dict:
+        _refuse_zones([*value, *value.values()])
+    elif kind is list:
+        for each in value:
+            _refuse_zones(each)
+
+
 def kinds_of(row_type: object, what: str) -> list[msgspec.inspect.Type]:
     """All types that a row may be made of."""
     try:
@@ -169,7 +274,7 @@ def kinds_of(row_type: object, what: str) -> list[msgspec.inspect.Type]:
         msgspec.msgpack.Decoder(row_type)
     except (TypeError, NameError) as error:
         raise UsageError(
-            f"{what}: rows of {_name(row_type)} cannot be kept in state: {error}"
+            f"{what}: rows of {_name(row_type)} cannot be kept in state: {error}{name_hint(error)}"
         ) from error
     kinds: dict[int, msgspec.inspect.Type] = {}
     while waiting:
@@ -192,17 +297,15 @@ def kinds_of(row_type: object, what: str) -> list[msgspec.inspect.Type]:
 
 
 def _require_plain(rows: Sequence[Any], what: str) -> None:
-    """Refuse what msgpack would bring back as something else: mostly a pass in C over columns."""
-    types = set(map(type, rows))
-    if types == {dict} and set(map(type, chain.from_iterable(rows))) <= {str}:
-        types = set(map(type, chain.from_iterable(map(dict.values, rows))))
-    elif types == {list}:
-        types = set(map(type, chain.from_iterable(rows)))
-    if types <= _SCALARS:
-        return
+    """Refuse what msgpack would bring back as something else."""
+    try:
+        if all_plain(rows):
+            return
+    except RecursionError:
+        pass  # below it is said which
     for row in rows:
         try:
-            foreign = _foreign(row)
+            foreign = foreign_part(row)
         except RecursionError:
             foreign = "values nested without end"
         if foreign is not None:
@@ -211,36 +314,6 @@ def _require_plain(rows: Sequence[Any], what: str) -> None:
                 f" type it must be made of None, bool, int, float, str, bytes, list and dict;"
                 f" {_HINT}"
             )
-
-
-def _foreign(value: object) -> str | None:
-    """What in a value is not plain, in words."""
-    kind = type(value)
-    parts: Iterable[object]
-    if kind in _SCALARS:
-        return None
-    if isinstance(value, list) and kind is list:
-        parts = value
-    elif isinstance(value, dict) and kind is dict:
-        # Most keys and values are scalars: they are looked at in C.
-        if not _SCALARS.issuperset(map(type, value)):
-            for key in value:
-                if not _is_plain_key(key):
-                    return f"the dict key {key!r}"
-        parts = value.values()
-    else:
-        return f"a {_name(kind)}"
-    if _SCALARS.issuperset(map(type, parts)):
-        return None
-    return next(filter(None, map(_foreign, parts)), None)
-
-
-def _is_plain_key(key: object) -> bool:
-    """Whether msgpack brings back a key of a dict as it is: an array there becomes a tuple."""
-    kind = type(key)
-    return kind in _SCALARS or (
-        isinstance(key, tuple) and kind is tuple and all(map(_is_plain_key, key))
-    )
 
 
 def _name(row_type: object) -> str:

@@ -40,6 +40,7 @@ from .nodes import (
 )
 from .plan import PlanBuilder
 from .printing import print_text
+from .row_codec import merged_type
 from .row_types import element_type, returned_type
 from .selection import Selection
 from .sink_declaration import SinkOptions, sink_node
@@ -185,7 +186,8 @@ class Rows(Generic[T]):
 
     def _add_selection(self, chosen: Selection) -> int:
         require_fields(self._type, chosen, chosen.describe().split()[0])
-        return self._add_map(chosen, chosen.describe(), "stop")
+        made = chosen.result_type(self._type)
+        return self._add_map(chosen, chosen.describe(), "stop", made)
 
     def _add_map_batch(
         self, function: Callable[[Any], Any], name: str | None, *, columns: bool
@@ -241,8 +243,7 @@ class Rows(Generic[T]):
                 return known.id
         named = PortNode(id=self._builder.next_id, parent=node.id, label=f"{port} rows", port=port)
         # What is late, or goes another way, is as it came.
-        types = {self._builder.type_of(each) for each in node.inputs}
-        return self._builder.add(named, types.pop() if len(types) == 1 else None)
+        return self._builder.add(named, merged_type(map(self._builder.type_of, node.inputs)))
 
     def _add_merge(self, others: Sequence[Rows[Any]], *, keyed: bool) -> int:
         if not others:
@@ -255,8 +256,8 @@ class Rows(Generic[T]):
             label="merge",
             keyed=keyed,
         )
-        types = {self._type, *(other._type for other in others)}
-        return self._builder.add(node, self._type if len(types) == 1 else None)
+        parts = [self._type, *(other._type for other in others)]
+        return self._builder.add(node, merged_type(parts))
 
     def _require_same_pipeline(self, other: object, what: str) -> None:
         """Refuse what is no stream, or one of another pipeline."""

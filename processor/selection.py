@@ -7,15 +7,18 @@ once; see expressions.py for what they mean. Pure.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict
 
 import msgspec
 
 from millstream import UsageError
 
+from .expression_tree import Column
 from .expressions import Expression, col
 from .fields import ComputedField
+from .row_codec import needed_type
+from .row_types import field_type
 
 
 class Selection(ComputedField):
@@ -67,6 +70,22 @@ class Selection(ComputedField):
         """The fields that are read."""
         return list(dict.fromkeys(one for each in self.fields.values() for one in each.columns()))
 
+    def result_type(self, value_type: object) -> object:
+        """The type of the dicts, where state needs it to bring back what is in them."""
+        known: dict[str, Any] = {}
+        if self.keep:
+            if not isinstance(value_type, type):
+                return dict
+            known = {name: field_type(value_type, name) for name in _own_names(value_type)}
+        for name, field in self.fields.items():
+            column = field.tree.name if isinstance(field.tree, Column) else ""
+            known[name] = field_type(value_type, column)
+        if all(needed_type(each) is None for each in known.values()):
+            return dict
+        fields = {name: Any if each is None else each for name, each in known.items()}
+        make: Any = TypedDict
+        return make("Row", fields)
+
     def require_types(self, value_type: object, what: str) -> None:
         """Refuse a field that cannot be computed from the types of the row's.
 
@@ -90,6 +109,15 @@ def own_fields(value: object) -> dict[str, Any]:
     if dataclasses.is_dataclass(value):
         return {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
     raise TypeError(f"a {type(value).__name__} has no fields to keep: use select()")
+
+
+def _own_names(value_type: type) -> Iterable[str]:
+    """The names of the fields that `own_fields` gives of rows of a type."""
+    if dataclasses.is_dataclass(value_type):
+        return [each.name for each in dataclasses.fields(value_type)]
+    if issubclass(value_type, msgspec.Struct):
+        return value_type.__struct_fields__
+    return getattr(value_type, "__annotations__", ())  # of a TypedDict
 
 
 def selection(names: Sequence[str], fields: Mapping[str, object], *, keep: bool) -> Selection:

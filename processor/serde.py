@@ -5,15 +5,18 @@ str, the bytes themselves for bytes, and JSON for anything else. State is msgpac
 int, float, bytes and str apart. Nothing goes through pickle.
 
 A grouping key must come back from state as it was, and JSON must tell it from others, so it is a
-str, bytes, bool, 64-bit int, finite float, or a tuple of these. As in any Python dict 1, 1.0 and
-True are the same key.
+str, bytes, bool, 64-bit int, finite float, or a tuple of these, and of no class derived from them.
+As in any Python dict 1, 1.0 and True are the same key.
 """
 
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, time
+from enum import Enum
 from functools import lru_cache
+from itertools import chain
 from math import isfinite
 from operator import itemgetter
 from typing import Any, Final, Generic, TypeAlias, TypeVar
@@ -32,6 +35,10 @@ INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
 
 _BRACE: Final = ord("{")
+
+_KEY_TYPES: Final = (str, bytes, bool, int, float, tuple)
+_SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
+"""What msgpack brings back as it was."""
 
 _TOGETHER_MIN: Final = 2
 """Fewer values are not decoded in one call."""
@@ -124,8 +131,20 @@ def value_decoder(value_type: object) -> Callable[[Any], object]:
         return bytes.decode
     try:
         return msgspec.json.Decoder(value_type).decode
-    except TypeError as error:
-        raise UsageError(f"type={value_type!r} cannot be decoded from JSON: {error}") from error
+    except (TypeError, NameError) as error:
+        raise UsageError(
+            f"type={value_type!r} cannot be decoded from JSON: {error}{name_hint(error)}"
+        ) from error
+
+
+def name_hint(error: Exception) -> str:
+    """What to do about an annotation that names what is not there."""
+    if not isinstance(error, NameError):
+        return ""
+    return (
+        "; annotations in text are looked up at the top of the module of their class: define it"
+        " there, and import it when the program runs"
+    )
 
 
 def objects_decoder(
@@ -289,10 +308,26 @@ def _order(key: object) -> tuple[bytes, str]:
     return encode_key(key), type(key).__name__
 
 
+def plain_key(key: object) -> object:
+    """A key as state brings it back: an enum of texts or numbers is its value from the start.
+
+    >>> class Size(str, Enum):
+    ...     SMALL = "s"
+    >>> plain_key(Size.SMALL), plain_key((Size.SMALL, 1))
+    ('s', ('s', 1))
+    """
+    if type(key) is tuple:
+        return tuple(map(plain_key, key))
+    return key.value if isinstance(key, Enum) and isinstance(key, str | int | float) else key
+
+
 def key_problem(key: object) -> str | None:
     """Why `key` cannot group rows, or None when it can."""
+    kind = type(key)
     problem: str | None = None
-    if isinstance(key, str):
+    if kind not in _KEY_TYPES:
+        problem = _type_problem(key)
+    elif isinstance(key, str):
         try:
             key.encode()
         except UnicodeEncodeError as error:
@@ -303,21 +338,25 @@ def key_problem(key: object) -> str | None:
         if not isfinite(key):
             # NaN equals nothing, so it would never group; JSON writes null for all of them.
             problem = "the key is NaN" if key != key else f"the key is {key}"  # noqa: PLR0124
-    elif isinstance(key, int):
-        if not INT64_MIN <= key <= INT64_MAX:
-            problem = f"the key {key} does not fit into 64 bits"
-    elif not isinstance(key, bytes):
-        problem = (
-            f"a key cannot be a {type(key).__name__}; use str, bytes, int, float, bool"
-            " or a tuple of them"
-        )
+    elif isinstance(key, int) and not INT64_MIN <= key <= INT64_MAX:
+        problem = f"the key {key} does not fit into 64 bits"
     return problem
+
+
+def _type_problem(key: object) -> str:
+    """Why a value of such a type is no key. State brings back what it is derived from."""
+    name = type(key).__name__
+    base = next((each.__name__ for each in _KEY_TYPES if isinstance(key, each)), None)
+    if base is None:
+        return f"a key cannot be a {name}; use str, bytes, int, float, bool or a tuple of them"
+    return f"a key cannot be a {name}, which a restart would bring back as {base}; use {base}(...)"
 
 
 def all_plain_keys(keys: Sequence[object]) -> bool:
     """Whether all keys are surely good, found without looking at each in Python."""
     joined = _joined_text(keys)
-    return joined is not None and joined.isascii()
+    # An enum of texts joins as its texts do.
+    return joined is not None and joined.isascii() and list(map(type, keys)).count(str) == len(keys)
 
 
 def restored_key(key: object) -> object:
@@ -335,4 +374,63 @@ def same_plain(left: object, right: object) -> bool:
         return left.keys() == right.keys() and all(
             same_plain(value, right[name]) for name, value in left.items()
         )
+    if isinstance(left, datetime | time):
+        return left == right and _same_zone(left, right)  # type: ignore[arg-type]  # of one type
     return left == right or (left != left and right != right)  # noqa: PLR0124 - NaN
+
+
+def _same_zone(left: datetime | time, right: datetime | time) -> bool:
+    """Whether both are as far from UTC now, and after a day was added."""
+    if left.utcoffset() != right.utcoffset():
+        return False
+    return type(left.tzinfo) is type(right.tzinfo) or left.tzname() == "UTC"
+
+
+def all_plain(values: Sequence[object]) -> bool:
+    """Whether msgpack surely brings all back as they are: one pass in C for each level."""
+    types = set(map(type, values)) - _SCALARS
+    if not types:
+        return True
+    if not types <= {list, dict}:
+        return False
+    inner = list(chain.from_iterable([each for each in values if type(each) is list]))
+    if dict in types:
+        dicts = [each for each in values if type(each) is dict]
+        if not set(map(type, chain.from_iterable(dicts))) <= _SCALARS:
+            return False
+        inner += chain.from_iterable(map(dict.values, dicts))
+    return all_plain(inner)
+
+
+def foreign_part(value: object) -> str | None:
+    """What in a value is not plain, in words: msgpack would bring it back as something else.
+
+    >>> foreign_part([1, {"a": None}]), foreign_part({"a": (1, 2)})
+    (None, 'a tuple')
+    """
+    kind = type(value)
+    parts: Iterable[object]
+    if kind in _SCALARS:
+        return None
+    if isinstance(value, list) and kind is list:
+        parts = value
+    elif isinstance(value, dict) and kind is dict:
+        # Most keys and values are scalars: they are looked at in C.
+        if not _SCALARS.issuperset(map(type, value)):
+            for key in value:
+                if not _is_plain_key(key):
+                    return f"the dict key {key!r}"
+        parts = value.values()
+    else:
+        return f"a {kind.__qualname__}"
+    if _SCALARS.issuperset(map(type, parts)):
+        return None
+    return next(filter(None, map(foreign_part, parts)), None)
+
+
+def _is_plain_key(key: object) -> bool:
+    """Whether msgpack brings back a key of a dict as it is: an array there becomes a tuple."""
+    kind = type(key)
+    return kind in _SCALARS or (
+        isinstance(key, tuple) and kind is tuple and all(map(_is_plain_key, key))
+    )

@@ -23,14 +23,19 @@ import msgspec
 from millstream import DataError, FormatVersionError, UsageError
 
 from .large_ints import decode_large, encode_large
-from .serde import UNDECODABLE, decode_state, encode_state, restored_key, same_plain
+from .serde import (
+    UNDECODABLE,
+    all_plain,
+    decode_state,
+    encode_state,
+    foreign_part,
+    restored_key,
+    same_plain,
+)
 
 STATE_VERSION: Final = b"\x01"
 _LARGE_VERSION: Final = b"\x02"
 """Of values with ints beyond 64 bits; see large_ints.py."""
-
-_SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
-"""What msgpack brings back as it was."""
 
 _PLAIN: Final = (
     "it must be made of None, bool, int, float, str, bytes, list, and dict, or of a type that the"
@@ -162,27 +167,24 @@ def _encode_values(
         raise UsageError(
             f"the state of {name!r} cannot be kept: for key {part!r}: {error}; {_PLAIN}"
         ) from error
-    if not proven and not set(map(type, chain.from_iterable(values))) <= _SCALARS:
+    if not proven and not all_plain(list(chain.from_iterable(values))):
         decode = decode_content if large else decode_state
-        restored = list(map(tuple, map(decode, encoded)))
-        if restored != values:
-            _refuse_changed(name, parts, values, restored)
+        for part, before, data in zip(parts, values, encoded, strict=True):
+            if any(map(foreign_part, before)):
+                _refuse_changed(name, part, before, decode(data))
     return encoded if large else [STATE_VERSION + value for value in encoded]  # type: ignore[return-value]
 
 
-def _refuse_changed(
-    name: str,
-    parts: Iterable[object],
-    values: Sequence[tuple[Any, ...]],
-    restored: Sequence[tuple[Any, ...]],
-) -> None:
-    """Say which value is not the same after a round trip; NaN alone is no change."""
-    for part, before, after in zip(parts, values, restored, strict=True):
-        if not all(map(same_plain, before, after)):
-            raise UsageError(
-                f"the state of {name!r} cannot be kept: for key {part!r} {before!r} would"
-                f" come back as {after!r}; {_PLAIN}"
-            )
+def _refuse_changed(name: str, part: object, before: Sequence[Any], after: Sequence[Any]) -> None:
+    """Refuse what is not the same after a round trip, in type and content.
+
+    What equals it may still be something else: a dict is no Counter, and has no default.
+    """
+    if not all(map(same_plain, before, after)):
+        raise UsageError(
+            f"the state of {name!r} cannot be kept: for key {part!r} {before!r} would"
+            f" come back as {tuple(after)!r}; {_PLAIN}"
+        )
 
 
 def encode_removed(paths: Iterable[tuple[object, ...]]) -> StateRecords:

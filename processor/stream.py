@@ -29,8 +29,7 @@ from .nodes import (
 )
 from .plan import PlanBuilder
 from .process import Context, Timer
-from .process_declaration import process_node
-from .row_types import element_type, returned_type
+from .process_declaration import process_node, process_type
 from .rows import DeadLetters, Rows
 from .selection import selection
 from .tables import TableMethods
@@ -212,7 +211,8 @@ class Stream(Rows[T]):
     def key_by(self, key: Field, *, name: str | None = None) -> KeyedStream[Any, T]:
         """Group the rows by a field or a function of the value.
 
-        A key is str, bytes, bool, int, float or a tuple of these. A row whose key is missing,
+        A key is str, bytes, bool, int, float or a tuple of these; an enum of these is its value.
+        A row whose key is missing,
         None or of another type goes to the source's dead letters, or stops the pipeline when
         those go nowhere.
         """
@@ -421,7 +421,7 @@ class KeyedStream(JoinMethods[K, T], TableMethods[K, T], Stream[T]):
             wall_clock=wall_clock,
             name=name,
         )
-        made = element_type(returned_type(function))
+        made = process_type(function, on_timer)
         return KeyedStream(self._builder, self._builder.add(node, made))
 
 

@@ -14,12 +14,13 @@ from .aggregate import Aggregate, AnyAggregate, require_invertible
 from .connectors import Source
 from .fields import Field, describe, label, require_field, require_function, require_readable
 from .plan import PlanBuilder
-from .row_codec import RowCodec
+from .row_codec import RowCodec, needed_type
 from .row_shapes import aggregated_type
 from .row_types import returned_type
 from .serde import key_decoder
 from .source_options import Reading, SourceOptions, source_node
 from .table_nodes import OnValues, RecordKeyNode, RegroupNode, RunningNode, Where, ttl_text
+from .value_aggregates import Fold
 from .window_declaration import checked_aggregates
 
 Ttl: TypeAlias = str | int | timedelta | None
@@ -64,8 +65,10 @@ def folding_node(
     options: tuple[Ttl, str | None],
 ) -> RunningNode:
     """The node of `fold()`; the options are ttl and name."""
-    aggregate = agg.fold(init, step)
-    value_type = returned_type(init)
+    aggregate = Fold(init, step)
+    value_type = needed_type(aggregate.accumulator_type)
+    if value_type is None:
+        value_type = returned_type(init)
     if value_type is None:
         value_type = returned_type(step)
     return _single(builder, parent, ("fold", aggregate, value_type), *options)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import insort_left
 from collections.abc import Callable, Iterable
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, get_origin
 
 from millstream import UsageError
 
@@ -428,8 +428,9 @@ class Fold(Aggregate[Any, Any, Any]):
     @property
     def accumulator_type(self) -> object:
         """What the functions say they make; None if they do not."""
-        made = returned_type(self._init)
-        return returned_type(self._step) if made is None else made
+        made, stepped = returned_type(self._init), returned_type(self._step)
+        # `list` says less than the `list[Order]` of the step.
+        return stepped if made in {None, get_origin(stepped)} else made
 
     @property
     def result_type(self) -> object:

@@ -93,6 +93,9 @@ def types_flow_through_a_pipeline() -> None:
     pipeline = Pipeline("revenue")
     orders = pipeline.source("orders", type=Order, time="ts", disorder="10s")
     assert_type(orders, SourceStream[Order])
+    either: SourceStream[Any] = pipeline.source("either", type=Order | Payment)
+    assert_type(either.map(str), Stream[str])
+    pipeline.table("prices", type=Order | Payment).filter(bool)
     amounts = orders.map(lambda order: order.amount)
     assert_type(amounts, Stream[float])
     orders.map(lambda order: order.price)  # type: ignore[attr-defined]
