@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence, Sized
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 from xxhash import xxh3_64_intdigest
@@ -39,6 +39,9 @@ def _partition_of_id(headers: Headers, partitions: int) -> int | None:
     """Where a record without a key goes, so that one with the same id finds it; None: no id."""
     found = record_id(headers) if headers else None
     return None if found is None else partition_of(found, partitions)
+
+
+_COLUMNS: Final = ("values", "keys", "timestamps_ms", "headers")
 
 
 class _Route(NamedTuple):
@@ -185,9 +188,7 @@ class Appender:
     ) -> list[tuple[Log, EncodedBatch]]:
         """Columns of records as one batch per partition, in partition order."""
         info = self._engine.topic(topic)
-        _require_columns(
-            info, values=values, keys=keys, timestamps_ms=timestamps_ms, headers=headers
-        )
+        _require_columns(info, (values, keys, timestamps_ms, headers))
         if not len(values):
             return []
         keys = self._declared_keys(info, values, keys)
@@ -240,9 +241,11 @@ class Appender:
         return rows
 
 
-def _require_columns(info: TopicInfo, **columns: object) -> None:
+def _require_columns(info: TopicInfo, columns: tuple[object, ...]) -> None:
     """Refuse what has no entries, one per record: text and a frame have others."""
-    for name, column in columns.items():
+    if columns[0].__class__ is list and columns[1] is columns[2] is columns[3] is None:
+        return  # as most calls are
+    for name, column in zip(_COLUMNS, columns, strict=True):
         if column.__class__ is list or (column is None and name != "values"):
             continue
         if isinstance(column, str | bytes | Mapping) or not isinstance(column, Sized):
