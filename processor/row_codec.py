@@ -37,6 +37,7 @@ _SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
 _HINT: Final = (
     "annotate the function that makes it, or declare it in full: type=, state=list[Order]"
 )
+_TAGS: Final = "; Structs of several types in one stream are told apart by tags: tag=True"
 _SORTED: Final = msgspec.msgpack.Encoder(order="deterministic").encode
 _TEXT_TIMES: Final = (msgspec.inspect.DateTimeType, msgspec.inspect.TimeType)
 """As msgpack they would lose their offset from UTC, as text they keep it."""
@@ -309,10 +310,11 @@ def _require_plain(rows: Sequence[Any], what: str) -> None:
         except RecursionError:
             foreign = "values nested without end"
         if foreign is not None:
+            tags = _TAGS if isinstance(row, msgspec.Struct) else ""
             raise UsageError(
                 f"{what}: {row!r} cannot be kept in state: it has {foreign}, and without a known"
                 f" type it must be made of None, bool, int, float, str, bytes, list and dict;"
-                f" {_HINT}"
+                f" {_HINT}{tags}"
             )
 
 

@@ -327,3 +327,11 @@ def test_times_of_zones_and_signalling_nans_are_refused() -> None:
     codec.pack([[NOON, NOON.astimezone(ZoneInfo("UTC"))]])
     with pytest.raises(UsageError, match="cannot be kept"):
         RowCodec(Decimal, "rows").pack([Decimal("sNaN")])
+
+
+def test_merged_structs_without_tags_are_refused_with_what_to_do() -> None:
+    pipeline = Pipeline("p")
+    rows = keyed(pipeline)
+    rows.map(order).merge(rows.map(annotated(Box[int], Box(1)))).reduce(lambda a, _: a).to("out")
+    with pytest.raises(UsageError, match=r"it has a Order, .* told apart by tags"):
+        pipeline.test({"in": ROWS})
