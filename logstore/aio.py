@@ -35,10 +35,9 @@ from .async_producer import (
     SLICE_SECONDS,
     AsyncNamedProducer,
     AsyncProducer,
-    new_worker,
-    run_in,
 )
 from .async_queue import AsyncQueue, queue
+from .async_worker import AsyncWorker
 from .config import Durability, Isolation, check_timeout
 from .consumer import Consumer
 from .errors import StoreClosedError
@@ -160,7 +159,7 @@ class AsyncConsumer:
         self._make = make
         self._follow = follow
         self._inner: Consumer | None = None
-        self._worker = new_worker("consumer")
+        self._worker = AsyncWorker("consumer")
         self._turn = asyncio.Lock()
         self._fetching: asyncio.Future[list[Record] | None] | None = None
         self._pending: deque[Record] = deque()
@@ -209,7 +208,7 @@ class AsyncConsumer:
         """
         async with self._turn:
             await self._settle()
-            await self._call(partial(self._commit, offsets))
+            await self._call(partial(self._commit, offsets, self._undelivered()))
 
     async def position(self) -> dict[TopicPartition, int]:
         """Next offset of each assigned partition: all before was delivered."""
@@ -243,14 +242,14 @@ class AsyncConsumer:
             return await self._call(lambda: self._consumer().assignment)
 
     async def close(self) -> None:
-        """Leave the group, without a commit, and close. Idempotent."""
+        """Leave the group, without a commit, and close. Idempotent; cancelled, it closes, too."""
         if self._closed:
             return
         self._closed = True
         try:
-            await run_in(self._worker, self._close)
+            await self._worker.call(self._close)
         finally:
-            self._worker.shutdown(wait=False)
+            self._worker.close()
 
     async def __aenter__(self) -> Self:
         await self._call(self._consumer)
@@ -268,7 +267,7 @@ class AsyncConsumer:
     async def _call(self, function: Callable[[], T]) -> T:
         if self._closed:
             raise StoreClosedError("the consumer is closed")
-        return await run_in(self._worker, function)
+        return await self._worker.call(function)
 
     async def _fetch(self, function: Callable[[], list[Record] | None]) -> bool:
         """Add what `function` gives to the pending records; False if it gave None.
@@ -278,8 +277,7 @@ class AsyncConsumer:
         if self._closed:
             raise StoreClosedError("the consumer is closed")
         if self._fetching is None:
-            loop = asyncio.get_running_loop()
-            self._fetching = loop.run_in_executor(self._worker, function)
+            self._fetching = self._worker.call(function)
         try:
             records = await asyncio.shield(self._fetching)
         except asyncio.CancelledError:
@@ -323,9 +321,14 @@ class AsyncConsumer:
     def _position(self) -> dict[TopicPartition, int]:
         return self._consumer().position() | self._undelivered()
 
-    def _commit(self, offsets: Mapping[TopicPartition, int] | None) -> None:
-        if offsets is None and self._pending:
-            offsets = self._position()
+    def _commit(
+        self,
+        offsets: Mapping[TopicPartition, int] | None,
+        undelivered: dict[TopicPartition, int],
+    ) -> None:
+        # As it was at the call: cancelled, it goes on, while other calls deliver more.
+        if offsets is None and undelivered:
+            offsets = self._consumer().position() | undelivered
         self._consumer().commit(offsets)
 
     def _lag(self) -> dict[TopicPartition, int]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, Self
 
+from .async_worker import AsyncWorker
 from .clock import SystemClock
 from .errors import BackpressureTimeoutError
 from .named_producer import NamedProducer
@@ -22,8 +22,6 @@ SLICE_SECONDS: Final = 0.1
 _clock: Final = SystemClock()
 """As in sender.py: threads wait in real time, whatever the store's clock."""
 
-T = TypeVar("T")
-
 
 class AsyncProducer:
     """A `Producer` for one event loop. Use it with `async with`; leaving flushes and closes."""
@@ -33,7 +31,7 @@ class AsyncProducer:
         self._timeout = inner.timeout
         # In the event loop nothing may block: a full buffer raises at once, and we wait aside.
         inner.timeout = 0
-        self._worker = new_worker("producer")
+        self._worker = AsyncWorker("producer")
         self._waiting: dict[Batch, list[tuple[asyncio.Future[RecordMetadata], SendFuture]]] = {}
         self._turn = asyncio.Lock()
         self._hurrying = False
@@ -126,14 +124,19 @@ class AsyncProducer:
 
         Cancelling does not take records back.
         """
-        await run_in(self._worker, self._producer.flush)
+        await self._worker.call(self._producer.flush)
 
     async def close(self) -> None:
-        """Flush and stop; raises as `flush`, closed all the same."""
+        """Flush and stop; raises as `flush`, closed all the same. Idempotent.
+
+        Cancelled, it goes on without you.
+        """
+        if self._worker.closed:
+            return
         try:
-            await run_in(self._worker, self._producer.close)
+            await self._worker.call(self._producer.close)
         finally:
-            self._worker.shutdown(wait=False)
+            self._worker.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -144,12 +147,14 @@ class AsyncProducer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._worker.closed:
+            return
         try:
             # The sync handle knows what to do with an error on top of the caller's.
             leave = partial(self._producer.__exit__, kind, error, traceback)
-            await run_in(self._worker, leave)
+            await self._worker.call(leave)
         finally:
-            self._worker.shutdown(wait=False)
+            self._worker.close()
 
     async def _send_with_room(
         self, record: Callable[[], asyncio.Future[RecordMetadata]]
@@ -157,7 +162,7 @@ class AsyncProducer:
         loop = asyncio.get_running_loop()
         deadline = None if self._timeout is None else loop.time() + self._timeout
         while True:
-            await run_in(self._worker, partial(self._producer.wait_for_room, SLICE_SECONDS))
+            await self._worker.call(partial(self._producer.wait_for_room, SLICE_SECONDS))
             try:
                 return record()
             except BackpressureTimeoutError:
@@ -244,7 +249,7 @@ class AsyncNamedProducer(AsyncProducer):
             return waiter
         self._highest[topic] = max(sequence, -1 if highest is None else highest)
         self._aside += 1
-        sent = waiter.get_loop().run_in_executor(self._worker, self._send_aside, send)
+        sent = self._worker.call(partial(self._send_aside, send))
         sent.add_done_callback(partial(self._sent_aside, waiter))
         return waiter
 
@@ -275,11 +280,11 @@ class AsyncNamedProducer(AsyncProducer):
 
     async def last_sequence(self, topic: str, partition: int = 0) -> int:
         """As `NamedProducer.last_sequence`."""
-        return await run_in(self._worker, partial(self._named.last_sequence, topic, partition))
+        return await self._worker.call(partial(self._named.last_sequence, topic, partition))
 
     async def resume_from(self, topic: str) -> int:
         """As `NamedProducer.resume_from`."""
-        return await run_in(self._worker, partial(self._named.resume_from, topic))
+        return await self._worker.call(partial(self._named.resume_from, topic))
 
     def _send_aside(self, send: Callable[[], SendFuture]) -> SendFuture:
         """In the worker thread: send, and wait for room as long as the producer's timeout."""
@@ -315,13 +320,3 @@ def _settle(waiter: asyncio.Future[RecordMetadata], future: SendFuture) -> None:
         waiter.set_result(future.result())
     else:
         waiter.set_exception(error)
-
-
-def new_worker(name: str) -> ThreadPoolExecutor:
-    """The one thread of a handle."""
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"millstream-async-{name}")
-
-
-async def run_in(worker: ThreadPoolExecutor, function: Callable[[], T]) -> T:
-    """Call it there."""
-    return await asyncio.get_running_loop().run_in_executor(worker, function)

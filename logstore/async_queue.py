@@ -14,11 +14,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
 from typing import Final, Self, TypeVar
 
+from .async_worker import AsyncWorker
 from .config import Durability, check_timeout
 from .errors import MillstreamError, StoreClosedError
 from .job import Duration, Job
@@ -70,8 +70,8 @@ class AsyncQueue:
         self._make = make
         self._follow = follow
         self._inner: Queue | None = None
-        self._getter = ThreadPoolExecutor(1, "millstream-async-queue")
-        self._settler = ThreadPoolExecutor(1, "millstream-async-ack")
+        self._getter = AsyncWorker("queue")
+        self._settler = AsyncWorker("queue")
         self._turn = asyncio.Lock()
         self._fetching: asyncio.Future[list[Job]] | None = None
         self._pending: deque[Job] = deque()
@@ -127,22 +127,21 @@ class AsyncQueue:
         await self._settle(lambda: self._queue().extend(*jobs, visibility=visibility))
 
     async def close(self) -> None:
-        """Give back what is not settled, and leave. Idempotent."""
-        if self._closed:
-            return
-        if self._acking is not None:
-            await self._acking
-        self._closed = True
-        loop = asyncio.get_running_loop()
+        """Give back what is not settled, and leave. Idempotent; cancelled, it closes, too."""
         try:
-            await loop.run_in_executor(self._getter, self._close)
+            while self._acking is not None:
+                await asyncio.shield(self._acking)  # others wait for it
         finally:
-            self._getter.shutdown(wait=False)
-            self._settler.shutdown(wait=False)
+            if not self._closed:
+                self._closed = True
+                closed = self._getter.call(self._close)
+                self._getter.close()
+                self._settler.close()
+                await closed
 
     async def __aenter__(self) -> Self:
         self._ensure_open()
-        await asyncio.get_running_loop().run_in_executor(self._getter, self._queue)
+        await self._getter.call(self._queue)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -167,8 +166,7 @@ class AsyncQueue:
         """Add to the pending jobs. Cancelled, it leaves the call running for the next one."""
         self._ensure_open()
         if self._fetching is None:
-            loop = asyncio.get_running_loop()
-            self._fetching = loop.run_in_executor(self._getter, self._get, count, seconds)
+            self._fetching = self._getter.call(partial(self._get, count, seconds))
         try:
             jobs = await asyncio.shield(self._fetching)
         except asyncio.CancelledError:
@@ -181,14 +179,13 @@ class AsyncQueue:
 
     async def _ack_all(self) -> None:
         """Commit the acks that wait, again and again, until there are none."""
-        loop = asyncio.get_running_loop()
         while self._acks:
             acks, self._acks = self._acks, []
             ours = dict.fromkeys(job for job, _ in acks if job.settler is self._inner)
             leased = [job for job in ours if job.state == "leased"]
             error: Exception | None = None
             try:
-                await loop.run_in_executor(self._settler, self._ack, leased)
+                await self._settler.call(partial(self._ack, leased))
             except Exception as caught:
                 error = caught
             settled = set(leased)
@@ -212,7 +209,7 @@ class AsyncQueue:
 
     async def _settle(self, function: Callable[[], T]) -> T:
         self._ensure_open()
-        return await asyncio.get_running_loop().run_in_executor(self._settler, function)
+        return await self._settler.call(function)
 
     def _ensure_open(self) -> None:
         if self._closed:

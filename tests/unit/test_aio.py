@@ -7,6 +7,7 @@ import errno
 import gc
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,20 @@ def values(records: list[Record]) -> list[bytes | None]:
 
 
 # --- producer --------------------------------------------------------------------------------
+
+
+def test_a_producer_is_closed_once_and_for_all(store: Store) -> None:
+    async def main() -> None:
+        async with aio.producer(store) as producer:
+            producer.send_nowait("t", b"a")
+            await producer.close()
+            await producer.close()
+        for refused in (producer.flush, lambda: producer.send("t", b"b")):
+            with pytest.raises(StoreClosedError, match="the producer is closed"):
+                await refused()
+
+    run(main)
+    assert [b"a"] == values(list(store.read("t")))
 
 
 def test_send_gives_the_place_of_the_record(store: Store) -> None:
@@ -240,6 +255,49 @@ def test_a_cancelled_poll_loses_no_record_and_commits_none(store: Store) -> None
             assert [b"a"] == values(await consumer.poll(timeout=SOON_SECONDS))
             await consumer.commit()
             assert {PLACE: 1} == await consumer.position()
+
+    run(main)
+
+
+def test_a_consumer_whose_close_is_cancelled_leaves_its_group(store: Store) -> None:
+    async def main() -> None:
+        consumer = aio.consumer(store, "t", group="g", follow=True)
+        await consumer.poll()
+        polling = asyncio.ensure_future(consumer.poll(timeout=None))
+        await asyncio.sleep(0.01)
+        polling.cancel()  # the worker goes on with it for some time
+        closing = asyncio.ensure_future(consumer.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        while store.group("g").members:
+            await asyncio.sleep(0.01)
+
+    run(main)
+
+
+def test_a_commit_that_is_cancelled_counts_nothing_that_is_delivered_after_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.append_many("t", [b"a", b"b"])
+    go, commit = threading.Event(), AsyncConsumer._commit
+
+    def late(*arguments: Any) -> None:
+        assert go.wait(SOON_SECONDS)
+        commit(*arguments)
+
+    monkeypatch.setattr(AsyncConsumer, "_commit", late)
+
+    async def main() -> None:
+        async with aio.consumer(store, "t", group="g") as consumer:
+            assert (await anext(consumer)).value == b"a"
+            committing = asyncio.ensure_future(consumer.commit())
+            await asyncio.sleep(0.01)
+            committing.cancel()
+            await asyncio.wait([committing])
+            assert (await anext(consumer)).value == b"b"
+            go.set()
+        async with aio.consumer(store, "t", group="g") as consumer:
+            assert (await anext(consumer)).value == b"b"
 
     run(main)
 

@@ -154,6 +154,27 @@ def test_a_cancelled_ack_acks_all_the_same(store: Store) -> None:
     assert 0 == store.queues()[0].depth
 
 
+def test_a_close_that_is_cancelled_closes_and_leaves_no_ack_waiting(store: Store) -> None:
+    put(store, 2)
+
+    async def main() -> None:
+        queue = aio.queue(store, "jobs")
+        jobs = await queue.get_many(2)
+        acking = asyncio.ensure_future(queue.ack(jobs[0]))
+        await asyncio.sleep(0)
+        closing = asyncio.ensure_future(queue.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        assert not (await asyncio.wait([acking, closing], timeout=20))[1]
+        assert closing.cancelled()
+        async with aio.queue(store, "jobs") as other:
+            assert jobs[1].value in {job.value for job in await other.get_many(2)}
+        with pytest.raises(StoreClosedError):
+            await queue.get()
+
+    run(main)
+
+
 def test_errors_come_at_the_first_use_and_closing_is_final(store: Store) -> None:
     async def main() -> None:
         with pytest.raises(UnknownTopicError):
