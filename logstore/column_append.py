@@ -7,7 +7,9 @@ one partition, in turn.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set as AbstractSet
+from datetime import date, datetime
 from types import NoneType
 from typing import Any, Final
 
@@ -116,6 +118,8 @@ def _array_of(column: Any, kind: Any) -> Any:
         raise TypeError(f"a {type(column).__name__} is no list of values")
     if isinstance(column, pa.Array | pa.ChunkedArray):
         return column
+    if isinstance(column, Iterator):
+        column = list(column)  # it may be looked at twice
     t = pa.types
     text = t.is_string(kind) or t.is_large_string(kind)
     exact = text or t.is_binary(kind) or t.is_large_binary(kind)
@@ -128,9 +132,61 @@ def _array_of(column: Any, kind: Any) -> Any:
     try:
         array = pa.array(column)
     except (pa.ArrowException, OverflowError, TypeError, ValueError):
-        return pa.array(column, kind)  # ints of 64 bits without a sign; or it says why not
+        array = pa.array(column, kind)  # ints of 64 bits without a sign; or it says why not
+        alike = False
+    else:
+        alike = _are_alike(column, array.type)
+    if not alike and not all(map(_is_kept, column, array.to_pylist())):
+        raise TypeError("values of several types, of which some would become others: give one type")
     plain = t.is_integer(array.type) or t.is_floating(array.type) or t.is_nested(array.type)
     return array if plain or t.is_temporal(array.type) else pa.array(column, kind)
+
+
+def _are_alike(column: Iterable[Any], kind: Any) -> bool:
+    """Whether values of which Arrow has found the type are all of one, where it would not mind.
+
+    Of days and times together it makes days, and of times with and without a zone those of one.
+    """
+    t = pyarrow().types
+    if not _has_times(kind):
+        return True
+    if t.is_temporal(kind):
+        if getattr(column, "dtype", None) not in (None, object):
+            return True
+        kinds = {(type(each), getattr(each, "tzinfo", None) is None) for each in _present(column)}
+        return len(kinds) <= 1
+    if t.is_struct(kind):
+        rows = list(_present(column))
+        return all(isinstance(row, Mapping) for row in rows) and all(
+            _are_alike([row.get(field.name) for row in rows], field.type) for field in kind
+        )
+    return _are_alike(list(itertools.chain.from_iterable(_present(column))), kind.value_type)
+
+
+def _present(column: Iterable[Any]) -> Iterator[Any]:
+    return (each for each in column if each is not None)
+
+
+def _has_times(kind: Any) -> bool:
+    """Whether there are times in values of a type."""
+    if pyarrow().types.is_temporal(kind):
+        return True
+    return any(_has_times(kind.field(each).type) for each in range(kind.num_fields))
+
+
+def _is_kept(given: Any, kept: Any) -> bool:
+    """Whether what Arrow has made of a value says the same, but for the places of a float."""
+    if kept is None:
+        return True  # whether that may be is asked of the whole column
+    if isinstance(given, Mapping):
+        return all(name in kept and _is_kept(value, kept[name]) for name, value in given.items())
+    if isinstance(given, list | tuple) and isinstance(kept, list):
+        return len(given) == len(kept) and all(map(_is_kept, given, kept))
+    if isinstance(given, date):
+        return isinstance(given, datetime) == isinstance(kept, datetime) and bool(given == kept)
+    if isinstance(given, float) and isinstance(kept, float):
+        return math.isinf(given) == math.isinf(kept)
+    return not isinstance(given, float) or bool(given == kept)
 
 
 def _parts(info: TopicInfo, data: object, keys: object, timestamps_ms: object) -> list[ArrowPart]:

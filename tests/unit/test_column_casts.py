@@ -24,6 +24,7 @@ UTC_US, NO_ZONE = pa.timestamp("us", "UTC"), pa.timestamp("us")
 REQUIRED = pa.field("item", pa.int64(), nullable=False)
 LOOSE, STRICT = pa.struct([("a", pa.int64())]), pa.struct([REQUIRED.with_name("a")])
 TWO = pa.struct([("a", pa.string()), ("b", pa.int64())])
+UNSIGNED, DAY = pa.struct([("a", pa.uint64())]), date(2024, 5, 1)
 LOOSER = pa.struct([("a", pa.list_(pa.int8()))])
 DEEP = pa.list_(pa.struct([("a", pa.list_(REQUIRED))]))
 
@@ -157,6 +158,14 @@ def test_what_stays_what_it_is_is_taken(
         ([NOON], pa.timestamp("ms", "UTC"), "would lose data"),
         ([NOON], pa.date32(), "values would become others"),
         ([NAIVE], UTC_US, "times without a zone"),
+        ([NOON, NAIVE], UTC_US, "values of several types"),
+        ([DAY, NAIVE], pa.timestamp("us"), "values of several types"),
+        ([DAY, NAIVE], pa.date32(), "values of several types"),
+        ([[DAY], None, [NAIVE]], pa.list_(pa.date32()), "values of several types"),
+        ([{"a": [NOON, NAIVE]}], pa.struct([("a", pa.list_(UTC_US))]), "values of several types"),
+        ([1 << 63, 1.5], pa.uint64(), "values of several types"),
+        ([{"a": 1 << 63}, {"a": 1.5}], UNSIGNED, "values of several types"),
+        ([{"a": 1 << 63, "b": 1}], UNSIGNED, "values of several types"),
         (np.array([NAIVE], "datetime64[us]"), UTC_US, "times without a zone"),
         (["1"], pa.int64(), "column 'x' does not fit its type int64"),
         ([True], pa.int64(), "column 'x' does not fit its type int64"),
@@ -186,10 +195,11 @@ def test_columns_by_name_are_taken_in_many_forms(store: Store) -> None:
         pa.chunked_array([[6], [7]]),
         np.ma.array([8, 9], mask=[False, True]),
         [],
+        iter([10, 1 << 63]),
     ]
     for column in columns:
         store.append_columns("t", {"x": column})
-    assert [(1 << 64) - 1, None, 1, 2, 0, 1, 3, 4, None, 5, 6, 7, 8, None] == read(store)
+    assert [(1 << 64) - 1, None, 1, 2, 0, 1, 3, 4, None, 5, 6, 7, 8, None, 10, 1 << 63] == read(store)
 
 
 def test_categories_of_frames_are_texts(store: Store) -> None:
