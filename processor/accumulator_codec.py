@@ -117,7 +117,7 @@ class _Mean(_Total):
 
     @staticmethod
     def result(value_type: Any) -> Any:
-        return value_type | None
+        return value_type | float | None  # of ints, and of what counts as such, it is a float
 
     def pack(self, accumulators: Sequence[Any]) -> Sequence[Any]:
         totals = super().pack([total for _, total in accumulators])

@@ -199,7 +199,9 @@ def test_columns_by_name_are_taken_in_many_forms(store: Store) -> None:
     ]
     for column in columns:
         store.append_columns("t", {"x": column})
-    assert [(1 << 64) - 1, None, 1, 2, 0, 1, 3, 4, None, 5, 6, 7, 8, None, 10, 1 << 63] == read(store)
+    assert [(1 << 64) - 1, None, 1, 2, 0, 1, 3, 4, None, 5, 6, 7, 8, None, 10, 1 << 63] == read(
+        store
+    )
 
 
 def test_categories_of_frames_are_texts(store: Store) -> None:

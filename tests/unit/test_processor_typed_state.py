@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import decimal
+import enum
 import json
 import uuid
 from typing import Any
@@ -165,6 +166,34 @@ def test_results_go_on_with_the_types_of_what_they_hold() -> None:
     for topic, rows in expected.items():
         assert len(rows) > 1
         assert rows == values(found[topic])
+
+
+class Grade(enum.IntEnum):
+    LOW = 1
+    HIGH = 4
+
+
+class Graded(msgspec.Struct):
+    user: str
+    at: int
+    grade: Grade
+    some: int | decimal.Decimal
+
+
+def test_means_of_what_counts_as_ints_are_floats() -> None:
+    pipeline = Pipeline("p")
+    windows = (
+        pipeline.source("in", type=Graded, time="at")
+        .key_by("user")
+        .window(tumbling("3ms"))
+        .agg(grade=agg.mean("grade"), some=agg.mean("some"))
+    )
+    windows.key_by("key").agg(last=agg.last("grade"), all=agg.collect(limit=9)).to("out")
+    rows = [{"user": "a", "at": at, "grade": 1 + 3 * (at % 2), "some": at % 2} for at in range(9)]
+    expected = pipeline.test({"in": rows})["out"]
+    assert [2.0, 3.0, 2.0] == [row["last"] for row in expected]
+    found = run_in_pieces(pipeline, {"in": rows}, batch_records=2, crash_every=1)
+    assert expected == values(found["out"])
 
 
 def test_what_is_declared_and_is_not_there_is_refused_by_name() -> None:
