@@ -6,6 +6,7 @@ it died. Members of groups and owners of transactions name their lock file in th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 
@@ -90,10 +91,12 @@ class Liveness:
             return None  # removed by its owner just now
 
     def close(self) -> None:
-        """Give the lock up and remove its file."""
+        """Give the lock up and remove its file, or leave it, as a process does that is killed."""
         with self._guard:
             if self._lock is not None:
-                self._storage.remove(self._path)
+                # In a directory that was moved away, say, it is not to be found.
+                with contextlib.suppress(StorageError):
+                    self._storage.remove(self._path)
                 self._lock.close()
                 self._lock = None
                 self._path = ""

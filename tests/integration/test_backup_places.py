@@ -174,6 +174,17 @@ def test_a_handle_on_a_store_that_was_moved_away_does_not_write_to_its_successor
             assert store.verify(deep=True).ok
 
 
+def test_a_store_that_was_moved_away_can_be_closed(tmp_path: Path) -> None:
+    place, gone = tmp_path / "store", tmp_path / "gone"
+    with millstream.open(place) as store:
+        store.create_topic("t")
+        with store.transaction() as transaction:  # has a lock file of its own
+            transaction.append("t", b"first")
+        place.rename(gone)
+    with millstream.open(gone) as store, store.transaction() as transaction:
+        transaction.append("t", b"second")
+
+
 def test_a_topic_that_was_moved_elsewhere_by_a_link_can_be_deleted(
     path: Path, tmp_path: Path
 ) -> None:
