@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import msgspec
 
@@ -73,16 +73,22 @@ class Selection(ComputedField):
     def result_type(self, value_type: object) -> object:
         """The type of the dicts, where state needs it to bring back what is in them."""
         known: dict[str, Any] = {}
+        missing: frozenset[str] = getattr(value_type, "__optional_keys__", frozenset())
         if self.keep:
             if not isinstance(value_type, type):
                 return dict
             known = {name: field_type(value_type, name) for name in _own_names(value_type)}
+        kept = missing & (known.keys() - self.fields.keys())
         for name, field in self.fields.items():
             column = field.tree.name if isinstance(field.tree, Column) else ""
-            known[name] = field_type(value_type, column)
+            found: Any = field_type(value_type, column)
+            known[name] = found | None if column in missing and found is not None else found
         if all(needed_type(each) is None for each in known.values()):
             return dict
-        fields = {name: Any if each is None else each for name, each in known.items()}
+        fields: dict[str, Any] = {
+            name: Any if each is None else each for name, each in known.items()
+        }
+        fields.update({name: NotRequired[fields[name]] for name in kept})
         make: Any = TypedDict
         return make("Row", fields)
 

@@ -8,7 +8,7 @@ import decimal
 import enum
 import json
 import uuid
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 import pytest
@@ -166,6 +166,31 @@ def test_results_go_on_with_the_types_of_what_they_hold() -> None:
     for topic, rows in expected.items():
         assert len(rows) > 1
         assert rows == values(found[topic])
+
+
+class Note(TypedDict, total=False):
+    user: str
+    at: datetime.datetime
+    text: str
+
+
+def test_fields_that_may_be_missing_are_kept_as_such() -> None:
+    pipeline = Pipeline("p")
+    notes = pipeline.source("in", type=Note, time="at")
+    for name, some in (
+        ("all", notes.with_columns(who=col("user"))),
+        ("some", notes.select("user", "at", "text")),
+    ):
+        keyed = some.key_by("user")
+        keyed.join(keyed, within="1s", name=name).to(name)
+    rows = [
+        {"user": "a", "at": f"2024-05-01T00:00:0{second}Z", **({"text": "x"} if second % 2 else {})}
+        for second in range(4)
+    ]
+    expected = pipeline.test({"in": rows})
+    assert [10, 10] == list(map(len, expected.values()))
+    found = run_in_pieces(pipeline, {"in": rows}, batch_records=2, crash_every=1)
+    assert all(rows == values(found[topic]) for topic, rows in expected.items())
 
 
 class Grade(enum.IntEnum):
