@@ -20,6 +20,7 @@ from .config import Isolation, check_timeout, checked_place, topic_names, whole_
 from .delivery import Delivery
 from .engine import Engine
 from .errors import OffsetOutOfRangeError, StoreClosedError, UnknownTopicError, UsageError
+from .handle import Handle
 from .membership import (
     LIVENESS_INTERVAL_SECONDS,
     Membership,
@@ -45,7 +46,7 @@ T = TypeVar("T")
 _logger = logging.getLogger("millstream")
 
 
-class Consumer:
+class Consumer(Handle):
     """Reads records of some topics. Made by `Store.consumer`; a context manager.
 
     Iterating gives one record after another, `poll` lists, `batches` columns; they may be mixed.
@@ -106,6 +107,7 @@ class Consumer:
     ) -> None:
         names = _topic_names(engine, topics)
         self._engine = engine
+        self._asked = f"{', '.join(names)}" + (f" group {group!r}" if group else "")
         self._follow = follow
         self._start = parse_position(start, engine.clock.now_ms())
         if self._start.kind == "stored":
@@ -135,6 +137,9 @@ class Consumer:
             raise
 
     # Reading
+
+    def __repr__(self) -> str:
+        return f"<Consumer {self._asked}{' closed' if self._closed else ''}>"
 
     def poll(self, timeout: float | None = 0.0, max_records: int = 500) -> list[Record]:
         """The next records: at least one, unless none came within `timeout` seconds.

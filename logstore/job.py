@@ -11,6 +11,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Literal, NamedTuple, Protocol, Self, TypeAlias
 
+from .handle import Handle
 from .queue_ranges import Lease, Range
 from .record import Headers, Record
 
@@ -56,7 +57,7 @@ class Settler(Protocol):
         ...
 
 
-class Job:
+class Job(Handle):
     """One delivery of one record. Made by `Queue`; for one thread at a time.
 
     As a context manager it acks on success and nacks when the block raises, unless the block has

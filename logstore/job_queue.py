@@ -28,6 +28,7 @@ from .config import Durability, check_timeout, whole_number
 from .engine import INTERVAL_SECONDS, Engine
 from .errors import FencedError, StoreClosedError, UnknownTopicError, UsageError
 from .format import INT64_MAX
+from .handle import Handle
 from .job import Acks, Duration, Job, JobState, dead_letter_headers
 from .positions import parse_duration_ms
 from .queue_catalog import QueueCatalog
@@ -48,7 +49,7 @@ class QueueOptions:
     follow: bool
 
 
-class Queue:
+class Queue(Handle):
     """A worker of a queue: `for job in queue`, or `get`. Thread-safe; a context manager.
 
     Made by `Store.queue`. Each job is leased for the visibility time-out of the queue: `Job.ack`

@@ -59,6 +59,9 @@ class NamedProducer(Producer):
             timeout=timeout,
         )
 
+    def __repr__(self) -> str:
+        return f"<NamedProducer {self.name!r} {self._root}{' closed' if self.closed else ''}>"
+
     def _make_sender(
         self,
         engine: Engine,

@@ -205,6 +205,11 @@ class SendFuture(msgspec.Struct, eq=False, gc=False):
     batch: Batch
     end: int
 
+    def __repr__(self) -> str:
+        error = self.batch.error
+        state = repr(error) if error else "acknowledged" if self.done() else "waiting"
+        return f"<SendFuture {state}>"
+
     def done(self) -> bool:
         """Whether the record is acknowledged or has failed."""
         return self.batch.done

@@ -127,9 +127,10 @@ def own(engine: Engine, name: str, terms: Terms) -> Ownership:
         raise
     if row is None:
         lock.close()
+        pid = former.pid if former else 0
         raise LockedError(
-            f"{name!r} is run by process {former.pid if former else 0}: end it first, or use"
-            " another name",
+            f"{name!r} is run by process {pid}{', this one' if pid == engine.pid else ''}: end that"
+            " run first, or use another name",
             path=path,
         )
     # Readers that wait for a transaction the former owner left open can go on.

@@ -26,6 +26,7 @@ from .config import MIB, Durability, check_durability, whole_number
 from .engine import Engine
 from .errors import MillstreamError, UsageError, missing_key, not_bytes
 from .gathered import TIMESTAMPS
+from .handle import Handle
 from .outgoing import Extras, Lane, SendFuture
 from .record import Headers
 from .record_ids import record_id
@@ -40,7 +41,7 @@ BATCH_BYTES_MAX: Final = 32 * MIB
 LINGER_MS_MAX: Final = 10**12
 
 
-class Producer:
+class Producer(Handle):
     """Sends records in the background; batches them by time and size. Thread-safe.
 
     Made by `Store.producer()`. Use it as a context manager: leaving it flushes and closes, also
@@ -83,12 +84,16 @@ class Producer:
         if not _has_global_lock():
             raise UsageError("producers need CPython's global lock; start Python with -X gil=1")
         limits = SendLimits(linger_ms, batch_bytes, buffer_bytes)
+        self._root = engine.storage.root
         self._sender = self._make_sender(engine, limits, durability, timeout)
         self._lanes = self._sender.lanes
         # An interpreter that exits kills the thread; what was sent is written before.
         self._at_exit = weakref.finalize(self, Sender.close, self._sender)
         _watch_forks()
         _producers.add(self)
+
+    def __repr__(self) -> str:
+        return f"<Producer {self._root}{' closed' if self.closed else ''}>"
 
     def _make_sender(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from .arrow_batch import chosen_fields
@@ -49,6 +49,15 @@ class Scan:
         self._starts = dict(starts)
         self._stops = dict(stops) if stops is not None else None
         self._isolation: Isolation = isolation
+
+    def __repr__(self) -> str:
+        stops = self._stops or {}
+        ranges = (
+            f"{place.topic}/{place.partition} [{start}, {stops.get(place, '...')})"
+            for place, start in islice(self._starts.items(), 3)
+        )
+        more = len(self._starts) - 3
+        return f"<Scan {', '.join(ranges)}{f' and {more} more' if more > 0 else ''}>"
 
     def __iter__(self) -> Iterator[Record]:
         return chain.from_iterable(self.batches())

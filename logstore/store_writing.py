@@ -18,6 +18,7 @@ from .conditional_append import Match, condition_on
 from .config import Durability, check_checkpoint_name, check_durability
 from .engine import Engine
 from .errors import UsageError
+from .handle import Handle
 from .job import Duration
 from .latest import LatestValues
 from .log import Log
@@ -37,7 +38,7 @@ def _terms(timeout: Duration | None) -> Terms:
     return Terms(None if timeout is None else parse_duration_ms(timeout))
 
 
-class StoreWriting:
+class StoreWriting(Handle):
     """The part of `Store` that writes records. Thread-safe."""
 
     def __init__(self, engine: Engine) -> None:
