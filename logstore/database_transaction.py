@@ -1,9 +1,10 @@
 """A transaction of one SQLite connection, as a block that no interrupt leaves open for long.
 
-What the statements are, and what may go wrong with them, is in `database.py`. A KeyboardInterrupt
-may come between any two calls, also before `__exit__` has begun. So, as in `append_lock.py`, whose
-transaction is open is found out and not remembered: one left open is rolled back when the interrupt
-has been dealt with, and before that by the next transaction of the same thread.
+What the statements are is in `database.py`, what may go wrong with them in `database_errors.py`. A
+KeyboardInterrupt may come between any two calls, also before `__exit__` has begun. So, as in
+`append_lock.py`, whose transaction is open is found out and not remembered: one left open is rolled
+back when the interrupt has been dealt with, and before that by the next transaction of the same
+thread.
 """
 
 from __future__ import annotations

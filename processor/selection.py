@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, NotRequired, TypedDict
 
 import msgspec
@@ -89,8 +90,7 @@ class Selection(ComputedField):
             name: Any if each is None else each for name, each in known.items()
         }
         fields.update({name: NotRequired[fields[name]] for name in kept})
-        make: Any = TypedDict
-        return make("Row", fields)
+        return _row_type(tuple(fields.items()))
 
     def require_types(self, value_type: object, what: str) -> None:
         """Refuse a field that cannot be computed from the types of the row's.
@@ -115,6 +115,13 @@ def own_fields(value: object) -> dict[str, Any]:
     if dataclasses.is_dataclass(value):
         return {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
     raise TypeError(f"a {type(value).__name__} has no fields to keep: use select()")
+
+
+@cache
+def _row_type(fields: tuple[tuple[str, Any], ...]) -> object:
+    """A TypedDict; the same one for the same fields, so that streams of both can be merged."""
+    make: Any = TypedDict
+    return make("Row", dict(fields))
 
 
 def _own_names(value_type: type) -> Iterable[str]:

@@ -177,9 +177,11 @@ class Note(TypedDict, total=False):
 def test_fields_that_may_be_missing_are_kept_as_such() -> None:
     pipeline = Pipeline("p")
     notes = pipeline.source("in", type=Note, time="at")
+    chosen = notes.select("user", "at", "text")
     for name, some in (
         ("all", notes.with_columns(who=col("user"))),
-        ("some", notes.select("user", "at", "text")),
+        ("some", chosen),
+        ("merged", chosen.merge(notes.filter(col("user") != "a").select("user", "at", "text"))),
     ):
         keyed = some.key_by("user")
         keyed.join(keyed, within="1s", name=name).to(name)
@@ -188,7 +190,7 @@ def test_fields_that_may_be_missing_are_kept_as_such() -> None:
         for second in range(4)
     ]
     expected = pipeline.test({"in": rows})
-    assert [10, 10] == list(map(len, expected.values()))
+    assert [10, 10, 10] == list(map(len, expected.values()))
     found = run_in_pieces(pipeline, {"in": rows}, batch_records=2, crash_every=1)
     assert all(rows == values(found[topic]) for topic, rows in expected.items())
 
