@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 import millstream
-from millstream import TopicPartition, reader
+from millstream import TopicPartition, partition_cursor
 from millstream.cli.main import main
 
 ROWS = 300
@@ -37,13 +37,13 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def bodies(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """First offsets of the batches of which more than header and directory was read."""
     read: list[int] = []
-    decode = reader.decode_batch
+    decode = partition_cursor.decode_batch
 
     def counted(topic: str, partition: int, header: Any, *more: Any, **options: Any) -> Any:
         read.append(header.base_offset)
         return decode(topic, partition, header, *more, **options)
 
-    monkeypatch.setattr(reader, "decode_batch", counted)
+    monkeypatch.setattr(partition_cursor, "decode_batch", counted)
     return read
 
 

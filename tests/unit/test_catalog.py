@@ -435,9 +435,7 @@ def test_a_topic_with_an_impossible_number_of_partitions_is_damage(path: str, co
 
 
 def test_a_missing_directory_is_a_storage_error(tmp_path: Path) -> None:
-    with pytest.raises(
-        StorageError, match=r"cannot be opened \(.*\): check the path, and who owns"
-    ):
+    with pytest.raises(StorageError, match=r"cannot be opened \(.*\): check the path, who owns"):
         Catalog(str(tmp_path / "nowhere" / "catalog.db"), clock=CLOCK)
 
 
