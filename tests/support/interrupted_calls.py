@@ -1,11 +1,14 @@
 """Ctrl-C at a chosen moment of those at which CPython looks for signals: at calls, and after them.
 
 A tracer that raises between any two instructions also finds moments that do not exist, as the one
-between the end of a `with` block and the release of its lock.
+between the end of a `with` block and the release of its lock. The cyclic garbage collector stands
+still meanwhile: it would call the `__del__` of what other tests have left, and an interrupt there
+is told to nobody.
 """
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 from collections.abc import Callable
@@ -31,6 +34,8 @@ class InterruptAt:
 
     def run(self, function: Callable[[], object]) -> None:
         """Call `function`, and interrupt it if it is its turn."""
+        collecting = gc.isenabled()
+        gc.disable()
         try:
             sys.setprofile(self._profile if self.remaining > 0 else None)
             function()
@@ -38,6 +43,8 @@ class InterruptAt:
             return
         finally:
             sys.setprofile(None)
+            if collecting:
+                gc.enable()
 
 
 def ends(function: Callable[[], object]) -> bool:
