@@ -34,6 +34,9 @@ from .stateful import SWEEP_RECORDS
 
 V = TypeVar("V")
 
+_PASSED_OVER: Final = 1_000
+"""So many keys may be in the heap that wait no more, and as many as there are that do."""
+
 _Contents: TypeAlias = Mapping[tuple[object, ...], dict[object, list[Any] | None]]
 """By prefix: what state kept of each key; None: it is gone."""
 
@@ -96,6 +99,8 @@ class KeyedState(Generic[V]):
         """A heap of the times in `_waits`."""
         self._due_keys: dict[int, list[object]] = {}
         """Who waits for each time in `_due`; those whose entry in `_waits` differs do no more."""
+        self._due_count = 0
+        """How many keys that has, with those that wait no more."""
 
     def __len__(self) -> int:
         return len(self._values)
@@ -141,6 +146,7 @@ class KeyedState(Generic[V]):
             self._times[key] = time_ms
         if known is None:
             self._wait(key, time_ms + self.ttl_ms)
+            self._tidy()
 
     def pop(self, key: object) -> V | None:
         """Remove `key` and return its value, or None when there is none."""
@@ -210,7 +216,9 @@ class KeyedState(Generic[V]):
             due = heapq.heappop(self._due)
             # A key that was removed and came back waits twice.
             gone: dict[object, None] = {}
-            for key in self._due_keys.pop(due):
+            keys = self._due_keys.pop(due)
+            self._due_count -= len(keys)
+            for key in keys:
                 if self._waits.get(key) != due:
                     continue
                 ends = self._times[key] + (self.ttl_ms or 0)
@@ -227,12 +235,27 @@ class KeyedState(Generic[V]):
 
     def _wait(self, key: object, due: int) -> None:
         self._waits[key] = due
+        self._due_count += 1
         waiting = self._due_keys.get(due)
         if waiting is None:
             self._due_keys[due] = [key]
             heapq.heappush(self._due, due)
         else:
             waiting.append(key)
+
+    def _tidy(self) -> None:
+        """Clear what nobody waits for, where it is too much.
+
+        Keys that come and go long before they are over would fill it.
+        """
+        if self._due_count > 2 * len(self._waits) + _PASSED_OVER:
+            self._wait_for(self._waits)
+
+    def _wait_for(self, waits: dict[object, int]) -> None:
+        """Let these wait, and no others."""
+        self._waits, self._due, self._due_keys, self._due_count = {}, [], {}, 0
+        for key, due in waits.items():
+            self._wait(key, due)
 
     # --- state ---------------------------------------------------------------------------------
 
@@ -308,15 +331,12 @@ class KeyedState(Generic[V]):
         return self._waits.get(key)
 
     def forget(self, keys: Iterable[object]) -> None:
-        """Let go of values that have not changed, as state has them. Looks at all keys."""
+        """Let go of values that have not changed, as state has them."""
         for key in keys:
             self._values.pop(key, None)
             self._times.pop(key, None)
             self._waits.pop(key, None)
-        if self.ttl_ms is not None:
-            waits, self._waits, self._due, self._due_keys = self._waits, {}, [], {}
-            for key, due in waits.items():
-                self._wait(key, due)
+        self._tidy()
 
     def take_columns(self, keys: Sequence[object], contents: Sequence[list[Any]]) -> None:
         """The same where nothing is gone. Errors as `take`."""

@@ -60,6 +60,9 @@ _FOLLOWED: Final = frozenset(
 )
 """Aggregates that columns can say the results of after every row."""
 
+_SPILLING: Final = CountNode | DedupNode | WindowNode | SessionNode | AsofJoinNode | RunningNode
+"""Operators whose state, where it may be on disk, is that of rows."""
+
 _LISTS: Final = frozenset({Collect, TopK, TopKBy})
 """Aggregates whose results are lists, which are no columns of the lane."""
 
@@ -80,6 +83,8 @@ def reason_for_rows(plan: Plan, node: Node) -> str | None:
     ask = _REASONS.get(type(node))
     if ask is None:
         return "an operator of rows"
+    if plan.holding.spills and isinstance(node, _SPILLING):
+        return "its state may be on disk"
     return ask(plan, node)
 
 
@@ -244,14 +249,10 @@ def _of_key(plan: Plan, node: KeyByNode) -> str | None:
 
 
 def _of_count(plan: Plan, node: CountNode) -> str | None:
-    if plan.holding.spills:
-        return "its state may be on disk"
     return _first(_of_aggregate(aggregate, plan, node) for _, aggregate in node.aggregates)
 
 
-def _of_asof_join(plan: Plan, node: AsofJoinNode) -> str | None:
-    if plan.holding.spills:
-        return "its state may be on disk"
+def _of_asof_join(_plan: Plan, node: AsofJoinNode) -> str | None:
     return None if node.into is Joined else "into is a Python function"
 
 
@@ -262,8 +263,6 @@ def _of_table_join(_plan: Plan, node: TableJoinNode) -> str | None:
 
 
 def _of_dedup(plan: Plan, node: DedupNode) -> str | None:
-    if plan.holding.spills:
-        return "its state may be on disk"
     return (
         "a row of columns is no identity: name a field"
         if node.on is None
@@ -274,16 +273,12 @@ def _of_dedup(plan: Plan, node: DedupNode) -> str | None:
 def _of_windows(plan: Plan, node: WindowNode | SessionNode) -> str | None:
     if node.emission.updating:
         return "updates before the final result"
-    if plan.holding.spills:
-        return "its state may be on disk"
     return _first(_of_aggregate(aggregate, plan, node) for _, aggregate in node.aggregates)
 
 
 def _of_running(plan: Plan, node: RunningNode) -> str | None:
     if node.ttl_ms is not None:
         return "a table with a time to live"
-    if plan.holding.spills:
-        return "its state may be on disk"
     for _, aggregate in node.aggregates:
         reason = _of_aggregate(aggregate, plan, node)
         if reason is None and type(aggregate) in _LISTS:

@@ -133,6 +133,40 @@ def test_a_value_is_over_when_w_reaches_its_newest_time_and_the_ttl() -> None:
     assert len(state) == 0
 
 
+class CountedWaits(KeyedState[int]):
+    """Counts how often a key was told to wait."""
+
+    waits = 0
+
+    def _wait(self, key: object, due: int) -> None:
+        self.waits += 1
+        super()._wait(key, due)
+
+
+def test_keys_that_come_and_go_long_before_they_are_over_fill_no_memory() -> None:
+    state = KeyedState[int]("op", ttl_ms=1_000_000)
+    for time_ms in range(20_000):
+        state.put(f"k{time_ms % 3}", 1, time_ms)
+        state.pop(f"k{time_ms % 3}")
+    assert len(state._due) < 2_000  # in proportion to what is there
+
+
+def test_forgetting_does_not_look_at_what_stays_and_what_is_taken_back_is_over_in_time() -> None:
+    state = CountedWaits("op", ttl_ms=10)
+    for key in range(5_000):
+        state.put(key, key, key)
+    log = list(entries(state.changes()))
+    before = state.waits
+    for key in range(500):
+        state.forget([key])
+    assert state.waits == before
+    state.forget(range(500, 4_000))
+    assert state.waits < before + 3_000
+    state.take({path[0]: value for path, value in log[:4_000]})
+    assert state.expire(10 + 4_998) == list(range(4_999))
+    assert len(state) == 1
+
+
 def test_an_older_row_after_a_removal_lives_from_its_own_time() -> None:
     state = KeyedState[str]("op", ttl_ms=10)
     state.put("a", "x", 100)
