@@ -14,12 +14,10 @@ from typing import Any, Final, NamedTuple
 from millstream import DataError
 
 from .agg import Aggregate
-from .expression_tree import Column
-from .expressions import Expression
+from .field_types import read_type
 from .fields import Field, FieldPair
 from .numeric_aggregates import Max, Mean, Min, Sum
 from .row_codec import RowCodec, needed_type
-from .row_types import field_type, returned_type
 from .state import decode_content, encode_content
 from .value_aggregates import (
     Collect,
@@ -281,11 +279,4 @@ def _form(aggregate: Aggregate[Any, Any, Any], row_type: object, what: str) -> _
 
 def _type_of(field: Field, row_type: object) -> object:
     """The type of a field of rows; None if it is unknown, or state needs no type for it."""
-    found = row_type
-    if isinstance(field, Expression) and isinstance(field.tree, Column):
-        field = field.tree.name
-    if isinstance(field, str):
-        found = field_type(row_type, field)
-    elif field is not None:
-        found = returned_type(field)
-    return needed_type(found)
+    return needed_type(read_type(row_type, field))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final, NoReturn, TypeAlias, get_args
+from typing import Any, Final, NoReturn, TypeAlias
 
 from millstream import FieldFacts, UsageError
 
@@ -34,7 +34,6 @@ from .expression_tree import (
     Column,
     Comparison,
     FillNull,
-    IsIn,
     IsNull,
     Literal,
     Member,
@@ -49,10 +48,9 @@ from .expression_tree import (
     literal,
     membership,
     require_shallow,
-    walk,
 )
+from .expression_types import require_types, type_of_tree
 from .fields import ComputedField
-from .row_types import field_type
 
 Operand: TypeAlias = "Expression | str | float | datetime | timedelta | None"
 """What can stand beside an expression: another, or a constant. Text is text, not a field's name."""
@@ -152,18 +150,12 @@ class Expression(ComputedField):
         return column_names(self.tree)
 
     def require_types(self, value_type: object, what: str) -> None:
-        """Refuse a field that is a datetime beside a constant, which it could never equal.
+        """See `ComputedField.require_types`."""
+        require_types(self.tree, value_type, what)
 
-        Raises:
-            UsageError: There is such a field.
-        """
-        for node in walk(self.tree):
-            name = _beside_constants(node)
-            if name is not None and _is_datetime(field_type(value_type, name)):
-                raise UsageError(
-                    f"{what}: {text_of(node)}: {name!r} is a datetime, and a constant time is UTC"
-                    f" milliseconds; write col({name!r}).parse_time()"
-                )
+    def result_type(self, value_type: object) -> object:
+        """See `ComputedField.result_type`."""
+        return type_of_tree(self.tree, value_type)
 
     def __hash__(self) -> int:
         return hash(self.tree)
@@ -473,20 +465,3 @@ def _field_name(name: object) -> str:
     if not isinstance(name, str) or not name:
         raise UsageError(f"a field is named by text, not {name!r}")
     return name
-
-
-def _beside_constants(node: Tree) -> str | None:
-    """The field that an operator computes with a constant, or compares with some."""
-    match node:
-        case (
-            Operation(_, Column(name), Literal())
-            | Operation(_, Literal(), Column(name))
-            | IsIn(Column(name), _)
-        ):
-            return name
-    return None
-
-
-def _is_datetime(declared: object) -> bool:
-    """Whether a field of that type holds times as datetimes, if anything."""
-    return declared is datetime or datetime in get_args(declared)

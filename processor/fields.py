@@ -97,6 +97,11 @@ class ComputedField(ABC):
             UsageError: A field is of such a type.
         """
 
+    def result_type(self, value_type: object) -> object:
+        """The type of its results for values of a type; None if it is unknown."""
+        del value_type
+        return None
+
 
 class _StructField(ComputedField):
     """A field of Structs of one type, read in two thirds of the time of an attrgetter.

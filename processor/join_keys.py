@@ -11,23 +11,21 @@ What equals what is said in serde.py: numbers of any type, text, bytes, and tupl
 from __future__ import annotations
 
 import logging
-import types
 import typing
 from collections.abc import Sequence
 from functools import reduce
 from operator import or_
+from types import NoneType
 from typing import Any, Final
 
 from millstream import UsageError
 
 from .columns import Rows
-from .expression_tree import Cast, Column
-from .expressions import Expression
-from .fields import Field
+from .field_types import read_type
 from .join_nodes import JoinNode, TableJoinNode
 from .nodes import KeyByNode, MergeNode
 from .plan import PlanBuilder
-from .row_types import field_type, returned_type
+from .row_types import members
 from .table_nodes import RecordKeyNode, RegroupNode
 
 _FAMILIES: Final[dict[type, type]] = {
@@ -38,7 +36,6 @@ _FAMILIES: Final[dict[type, type]] = {
     tuple: tuple,
 }
 """What keys may be, by what their equality is that of."""
-_CASTS: Final[dict[str, type]] = {"int": int, "float": float, "str": str, "bool": bool}
 
 _logger = logging.getLogger("millstream")
 
@@ -64,24 +61,14 @@ def key_type(builder: PlanBuilder, node_id: int) -> object:
     """The type of the keys that rows of a node are grouped by; None where nobody said."""
     node = builder.nodes[node_id]
     if isinstance(node, KeyByNode):
-        return _read_type(builder.type_of(node.parent), node.key)
+        return read_type(builder.type_of(node.parent), node.key)
     if isinstance(node, RegroupNode):
-        return _read_type(node.row_type, node.key)
+        return read_type(node.row_type, node.key)
     if isinstance(node, RecordKeyNode):
         return node.key_type
     if isinstance(node, MergeNode | JoinNode):
         return _union([key_type(builder, each) for each in node.inputs])
     return key_type(builder, node.inputs[0]) if node.inputs else None
-
-
-def _read_type(row_type: object, key: Field) -> object:
-    if isinstance(key, Expression):
-        if isinstance(key.tree, Cast):
-            return _CASTS[key.tree.type]
-        return field_type(row_type, key.tree.name) if isinstance(key.tree, Column) else None
-    if isinstance(key, str):
-        return field_type(row_type, key)
-    return None if key is None else returned_type(key)
 
 
 def _union(parts: Sequence[Any]) -> Any:
@@ -102,17 +89,9 @@ def may_equal(left: object, right: object) -> bool:
 
 def _members(key_type: Any) -> list[Any]:
     """The types that keys of a type may have; none where one of them is not known."""
-    while isinstance(key_type, typing.NewType):
-        key_type = key_type.__supertype__
-    origin = typing.get_origin(key_type)
-    arguments = typing.get_args(key_type)
-    if origin is typing.Literal:
-        return [type(each) for each in arguments]
-    if origin in {typing.Union, types.UnionType}:
-        # Rows whose key is None have no key.
-        parts = [_members(each) for each in arguments if each is not types.NoneType]
-        return [member for part in parts for member in part] if all(parts) else []
-    return [key_type] if _family(key_type) is not None else []
+    # Rows whose key is None have no key.
+    kinds = [each for each in members(key_type) if each is not NoneType]
+    return kinds if None not in map(_family, kinds) else []
 
 
 def _family(key_type: Any) -> type | None:
@@ -138,6 +117,8 @@ def _elements(key_type: Any) -> Sequence[object] | None:
 
 
 def _named(key_type: Any) -> str:
+    if NoneType in typing.get_args(key_type):
+        return " | ".join(_named(e) for e in typing.get_args(key_type) if e is not NoneType)
     return key_type.__name__ if isinstance(key_type, type | typing.NewType) else str(key_type)
 
 

@@ -101,6 +101,25 @@ def union_of(parts: Sequence[Any]) -> Any:
     return Union[tuple(parts)] if known else None  # noqa: UP007 - made at run time
 
 
+def members(found: Any) -> list[Any]:
+    """The types that values of a type may have, None among them; none if one is not known.
+
+    >>> members(int | None), members(typing.Literal["a", 1]), members(typing.Any)
+    ([<class 'int'>, <class 'NoneType'>], [<class 'str'>, <class 'int'>], [])
+    """
+    while isinstance(found, typing.NewType):
+        found = found.__supertype__
+    origin, arguments = typing.get_origin(found), typing.get_args(found)
+    if origin is typing.Annotated:
+        return members(arguments[0])
+    if origin is typing.Literal:
+        return [type(each) for each in arguments]
+    if origin in _UNIONS:
+        parts = [members(each) for each in arguments]
+        return [member for part in parts for member in part] if all(parts) else []
+    return [] if found is None or _is_open(found) else [found]
+
+
 def element_type(iterable_type: object) -> object:
     """The type of the elements of an annotated iterable: int of `list[int]`.
 

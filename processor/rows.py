@@ -14,6 +14,7 @@ from typing import Any, Generic, Self, TypeVar, Unpack
 from millstream import UsageError, missing_extra, parse_duration_ms
 
 from .connectors import Sink
+from .field_types import require_key_type
 from .fields import (
     Field,
     label,
@@ -137,6 +138,7 @@ class Rows(Generic[T]):
         else:
             require_readable(on, "dedup()")
             require_fields(self._type, on, "dedup")
+            require_key_type(self._type, on, "dedup")
         within_ms = parse_duration_ms(within)
         if within_ms < 1:
             raise UsageError(f"dedup(within={within!r}): at least 1 ms")

@@ -81,9 +81,9 @@ class Selection(ComputedField):
             known = {name: field_type(value_type, name) for name in _own_names(value_type)}
         kept = missing & (known.keys() - self.fields.keys())
         for name, field in self.fields.items():
-            column = field.tree.name if isinstance(field.tree, Column) else ""
-            found: Any = field_type(value_type, column)
-            known[name] = found | None if column in missing and found is not None else found
+            found: Any = field.result_type(value_type)
+            absent = isinstance(field.tree, Column) and field.tree.name in missing
+            known[name] = found | None if absent and found is not None else found
         if all(needed_type(each) is None for each in known.values()):
             return dict
         fields: dict[str, Any] = {

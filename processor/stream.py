@@ -20,6 +20,7 @@ from . import agg
 from .aggregate import AnyAggregate
 from .aggregating import result_type
 from .expressions import Expression
+from .field_types import require_key_type
 from .fields import Field, label, require_fields, require_readable
 from .joins import JoinMethods
 from .nodes import (
@@ -218,6 +219,7 @@ class Stream(Rows[T]):
         """
         require_readable(key, "key_by()")
         require_fields(self._type, key, "key_by")
+        require_key_type(self._type, key, "key_by")
         node = KeyByNode(
             id=self._builder.next_id,
             parent=self._node,

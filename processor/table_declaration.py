@@ -12,7 +12,8 @@ from . import agg
 from .accumulator_codec import result_types
 from .aggregate import Aggregate, AnyAggregate, require_invertible
 from .connectors import Source
-from .fields import Field, describe, label, require_field, require_function, require_readable
+from .field_types import require_key_type
+from .fields import Field, describe, label, require_fields, require_function, require_readable
 from .plan import PlanBuilder
 from .row_codec import RowCodec, needed_type
 from .row_shapes import aggregated_type
@@ -142,8 +143,8 @@ def regrouping_node(
     """
     row_type = builder.type_of(parent)
     require_readable(key, "group_by()")
-    if isinstance(key, str):
-        require_field(row_type, key, "group_by")
+    require_fields(row_type, key, "group_by")
+    require_key_type(row_type, key, "group_by")
     checked = checked_aggregates(aggregates, row_type)
     for column, aggregate in checked.items():
         require_invertible(aggregate, f"agg {column}")
@@ -195,8 +196,8 @@ def source_table_node(
     name = topic if isinstance(topic, str) else getattr(topic, "name", topic)
     if key is not None:
         require_readable(key, f"table {name}: key")
-    if isinstance(key, str):
-        require_field(value_type, key, f"table {name}")
+        require_fields(value_type, key, f"table {name}")
+        require_key_type(value_type, key, f"table {name}: key")
     others = cast(
         "SourceOptions",
         {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ class Order(msgspec.Struct):
     amount: float
     at: datetime
     until: datetime | None = None
+    price: Decimal | None = None
 
 
 START = datetime(1970, 1, 1, tzinfo=UTC)
@@ -68,6 +70,14 @@ START = datetime(1970, 1, 1, tzinfo=UTC)
             lambda s: s.filter((col("user") == "a") & col("until").is_in([START])),
             r"filter: until in \(0\): 'until' is a datetime",
         ),
+        (
+            lambda s: s.select(gross=col("price") * 1.19),
+            r"select gross: price \* 1.19: Python does not compute a Decimal with a float",
+        ),
+        (
+            lambda s: s.map(col("amount") - col("price")),
+            r"map: amount - price: Python does not compute a Decimal",
+        ),
         (lambda s: s.to("@state/p/in.window"), "is not a topic name"),
         (lambda s: s.dead_letters.to(""), "'' is not a topic name"),
     ],
@@ -75,7 +85,9 @@ START = datetime(1970, 1, 1, tzinfo=UTC)
 def test_a_mistake_is_told_at_once(
     declare: Callable[[SourceStream[Any]], object], message: str
 ) -> None:
-    kind: Any = Order if "Order" in message or "datetime" in message else dict
+    kind: Any = (
+        Order if "Order" in message or "datetime" in message or "Decimal" in message else dict
+    )
     source = Pipeline("p").source("in", type=kind)
     with pytest.raises(UsageError, match=message):
         declare(source)

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
-from enum import StrEnum
-from typing import Any
+from datetime import date, datetime
+from enum import Enum, StrEnum
+from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
-from millstream import RecordError
-from millstream.processor import Pipeline, Row, Stream, TestOutput, agg, counting, session, tumbling
+from millstream import RecordError, UsageError
+from millstream.processor import (
+    Pipeline,
+    Row,
+    Stream,
+    TestOutput,
+    agg,
+    col,
+    counting,
+    session,
+    tumbling,
+)
 
 Json = dict[str, object]
 
@@ -45,6 +58,64 @@ def test_keys_of_any_kind_of_text_are_written_as_text(keys: list[object]) -> Non
     rows = [*keys, keys[0]]
     counts = [rows[:n].count(key) for n, key in enumerate(rows, 1)]
     assert [str(each).encode() for each in counts] == [each.value for each in records]
+
+
+class Color(Enum):
+    RED = "r"
+
+
+class Point(NamedTuple):
+    x: int
+    y: int
+
+
+class Visit(msgspec.Struct):
+    id: uuid.UUID
+    at: datetime | None
+    color: Color
+    point: Point
+    parts: tuple[int, date]
+    names: list[str]
+    size: Size
+    key: int | uuid.UUID
+    any: Any
+
+
+def day(visit: Visit) -> date:
+    return date.min
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("id", r"'id' is a UUID, which is no key: .* such as lambda row: str\(row.id\)"),
+        ("at", "'at' is a datetime"),
+        (col("at"), "at is a datetime"),
+        ("color", "'color' is a Color, .* lambda row: row.color.value"),
+        ("point", r"'point' is a Point, .* lambda row: tuple\(row.point\)"),
+        ("parts", "'parts' is a tuple"),
+        ("names", r"'names' is a list, .* tuple\(row.names\)"),
+        (day, "day is a date"),
+    ],
+)
+def test_fields_whose_values_are_never_keys_are_refused_where_they_are_declared(
+    key: Any, message: str
+) -> None:
+    pipeline = Pipeline("p")
+    visits = pipeline.source("in", type=Visit)
+    for declare in (
+        visits.key_by,
+        lambda key: visits.dedup(key, within=1),
+        lambda key: pipeline.table("table", type=Visit).group_by(key).agg(n=agg.count()),
+        lambda key: pipeline.table("by", type=Visit, key=key),
+    ):
+        with pytest.raises(UsageError, match=message):
+            declare(key)
+
+
+@pytest.mark.parametrize("key", ["size", "key", "any", lambda visit: visit.id])
+def test_fields_whose_values_may_be_keys_are_left_to_the_rows(key: Any) -> None:
+    Pipeline("p").source("in", type=Visit).key_by(key)
 
 
 UNGROUPABLE = [

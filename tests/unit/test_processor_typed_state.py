@@ -26,6 +26,7 @@ from millstream.processor import (
     hopping,
     session,
     tumbling,
+    when,
 )
 from millstream.processor.holding import StatePlace
 
@@ -192,6 +193,34 @@ def test_fields_that_may_be_missing_are_kept_as_such() -> None:
     expected = pipeline.test({"in": rows})
     assert [10, 10, 10] == list(map(len, expected.values()))
     found = run_in_pieces(pipeline, {"in": rows}, batch_records=2, crash_every=1)
+    assert all(rows == values(found[topic]) for topic, rows in expected.items())
+
+
+class Offer(msgspec.Struct):
+    user: str
+    at: int
+    price: decimal.Decimal
+    rebate: decimal.Decimal | None = None
+    count: int = 2
+
+
+def test_what_is_computed_of_decimals_is_kept_as_such() -> None:
+    pipeline = Pipeline("p")
+    offers = pipeline.source("in", type=Offer, time="at")
+    paid = col("price") * col("count") - col("rebate").fill_null(0)
+    offers.key_by("user").window(tumbling("3ms")).agg(
+        paid=agg.sum(paid),
+        least=agg.min(-(col("price") / 3)),
+        last=agg.last(when(col("count") > 2).then(0).otherwise(col("price")), by="at"),
+    ).to("windows")
+    offers.select("user", paid=paid).key_by("user").agg(last=agg.last("paid")).to("last")
+    rows = [
+        {"user": "a", "at": at, "price": f"{at}.10", "count": at, "rebate": ["0.5", None][at % 2]}
+        for at in range(6)
+    ]
+    expected = pipeline.test({"in": rows})
+    assert all(map(len, expected.values()))
+    found = run_in_pieces(pipeline, {"in": rows}, batch_records=1, crash_every=1)
     assert all(rows == values(found[topic]) for topic, rows in expected.items())
 
 
