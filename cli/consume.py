@@ -164,8 +164,8 @@ def run(current: Settings, options: ConsumeOptions) -> int:
     ):
         pump = _Pump(source, formatter, limit=options.num, timeout_seconds=timeout_seconds)
         pump.where = where
-        pump.progress = Progress(_progress_wanted(current, options.progress))
-        code = pump.run(stop)
+        with Progress(_progress_wanted(current, options.progress)) as pump.progress:
+            code = pump.run(stop)
         printed = pump.progress.record_count
         if where is not None and where.unseen and not printed and not current.quiet:
             names = ", ".join(sorted(where.unseen))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from typing import Final
 
@@ -17,7 +16,7 @@ from .envelope import to_text
 from .format_string import rfc3339
 from .loading import load_pipeline, print_user_frames
 from .output import Row, print_rows
-from .progress import StatusLine
+from .progress import CatchUp, StatusLine
 from .settings import settings
 from .signals import StopSignals
 
@@ -106,29 +105,30 @@ def process(
         return 0
     if options["start"] is not None:
         raise click.UsageError("--from goes with --dry-run: a pipeline goes on where it stopped")
-    catching_up = _CatchUp()
+    catching_up = CatchUp()
     status = StatusLine(False if current.quiet else progress)
 
     def show(done: Metrics) -> None:
         if status.due():
-            status.show(f"{_summary(done)}{catching_up.text(done)}")
+            status.show(_summary(done, catching_up.text(done.records_in, done.lag)))
 
     epoch = options["epoch"]
     # Input that comes from outside needs no store to be there before.
     create = all(source.source is not None for source in pipeline.plan.sources())
     with StopSignals() as stop, current.open(create=create) as store:
         try:
-            result = pipeline.run(
-                store,
-                until="end" if options["until"] else None,
-                on_end="flush" if options["on_end"] == "flush" else "hold",
-                batch_records=_int_or_none(options["batch_records"]),
-                epoch_ms=100 if epoch is None else parse_duration_ms(str(epoch)),
-                keep_every=options["keep_every"],
-                keep_count=int(options["keep_count"] or 0),
-                stop=stop,
-                on_progress=show,
-            )
+            with status:
+                result = pipeline.run(
+                    store,
+                    until="end" if options["until"] else None,
+                    on_end="flush" if options["on_end"] == "flush" else "hold",
+                    batch_records=_int_or_none(options["batch_records"]),
+                    epoch_ms=100 if epoch is None else parse_duration_ms(str(epoch)),
+                    keep_every=options["keep_every"],
+                    keep_count=int(options["keep_count"] or 0),
+                    stop=stop,
+                    on_progress=show,
+                )
         except ChangedPlanError as error:
             raise error.told_for(target) from None
         except RecordError as error:
@@ -143,25 +143,6 @@ def process(
             ]
             print_rows("operators", rows, _OPERATOR_COLUMNS, current.mode)
         return stop.exit_code
-
-
-class _CatchUp:
-    """How long it takes until nothing is left to read, from how the lag has changed."""
-
-    def __init__(self) -> None:
-        self._seen: tuple[float, int, int] | None = None
-
-    def text(self, metrics: Metrics) -> str:
-        """Rate and time left, since the last call; empty at first."""
-        now, former = time.monotonic(), self._seen
-        self._seen = now, metrics.records_in, metrics.lag
-        if former is None or now <= former[0]:
-            return ""
-        seconds = now - former[0]
-        rate = (metrics.records_in - former[1]) / seconds
-        text = f", {rate:.0f} rec/s"
-        gained = (former[2] - metrics.lag) / seconds
-        return f"{text}, caught up in {metrics.lag / gained:.0f} s" if gained > 0 else text
 
 
 def _print_dry_run(pipeline: Pipeline, start: str) -> None:
@@ -182,13 +163,15 @@ def _int_or_none(value: str | int | None) -> int | None:
     return None if value is None else int(value)
 
 
-def _summary(metrics: Metrics) -> str:
-    text = (
+def _summary(metrics: Metrics, rate: str | None = None) -> str:
+    """What was done; with a rate, what is to be done before it: narrow terminals cut the end."""
+    counts = [
         f"{metrics.records_in} records in, {metrics.records_out} out, {metrics.late} late, "
-        f"{metrics.dead_letters} dead letters, {metrics.epochs} epochs, lag {metrics.lag}"
-    )
-    behind = [f"sink {name} lag {lag}" for name, lag in metrics.sink_lag.items()]
-    text = ", ".join([text, *behind])
-    if metrics.watermark_ms is None:
-        return text
-    return f"{text}, watermark {rfc3339(metrics.watermark_ms)}"
+        f"{metrics.dead_letters} dead letters, {metrics.epochs} epochs"
+    ]
+    lag = f"lag {metrics.lag}"
+    parts = [*counts, lag] if rate is None else [lag, *filter(None, [rate]), *counts]
+    parts += [f"sink {name} lag {behind}" for name, behind in metrics.sink_lag.items()]
+    if metrics.watermark_ms is not None:
+        parts.append(f"watermark {rfc3339(metrics.watermark_ms)}")
+    return ", ".join(parts)

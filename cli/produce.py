@@ -161,14 +161,14 @@ def run(current: Settings, options: ProduceOptions) -> int:
     ):
         _ensure_topic(current, store, options)
         interactive = sys.stdin.isatty() and not options.files
-        progress = Progress(False if interactive or current.quiet else options.progress)
-        with _sink(store, options, progress) as sink:
-            for chunk in _chunks(options, parse, stop, current):
-                sink.append(chunk)
-                if sink.is_full:
-                    break
-            store.sync()
-        progress.end()
+        with Progress(False if interactive or current.quiet else options.progress) as progress:
+            with _sink(store, options, progress) as sink:
+                for chunk in _chunks(options, parse, stop, current):
+                    sink.append(chunk)
+                    if sink.is_full:
+                        break
+                store.sync()
+            progress.end()
         if sink.duplicates:
             verb = "was" if sink.duplicates == 1 else "were"
             current.say(f"{_records(sink.duplicates)} {verb} there already")

@@ -144,16 +144,16 @@ def export(
         file: AbstractContextManager[AtomicFile | None] = nullcontext()
         if path is not None:
             file = AtomicFile(path)
-        counts = Progress(progress)
-        with store.reader(starts) as reader, file as target:
-            writer = _writer(chosen, target.descriptor if target else _STDOUT)
-            _pump(reader, stops, writer, counts, stop)
-            if stop.is_set() and target is not None:
-                target.discard()
-            elif not stop.is_set():
-                writer.close()
-            behind = sum(stops[tp] - position for tp, position in reader.positions.items())
-        counts.end()
+        with Progress(progress) as counts:
+            with store.reader(starts) as reader, file as target:
+                writer = _writer(chosen, target.descriptor if target else _STDOUT)
+                _pump(reader, stops, writer, counts, stop)
+                if stop.is_set() and target is not None:
+                    target.discard()
+                elif not stop.is_set():
+                    writer.close()
+                behind = sum(stops[tp] - position for tp, position in reader.positions.items())
+            counts.end()
     if stop.is_set():
         return stop.exit_code
     if behind:
@@ -259,8 +259,8 @@ def _run_import(current: Settings, options: _ImportOptions) -> int:
         raise click.UsageError(f"there is no file {path!r}")
     if path is not None and form in {"parquet", "arrow"} and not os.path.isfile(path):
         raise click.UsageError(f"{form} cannot be read from {path!r}, which is no regular file")
-    counts = Progress(False if current.quiet else options.progress)
-    with StopSignals() as stop, current.open(create=True) as store:
+    wanted = False if current.quiet else options.progress
+    with StopSignals() as stop, current.open(create=True) as store, Progress(wanted) as counts:
         chunks = _chunks(path, form, stop)
         first = next(chunks, Chunk([]))
         _refuse(first, path)
