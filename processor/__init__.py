@@ -5,7 +5,7 @@ plan.py (what it makes), topology.py and windowing.py (what runs), docs/guarante
 It uses the public names of `millstream` alone.
 """
 
-from . import agg
+from . import agg, nodes
 from .agg import Aggregate
 from .aggregate import AnyAggregate
 from .calendar_windows import CalendarWindows, daily
@@ -40,7 +40,7 @@ from .plan import Plan
 from .process import Context, Timer
 from .replay import Replay, dry_run
 from .replay_comparison import Difference
-from .row_shapes import Aggregated, Joined
+from .row_shapes import Aggregated, Joined, Windowed
 from .runtime import Metrics
 from .sessions import SessionWindows, session
 from .sink_replay import SinkComparison
@@ -69,7 +69,7 @@ from .stream import (
 )
 from .tables import GroupedTable, SourceTable, Table
 from .testkit import Row, TestOutput
-from .windows import FixedWindows, Windowed, hopping, tumbling
+from .windows import FixedWindows, hopping, tumbling
 
 __all__ = [
     "Aggregate",
@@ -145,6 +145,7 @@ __all__ = [
     "list_pipelines",
     "list_state",
     "lit",
+    "nodes",
     "parse_expression",
     "plugin",
     "read_state",

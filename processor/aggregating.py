@@ -7,22 +7,16 @@ and they are added together, a column at a time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cache
 from itertools import repeat
 from typing import Any, Final, TypeAlias
 
-import msgspec
-
 from millstream import RecordError
 
-from .accumulator_codec import result_types
 from .agg import Aggregate
 from .columns import Chunk, MicroBatch
 from .detached import CONSTANT, detached
 from .errors import apply, fail, failed_index, reason
 from .fields import field_getter
-from .nodes import AggregatingNode
-from .windows import Windowed
 
 UPDATE: Final = "update"
 FINAL_RESULT: Final = "final"
@@ -277,28 +271,6 @@ class SlottedAggregates:
         """What state keeps of many slots."""
         columns = [map(column.__getitem__, slots) for column in self._columns]
         return list(zip(*columns, strict=True)) if columns else list(repeat((), len(slots)))
-
-
-def result_type(node: AggregatingNode) -> type[Windowed[object, object]]:
-    """A Struct with the fields of `Windowed`, one per aggregate, and the status of updates.
-
-    The same one for the same fields: so rows that come back from state are what they were.
-    """
-    names = tuple(name for name, _ in node.aggregates)
-    types = result_types(node.aggregates, node.row_type)
-    return _result_type(names, types, node.emission.updating)
-
-
-@cache
-def _result_type(
-    names: tuple[str, ...], types: tuple[Any, ...], updating: bool
-) -> type[Windowed[object, object]]:
-    fields: list[tuple[str, Any]] = list(zip(names, types, strict=True))
-    if updating:
-        fields.append(("status", str))
-    return msgspec.defstruct(  # type: ignore[return-value]  # its base says what it is
-        "Windowed", fields, bases=(Windowed,), frozen=True, gc=False
-    )
 
 
 class Results:

@@ -14,7 +14,7 @@ from typing import Any
 from millstream import DataError
 
 from .accumulator_codec import AccumulatorCodec
-from .aggregating import Results, RowAggregates, result_type
+from .aggregating import Results, RowAggregates
 from .columns import Chunk
 from .key_groups import Filed, GroupedOperator, Path
 from .nodes import LATE, CountNode
@@ -52,7 +52,7 @@ class CountOperator(GroupedOperator):
         self._open: dict[object, Content] = {}
         """By key."""
         self._changed: dict[object, None] = {}
-        self._make = result_type(node)
+        self._make = node.result_type
         self._out = Results()
 
     @property

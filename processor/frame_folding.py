@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 
 from .agg import Aggregate
-from .aggregating import result_type
 from .columns import Chunk, MicroBatch, Rows
 from .errors import fail
 from .frame_accumulators import Accumulators, AddError, Inputs, Slots
@@ -46,7 +45,7 @@ class Folding:
 
     def __init__(self, node: AggregatingNode) -> None:
         self._node = node
-        self._make = result_type(node)
+        self._make = node.result_type
         self._read = [inputs_of(aggregate.field) for _, aggregate in node.aggregates]
 
     def inputs(self, frame: Frame, times: Ints) -> list[Inputs]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from .nodes import StatefulNode
+from .stream_nodes import StatefulNode
 from .table_nodes import ttl_text
 from .windows import duration_text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from copy import copy
 from datetime import datetime, timedelta
 from types import UnionType
 from typing import Any, Literal, TypeVar, Unpack, overload
@@ -66,6 +67,12 @@ class Pipeline:
 
     def __repr__(self) -> str:
         return f"Pipeline({self.name!r})"
+
+    def __copy__(self) -> Pipeline:
+        """Another one, which goes its own way: what is declared behind one is not in the other."""
+        other = object.__new__(type(self))
+        other._builder = copy(self._builder)
+        return other
 
     @property
     def name(self) -> str:

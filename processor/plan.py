@@ -11,12 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from millstream import UsageError
 
 from .fields import MARK, fields_marked
 from .holding import HELD_IN_MEMORY, StateHolding
+from .made_types import named, typed
 from .nodes import (
     LATE,
     AggregatingNode,
@@ -318,6 +319,12 @@ class PlanBuilder:
         """Put `node` in the place of the one with its id, which nothing may read yet."""
         self.nodes[node.id] = node
         self._types[node.id] = row_type
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "nodes": list(self.nodes), "_types": list(map(named, self._types))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _types=list(map(typed, state["_types"])))
 
     def type_of(self, node_id: int) -> object:
         """The type of a node's rows, or None where nobody said."""

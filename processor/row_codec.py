@@ -20,7 +20,7 @@ import msgspec
 from millstream import DataError, UsageError
 
 from .large_ints import decode_large, encode_large
-from .row_shapes import Aggregated
+from .row_shapes import MadeRow
 from .row_types import union_of
 from .serde import (
     UNDECODABLE,
@@ -31,7 +31,6 @@ from .serde import (
     restored_key,
     same_plain,
 )
-from .windows import Windowed
 
 _SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
 _HINT: Final = (
@@ -204,7 +203,7 @@ def _is_result(kind: msgspec.inspect.Type) -> bool:
     """Whether it is a result of aggregates, whose key may be anything that groups rows."""
     if not isinstance(kind, msgspec.inspect.StructType):
         return False
-    return issubclass(get_origin(kind.cls) or kind.cls, Aggregated | Windowed)
+    return issubclass(get_origin(kind.cls) or kind.cls, MadeRow)
 
 
 def _with_key(row: Any) -> Any:
@@ -224,7 +223,7 @@ def _with_keys(row: Any) -> Any:
         return row
     fields = {name: getattr(row, name) for name in row.__struct_fields__}
     changed = {name: _with_keys(value) for name, value in fields.items()}
-    if isinstance(row, Aggregated | Windowed):
+    if isinstance(row, MadeRow):
         changed["key"] = restored_key(fields["key"])
     changed = {name: value for name, value in changed.items() if value is not fields[name]}
     return msgspec.structs.replace(row, **changed) if changed else row

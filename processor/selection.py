@@ -18,6 +18,7 @@ from millstream import UsageError
 from .expression_tree import Column
 from .expressions import Expression, col
 from .fields import ComputedField
+from .made_types import made_by
 from .row_codec import needed_type
 from .row_types import field_type
 
@@ -121,7 +122,7 @@ def own_fields(value: object) -> dict[str, Any]:
 def _row_type(fields: tuple[tuple[str, Any], ...]) -> object:
     """A TypedDict; the same one for the same fields, so that streams of both can be merged."""
     make: Any = TypedDict
-    return make("Row", dict(fields))
+    return made_by(_row_type, (fields,), make("Row", dict(fields)))
 
 
 def _own_names(value_type: type) -> Iterable[str]:

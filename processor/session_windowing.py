@@ -16,7 +16,7 @@ from typing import Final
 from millstream import DataError
 
 from .accumulator_codec import AccumulatorCodec
-from .aggregating import FINAL_RESULT, RETRACTED, UPDATE, Results, SlottedAggregates, result_type
+from .aggregating import FINAL_RESULT, RETRACTED, UPDATE, Results, SlottedAggregates
 from .columns import Chunk, MicroBatch, Rows
 from .key_groups import Filed, GroupedOperator, Path, Wake
 from .nodes import LATE, SessionNode
@@ -70,7 +70,7 @@ class SessionOperator(GroupedOperator):
         """Paths that state holds and nothing alive has any more."""
         self._written: dict[tuple[object, int], None] = {}
         """Paths that state holds."""
-        self._make = result_type(node)
+        self._make = node.result_type
         self._out = Results()
         """Rows out, where there are results before the final ones."""
         self._updating = node.emission.updating

@@ -18,7 +18,6 @@ from millstream import UsageError, parse_duration_ms
 
 from . import agg
 from .aggregate import AnyAggregate
-from .aggregating import result_type
 from .expressions import Expression
 from .field_types import require_key_type
 from .fields import Field, label, require_fields, require_readable
@@ -31,11 +30,11 @@ from .nodes import (
 from .plan import PlanBuilder
 from .process import Context, Timer
 from .process_declaration import process_node, process_type
+from .row_shapes import Windowed
 from .rows import DeadLetters, Rows
 from .selection import selection
 from .tables import TableMethods
 from .window_declaration import Windowing, Windows, aggregating_node, emitting, windowing
-from .windows import Windowed
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -497,7 +496,7 @@ class WindowedStream(Generic[K, T]):
                 aggregate that sessions cannot merge.
         """
         node = aggregating_node(self._builder, self._node, self._chosen, aggregates)
-        return WindowResults(self._builder, self._builder.add(node, result_type(node)))
+        return WindowResults(self._builder, self._builder.add(node, node.result_type))
 
 
 class WindowResults(KeyedStream[K, Windowed[K, R]], Generic[K, T, R]):
@@ -531,7 +530,7 @@ class WindowResults(KeyedStream[K, Windowed[K, R]], Generic[K, T, R]):
         if not isinstance(node, AggregatingNode) or any(self._builder.plan().children(node.id)):
             raise UsageError("call emit() right after agg(), before the results are used")
         changed = emitting(node, mode, every)
-        self._builder.replace(changed, result_type(changed))
+        self._builder.replace(changed, changed.result_type)
         return self
 
     @property

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from .agg import Aggregate
 from .fields import Field, describe
-from .nodes import ChildNode, StatefulNode
+from .stream_nodes import ChildNode, StatefulNode
 from .windows import duration_text
 
 

@@ -24,7 +24,7 @@ from millstream import DataError
 
 from .accumulator_codec import AccumulatorCodec
 from .aggregate import Aggregate
-from .aggregating import Aggregates, fresh, result_type
+from .aggregating import Aggregates, fresh
 from .columns import Chunk, MicroBatch, Rows, join_rows
 from .detached import CONSTANT
 from .errors import convert, fail, failed_index
@@ -156,7 +156,7 @@ class WindowOperator(StatefulOperator):
         self._ends: list[int] = []
         """A heap of the ends of the open windows."""
         self._closed_persisted: list[int] = []
-        self._make = result_type(node)
+        self._make = node.result_type
 
     def _kept(self) -> Aggregates:
         """What state keeps of each key and window."""

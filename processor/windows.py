@@ -12,40 +12,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final, Generic, TypeVar
-
-import msgspec
+from typing import Final
 
 from millstream import UsageError, parse_duration_ms
-
-K_co = TypeVar("K_co", covariant=True)
-R_co = TypeVar("R_co", covariant=True)
 
 WINDOWS_PER_ROW_MAX = 10_000
 """Each row is kept in size / slide windows at once; beyond this it is surely a mistake of units."""
 
 _UNITS: Final = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000))
-
-
-class Windowed(msgspec.Struct, Generic[K_co, R_co], frozen=True, gc=False):
-    """The result of one window of one key, as it flows on and as it is written to a topic.
-
-    Aggregates are read by name, `result["total"]`. As JSON it is
-    `{"key": ..., "window_start": ms, "window_end": ms, <aggregates>}`.
-    """
-
-    key: K_co
-    start: int = msgspec.field(name="window_start")
-    """UTC milliseconds, inclusive."""
-    end: int = msgspec.field(name="window_end")
-    """UTC milliseconds, exclusive."""
-
-    def __getitem__(self, name: str) -> R_co:
-        """The aggregate called `name`; KeyError if there is none."""
-        if name not in self.__struct_fields__[3:]:
-            raise KeyError(name)
-        value: R_co = getattr(self, name)
-        return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,181 @@
+"""A plan taken elsewhere: what is sent to other processes arrives there as it was."""
+
+from __future__ import annotations
+
+import copy
+import pickle  # noqa: TID251 - another engine may, not we
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pytest
+
+from millstream.processor import (
+    Context,
+    Pipeline,
+    Stream,
+    Timer,
+    agg,
+    col,
+    counting,
+    session,
+    tumbling,
+)
+
+
+class Sale(msgspec.Struct):
+    user: str
+    amount: int
+    ts: int
+    price: Decimal = Decimal(1)
+    at: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass
+class Seen:
+    rows: int = 0
+
+
+def amount_of(sale: Sale) -> int:
+    return sale.amount
+
+
+def most(sale: Sale, other: Sale) -> Sale:
+    return max(sale, other, key=amount_of)
+
+
+def counted(context: Context[str, Seen], sale: Sale) -> list[str]:
+    context.state.rows += 1
+    context.set_timer(sale.ts + 1000)
+    return [f"{context.key} {context.state.rows}"]
+
+
+def reminded(context: Context[str, Seen], timer: Timer) -> list[str]:
+    return [f"{context.key} at {timer.at_ms}"]
+
+
+def total_of(row: Any) -> int:
+    total: int = row["total"]
+    return total
+
+
+def windows(sales: Stream[Sale]) -> None:
+    keyed = sales.key_by("user")
+    totals = keyed.window(tumbling("1m")).agg(total=agg.sum("amount"), dear=agg.max("price"))
+    totals.late.to("late")
+    # Rows of windows are kept in state again: their type is a parameter of the second operator.
+    totals.key_by(total_of).window(session("5m")).agg(last=agg.last()).to("last")
+    keyed.window(counting(2)).agg(n=agg.count()).emit("final").to("pairs")
+    keyed.window(tumbling("1m")).agg(n=agg.count()).emit("update").to("updates")
+
+
+def tables(sales: Stream[Sale]) -> None:
+    keyed = sales.key_by("user")
+    totals = keyed.agg(n=agg.count(), total=agg.sum("amount"))
+    totals.group_by("n").agg(total=agg.sum("total")).to("groups")
+    keyed.reduce(most).filter(col("amount") > 2).map(amount_of).to("most")
+    keyed.join_table(totals, how="left").to("joined")
+
+
+def joins(sales: Stream[Sale]) -> None:
+    keyed = sales.key_by("user")
+    totals = keyed.window(tumbling("1m")).agg(dear=agg.max("price"))
+    pairs = keyed.join(totals, within="1m", how="left")
+    pairs.join_asof(keyed.select("ts", "at").dedup("ts", within="1m"), how="left").to("pairs")
+    pairs.reduce(first_of).to("last")
+
+
+def first_of(pair: Any, _: Any) -> Any:
+    return pair
+
+
+def processes(sales: Stream[Sale]) -> None:
+    keyed = sales.key_by("user")
+    keyed.process(counted, state=Seen, on_timer=reminded).print("seen").to("seen")
+
+
+SHAPES = [windows, tables, joins, processes]
+SALES = [
+    {"user": f"u{n % 3}", "amount": n % 5, "ts": 1_000 * (n * 37 % 400), "price": f"{n}.5"}
+    for n in range(60)
+]
+
+
+def declared(shape: Callable[[Stream[Sale]], None]) -> Pipeline:
+    pipeline = Pipeline(shape.__name__)
+    shape(pipeline.source("sales", type=Sale, time="ts", disorder="1m"))
+    return pipeline
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "taken",
+    [lambda pipeline: pickle.loads(pickle.dumps(pipeline)), copy.copy, copy.deepcopy],
+    ids=["pickled", "copied", "copied deeply"],
+)
+def test_a_pipeline_can_be_copied_and_sent(
+    shape: Callable[[Stream[Sale]], None], taken: Callable[[Pipeline], Pipeline]
+) -> None:
+    pipeline = declared(shape)
+
+    again = taken(pipeline)
+
+    assert again.explain() == pipeline.explain()
+    assert again.plan.identities() == pipeline.plan.identities()
+    assert again.test({"sales": SALES}) == pipeline.test({"sales": SALES})
+
+
+def test_a_copy_of_a_pipeline_goes_its_own_way() -> None:
+    pipeline = declared(processes)
+    before = pipeline.explain()
+
+    other = copy.copy(pipeline)
+    other.source("more").to("most")
+
+    assert pipeline.explain() == before
+    assert "to most" in other.explain()
+
+
+def test_rows_of_windows_and_tables_can_be_sent() -> None:
+    rows: list[Any] = []
+    pipeline = Pipeline("rows")
+    keyed = pipeline.source("sales", type=Sale, time="ts").key_by("user")
+    keyed.window(tumbling("1m")).agg(n=agg.count(), dear=agg.max("price")).peek(rows.append)
+    keyed.agg(first=agg.first("at")).updates().peek(rows.append)
+    pipeline.test({"sales": SALES})
+
+    again = pickle.loads(pickle.dumps(rows))
+
+    assert rows
+    assert again == rows
+    assert set(map(type, again)) == set(map(type, rows))
+
+
+def test_another_process_makes_the_same_of_it() -> None:
+    """Types that are made for rows are in no module: they have to be made there again."""
+    pipelines = [declared(shape) for shape in SHAPES]
+    program = (
+        "import pickle, sys; pipelines, sales = pickle.load(sys.stdin.buffer)\n"
+        "results = [dict(pipeline.test({'sales': sales})) for pipeline in pipelines]\n"
+        "print(pickle.dumps(results).hex())"
+    )
+    sent = pickle.dumps((pipelines, SALES))
+
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}\n{program}"],
+        input=sent,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr.decode()) == (0, "")
+    *_, last = done.stdout.decode().splitlines()
+    assert pickle.loads(bytes.fromhex(last)) == [
+        dict(pipeline.test({"sales": SALES})) for pipeline in pipelines
+    ]
