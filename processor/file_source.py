@@ -28,11 +28,12 @@ from .line_files import (
     first_bytes,
     moved_away,
     moved_to,
+    names_beside,
     newer_files,
     read_piece,
     to_position,
 )
-from .line_formats import RowFormat, RowReader
+from .line_formats import RowFormat, RowReader, Rows
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,10 @@ class FileSource(Source):
             raise StorageError(message, errno=error.errno, path=directory) from None
 
 
+class _MovedMeanwhile(Exception):  # noqa: N818
+    """Files were moved while they were looked at: look again."""
+
+
 class _Reading:
     """One file of a source being read."""
 
@@ -124,6 +129,15 @@ class _Reading:
         return SourceBatch([], msgspec.structs.asdict(self._position))
 
     def _step(self) -> SourceBatch | None:
+        while True:
+            position = self._position
+            try:
+                return self._look()
+            except _MovedMeanwhile:
+                # What the reader was shown may have been another file.
+                self._position, self._reader = position, None
+
+    def _look(self) -> SourceBatch | None:
         size_bytes = CHUNK_BYTES
         while True:
             found = self._find(size_bytes)
@@ -146,28 +160,47 @@ class _Reading:
 
     def _is_finished(self, moved: str) -> bool:
         """Whether a newer file has begun; who writes has opened that, and writes no more here."""
-        storage = self._storage
         return any(
-            storage.exists(each) and storage.size(each) > 0
-            for each in newer_files(storage, self._name, moved)
+            first_bytes(self._storage, each) is not None
+            for each in newer_files(self._storage, self._name, moved)
         )
 
     def _successor(self, moved: str) -> SourceBatch | None:
-        """The first rows of the file that came after the one which was moved away and is done."""
+        """The first rows of the file that came after the one which was moved away and is done.
+
+        Raises:
+            _MovedMeanwhile: Files were moved on, so this may not have been its successor.
+        """
         done = self._position
         batch = None
-        for name in newer_files(self._storage, self._name, moved):
+        newer = newer_files(self._storage, self._name, moved)
+        for name in newer:
             self._reader = None
             final = name != self._name and self._is_finished(name)
             batch = self._first_rows(name, final=final)
             if batch is not None:
                 break
         self._reader = self._reader if batch is not None else None
-        if read_piece(self._storage, moved, done, 0) is None:
-            # Files were moved on in the meantime, so this may not have been its successor.
-            self._position, self._reader = done, None
-            return None
+        # A rotation moves the older first: this one may have its new name, and the next not yet.
+        if (
+            newer_files(self._storage, self._name, moved) != newer
+            or self._piece(moved, done, 0) is None
+        ):
+            raise _MovedMeanwhile
         return batch
+
+    def _piece(self, name: str, position: FilePosition, size_bytes: int) -> Piece | None:
+        """As `read_piece`, of a file that was there a moment ago.
+
+        Raises:
+            _MovedMeanwhile: It is no longer there.
+        """
+        try:
+            return read_piece(self._storage, name, position, size_bytes)
+        except StorageError as error:
+            if error.errno == errno.ENOENT:
+                raise _MovedMeanwhile from None
+            raise
 
     def _first_rows(self, name: str, *, final: bool) -> SourceBatch | None:
         """The rows at the beginning of a file."""
@@ -192,34 +225,48 @@ class _Reading:
             DataError: It is not what was read, and was not moved to a place beside it.
         """
         position = self._position if self._position.read_bytes else START
-        unread = self._unread()
+        beside = self._beside()
+        unread = self._unread(beside)
         try:
             piece = read_piece(self._storage, unread or self._name, position, size_bytes)
             if piece is not None and (unread or piece.data.startswith(self._seen[:size_bytes])):
+                self._check_still(beside, unread)
                 return unread or self._name, piece, unread is not None
         except StorageError as error:
             if error.errno != errno.ENOENT or not self._source.follow:
                 raise
+            self._check_still(beside, unread)
             if unread or not self._source.rotated or (position == START and not self._seen):
                 return None
         moved = self._moved()
-        piece = read_piece(self._storage, moved, position, size_bytes)
+        piece = self._piece(moved, position, size_bytes)
         if piece is None:
-            raise self._changed()
+            raise _MovedMeanwhile
         return moved, piece, True
 
-    def _unread(self) -> str | None:
+    def _beside(self) -> list[str]:
+        """What was moved away, the oldest first, as long as nothing of the file has been read."""
+        if not self._source.rotated or self._position.read_bytes:
+            return []
+        return [
+            path
+            for path in moved_away(self._storage, self._name)
+            if not self._source.pattern.matches(path)
+        ]
+
+    def _check_still(self, beside: list[str], unread: str | None) -> None:
+        """Raise if files were moved since they were listed: what was read may not be the oldest."""
+        now = self._beside()
+        if now != beside or self._unread(now) != unread:
+            raise _MovedMeanwhile
+
+    def _unread(self, beside: list[str]) -> str | None:
         """The oldest file that was moved away before anything of it was read; None if none was.
 
         It has no position by which it could be found. But what was moved away before it is known.
         """
         if not self._source.rotated or self._position.read_bytes:
             return None
-        beside = [
-            path
-            for path in moved_away(self._storage, self._name)
-            if not self._source.pattern.matches(path)
-        ]
         known = self._position.beside
         if known is None:
             found = [first_bytes(self._storage, path) for path in beside]
@@ -239,10 +286,13 @@ class _Reading:
         if not self._source.rotated:
             raise self._changed()
         covered = None
+        before = names_beside(self._storage, self._name)
         for moved in moved_to(self._storage, self._name, self._position, self._seen):
             if not self._source.pattern.matches(moved):
                 return moved
             covered = covered or moved
+        if names_beside(self._storage, self._name) != before:
+            raise _MovedMeanwhile
         if covered is None:
             raise self._changed()
         raise UsageError(
@@ -272,6 +322,9 @@ class _Reading:
         used = skipped + rows.used_bytes
         if not used:
             return None
+        if self._is_only_a_start(piece, rows, used):
+            self._reader = None  # which is to be shown it again
+            return None
         first = piece.position.lines + skipped_lines + 1
         self._position = piece.behind(used, skipped_lines + rows.line_count)
         self._seen = b""
@@ -286,15 +339,27 @@ class _Reading:
             else [first + line for line in lines],
         )
 
+    def _is_only_a_start(self, piece: Piece, rows: Rows, used_bytes: int) -> bool:
+        """Whether all there is, a byte order mark or a header say, other files begin with as well.
+
+        Nothing is taken of it: a position behind it would be found in the next file, too.
+        """
+        return (
+            self._source.rotated
+            and piece.position == START
+            and used_bytes <= FINGERPRINT_BYTES
+            and not (rows.values or rows.rejected)
+        )
+
     def _begin(
         self, reader: RowReader, name: str, piece: Piece, *, final: bool
     ) -> tuple[int, int] | None:
         """Show the reader the start of the file, which lies before the piece after a restart."""
         size_bytes = CHUNK_BYTES
         while piece.position != START:
-            start = read_piece(self._storage, name, START, max(size_bytes, len(piece.head)))
+            start = self._piece(name, START, max(size_bytes, len(piece.head)))
             if start is None or not start.data.startswith(piece.head):
-                raise self._changed()
+                raise _MovedMeanwhile
             begun = self._begun(reader, name, start.data, final=start.at_end)
             if begun is not None:
                 return begun

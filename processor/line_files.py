@@ -239,6 +239,11 @@ def moved_away(storage: Storage, name: str) -> list[str]:
     return [path for path in found if not path.endswith(_COMPRESSED)]
 
 
+def names_beside(storage: Storage, name: str) -> list[str]:
+    """The files whose names begin like that of a file. They change while it is rotated."""
+    return [path for _, path in _marked(storage, name)]
+
+
 def first_bytes(storage: Storage, name: str) -> tuple[int, bytes] | None:
     """By what a file can be known that is not to be read; None if it is empty or gone."""
     data = _beginning(storage, name, FINGERPRINT_BYTES)

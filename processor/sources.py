@@ -182,7 +182,8 @@ def jsonl_files(
         follow: Wait for more lines and files. Only whole lines are taken; without `follow` the
             last line of a file may lack its newline.
         rotated: With `follow`: when a file was moved to another name in its directory and a new
-            one has begun in its place, finish the old one and go on with the new.
+            one has begun in its place, finish the old one and go on with the new. The pattern is
+            for the live file alone, "app.log", not for those moved away.
 
     Raises:
         UsageError: Not a pattern; `rotated` without `follow`.

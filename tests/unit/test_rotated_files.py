@@ -13,7 +13,7 @@ from outside_world import SimulatedOutside, extend, last_position, plain, put, r
 from millstream import DataError, UsageError
 from millstream.processor import line_files
 from millstream.processor.file_source import FileSource
-from millstream.processor.sources import jsonl_files
+from millstream.processor.sources import csv_files, jsonl_files
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_rotation_between_two_looks_is_noticed(
 
     monkeypatch.setattr("millstream.processor.file_source.newer_files", newer)
 
-    assert [None, [2], [3], None] == [next(reading) for _ in range(4)]
+    assert [[2], [3], None] == [next(reading) for _ in range(3)]
 
 
 def test_files_with_dates_follow_each_other_by_date(outside: SimulatedOutside) -> None:
@@ -235,3 +235,122 @@ def test_a_pattern_that_covers_the_rotated_file_too_is_refused(outside: Simulate
 
     with pytest.raises(UsageError, match=r"moved to app\.log\.1, which the pattern covers too"):
         rows(source, "app.log", position)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_files_that_all_begin_with_the_same_header_are_told_apart(
+    outside: SimulatedOutside, restart: bool
+) -> None:
+    storage = outside.storage
+    put(storage, "app.csv", b"n\n")
+    source: Any = replace(csv_files("app.csv", follow=True, rotated=True), outside=outside)
+    reading = source.open("app.csv", None)
+    first = next(reading)
+    assert None is next(reading)
+    for text in (b"1\n", b"2\n", b"3\n"):
+        extend(storage, "app.csv", text)
+        rotate(outside, "app.csv")
+        put(storage, "app.csv", b"n\n")
+    if restart:
+        reading = source.open("app.csv", plain(first.position))
+
+    found = [next(reading) for _ in range(3)]
+    assert [b'{"n":"1"}', b'{"n":"2"}', b'{"n":"3"}'] == [batch.values[0] for batch in found]
+    assert None is next(reading)
+    extend(storage, "app.csv", b"4\n")
+    assert [b'{"n":"4"}'] == next(reading).values
+
+
+def test_a_byte_order_mark_before_a_long_line_is_no_place_in_the_file(
+    outside: SimulatedOutside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream.processor.file_source.CHUNK_BYTES", 8)
+    storage = outside.storage
+    put(storage, "app.log", b"1\n")
+    source = jsonl(outside, "app.log", follow=True, rotated=True)
+    position = last_position(source, "app.log")
+    for number in (2, 3):
+        rotate(outside)
+        put(storage, "app.log", b"\xef\xbb\xbf%d\n" % number**30)
+
+    assert [2**30, 3**30] == rows(source, "app.log", position)
+
+
+class Meanwhile(SimulatedOutside):
+    """Somebody else does one step after another, each before a look at the files."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: Iterator[object] = iter(())
+        self.until_step = 0
+
+    def directory(self, path: str, *, read_only: bool = False) -> Any:
+        """The storage, which tells when it is looked at."""
+        return LookedAt(super().directory(path, read_only=read_only), self)
+
+
+class LookedAt:
+    """A storage as a source uses it."""
+
+    def __init__(self, storage: Any, outside: Meanwhile) -> None:
+        self._storage = storage
+        self._outside = outside
+
+    def __getattr__(self, name: str) -> Any:
+        self._outside.until_step -= 1
+        if self._outside.until_step <= 0:
+            next(self._outside.steps, None)
+        return getattr(self._storage, name)
+
+
+def by_count(outside: Meanwhile, values: range) -> Iterator[object]:
+    """Rotations step by step, each with a value in the new file."""
+    storage = outside.storage
+    for value in values:
+        for count in range(9, 0, -1):
+            if storage.exists(f"app.log.{count}"):
+                yield storage.rename(f"app.log.{count}", f"app.log.{count + 1}")
+        yield storage.rename("app.log", "app.log.1")
+        yield put(storage, "app.log", b"%d\n" % value)
+
+
+def by_date(outside: Meanwhile, values: range) -> Iterator[object]:
+    """The same with dates."""
+    for value in values:
+        yield outside.storage.rename("app.log", f"app.log-2026110{value}")
+        yield put(outside.storage, "app.log", b"%d\n" % value)
+
+
+@pytest.mark.parametrize("rotations", [by_count, by_date])
+@pytest.mark.parametrize("begun", [b"", b"3\n"], ids=["unread", "begun"])
+@pytest.mark.parametrize("away", [0, 3])
+def test_files_that_are_moved_while_they_are_looked_at_are_all_read(
+    rotations: Any, begun: bytes, away: int
+) -> None:
+    for first in range(1, 20):
+        for pace in (1, 3):
+            outside = Meanwhile()
+            storage = outside.storage
+            put(storage, "app.log.1", b"0\n")
+            put(storage, "app.log", begun)
+            source = jsonl(outside, "app.log", follow=True, rotated=True)
+            reading = source.open("app.log", None)
+            next(reading)
+            extend(storage, "app.log", b"33\n")
+            for _ in rotations(outside, range(4, 4 + away)):
+                pass
+            outside.steps = at_pace(rotations(outside, range(7, 9)), pace)
+            outside.until_step = first
+            found: list[int] = []
+            idle = 0
+            while idle < 2:
+                batch = next(reading)
+                found += [int(value or b"") for value in batch.values] if batch else []
+                idle = 0 if batch or outside.until_step > -45 else idle + 1
+            assert [33, *range(4, 4 + away), 7, 8] == found, (first, pace)
+
+
+def at_pace(steps: Iterator[object], pace: int) -> Iterator[object]:
+    """The steps, with looks in between at which nothing happens."""
+    for step in steps:
+        yield from [step, *[None] * (pace - 1)]
