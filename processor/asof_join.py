@@ -218,6 +218,15 @@ class AsofJoinOperator(GroupedOperator):
                 return Filed(key, None)
         raise DataError(f"not the state of {self.name!r}: {path!r}")
 
+    def records(self, keys: Sequence[object]) -> StateRecords:
+        """See `GroupedOperator`."""
+        asked, dues_of = set(keys), self._by_key()
+        dues = sorted(set(chain.from_iterable(dues_of.get(key, ()) for key in keys)))
+        rows = {due: [row for row in self._waiting[due] if row.key in asked] for due in dues}
+        records = self._entries(rows)
+        records.extend(self._versions.records(keys))
+        return records
+
     def take(self, entries: Sequence[StateEntry]) -> None:
         """See `GroupedOperator`."""
         came: dict[int, list[Waiting]] = {}

@@ -20,6 +20,7 @@ from .key_groups import Filed, GroupedOperator, Path
 from .nodes import LATE, CountNode
 from .state import StateEntry, StateRecords, encode_entries, encode_removed
 from .stateful import MAIN, SWEEP_RECORDS, Step
+from .stored_keys import as_held
 from .windowing import pick
 
 
@@ -131,6 +132,10 @@ class CountOperator(GroupedOperator):
             case (key,):
                 return Filed(key, None)
         raise DataError(f"not the state of windows by count: {path!r}")
+
+    def records(self, keys: Sequence[object]) -> StateRecords:
+        """See `GroupedOperator`."""
+        return self._entries(as_held(self._open, keys))
 
     def take(self, entries: Sequence[StateEntry]) -> None:
         """See `GroupedOperator`."""

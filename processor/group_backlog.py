@@ -1,20 +1,17 @@
-"""What state was given of groups and the file of state has not: from a commit to the next write.
+"""What a restart has read of groups and the file of state has not, until it is written.
 
-Only the newest value of each path is kept, by the path as the file has it. What the file holds of
-a path that is in here, or of a bucket that has ended, is of the past. What memory holds of groups
-is in spilled_groups.py.
+Only the newest value of each path is kept, by the path as the file has it. Once all is read, the
+file gets groups as they leave memory: see spilled_groups.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
 from itertools import chain
-from operator import itemgetter
 
-from .key_groups import Filed, Path
-from .spill_tables import GroupRow, GroupTable
-from .state import StateRecords, decode_paths, encode_removed
-from .stateful import SWEEP_RECORDS
+from .key_groups import Path, Places
+from .spill_tables import GroupTable
+from .state import StateRecords, decode_paths
 from .stored_keys import PLAIN_TYPES, stored_key, stored_keys
 
 
@@ -23,43 +20,49 @@ class GroupBacklog:
 
     Args:
         table: Gets it.
-        place: To what a path of state belongs; see `GroupedOperator.filed`.
+        placed: To what paths of state belong; see `GroupedOperator.placed`.
     """
 
-    def __init__(self, table: GroupTable, place: Callable[[Path], Filed]) -> None:
+    def __init__(self, table: GroupTable, placed: Callable[[Sequence[Path]], Places]) -> None:
         self._table = table
-        self._place = place
+        self._placed = placed
         self._values: dict[bytes, bytes | None] = {}
         """By path, as the file has it; None: it is gone."""
-        self._filed: dict[bytes, Filed] = {}
-        """To what each of these belongs."""
+        self._keys: dict[bytes, object] = {}
+        """The group that each of these belongs to."""
+        self._buckets: dict[bytes, bytes] = {}
+        """The buckets of those that have one."""
+        self._of_bucket: dict[bytes, dict[bytes, None]] = {}
+        """The same by bucket."""
         self._shown: dict[bytes, bytes] = {}
         """Those of the paths that state has with other bytes."""
         self._anew: set[bytes] = set()
         """Those that were gone and came back: the file must not go on with the former bytes."""
         self._plain = True
         """Whether equal paths have had equal bytes so far."""
-        self.ended: dict[bytes, None] = {}
+        self._ended: dict[bytes, None] = {}
         """Buckets that are over, but not gone from the file."""
 
     def __len__(self) -> int:
         return len(self._values)
 
-    def groups(self) -> Iterable[object]:
-        """The groups that some of it belongs to."""
-        return (filed.key for filed in self._filed.values())
-
     def add(self, records: StateRecords) -> None:
         """Take what state was given."""
-        paths, values, filed = decode_paths(records.keys), self._values, self._filed
+        paths, stored = decode_paths(records.keys), records.keys
         self._plain &= PLAIN_TYPES.issuperset(map(type, chain.from_iterable(paths)))
         if self._plain:
-            values.update(zip(records.keys, records.values, strict=True))
-            new = [pair for pair in zip(records.keys, paths, strict=True) if pair[0] not in filed]
-            filed.update({stored: self._place(path) for stored, path in new})
-            return
-        for path, shown, value in zip(paths, records.keys, records.values, strict=True):
-            stored = stored_key(path)
+            self._values.update(zip(stored, records.values, strict=True))
+        else:
+            stored = list(map(stored_key, paths))
+            self._add_shown(stored, records)
+        keys, buckets = self._placed(paths)
+        self._keys.update(zip(stored, keys, strict=True))
+        if buckets is not None:
+            self._add_buckets(stored, buckets)
+
+    def _add_shown(self, paths: Sequence[bytes], records: StateRecords) -> None:
+        values = self._values
+        for stored, shown, value in zip(paths, records.keys, records.values, strict=True):
             # As long as a path is there it is shown as it was first.
             if values.get(stored) is None:
                 self._shown.pop(stored, None)
@@ -68,63 +71,33 @@ class GroupBacklog:
                 if stored in values:
                     self._anew.add(stored)
             values[stored] = value
-            filed[stored] = self._place(path)
 
-    def end(self, bucket: bytes) -> bool:
-        """A bucket is over; whether that is new."""
-        if bucket in self.ended:
-            return False
-        self.ended[bucket] = None
-        return True
+    def _add_buckets(self, paths: Sequence[bytes], buckets: Sequence[Path | None]) -> None:
+        names = {each: stored_key(each) for each in set(buckets) if each is not None}
+        for path, bucket in zip(paths, buckets, strict=True):
+            if bucket is not None:
+                self._buckets[path] = names[bucket]
+                self._of_bucket.setdefault(names[bucket], {})[path] = None
+
+    def end(self, bucket: bytes) -> None:
+        """A bucket is over, with all that was added to it."""
+        self._ended[bucket] = None
+        for path in self._of_bucket.pop(bucket, ()):
+            del self._values[path], self._keys[path], self._buckets[path]
+            self._shown.pop(path, None)
+            self._anew.discard(path)
 
     def write(self) -> None:
         """Give it to the file, in a transaction. All of it is committed."""
-        rows: list[GroupRow] = []
-        gone: list[tuple[bytes, bytes]] = []
-        waiting = self._waiting()
-        keys = stored_keys([filed.key for _, filed, _ in waiting])
-        for key, (path, (_, bucket), value) in zip(keys, waiting, strict=True):
+        keys = stored_keys(list(map(self._keys.__getitem__, self._values)))
+        rows, gone = [], []
+        for key, (path, value) in zip(keys, self._values.items(), strict=True):
             if value is None or path in self._anew:
                 gone.append((key, path))
             if value is not None:
-                under = None if bucket is None else stored_key(bucket)
-                rows.append(GroupRow(key, path, self._shown.get(path), under, value))
-        rows.sort(key=itemgetter(0, 1))
-        self._table.write(list(self.ended), sorted(gone), rows)
-        self._values, self._filed, self._shown = {}, {}, {}
-        self.ended, self._anew = {}, set()
-
-    def sweep(self) -> Iterator[StateRecords]:
-        """It as records, some at a time; what is written meanwhile the file gives."""
-        waiting = [(path, filed.key) for path, filed, value in self._waiting() if value is not None]
-        for start in range(0, len(waiting), SWEEP_RECORDS):
-            records = encode_removed(())
-            for path, key in waiting[start : start + SWEEP_RECORDS]:
-                value = self._values.get(path)
-                if value is not None:
-                    records.keys.append(self._called(path, key))
-                    records.values.append(value)
-            yield records
-
-    def is_current(self, row: GroupRow) -> bool:
-        """Whether a row of the file is what was committed last."""
-        return row.bucket not in self.ended and row.path not in self._values
-
-    def _waiting(self) -> list[tuple[bytes, Filed, bytes | None]]:
-        """What the file has to get, but for what is in buckets that are over."""
-        filed, ended = self._filed, self.ended
-        waiting = [(path, filed[path], value) for path, value in self._values.items()]
-        if not ended:
-            return waiting
-        return [
-            each
-            for each in waiting
-            if each[1].bucket is None or stored_key(each[1].bucket) not in ended
-        ]
-
-    def _called(self, path: bytes, key: object) -> bytes:
-        """A path that the file has to get, as state calls it: by the first of equal keys."""
-        known = None
-        if not self._plain and path not in self._anew:
-            known = self._table.called(stored_key(key), path)
-        return known or self._shown.get(path, path)
+                rows.append((key, path, self._shown.get(path), self._buckets.get(path), value))
+        rows.sort()
+        self._table.write(list(self._ended), sorted(gone), rows)
+        self._values, self._keys, self._shown = {}, {}, {}
+        self._buckets, self._of_bucket = {}, {}
+        self._ended, self._anew = {}, set()

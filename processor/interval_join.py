@@ -205,6 +205,12 @@ class IntervalJoinOperator(GroupedOperator):
                 return Filed(key, path[:2])
         raise DataError(f"not the state of an interval join: {path!r}")
 
+    def records(self, keys: Sequence[object]) -> StateRecords:
+        """See `GroupedOperator`."""
+        records = self._left.records(keys)
+        records.extend(self._right.records(keys))
+        return records
+
     def take(self, entries: Sequence[StateEntry]) -> None:
         """See `GroupedOperator`."""
         # In the order they came: it decides between rows of one time.

@@ -204,6 +204,25 @@ class Side:
                 if end in self._buckets:
                     yield self._entries(end, rows[start : start + SWEEP_RECORDS])
 
+    def records(self, keys: Iterable[object]) -> StateRecords:
+        """All rows of keys.
+
+        Raises:
+            UsageError: A row cannot be kept in state.
+        """
+        records = encode_removed(())
+        for end, rows in self._by_bucket(keys).items():
+            records.extend(self._entries(end, rows))
+        return records
+
+    def _by_bucket(self, keys: Iterable[object]) -> dict[int, list[Held]]:
+        found: dict[int, list[Held]] = {}
+        for key in keys:
+            if key in self.lanes:
+                for held in self.lanes[key][1]:
+                    found.setdefault(self._end(held.time), []).append(held)
+        return found
+
     def _entries(self, end: int, rows: Sequence[Held]) -> StateRecords:
         paths = [(self.name, end, held.key, held.number) for held in rows]
         packed = self._codec.pack([held.value for held in rows])

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from millstream import DataError
 
-from .state import StateEntry
+from .state import StateEntry, StateRecords
 from .stateful import StatefulOperator
 
 Path: TypeAlias = tuple[Any, ...]
@@ -29,6 +29,10 @@ class Filed(NamedTuple):
     """The group; None for a path that removes a bucket."""
     bucket: Path | None
     """The shorter path that removes this one with others, of any group, or None."""
+
+
+Places: TypeAlias = tuple[Sequence[Any], Sequence[Path | None] | None]
+"""The group and the bucket of each path; None for the buckets where no path has one."""
 
 
 class Wake(NamedTuple):
@@ -66,6 +70,19 @@ class GroupedOperator(StatefulOperator):
 
         Raises:
             DataError: It is no path of this operator.
+        """
+
+    def placed(self, paths: Sequence[Path]) -> Places:
+        """The same of many paths. Errors as `filed`."""
+        filed = list(map(self.filed, paths))
+        return [each.key for each in filed], [each.bucket for each in filed]
+
+    @abstractmethod
+    def records(self, keys: Sequence[object]) -> StateRecords:
+        """All that groups hold, as `changes` has it; for those that have not changed since.
+
+        Raises:
+            UsageError: Something cannot be kept in state.
         """
 
     @abstractmethod

@@ -31,6 +31,7 @@ from .state import (
     pieces_of,
 )
 from .stateful import SWEEP_RECORDS
+from .stored_keys import as_held
 
 V = TypeVar("V")
 
@@ -325,6 +326,14 @@ class KeyedState(Generic[V]):
     def changed_keys(self) -> KeysView[object]:
         """Keys put or removed since `changes`."""
         return self._changed.keys()
+
+    def records(self, keys: Iterable[object]) -> StateRecords:
+        """The values of those of the keys that have one.
+
+        Raises:
+            UsageError: A value cannot be kept in state.
+        """
+        return self._entries(as_held(self._values, keys))
 
     def over_ms(self, key: object) -> int | None:
         """The W at which to look whether the value of a key is over; None if it never is."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any, Final
 
 from millstream import DataError, UsageError
@@ -19,7 +20,7 @@ from .aggregating import Results
 from .columns import Chunk, MicroBatch
 from .detached import detached
 from .errors import fail, several
-from .key_groups import Filed, GroupedOperator, Path, Wake
+from .key_groups import Filed, GroupedOperator, Path, Places, Wake
 from .keyed_state import IN_MEMORY, States
 from .nodes import ProcessNode
 from .process import Context, Timer
@@ -238,10 +239,22 @@ class ProcessOperator(GroupedOperator):
 
     def filed(self, path: Path) -> Filed:
         """See `GroupedOperator`."""
-        # Asked of every record; patterns take three times as long.
         if _PARTS.get(path[0]) == len(path):
             return Filed(path[-1], None)
         raise DataError(f"not the state of {self.name!r}: {path!r}")
+
+    def placed(self, paths: Sequence[Path]) -> Places:
+        """See `GroupedOperator`."""
+        kinds = set(zip(map(itemgetter(0), paths), map(len, paths), strict=True))
+        if kinds <= _PARTS.items():
+            return list(map(itemgetter(-1), paths)), None
+        return super().placed(paths)  # says which is wrong
+
+    def records(self, keys: Sequence[object]) -> StateRecords:
+        """See `GroupedOperator`."""
+        records = self._state.records(keys)
+        records.extend(self._timers.records(keys))
+        return records
 
     def take(self, entries: Sequence[StateEntry]) -> None:
         """See `GroupedOperator`."""

@@ -301,6 +301,10 @@ class SessionOperator(GroupedOperator):
                 return Filed(key, None)
         raise DataError(f"not the state of sessions: {path!r}")
 
+    def records(self, keys: Sequence[object]) -> StateRecords:
+        """See `GroupedOperator`."""
+        return self._entries([one for key in keys for one in self._sessions.of(key)])
+
     def take(self, entries: Sequence[StateEntry]) -> None:
         """See `GroupedOperator`."""
         for path, value in entries:

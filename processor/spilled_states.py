@@ -236,6 +236,17 @@ class SpilledStates(States):
         if swept or waiting > self.cache_bytes // 8:
             self.write()
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """A transaction that changes tables; FencedError if a newer run has the file."""
+        with self._database.transaction("keep state"):
+            if self._database.query("SELECT epoch FROM owner") != [(self._epoch,)]:
+                raise FencedError(
+                    f"a newer run has taken over the cache of state from run {self._epoch}",
+                    path=self._database.filename,
+                )
+            yield
+
     def write(self) -> None:
         """Write what was committed, and up to where that is."""
         known = [
@@ -243,12 +254,7 @@ class SpilledStates(States):
             for name, mark in self._marks.items()
             if mark is not None and mark.end_offset is not None
         ]
-        with self._database.transaction("keep state"):
-            if self._database.query("SELECT epoch FROM owner") != [(self._epoch,)]:
-                raise FencedError(
-                    f"a newer run has taken over the cache of state from run {self._epoch}",
-                    path=self._database.filename,
-                )
+        with self.writing():
             for state in self._states:
                 state.write()
             self._database.execute_many("REPLACE INTO operators VALUES (?, ?, ?, ?)", known)

@@ -6,9 +6,9 @@ that is how state shows it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from itertools import chain, repeat
-from typing import Final
+from typing import Any, Final
 
 from .serde import INT64_MAX, INT64_MIN, decode_state, encode_state, restored_key
 
@@ -38,6 +38,19 @@ def encoded_keys(keys: Collection[object]) -> Iterable[tuple[bytes, bytes | None
         return zip(map(encode_state, keys), repeat(None), strict=False)
     encoded = [(stored_key(key), encode_state(key)) for key in keys]
     return [(stored, None if shown == stored else shown) for stored, shown in encoded]
+
+
+def as_held(held: Mapping[Any, object], keys: Iterable[object]) -> list[Any]:
+    """Those of the keys that a dict has, as it has them: it may have 1 where 1.0 is asked for.
+
+    >>> as_held({"a": 0, 1: 0}, ["b", 1.0])
+    [1]
+    """
+    found = list(filter(held.__contains__, keys))
+    if {str, bytes}.issuperset(map(type, found)):
+        return found
+    asked = set(found)
+    return [key for key in held if key in asked]
 
 
 def _are_plain(keys: Collection[object]) -> bool:

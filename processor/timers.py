@@ -220,6 +220,11 @@ class Timers:
             if by_row is not None:
                 self._enqueue(due)
 
+    def records(self, keys: Iterable[object]) -> StateRecords:
+        """The timers of keys."""
+        of_key = self._by_key()
+        return self._entries(list(chain.from_iterable(of_key.get(key, ()) for key in keys)))
+
     def changed(self) -> AbstractSet[object]:
         """The keys of which state has not all as it is, or with a timer for when time moves on."""
         return {key for _, key in chain(self._changed, *self._postponed.values())}

@@ -27,8 +27,9 @@ from .detached import detached
 from .key_groups import Filed, GroupedOperator, Path, Wake
 from .nodes import LATE, WindowNode
 from .serde import INT64_MAX, ordered_keys
-from .state import StateEntry
+from .state import StateEntry, StateRecords, encode_removed
 from .stateful import MAIN, Step
+from .stored_keys import as_held
 from .watermark import BEFORE_TIME
 from .windowing import Window, WindowOperator, pick
 
@@ -162,7 +163,7 @@ class UpdatingWindowOperator(WindowOperator, GroupedOperator):
                 if end in self._open:
                     by_end.setdefault(end, []).append(key)
             for end in sorted(by_end):
-                keys = _as_held(self._open[end], by_end[end])
+                keys = as_held(self._open[end].slots, by_end[end])
                 self._say(end, ordered_keys(keys), UPDATE, row, batch)
             self._dirty = {}
         chunks: list[Rows] = []
@@ -227,6 +228,14 @@ class UpdatingWindowOperator(WindowOperator, GroupedOperator):
             case (int() as end, key):
                 return Filed(key, (end,))
         raise DataError(f"not the state of windows: {path!r}")
+
+    def records(self, keys: Sequence[object]) -> StateRecords:
+        """See `GroupedOperator`."""
+        records = encode_removed(())
+        for end, window in self._open.items():
+            held = as_held(window.slots, keys)
+            records.extend(self._filed(end, held, window.accumulators(held)))
+        return records
 
     def take(self, entries: Sequence[StateEntry]) -> None:
         """See `GroupedOperator`."""
@@ -298,11 +307,3 @@ class UpdatingWindowOperator(WindowOperator, GroupedOperator):
         self._ends = list(self._open)
         heapq.heapify(self._ends)
         self._dirty = {each: None for each in self._dirty if each[1] not in gone}
-
-
-def _as_held(window: Window, keys: list[object]) -> list[object]:
-    """Keys as a window had them first: 1.0 is the key 1, and a restart knows no other."""
-    if {str, bytes}.issuperset(map(type, keys)):
-        return keys
-    chosen = set(keys)
-    return [key for key in window.slots if key in chosen]

@@ -19,6 +19,7 @@ from .row_codec import RowCodec
 from .serde import INT64_MAX, INT64_MIN
 from .state import StateEntry, StateRecords, encode_entries, encode_removed
 from .stateful import SWEEP_RECORDS
+from .stored_keys import as_held
 
 VERSION: Final = "version"
 """First part of the paths of versions."""
@@ -194,14 +195,18 @@ class Versions:
         """All versions."""
         piece: dict[_Place, Any] = {}
         for key in list(self._lanes):
-            lane = self._lanes.get(key)
-            if lane is not None:
-                for time, (number, row) in zip(lane.times, lane.rows, strict=True):
-                    piece[_Place(key, time, number)] = row
+            piece.update(self._of(key))
             if len(piece) >= SWEEP_RECORDS:
                 yield self._entries(piece)
                 piece = {}
         yield self._entries(piece)
+
+    def _of(self, key: object) -> Iterator[tuple[_Place, Any]]:
+        """The versions of a key."""
+        lane = self._lanes.get(key)
+        if lane is not None:
+            for time, (number, row) in zip(lane.times, lane.rows, strict=True):
+                yield _Place(key, time, number), row
 
     def _entries(self, versions: dict[_Place, Any]) -> StateRecords:
         paths = [(VERSION, *place) for place in versions]
@@ -209,6 +214,10 @@ class Versions:
         return encode_entries(self._node.name, paths, list(zip(rows, strict=True)), proven=True)
 
     # --- groups --------------------------------------------------------------------------------
+
+    def records(self, keys: Iterable[object]) -> StateRecords:
+        """All versions of keys."""
+        return self._entries(dict(chain.from_iterable(map(self._of, as_held(self._lanes, keys)))))
 
     def take(self, entries: Iterable[StateEntry]) -> None:
         """Bring in all versions of some keys, from records whose paths begin with `VERSION`.

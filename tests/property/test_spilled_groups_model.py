@@ -21,7 +21,6 @@ from millstream.processor import (
     Timer,
     agg,
     counting,
-    group_backlog,
     session,
     spill_tables,
     spilled_groups,
@@ -49,7 +48,6 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are cut where a few groups wake, and pages of the file are short."""
     monkeypatch.setattr(spilled_groups, "_WOKEN_GROUPS", 2)
     monkeypatch.setattr(spilled_groups, "SWEEP_RECORDS", 3)
-    monkeypatch.setattr(group_backlog, "SWEEP_RECORDS", 3)
     monkeypatch.setattr(spill_tables, "FIND_KEYS", 2)
 
 

@@ -20,10 +20,16 @@ from millstream.processor.topology import Topology
 
 
 class Run:
-    """A topology with the state an epoch would have written, and everything it put out."""
+    """A topology with the state an epoch would have written, and everything it put out.
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    Args:
+        pipeline: To be run.
+        cache_bytes: How much memory its state may take where it spills; by default none.
+    """
+
+    def __init__(self, pipeline: Pipeline, *, cache_bytes: int = 500) -> None:
         self.plan = pipeline.plan
+        self._cache_bytes = cache_bytes
         self.spills = self.plan.holding.spills
         self.topology = Topology(self.plan, states=self.states())
         self.state: dict[str, list[tuple[bytes, bytes | None]]] = {}
@@ -31,10 +37,10 @@ class Run:
         self._kept = self._checkpoint()
 
     def states(self) -> States:
-        """Where state is held, at first as the pipeline says; when it spills, in no memory."""
+        """Where state is held, at first as the pipeline says."""
         if not self.spills:
             return States()
-        return SpilledStates(CacheDatabase("", clock=SystemClock()), 500)
+        return SpilledStates(CacheDatabase("", clock=SystemClock()), self._cache_bytes)
 
     def commit(self, *, sweep: bool = False) -> None:
         """Keep outputs and state, as the commit of an epoch does."""
