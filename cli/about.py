@@ -13,14 +13,13 @@ from .settings import settings
 
 
 @click.command(cls=Command, epilog=examples("millstream version", "millstream version --json"))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def version(as_json: bool) -> None:
+def version() -> None:
     """Print the versions of Millstream and its parts."""
     versions = {"millstream": installed_version("millstream"), "python": platform.python_version()}
     for package in ("apsw", "click", "lz4", "msgspec", "xxhash", "zstandard"):
         versions[package] = installed_version(package)
     versions["platform"] = platform.platform()
-    print_object(versions, "json" if as_json else settings().mode)
+    print_object(versions, settings().mode)
 
 
 @click.command(cls=Command, epilog=examples("MILLSTREAM_DIR=/data millstream config"))

@@ -9,7 +9,6 @@ import click
 from millstream import restore as restore_store
 
 from .command import Command, examples
-from .output import print_document
 from .settings import settings
 
 _MIB: Final = 1 << 20
@@ -24,8 +23,7 @@ _MIB: Final = 1 << 20
     ),
 )
 @click.argument("destination", type=click.Path())
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def backup(destination: str, as_json: bool) -> None:
+def backup(destination: str) -> None:
     """Copy the store to DESTINATION: a new directory, or a new file that ends in .tar.zst or .tzst.
 
     All topics, groups, transactions and checkpoints are those of one moment. In a directory on the
@@ -34,12 +32,11 @@ def backup(destination: str, as_json: bool) -> None:
     current = settings()
     with current.open() as store:
         report = store.backup(destination)
-    if as_json or current.output in {"json", "jsonl"}:
-        print_document(report._asdict(), "json" if current.mode != "jsonl" else "jsonl")
-    current.say(
+    current.done(
         f"{report.segments} segments of {report.partitions} partitions,"
         f" {report.data_bytes / _MIB:.1f} MiB ({report.shared_bytes / _MIB:.1f} shared),"
-        f" in {report.path}"
+        f" in {report.path}",
+        **report._asdict(),
     )
 
 
@@ -57,7 +54,12 @@ def restore(source: str, shallow: bool) -> None:
     """
     current = settings()
     report = restore_store(source, current.directory, deep=not shallow)
-    current.say(
+    current.done(
         f"restored {report.records} records of {report.partitions} partitions to"
-        f" {current.directory}"
+        f" {current.directory}",
+        path=current.directory,
+        partitions=report.partitions,
+        segments=report.segments,
+        records=report.records,
+        data_bytes=report.data_bytes,
     )

@@ -85,8 +85,7 @@ class _Stopped(Exception):  # noqa: N818 - no error: somebody pressed Ctrl-C
     help="About how long to write.",
 )
 @click.option("--size", metavar="SIZE", default="100", show_default=True, help="Of a value.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def bench(seconds: float, size: str, as_json: bool) -> int:
+def bench(seconds: float, size: str) -> int:
     """Measure durable appends of one record and of 1000, and reading them back.
 
     The limit is the same bytes by bare write and fdatasync into a growing file, and read back and
@@ -105,7 +104,7 @@ def bench(seconds: float, size: str, as_json: bool) -> int:
             rows = _measure(folder, size_bytes, seconds / _SLICES, stop)
         except _Stopped:
             return stop.exit_code
-    if as_json or current.output in {"json", "jsonl"}:
+    if current.mode in {"json", "jsonl"}:
         document = {
             "size_bytes": size_bytes,
             "directory": os.path.abspath(os.path.dirname(folder)),
@@ -115,7 +114,7 @@ def bench(seconds: float, size: str, as_json: bool) -> int:
             "processors": os.cpu_count(),
             "results": rows,
         }
-        print_document(document, "jsonl" if current.output == "jsonl" else "json")
+        print_document(document, current.mode)
     else:
         print_rows("results", rows, _COLUMNS, current.mode)
     return 0

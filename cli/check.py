@@ -139,8 +139,7 @@ class _Limits(NamedTuple):
     show_default=True,
     help="Read the headers of all batches to find damage.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def check(with_verify: bool, as_json: bool, **options: str | Sequence[str] | None) -> int:
+def check(with_verify: bool, **options: str | Sequence[str] | None) -> int:
     """Look at the store and print one line: what is wrong, and numbers to draw.
 
     Exit code 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN: it could not be checked, or a group or topic
@@ -158,7 +157,7 @@ def check(with_verify: bool, as_json: bool, **options: str | Sequence[str] | Non
     except click.ClickException as error:
         found = [Finding("UNKNOWN", "store", error.format_message())]
     status = worst([each.status for each in found])
-    if as_json or current.output in {"json", "jsonl"}:
+    if current.mode in {"json", "jsonl"}:
         _print_json(status, found, values, current)
     else:
         click.echo(_line(status, found, values))
@@ -328,4 +327,4 @@ def _print_json(
             for each in values
         ],
     }
-    print_document(document, "jsonl" if current.output == "jsonl" else "json")
+    print_document(document, current.mode)

@@ -42,7 +42,14 @@ SHARED_OPTIONS: Final[Sequence[click.Option]] = (
         type=click.Choice(OUTPUT_MODES),
         expose_value=False,
         callback=_remember,
-        help="How to print lists. [default: table on a terminal, tsv in a pipe]",
+        help="How to print. [default: table on a terminal, tsv in a pipe]",
+    ),
+    click.Option(
+        ["--json", "output"],
+        flag_value="json",
+        expose_value=False,
+        callback=_remember,
+        help="The same as --output json.",
     ),
     click.Option(
         ["-q", "--quiet"],
@@ -133,6 +140,12 @@ def users_topic(context: click.Context, parameter: click.Parameter, name: str) -
     if name.startswith("@"):
         raise click.BadParameter(f"{name!r} is Millstream's own", context, parameter)
     return name
+
+
+YES: Final = click.option(
+    "-y", "--yes", is_flag=True, help="Do it; without, only the plan is shown."
+)
+"""Of every command that takes something away for good, or moves what others rely on."""
 
 
 def examples(*lines: str) -> str:

@@ -233,15 +233,20 @@ def _progress_wanted(current: Settings, requested: bool | None) -> bool | None:
 
 
 def _formatter(current: Settings, options: ConsumeOptions) -> Formatter:
-    if options.as_json or (options.format_text is None and current.output in {"json", "jsonl"}):
+    if options.as_json or (options.format_text is None and _as_json(current)):
         return encode_records
-    if current.output not in {"auto", "json", "jsonl"}:
-        raise click.UsageError(f"records are not printed as {current.output}; use -f or -J")
     null = b"NULL" if options.print_null else b""
     if options.format_text is not None:
         return compile_format(options.format_text, null=null)
     key = "" if options.key_delimiter is None else "%k" + _quoted(options.key_delimiter)
     return compile_format(f"{key}%s{_quoted(options.delimiter)}", null=null)
+
+
+def _as_json(current: Settings) -> bool:
+    """Whether --output asks for records as JSON: lines, as there may be no end of them."""
+    if current.output not in {"auto", "json", "jsonl"}:
+        raise click.UsageError(f"records are not printed as {current.output}; use -f or -J")
+    return current.output != "auto"
 
 
 def _quoted(delimiter: str) -> str:
@@ -340,7 +345,7 @@ def tail(topic: str, num: int, follow: bool, as_json: bool) -> int:
     """
     current = settings()
     color = sys.stdout.isatty() and wants_color()
-    as_json = as_json or current.output in {"json", "jsonl"}
+    as_json = _as_json(current) or as_json
     formatter = encode_records if as_json else partial(_pretty, color)
     with StopSignals() as stop, current.open(read_only=True) as store:
         ends = {TopicPartition(topic, p): each.end for p, each in store.offsets(topic).items()}

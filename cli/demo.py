@@ -61,6 +61,8 @@ def demo() -> None:
     The store is temporary unless --dir names a new directory to put it in and to look around in
     afterwards.
     """
+    if settings().mode in {"json", "jsonl"}:
+        raise click.UsageError("the demo tells a story: there is no JSON of it")
     if settings().origin("dir") != "option":
         # Not the default store: the demo leaves nothing behind that nobody asked for.
         with tempfile.TemporaryDirectory(prefix="millstream-demo-") as temporary:

@@ -24,8 +24,7 @@ _RANK: Final = {"error": 0, "warning": 1, "info": 2, "ok": 3}
     short_help="Check the store and the machine under it.",
     epilog=examples("millstream doctor", "millstream doctor --json"),
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def doctor(as_json: bool) -> int:
+def doctor() -> int:
     """Look at file system, space, rights, syncs, limits, clock, catalog and logs; say what to do.
 
     Nothing is changed; a small file is written and removed to see how long a sync takes. Exit code
@@ -34,10 +33,9 @@ def doctor(as_json: bool) -> int:
     current = settings()
     current.require_store()
     found = diagnose(current.directory)
-    mode = "json" if as_json and current.mode != "jsonl" else current.mode
     ranked = sorted(found, key=lambda each: _RANK[each.level])
     rows: list[dict[str, Cell]] = [each._asdict() for each in ranked]
-    print_rows("findings", rows, _COLUMNS, mode)
+    print_rows("findings", rows, _COLUMNS, current.mode)
     return _exit_code(found)
 
 

@@ -37,7 +37,7 @@ _RESET_COLUMNS = ("group", "topic", "partition", "current_offset", "new_offset")
     epilog=examples(
         "millstream groups ls",
         "millstream groups describe billing",
-        "millstream groups reset billing --to-datetime 2026-11-23T10:00:00Z --execute",
+        "millstream groups reset billing --to-datetime 2026-11-23T10:00:00Z --yes",
     ),
 )
 def groups() -> None:
@@ -112,11 +112,11 @@ def _lag_row(group: str, each: PartitionLag) -> dict[str, Cell]:
 @groups.command(
     short_help="Move the offsets of a group; shows the plan first.",
     epilog=examples(
-        "millstream groups reset billing --to-earliest                shows the plan",
-        "millstream groups reset billing --to-earliest --execute      does it",
-        "millstream groups reset billing --shift-by -100 --topic orders:0,2 --execute",
+        "millstream groups reset billing --to-earliest          shows the plan",
+        "millstream groups reset billing --to-earliest --yes    does it",
+        "millstream groups reset billing --shift-by -100 --topic orders:0,2 --yes",
         "millstream groups reset billing --by-duration PT1H --export > plan.csv",
-        "millstream groups reset billing --from-file plan.csv --execute",
+        "millstream groups reset billing --from-file plan.csv --yes",
     ),
 )
 @click.argument("group", shell_complete=complete_group)
@@ -135,23 +135,29 @@ def _lag_row(group: str, each: PartitionLag) -> dict[str, Cell]:
     metavar="TOPIC[:0,1]",
     help="Only these; without, all partitions the group has committed.",
 )
+@click.option(
+    "-y",
+    "--yes",
+    "--execute",
+    is_flag=True,
+    help="Do it; without, only the plan is shown. --execute as of Kafka's tool.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan and change nothing. The default.")
-@click.option("--execute", is_flag=True, help="Do it.")
 @click.option("--export", is_flag=True, help="Print the plan as CSV for --from-file.")
 def reset(group: str, topics: Sequence[str], **options: object) -> None:
-    """Move the offsets of GROUP; shows the plan unless --execute is given.
+    """Move the offsets of GROUP; shows the plan unless --yes is given.
 
     New offsets are brought into what the log holds. The group must have no live members: stop its
     consumers first (exit code 3 otherwise).
     """
     current = settings()
-    execute = bool(options["execute"])
-    if execute and options["dry_run"]:
-        raise click.UsageError("--dry-run and --execute: give one of them")
+    yes = bool(options["yes"])
+    if yes and options["dry_run"]:
+        raise click.UsageError("--dry-run and --yes: give one of them")
     target = parse_target(options, time.time_ns() // 1_000_000)
-    with current.open(read_only=not execute) as store:
+    with current.open(read_only=not yes) as store:
         plan = _plan(store, group, target, parse_topics(topics))
-        if execute:
+        if yes:
             store.reset_group(plan)
     if options["export"]:
         writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -168,8 +174,8 @@ def reset(group: str, topics: Sequence[str], **options: object) -> None:
             for each in plan.changes
         ]
         print_rows("plan", rows, _RESET_COLUMNS, current.mode)
-    if not execute:
-        current.say("nothing was changed: this is the plan, --execute does it")
+    if not yes:
+        current.say("nothing was changed: this is the plan, --yes does it")
 
 
 def _plan(store: Store, group: str, target: Target, topics: Topics) -> ResetPlan:
@@ -189,10 +195,10 @@ def _plan(store: Store, group: str, target: Target, topics: Topics) -> ResetPlan
     return plan._replace(changes=tuple(chosen))
 
 
-@groups.command(epilog=examples("millstream groups rm billing --force"))
+@groups.command(epilog=examples("millstream groups rm billing --yes"))
 @click.argument("group", shell_complete=complete_group)
-@click.option("-f", "--force", is_flag=True, help="Do not ask.")
-def rm(group: str, force: bool) -> None:
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def rm(group: str, yes: bool) -> None:
     """Delete GROUP and the offsets it committed. Topics are not touched.
 
     The group must have no live members (exit code 3 otherwise).
@@ -201,9 +207,9 @@ def rm(group: str, force: bool) -> None:
     with current.open() as store:
         partitions = len(store.group(group).offsets)
         question = f"delete group {group!r} with its offsets in {partitions} partitions"
-        if not force:
+        if not yes:
             if not sys.stdin.isatty():
-                raise click.UsageError(f"would {question}; --force does it")
+                raise click.UsageError(f"would {question}; --yes does it")
             click.confirm(f"{question}?", abort=True, err=True)
         store.delete_group(group)
-    current.say(f"deleted group {group!r}")
+    current.done(f"deleted group {group!r}", group=group, partitions=partitions)

@@ -21,7 +21,7 @@ from millstream import (
     repair as do_repair,
 )
 
-from .command import Command, examples
+from .command import YES, Command, examples
 from .complete import complete_topic
 from .envelope import to_text
 from .format_string import rfc3339
@@ -47,30 +47,33 @@ _FINDING_COLUMNS = ("kind", "topic", "partition", "path", "position", "offset", 
 @click.argument("segments", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
 @click.option("--deep", is_flag=True, help="Also list the records.")
 @click.option("--print", "with_data", is_flag=True, help="Also print keys and values.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per segment.")
-def dump(segments: Sequence[str], deep: bool, with_data: bool, as_json: bool) -> int:
+def dump(segments: Sequence[str], deep: bool, with_data: bool) -> int:
     """Show the batches of SEGMENT files, each with its checks. They need not be in a store.
 
     Exit code 4 if bytes are found that are no whole batch. In the active segment of a store these
-    can be a write that was under way; opening the store repairs it.
+    can be a write that was under way; opening the store repairs it. With --output jsonl each
+    segment is a line.
     """
-    as_json = as_json or settings().output in {"json", "jsonl"}
+    mode = settings().mode
+    documents = []
     problems = 0
     for path in segments:
         segment = dump_segment(path, records=deep or with_data)
         problems += segment.problem is not None
-        if as_json:
-            document = _segment_document(path, segment, with_data=with_data)
-            print_document(document, "jsonl")
-            batches = document["batches"]
-            assert isinstance(batches, list)
-            problems += sum(batch["problem"] is not None for batch in batches)
+        if mode in {"json", "jsonl"}:
+            batches = [_batch_document(each, with_data=with_data) for each in segment.batches]
+            problems += sum(each["problem"] is not None for each in batches)
+            documents.append({**_segment_document(path, segment), "batches": batches})
+            if mode == "jsonl":
+                print_document(documents.pop(), mode)
             continue
         click.echo(_segment_line(path, segment))
         for batch in segment.batches:
             problems += batch.problem is not None
             for line in _batch_lines(batch, with_data=with_data):
                 click.echo(line)
+    if mode == "json":
+        print_document({"segments": documents}, mode)
     sys.stdout.flush()
     if problems:
         click.echo(f"millstream: problems found: {problems}", err=True)
@@ -114,7 +117,7 @@ def _length(data: bytes | None) -> str:
     return "null" if data is None else str(len(data))
 
 
-def _segment_document(path: str, segment: SegmentDump, *, with_data: bool) -> dict[str, object]:
+def _segment_document(path: str, segment: SegmentDump) -> dict[str, object]:
     header = segment.header
     return {
         "path": path,
@@ -123,7 +126,6 @@ def _segment_document(path: str, segment: SegmentDump, *, with_data: bool) -> di
         "created": header and header.created_ms,
         "segment_uid": header and f"{header.segment_uid:016x}",
         "problem": segment.problem,
-        "batches": [_batch_document(batch, with_data=with_data) for batch in segment.batches],
     }
 
 
@@ -194,14 +196,12 @@ def _record_document(record: Record, with_data: bool) -> dict[str, object]:
 )
 @click.option("--deep", is_flag=True, help="Check every byte, and that every record decodes.")
 @click.option("--explain", is_flag=True, help="Also say what is lost and what `repair` would do.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(
     topic: str | None,
     since: str | None,
     start: str | None,
     deep: bool,
     explain: bool,
-    as_json: bool,
 ) -> int:
     """Check TOPIC, or the whole store and its catalog: headers, links, offsets, sizes, indexes.
 
@@ -219,7 +219,7 @@ def verify(
     if topic is not None and ":" in topic:
         if deep or explain:
             raise click.UsageError("--deep and --explain go with topics, not with a pipeline")
-        return verify_pipeline(topic, since, start, as_json=as_json)
+        return verify_pipeline(topic, since, start)
     if since is not None or start is not None:
         raise click.UsageError("--since and --from go with MODULE:PIPELINE")
     current = settings()
@@ -233,7 +233,7 @@ def verify(
         report = VerifyReport(deep)
         place = (error.topic, error.partition, error.path, error.position, error.offset)
         report.add(VerifyFinding(*place, error.message, "catalog"))
-    mode = "json" if as_json and current.mode != "jsonl" else current.mode
+    mode = current.mode
     findings: list[dict[str, Cell]] = [finding._asdict() for finding in report.findings]
     notes: list[dict[str, Cell]] = [note._asdict() for note in report.notes]
     if mode == "json":
@@ -260,7 +260,7 @@ def verify(
         "millstream repair --yes",
     ),
 )
-@click.option("-y", "--yes", is_flag=True, help="Do it; without, only the plan is shown.")
+@YES
 @click.option(
     "--undecided",
     type=click.Choice(["hide", "show"]),
@@ -273,8 +273,7 @@ def verify(
     metavar="PATH",
     help="Abort transactions that wait for this database of yours, which is lost for good.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def repair(yes: bool, undecided: str, lost_database: str | None, as_json: bool) -> int:
+def repair(yes: bool, undecided: str, lost_database: str | None) -> int:
     """Make a damaged store whole: what can be read stays, at its offsets; what is lost is a gap.
 
     Nothing is deleted: damaged files go to a directory `quarantine` beside them. Every process must
@@ -288,7 +287,7 @@ def repair(yes: bool, undecided: str, lost_database: str | None, as_json: bool) 
         plan = do_repair(current.directory, show_undecided=undecided == "show")
     else:
         plan = plan_repair(current.directory)
-    mode = "json" if as_json and current.mode != "jsonl" else current.mode
+    mode = current.mode
     if mode == "json":
         print_document(plan_document(plan), mode)
     else:
@@ -305,11 +304,13 @@ def _give_up(current: Settings, path: str, *, yes: bool) -> int:
     if os.path.exists(path):
         raise click.UsageError(f"{path} is there: open the store, and it is asked")
     if not yes:
-        current.say(f"transactions that wait for {path} would be aborted: --yes does it")
+        said = f"transactions that wait for {path} would be aborted: --yes does it"
+        current.done(said, path=path, done=False)
         return EXIT_CORRUPT
     with current.open() as store:
         count = store.abandon_database(path)
-    current.say(f"{count} transaction{'s' * (count != 1)} aborted")
+    said = f"{count} transaction{'s' * (count != 1)} aborted"
+    current.done(said, path=path, done=True, transactions=count)
     return 0
 
 

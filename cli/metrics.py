@@ -45,11 +45,11 @@ def metrics(listen: str | None) -> int:
     who reaches the port can read them.
     """
     current = settings()
-    if listen is None and current.output in {"json", "jsonl"}:
+    if listen is None and current.mode in {"json", "jsonl"}:
         with current.open(read_only=True) as store:
             plain = _plain(store.metrics())
         del plain["handle"]  # of a process that has done nothing
-        print_document(plain, "json" if current.output == "json" else "jsonl")
+        print_document(plain, current.mode)
         return 0
     address = None if listen is None else _address(listen)
     try:

@@ -22,7 +22,7 @@ from .format_string import rfc3339
 from .loading import load_pipeline
 from .output import Row, print_document, print_rows
 from .replay import EXIT_DIFFERS
-from .settings import settings
+from .settings import NotFoundError, settings
 
 _CHECKPOINT_COLUMNS = (
     "pipeline",
@@ -45,8 +45,12 @@ _CHECKPOINT_COLUMNS = (
 @click.option("--text", is_flag=True, help="Print the indented tree instead.")
 def graph(target: str, text: bool) -> None:
     """Draw the pipeline named PIPELINE in the Python module MODULE; runs nothing."""
-    pipeline = load_pipeline(target)
-    click.echo(pipeline.explain() if text else pipeline.mermaid())
+    pipeline, mode = load_pipeline(target), settings().mode
+    form, drawn = ("text", pipeline.explain()) if text else ("mermaid", pipeline.mermaid())
+    if mode in {"json", "jsonl"}:
+        print_document({"pipeline": pipeline.name, form: drawn}, mode)
+    else:
+        click.echo(drawn)
 
 
 @click.command(
@@ -78,7 +82,7 @@ def checkpoints(pipeline: str | None, keep: bool, forget: tuple[int, ...]) -> No
     with current.open(read_only=not keep and not forget) as store:
         names = [one.name for one in list_pipelines(store) if pipeline in {None, one.name}]
         if pipeline is not None and not names:
-            raise click.ClickException(f"no pipeline {pipeline!r} has run here")
+            raise NotFoundError(f"no pipeline {pipeline!r} has run here")
         for name in names:
             if forget:
                 forget_checkpoints(store, name, forget)
@@ -133,7 +137,8 @@ def fork(pipeline: str, name: str, epoch: int | None) -> None:
     with current.open() as store:
         fork_pipeline(store, pipeline, name, epoch=epoch)
     stood = "stood" if epoch is None else f"stood at epoch {epoch}"
-    current.say(f"{name} goes on where {pipeline} {stood}")
+    said = f"{name} goes on where {pipeline} {stood}"
+    current.done(said, pipeline=pipeline, name=name, epoch=epoch)
 
 
 @click.command(
@@ -160,7 +165,7 @@ def diff(name: str, topics: tuple[str, ...]) -> int:
             "records_compared": found.records_compared,
             "differences": list(map(str, found.differences)),
         }
-        print_document(document, "jsonl" if current.mode == "jsonl" else "json")
+        print_document(document, current.mode)
     else:
         for difference in found.differences:
             click.echo(str(difference))

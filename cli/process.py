@@ -15,7 +15,7 @@ from .command import Command, examples
 from .envelope import to_text
 from .format_string import rfc3339
 from .loading import load_pipeline, print_user_frames
-from .output import Row, print_rows
+from .output import Mode, Row, print_document, print_rows
 from .progress import CatchUp, StatusLine
 from .settings import settings
 from .signals import StopSignals
@@ -94,11 +94,13 @@ def process(
 
     Ctrl-C or SIGTERM finishes the running epoch and exits; a second one exits at once, and the
     next run does again what was not committed.
+
+    With --output json what was done is printed at the end, that of each operator included.
     """
     current = settings()
     pipeline = load_pipeline(target)
     if explain:
-        click.echo(pipeline.explain())
+        _print_plan(pipeline, current.mode)
         return 0
     if dry_run:
         _print_dry_run(pipeline, str(options["start"] or "earliest"))
@@ -137,12 +139,25 @@ def process(
                 print_user_frames(error.__cause__)
             raise
         current.say(f"{pipeline.name}: {_summary(result)}")
-        if metrics:
-            rows: list[Row] = [
-                {**asdict(one), "busy_s": round(one.busy_s, 3)} for one in result.operators
-            ]
-            print_rows("operators", rows, _OPERATOR_COLUMNS, current.mode)
+        _print_result(pipeline, result, current.mode, operators=metrics)
         return stop.exit_code
+
+
+def _print_result(pipeline: Pipeline, result: Metrics, mode: Mode, *, operators: bool) -> None:
+    if mode in {"json", "jsonl"}:
+        print_document({"pipeline": pipeline.name, **asdict(result)}, mode)
+    elif operators:
+        rows: list[Row] = [
+            {**asdict(one), "busy_s": round(one.busy_s, 3)} for one in result.operators
+        ]
+        print_rows("operators", rows, _OPERATOR_COLUMNS, mode)
+
+
+def _print_plan(pipeline: Pipeline, mode: Mode) -> None:
+    if mode in {"json", "jsonl"}:
+        print_document({"pipeline": pipeline.name, "text": pipeline.explain()}, mode)
+    else:
+        click.echo(pipeline.explain())
 
 
 def _print_dry_run(pipeline: Pipeline, start: str) -> None:

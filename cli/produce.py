@@ -20,7 +20,7 @@ from .complete import complete_topic
 from .envelope import RECORD_ID, LineError, parse_lines
 from .format_string import unescape
 from .input import DelimitedInput
-from .output import RecordOutput
+from .output import RecordOutput, print_document
 from .partitions import require_partitions
 from .progress import Progress
 from .settings import Settings, settings
@@ -99,7 +99,7 @@ class ProduceOptions:
 @click.option("-T", "--tee", is_flag=True, help="Repeat the records on stdout.")
 @click.option(
     "-z",
-    "compression",
+    "--compression",
     type=click.Choice(["none", "lz4", "zstd"]),
     help="Compression, if the topic is created.",
 )
@@ -169,6 +169,9 @@ def run(current: Settings, options: ProduceOptions) -> int:
                         break
                 store.sync()
             progress.end()
+        if current.mode in {"json", "jsonl"} and not options.tee:
+            counts = {"records": sink.record_count, "duplicates": sink.duplicates}
+            print_document({"topic": options.topic, **counts}, current.mode)
         if sink.duplicates:
             verb = "was" if sink.duplicates == 1 else "were"
             current.say(f"{_records(sink.duplicates)} {verb} there already")

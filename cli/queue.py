@@ -10,7 +10,7 @@ import click
 
 from millstream import QueueInfo, UnknownGroupError
 
-from .command import Group, examples
+from .command import YES, Group, examples
 from .complete import complete_group, complete_topic
 from .output import Cell, print_rows
 from .settings import settings
@@ -131,11 +131,11 @@ def _worker_rows(infos: Sequence[QueueInfo]) -> list[dict[str, Cell]]:
 
 @queue.command(
     short_help="Give dead letters back to their queues.",
-    epilog=examples("millstream queue redrive jobs.dead", "millstream queue redrive dead -c 1"),
+    epilog=examples("millstream queue redrive jobs.dead", "millstream queue redrive dead -n 1"),
 )
 @click.argument("topic", shell_complete=complete_topic)
-@click.option("-c", "--count", type=click.IntRange(min=1), help="At most so many.")
-def redrive(topic: str, count: int | None) -> None:
+@click.option("-n", "--num", "-c", type=click.IntRange(min=1), help="At most so many.")
+def redrive(topic: str, num: int | None) -> None:
     """Give the dead letters of TOPIC back to the queues they come from, each once.
 
     They are delivered as the records they were. Where the record is not in its topic any more, or
@@ -143,18 +143,20 @@ def redrive(topic: str, count: int | None) -> None:
     """
     current = settings()
     with current.open() as store:
-        done = store.redrive(topic, limit=count)
-    current.say(
+        done = store.redrive(topic, limit=num)
+    current.done(
         f"{done.given_back} given back, {done.copied} appended again, {done.left} left: no dead"
-        " letters of a queue"
+        " letters of a queue",
+        topic=topic,
+        **done._asdict(),
     )
 
 
 @queue.command(
     short_help="Count jobs as done without doing them; shows the plan first.",
     epilog=examples(
-        "millstream queue skip jobs --before latest            shows the plan",
-        "millstream queue skip jobs --before latest --force    does it",
+        "millstream queue skip jobs --before latest          shows the plan",
+        "millstream queue skip jobs --before latest --yes    does it",
     ),
 )
 @click.argument("topic", shell_complete=complete_topic)
@@ -168,16 +170,17 @@ def redrive(topic: str, count: int | None) -> None:
 )
 @click.option("--before", metavar="POSITION", required=True, help="Offset, time, or latest.")
 @click.option("-p", "--partition", type=click.IntRange(min=0), help="This partition only.")
-@click.option("--force", is_flag=True, help="Do it.")
-def skip(topic: str, group: str, before: str, partition: int | None, force: bool) -> None:
-    """Count all jobs of TOPIC before a position as done, leased ones too."""
+@YES
+def skip(topic: str, group: str, before: str, partition: int | None, yes: bool) -> None:
+    """Count all jobs of TOPIC before a position as done, leased ones too.
+
+    Shows only how many there are unless --yes is given.
+    """
     current = settings()
     with current.open() as store:
-        count = store.skip_jobs(topic, group, before, partition=partition, dry_run=not force)
-    if force:
-        current.say(f"{count} skipped")
-    else:
-        current.say(f"{count} would be skipped; --force does it")
+        count = store.skip_jobs(topic, group, before, partition=partition, dry_run=not yes)
+    said = f"{count} skipped" if yes else f"{count} would be skipped; --yes does it"
+    current.done(said, topic=topic, group=group, skipped=count, done=yes)
 
 
 @queue.command(
@@ -202,8 +205,8 @@ def skip(topic: str, group: str, before: str, partition: int | None, force: bool
 @click.option(
     "-j", "--jobs", type=click.IntRange(1, 1024), default=1, help="So many at a time. [default: 1]"
 )
-@click.option("-c", "--count", type=click.IntRange(min=1), help="Stop after so many jobs.")
-@click.option("-e", "--exit", "at_end", is_flag=True, help="Stop when there is no job.")
+@click.option("-n", "--num", "-c", type=click.IntRange(min=1), help="Exit after so many jobs.")
+@click.option("-e", "--exit-eof", is_flag=True, help="Exit when there is no job.")
 @click.option(
     "--visibility",
     metavar="DURATION",
@@ -230,7 +233,7 @@ def work(topic: str, command: Sequence[str], **options: str | int | bool | None)
     on standard input. The environment has MILLSTREAM_TOPIC, _PARTITION, _OFFSET, _KEY,
     _TIMESTAMP_MS and _DELIVERIES.
 
-    Ctrl-C or SIGTERM lets running commands finish and exits. With -e or -c the exit code is 1 if a
+    Ctrl-C or SIGTERM lets running commands finish and exits. With -e or -n the exit code is 1 if a
     job failed.
     """
     current = settings()
@@ -239,8 +242,8 @@ def work(topic: str, command: Sequence[str], **options: str | int | bool | None)
     chosen = WorkOptions(
         command=tuple(command),
         parallel=int(options["jobs"] or 1),
-        count=None if options["count"] is None else int(options["count"]),
-        at_end=bool(options["at_end"]),
+        count=None if options["num"] is None else int(options["num"]),
+        at_end=bool(options["exit_eof"]),
         retry_ms=parse_delay(str(options["retry"])),
     )
     most = options["max_deliveries"]
@@ -257,7 +260,13 @@ def work(topic: str, command: Sequence[str], **options: str | int | bool | None)
         ) as source,
     ):
         done = Work(source, chosen, say=current.say).run(stop)
-    current.say(f"{shlex.join(command)}: {done.acked} acked, {done.failed} failed")
+    current.done(
+        f"{shlex.join(command)}: {done.acked} acked, {done.failed} failed",
+        topic=topic,
+        group=options["group"],
+        acked=done.acked,
+        failed=done.failed,
+    )
     if done.failed and (chosen.at_end or chosen.count is not None):
         return 1
     return stop.exit_code

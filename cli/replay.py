@@ -14,13 +14,13 @@ from .settings import settings
 EXIT_DIFFERS = 1
 
 
-def verify_pipeline(target: str, since: str | None, start: str | None, *, as_json: bool) -> int:
+def verify_pipeline(target: str, since: str | None, start: str | None) -> int:
     """Replay a pipeline and compare; prints what differs and returns the exit code."""
     current = settings()
     pipeline = load_pipeline(target)
     with current.open(read_only=True) as store:
         found = pipeline.verify(store, since=_checkpoint(store, since), start=start)
-    if as_json or current.mode in {"json", "jsonl"}:
+    if current.mode in {"json", "jsonl"}:
         document = {
             "ok": found.ok,
             "started_at": found.started_at,
@@ -39,7 +39,7 @@ def verify_pipeline(target: str, since: str | None, start: str | None, *, as_jso
             "sinks": [_sink_document(each) for each in found.sinks],
             "hint": found.hint,
         }
-        print_document(document, "jsonl" if current.mode == "jsonl" else "json")
+        print_document(document, current.mode)
     else:
         for difference in found.differences:
             click.echo(str(difference))

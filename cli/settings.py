@@ -14,7 +14,7 @@ import click
 import millstream
 from millstream import Store
 
-from .output import Mode, choose_mode
+from .output import Mode, choose_mode, print_document
 
 DIRECTORY_DEFAULT: Final = "./millstream-data"
 OUTPUT_MODES: Final = ("auto", "table", "json", "jsonl", "csv", "tsv")
@@ -24,8 +24,8 @@ _PARTS: Final = ("catalog.db", "topics", "state", "source", "sink", "journal")
 """One of them is in every store. Without the first it has lost its catalog: opening says so."""
 
 
-class StoreNotFoundError(click.ClickException):
-    """No store in the directory; the message says what to do."""
+class NotFoundError(click.ClickException):
+    """No such store, pipeline or operator; the message says what to do."""
 
     exit_code = 5
 
@@ -84,6 +84,12 @@ class Settings:
         if not self.quiet:
             click.echo(text, err=True)
 
+    def done(self, text: str, **fields: object) -> None:
+        """Say what was done; with --output json or jsonl print it as an object, too."""
+        if self.mode in {"json", "jsonl"}:
+            print_document(fields, self.mode)
+        self.say(text)
+
     def open(
         self,
         *,
@@ -99,7 +105,7 @@ class Settings:
             durability: When appends are acknowledged.
 
         Raises:
-            StoreNotFoundError: There is none and `create` is False.
+            NotFoundError: There is none and `create` is False.
         """
         if not create:
             self.require_store()
@@ -109,14 +115,14 @@ class Settings:
         """See that there is a store, be it a damaged one.
 
         Raises:
-            StoreNotFoundError: There is none.
+            NotFoundError: There is none.
         """
         directory = self.directory
         if any(os.path.exists(os.path.join(directory, name)) for name in _PARTS):
             return
         if os.path.isdir(directory) and not os.access(directory, os.X_OK):
             raise click.ClickException(f"this user may not enter {directory}")
-        raise StoreNotFoundError(
+        raise NotFoundError(
             f"no store in {directory}; name one with --dir or $MILLSTREAM_DIR, "
             "or create one by `millstream produce TOPIC`"
         )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import click
 import msgspec
 
 from millstream.processor import StateItem, list_state, read_state
 
-from .command import Group, examples
+from .command import YES, Group, examples
 from .loading import load_pipeline
-from .output import Row, print_rows
+from .output import Row, print_document, print_rows
 from .settings import settings
 
 EXIT_REFUSED = 2
@@ -74,8 +76,7 @@ def get(pipeline: str, operator: str, key: str, epoch: int | None) -> int:
         other = None if found else _decoded(key)
         if other is not None:
             found = list(read_state(store, pipeline, operator, other, epoch=epoch))
-    for item in found:
-        _print(item)
+    _print(found)
     return 0 if found else EXIT_NOT_FOUND
 
 
@@ -98,8 +99,7 @@ def _decoded(key: str) -> object:
 def dump(pipeline: str, operator: str, epoch: int | None) -> None:
     """Print everything OPERATOR of PIPELINE keeps: JSON lines with path and value."""
     with settings().open(read_only=True) as store:
-        for item in read_state(store, pipeline, operator, epoch=epoch):
-            _print(item)
+        _print(read_state(store, pipeline, operator, epoch=epoch))
 
 
 @state.command(
@@ -125,7 +125,7 @@ def dump(pipeline: str, operator: str, epoch: int | None) -> None:
     help="NAME means what it meant, though its sources or functions read differently.",
 )
 @click.option("--drop", multiple=True, metavar="NAME", help="Let the state of NAME go for good.")
-@click.option("--yes", is_flag=True, help="Do it; without, only the plan is shown.")
+@YES
 def migrate(
     target: str,
     renames: tuple[str, ...],
@@ -183,6 +183,12 @@ def _renames(renames: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _print(item: StateItem) -> None:
-    """Bytes are printed as base64, as JSON has none."""
-    click.echo(msgspec.json.encode({"path": item.path, "value": item.value}).decode())
+def _print(items: Iterable[StateItem]) -> None:
+    """As lines of JSON or one document of them. Bytes become base64, as JSON has none."""
+    mode = settings().mode
+    if mode == "json":
+        plain = msgspec.json.decode(msgspec.json.encode([each._asdict() for each in items]))
+        print_document({"items": plain}, mode)
+        return
+    for item in items:
+        click.echo(msgspec.json.encode(item._asdict()).decode())

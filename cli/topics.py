@@ -18,7 +18,7 @@ from millstream import (
     TopicInfo,
 )
 
-from .command import Group, examples, users_topic
+from .command import YES, Group, examples, users_topic
 from .complete import complete_topic
 from .format_string import rfc3339
 from .output import Cell, Row, print_document, print_object, print_rows
@@ -46,7 +46,7 @@ _TRIM_COLUMNS = ("topic", "partition", "start_offset", "new_start_offset", "remo
     epilog=examples(
         "millstream topics create orders -p 4 --retention 7d",
         "millstream topics ls",
-        "millstream topics trim orders --before @-30d --force",
+        "millstream topics trim orders --before @-30d --yes",
     ),
 )
 def topics() -> None:
@@ -154,7 +154,11 @@ def create(name: str, config: Sequence[str], partitions: int, **options: str | b
         exist_ok = bool(options["exist_ok"])
         # KEY=VALUE may hold any option; the store checks names and values.
         topic = store.create_topic(name, partitions=partitions, exist_ok=exist_ok, **values)
-    current.say(f"topic {topic.name!r} has {_count(topic.partitions, 'partition')}")
+    current.done(
+        f"topic {topic.name!r} has {_count(topic.partitions, 'partition')}",
+        topic=topic.name,
+        partitions=topic.partitions,
+    )
 
 
 def _declared(options: dict[str, str | bool | None]) -> dict[str, Any]:
@@ -262,16 +266,16 @@ def set_config(name: str, config: Sequence[str]) -> None:
     values = _parse_config(config)
     with current.open() as store:
         store.configure_topic(name, **values)
-    current.say(f"topic {name!r}: {', '.join(config)}")
+    current.done(f"topic {name!r}: {', '.join(config)}", topic=name, config=values)
 
 
 @topics.command(
     short_help="Delete a topic with its records and group offsets.",
-    epilog=examples("millstream topics rm orders --force"),
+    epilog=examples("millstream topics rm orders --yes"),
 )
 @click.argument("name", shell_complete=complete_topic)
-@click.option("-f", "--force", is_flag=True, help="Do not ask.")
-def rm(name: str, force: bool) -> None:
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def rm(name: str, yes: bool) -> None:
     """Delete topic NAME with all its records and group offsets, for good."""
     current = settings()
     with current.open() as store:
@@ -279,19 +283,19 @@ def rm(name: str, force: bool) -> None:
         held = sum(offsets.end - offsets.start for offsets in store.offsets(name).values())
         held_in = f"{_count(held, 'record')} in {_count(topic.partitions, 'partition')}"
         question = f"delete {name!r} with {held_in}"
-        if not force:
+        if not yes:
             if not sys.stdin.isatty():
-                raise click.UsageError(f"would {question}; --force does it")
+                raise click.UsageError(f"would {question}; --yes does it")
             click.confirm(f"{question}?", abort=True, err=True)
         store.delete_topic(name)
-    current.say(f"deleted {name!r}")
+    current.done(f"deleted {name!r}", topic=name, partitions=topic.partitions, removed_offsets=held)
 
 
 @topics.command(
     short_help="Delete records before a position; shows the plan first.",
     epilog=examples(
         "millstream topics trim orders --before @-30d          shows what would go",
-        "millstream topics trim orders --before 1000 -p 0 --force",
+        "millstream topics trim orders --before 1000 -p 0 --yes",
     ),
 )
 @click.argument("name", shell_complete=complete_topic)
@@ -299,25 +303,25 @@ def rm(name: str, force: bool) -> None:
     "--before", metavar="POSITION", required=True, help="Offset, -N or @TIME to keep from."
 )
 @click.option("-p", "--partition", "partition_list", metavar="LIST", help="Only these: 0,2 or 0-3.")
-@click.option("-f", "--force", is_flag=True, help="Do it; without, only the plan is shown.")
-def trim(name: str, before: str, partition_list: str | None, force: bool) -> None:
-    """Delete the records of topic NAME before a position; shows the plan unless --force.
+@YES
+def trim(name: str, before: str, partition_list: str | None, yes: bool) -> None:
+    """Delete the records of topic NAME before a position; shows the plan unless --yes.
 
     Offsets are not reused: reading below the new start is an error. Files go when nothing in them
     is left.
     """
     current = settings()
-    with current.open(read_only=not force) as store:
+    with current.open(read_only=not yes) as store:
         ranges = _chosen(store, name, partition_list)
         starts = {number: store.offset_at(name, number, before) for number in ranges}
         plan = [_trim_row(name, number, ranges[number], starts[number]) for number in ranges]
-        if force:
+        if yes:
             store.trim(
                 name, {number: max(starts[number], ranges[number].start) for number in ranges}
             )
     print_rows("plan", plan, _TRIM_COLUMNS, current.mode)
-    if not force:
-        current.say("nothing was deleted: this is the plan, --force does it")
+    if not yes:
+        current.say("nothing was deleted: this is the plan, --yes does it")
 
 
 def _trim_row(
@@ -363,7 +367,11 @@ def roll(name: str, partition_list: str | None) -> None:
         partitions = _chosen(store, name, partition_list)
         for partition in partitions:
             store.roll(name, partition)
-    current.say(f"rolled {_count(len(partitions), 'partition')} of {name!r}")
+    current.done(
+        f"rolled {_count(len(partitions), 'partition')} of {name!r}",
+        topic=name,
+        partitions=list(partitions),
+    )
 
 
 def _count(number: int, noun: str) -> str:

@@ -55,6 +55,8 @@ _BY_SUFFIX: Final[dict[str, _Format]] = {
     ".feather": "arrow",
     ".ipc": "arrow",
 }
+_STDOUT_FORMATS: Final = {"json": "jsonl", "jsonl": "jsonl", "csv": "csv"}
+"""What --output asks for where the records go to standard output."""
 _RECORDS_MAX: Final = 10_000
 _POLL_SECONDS: Final = 0.2
 _TIMEOUT: Final = "24h"
@@ -101,18 +103,23 @@ def _format_of(given: str | None, path: str | None) -> _Format:
     cls=Command,
     short_help="Write the records of a topic to a file.",
     epilog=examples(
-        "millstream export orders -o orders.parquet",
-        "millstream export orders -o today.csv --range @-24h:end",
+        "millstream export orders orders.parquet",
+        "millstream export orders today.csv -o @-24h:end",
         "millstream export orders | gzip > orders.jsonl.gz",
     ),
 )
 @click.argument("topic", shell_complete=complete_topic)
-@click.option("-o", "--output-file", "path", metavar="FILE", help="Where to. [default: stdout]")
+@click.argument("path", metavar="[FILE]", required=False, type=click.Path())
 @click.option(
     "--format", "form", type=click.Choice(FORMATS), help="[default: by FILE's name, else jsonl]"
 )
 @click.option(
-    "--range", "positions", metavar="START:STOP", default="", help="As of `consume -o`. [all]"
+    "-o",
+    "--offset",
+    "positions",
+    metavar="START:STOP",
+    default="",
+    help="As of `consume -o`. [default: all]",
 )
 @click.option("-p", "--partition", "partitions", metavar="LIST", help="Only these: 0,2 or 0-3.")
 @click.option("--progress/--no-progress", default=None, help="Counts on stderr.")
@@ -124,18 +131,22 @@ def export(
     partitions: str | None,
     progress: bool | None,
 ) -> int:
-    """Write the records of TOPIC, as of now, with keys, values, headers and timestamps.
+    """Write the records of TOPIC, as of now, to FILE or to standard output.
 
-    FILE appears when it is complete and on disk; until then, and if the command fails or is
-    interrupted, what was there stays. `millstream import` gets every byte back, from jsonl and csv
-    as well: what is not UTF-8 is written as base64.
+    Keys, values, headers and timestamps are all there. FILE appears when it is complete and on
+    disk; until then, and if the command fails or is interrupted, what was there stays. `millstream
+    import` gets every byte back, from jsonl and csv as well: what is not UTF-8 is written as
+    base64.
 
-    parquet and arrow need -o and the extra `arrow`: pip install 'millstream[arrow]'.
+    parquet and arrow need a FILE and the extra `arrow`: pip install 'millstream[arrow]'.
     """
     current = settings()
+    path = None if path == "-" else path
+    if path is None and form is None:
+        form = _STDOUT_FORMATS.get(current.output)
     chosen = _format_of(form, path)
     if path is None and chosen in {"parquet", "arrow"}:
-        raise click.UsageError(f"{chosen} cannot be written to standard output: give -o FILE")
+        raise click.UsageError(f"{chosen} cannot be written to standard output: name a FILE")
     if current.quiet or (path is None and progress is None and sys.stdout.isatty()):
         progress = False
     start, stop_position = parse_range(positions, time.time_ns() // 1_000_000)
@@ -159,7 +170,8 @@ def export(
     if behind:
         current.say(f"{behind} offsets are behind an open transaction: left out")
     if path is not None:
-        current.say(f"{_records(counts.record_count)} in {path}")
+        said, count = f"{_records(counts.record_count)} in {path}", counts.record_count
+        current.done(said, topic=topic, path=path, records=count, offsets_left_out=behind)
     return 0
 
 
@@ -281,7 +293,8 @@ def _run_import(current: Settings, options: _ImportOptions) -> int:
     if stop.is_set():
         current.say("interrupted: nothing was imported")
         return stop.exit_code
-    current.say(f"{_records(counts.record_count)} in {options.topic!r}")
+    said = f"{_records(counts.record_count)} in {options.topic!r}"
+    current.done(said, topic=options.topic, records=counts.record_count)
     return 0
 
 

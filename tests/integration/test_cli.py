@@ -228,7 +228,7 @@ def test_what_is_not_there_is_5(cli: Cli, tmp_path: Path) -> None:
         ("consume", "nope", "-e"),
         ("tail", "nope"),
         ("topics", "describe", "nope"),
-        ("topics", "rm", "nope", "-f"),
+        ("topics", "rm", "nope", "-y"),
         ("consume", "t", "-o", "99", "-e"),
         ("--dir", "elsewhere", "topics", "ls"),
     ):
@@ -305,7 +305,7 @@ def test_topics_are_created_listed_changed_and_deleted(cli: Cli) -> None:
     assert [each["end_offset"] for each in info["partitions"]] == [0, 3]
     assert cli("topics", "ls").out.splitlines()[0].startswith(b"topic\tpartitions\trecords")
 
-    assert cli("topics", "rm", "t", "--force").code == 0
+    assert cli("topics", "rm", "t", "--yes").code == 0
     assert json.loads(cli("topics", "ls", "--output", "json").out) == {"schema": 1, "topics": []}
 
 
@@ -351,10 +351,10 @@ def test_trim_shows_its_plan_first(cli: Cli) -> None:
     assert "nothing was deleted" in plan.err
     assert cli("consume", "t", "-e").out == b"a\nb\nc\n"
 
-    assert cli("topics", "trim", "t", "--before", "2", "--force").code == 0
+    assert cli("topics", "trim", "t", "--before", "2", "--yes").code == 0
     assert cli("consume", "t", "-e").out == b"c\n"
     assert cli("consume", "t", "-e", "-o", "0").code == 5
-    assert cli("topics", "trim", "t", "--before", "9", "--force").code == 5
+    assert cli("topics", "trim", "t", "--before", "9", "--yes").code == 5
 
 
 def test_roll_starts_a_new_segment(cli: Cli) -> None:

@@ -133,7 +133,7 @@ def test_an_export_is_imported_again_with_keys_and_partitions(
         value = b'{"auction":%d,"price":1,"ts":"2024-01-01T00:00:00Z"}'
         store.append_many("one", [*ROWS, *(value % number for number in range(50))])
 
-    code, _, err = cli("export", "one", "-o", f"one.{form}")
+    code, _, err = cli("export", "one", f"one.{form}")
     assert code == 0, err
     code, _, err = cli("import", "two", f"one.{form}")
 

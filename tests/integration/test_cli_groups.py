@@ -124,8 +124,8 @@ def test_a_live_member_is_described_and_guards_its_group(cli: Cli, store_path: P
         assert [row["consumer_id"] for row in rows] == [consumer.member_id] * 2
         assert cli("groups", "ls")[1].splitlines()[1].startswith("g\t1\t2")
         for arguments in (
-            ("groups", "reset", "g", "--to-earliest", "--execute"),
-            ("groups", "rm", "g", "--force"),
+            ("groups", "reset", "g", "--to-earliest", "--yes"),
+            ("groups", "rm", "g", "--yes"),
         ):
             code, _, err = cli(*arguments)
             assert code == 3
@@ -158,12 +158,12 @@ def test_reset_shows_its_plan_and_then_does_it(
 
     code, out, err = cli("groups", "reset", "g", *switch)
     assert code == 0
-    assert "--execute does it" in err
+    assert "--yes does it" in err
     plan = {int(line.split("\t")[2]): int(line.split("\t")[4]) for line in out.splitlines()[1:]}
     assert {0: 5, 1: 7} | plan == expected
     assert committed(store_path) == {0: 5, 1: 7}
 
-    assert cli("groups", "reset", "g", *switch, "--execute")[0] == 0
+    assert cli("groups", "reset", "g", *switch, "--yes")[0] == 0
     assert committed(store_path) == expected
 
 
@@ -173,7 +173,7 @@ def test_a_plan_goes_through_a_file(cli: Cli, store_path: Path, tmp_path: Path) 
     code, out, _ = cli("groups", "reset", "g", "--to-offset", "4", "--export")
     assert (code, out) == (0, "t,0,4\nt,1,4\n")
     (tmp_path / "plan.csv").write_text(out.replace("t,1,4", "t,1,6"))
-    assert cli("groups", "reset", "g", "--from-file", "plan.csv", "--execute")[0] == 0
+    assert cli("groups", "reset", "g", "--from-file", "plan.csv", "--yes")[0] == 0
     assert committed(store_path) == {0: 4, 1: 6}
 
 
@@ -183,10 +183,10 @@ def test_a_plan_goes_through_a_file(cli: Cli, store_path: Path, tmp_path: Path) 
         (("groups", "lag", "nope"), 5),
         (("groups", "describe", "nope"), 5),
         (("groups", "reset", "nope", "--to-latest"), 5),
-        (("groups", "rm", "nope", "-f"), 5),
+        (("groups", "rm", "nope", "-y"), 5),
         (("groups", "reset", "g"), 2),
         (("groups", "reset", "g", "--to-latest", "--to-earliest"), 2),
-        (("groups", "reset", "g", "--to-latest", "--dry-run", "--execute"), 2),
+        (("groups", "reset", "g", "--to-latest", "--dry-run", "--yes"), 2),
         (("groups", "reset", "g", "--to-latest", "--topic", "t:9"), 2),
         (("groups", "reset", "g", "--to-datetime", "noon"), 2),
         (("groups", "rm", "g"), 2),
@@ -212,7 +212,7 @@ def test_mistakes_have_their_exit_codes(
 def test_a_group_is_deleted(cli: Cli, store_path: Path) -> None:
     fill(store_path)
     cli("consume", "t", "-g", "g", "-e")
-    assert cli("groups", "rm", "g", "--force")[0] == 0
+    assert cli("groups", "rm", "g", "--yes")[0] == 0
     assert cli("groups", "ls", "--output", "jsonl") == (0, "", "")
 
 
@@ -331,7 +331,9 @@ def test_dump_shows_batches_and_records(cli: Cli, store_path: Path) -> None:
     code, out, _ = cli("dump", "--print", str(segment))
     assert out.splitlines()[-1].endswith("key null value 1 headers 0 None: b'1'")
     assert len(cli("dump", "--deep", str(segment))[1].splitlines()) == 4
-    document = json.loads(cli("dump", "--json", "--print", str(segment))[1])
+    (document,) = json.loads(cli("dump", "--json", "--print", str(segment))[1])["segments"]
+    line = json.loads(cli("dump", "--output", "jsonl", "--print", str(segment))[1])
+    assert line == {"schema": 1, **document}
     assert document["batches"][0]["record_count"] == 2
     assert document["batches"][0]["records"][1]["value"] == "1"
 

@@ -78,7 +78,7 @@ def test_a_misspelt_word_is_answered_with_the_right_one(
     assert hint in err
 
 
-@pytest.mark.parametrize("arguments", [("consume", "u", "-e"), ("topics", "rm", "u", "-f")])
+@pytest.mark.parametrize("arguments", [("consume", "u", "-e"), ("topics", "rm", "u", "-y")])
 def test_for_a_missing_topic_commands_are_named_and_no_python(
     cli: Cli, arguments: tuple[str, ...]
 ) -> None:
@@ -161,7 +161,7 @@ def test_a_file_given_for_a_module_is_answered_with_the_module(
 def test_the_offsets_of_a_pipeline_are_not_reset(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "app_not_reset.py").write_text(APP)
     assert cli("process", "app_not_reset:same", "--until", "end")[0] == 0
-    for arguments in (("--to-earliest",), ("--to-earliest", "--execute")):
+    for arguments in (("--to-earliest",), ("--to-earliest", "--yes")):
         code, out, err = cli("groups", "reset", "same", *arguments)
         assert (code, out) == (2, "")
         assert "'same' is a pipeline" in err

@@ -58,7 +58,7 @@ def test_a_pipeline_from_end_to_end(home: Path) -> None:
 
     (row,) = json.loads(run_here(home, "checkpoints", "--output", "json"))["checkpoints"]
     assert ("revenue", 1, "orders", 0, 3, 0) == tuple(row.values())[:6]
-    run_here(home, "checkpoints", "other", code=1)
+    run_here(home, "checkpoints", "other", code=5)
 
     (info,) = json.loads(run_here(home, "state", "ls", "--output", "json"))["state"]
     assert ("revenue", "orders.window", 1) == tuple(info.values())[:3]

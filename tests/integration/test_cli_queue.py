@@ -208,7 +208,7 @@ def test_jobs_are_skipped_after_a_plan(path: Path, cli: Cli) -> None:
     put(path, b"1", b"2", b"3")
     assert 0 == cli("queue", "work", "jobs", "-c", "1", "--", "true")[0]
     assert "2 would be skipped" in cli("queue", "skip", "jobs", "--before", "latest")[2]
-    assert "2 skipped" in cli("queue", "skip", "jobs", "--before", "latest", "--force")[2]
+    assert "2 skipped" in cli("queue", "skip", "jobs", "--before", "latest", "--yes")[2]
     assert "0 acked" in cli("queue", "work", "jobs", "-e", "--", "false")[2]
 
 

@@ -106,7 +106,7 @@ def test_every_byte_comes_back(path: Path, cli: Cli, form: str) -> None:
     with millstream.open(path) as store:
         fill(store, "one", odd_columns(), partitions=3)
 
-    code, out, err = cli("export", "one", "-o", f"one.{form}")
+    code, out, err = cli("export", "one", f"one.{form}")
     assert (0, b"", f"74 records in one.{form}\n") == (code, out, err)
     assert [f"one.{form}", "store"] == sorted(each.name for each in path.parent.iterdir())
     code, _, err = cli("import", "two", f"one.{form}", "--partitions", "3")
@@ -142,10 +142,10 @@ def test_ranges_and_partitions_are_those_of_consume(path: Path, cli: Cli) -> Non
         assert 0 == code
         return [json.loads(line)["value"] for line in out.splitlines()]
 
-    assert ["0-1", "0-2"] == exported("-p", "0", "--range", "1:3")
-    assert ["0-4", "1-4"] == exported("--range", "-1")
-    assert ["1-3", "1-4"] == exported("-p", "1", "--range", "3:99")
-    assert [] == exported("--range", "end")
+    assert ["0-1", "0-2"] == exported("-p", "0", "-o", "1:3")
+    assert ["0-4", "1-4"] == exported("-o", "-1")
+    assert ["1-3", "1-4"] == exported("-p", "1", "-o", "3:99")
+    assert [] == exported("-o", "end")
     assert 2 == cli("export", "t", "-p", "2")[0]
     assert 5 == cli("export", "nope")[0]
 
@@ -157,7 +157,7 @@ def test_what_others_read_is_plain(path: Path, cli: Cli) -> None:
             "t", b"v", key=b"k", timestamp_ms=1_700_000_000_123, headers=[("a", b"1"), ("b", None)]
         )
     for form in FORMATS:
-        assert 0 == cli("export", "t", "-o", f"t.{form}")[0]
+        assert 0 == cli("export", "t", f"t.{form}")[0]
 
     (row,) = csv.DictReader(io.StringIO((path.parent / "t.csv").read_text()))
     assert ("0", "0", "1700000000123", "k", "v", '[["a","1"],["b",null]]', "") == tuple(
@@ -300,7 +300,7 @@ def test_a_failed_export_leaves_the_old_file(path: Path, cli: Cli) -> None:
     out = path.parent / "t.jsonl"
     out.write_bytes(b"old")
 
-    assert 4 == cli("export", "t", "-o", "t.jsonl")[0]
+    assert 4 == cli("export", "t", "t.jsonl")[0]
 
     assert b"old" == out.read_bytes()
     assert ["store", "t.jsonl"] == sorted(each.name for each in path.parent.iterdir())
@@ -332,20 +332,20 @@ def test_what_cannot_be_done_is_refused_at_once(path: Path, cli: Cli) -> None:
         store.create_topic("t")
     for arguments in (
         ("export", "t", "--format", "parquet"),
-        ("export", "t", "-o", "t.what"),
+        ("export", "t", "t.what"),
         ("import", "t", "--format", "arrow"),
         ("import", "t", "missing.csv"),
         ("import", "@state/x/y", "t.csv"),
         ("import", "t", "-p", "1"),
     ):
         assert 2 == cli(*arguments)[0], arguments
-    assert 1 == cli("export", "t", "-o", "no/such/folder.csv")[0]
-    assert 1 == cli("export", "t", "--format", "csv", "-o", str(path))[0]
+    assert 1 == cli("export", "t", "no/such/folder.csv")[0]
+    assert 1 == cli("export", "t", "--format", "csv", str(path))[0]
     os.mkfifo(path.parent / "pipe.csv")
-    assert 1 == cli("export", "t", "-o", "pipe.csv")[0]
+    assert 1 == cli("export", "t", "pipe.csv")[0]
     assert (path.parent / "pipe.csv").is_fifo()
     (path.parent / "link.csv").symlink_to("real.csv")
-    assert 0 == cli("export", "t", "-o", "link.csv")[0]
+    assert 0 == cli("export", "t", "link.csv")[0]
     assert (path.parent / "real.csv").is_file()
     assert (path.parent / "link.csv").is_symlink()
 
@@ -369,8 +369,8 @@ def test_without_the_extra_text_goes_and_tables_say_what_to_install(
         store.create_topic("t")
     (path.parent / "t.parquet").touch()
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert 0 == cli("export", "t", "-o", "t.csv")[0]
-    for arguments in (("export", "t", "-o", "u.parquet"), ("import", "t", "t.parquet")):
+    assert 0 == cli("export", "t", "t.csv")[0]
+    for arguments in (("export", "t", "u.parquet"), ("import", "t", "t.parquet")):
         code, _, err = cli(*arguments)
         assert (2, True) == (code, "pip install 'millstream[arrow]'" in err)
     assert not (path.parent / "u.parquet").exists()
