@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from millstream import UsageError
 
 from .fields import Field, describe
+from .parts import Parted
 
 T_contra = TypeVar("T_contra", contravariant=True)
 A = TypeVar("A")
@@ -34,7 +35,7 @@ class AnyAggregate(ABC, Generic[T_contra, R_co]):
     """
 
 
-class Aggregate(AnyAggregate[T_contra, R_co], Generic[T_contra, A, R_co]):
+class Aggregate(Parted, AnyAggregate[T_contra, R_co], Generic[T_contra, A, R_co]):
     """An aggregate of values of type T, with accumulator A and result R.
 
     Methods must depend on their arguments alone. Those that return an accumulator may change and

@@ -23,6 +23,8 @@ import msgspec
 
 from millstream import UsageError
 
+from .parts import Parted
+
 Field: TypeAlias = str | Callable[[Any], object] | None
 """A field name, a function of the value, or None for the value itself. Public signatures that take
 one tie the function's argument to the stream's type; here it can be any."""
@@ -66,7 +68,7 @@ def _is_name(text: str) -> bool:
     return text.isascii() and text.isidentifier() and not iskeyword(text)
 
 
-class ComputedField(ABC):
+class ComputedField(Parted, ABC):
     """A function of a value that can say what it reads and what it is, and take many at once."""
 
     __slots__ = ()
@@ -90,7 +92,7 @@ class ComputedField(ABC):
     def columns(self) -> list[str]:
         """Names of the fields it reads."""
 
-    def require_types(self, value_type: object, what: str) -> None:  # noqa: B027 - may know nothing
+    def require_types(self, value_type: object, what: str) -> None:
         """Refuse what has no meaning for the types its fields are declared with.
 
         Raises:
@@ -140,7 +142,7 @@ def _struct_field(kind: type, name: str) -> _StructField:
     return _StructField(name)
 
 
-class FieldPair:
+class FieldPair(Parted):
     """Two fields read at once, as a tuple; for aggregates that look at one and keep the other.
 
     Args:

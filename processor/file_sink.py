@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import xxhash
 
@@ -30,7 +30,7 @@ class FileSink(Sink):
     format: FileFormat
     folders: tuple[str, ...] = ()
     """Fields by which records are put into folders of their own, the outermost first."""
-    outside: Outside = OUTSIDE
+    outside: Outside = field(default=OUTSIDE, repr=False, compare=False)
     delivery: DeliveryKind = "idempotent"
 
     def open(self, outbox: str) -> FileWriter:

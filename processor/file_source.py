@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -47,7 +47,7 @@ class FileSource(Source):
     """Wait at the end of the files for more."""
     rotated: bool
     """Go on with the file that takes the place of one that was moved away."""
-    outside: Outside = OUTSIDE
+    outside: Outside = field(default=OUTSIDE, repr=False, compare=False)
     blocking = False
 
     def partitions(self) -> Sequence[str]:

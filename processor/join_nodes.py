@@ -17,7 +17,7 @@ Direction: TypeAlias = Literal["backward", "forward", "nearest"]
 """Where an as-of join looks from the time of a row."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class JoinNode(StatefulNode):
     """Rows of two keyed inputs, left and right, that belong together."""
 
@@ -40,7 +40,7 @@ class JoinNode(StatefulNode):
         return f"key_by {left}; {self.rule} of rows by {right}, {self.how}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class IntervalJoinNode(JoinNode):
     """A right row belongs to a left one when its time is in [left + lower, left + upper]."""
 
@@ -58,7 +58,7 @@ class IntervalJoinNode(JoinNode):
         return f"join within [{_signed(self.lower_ms)}, {_signed(self.upper_ms)}]"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AsofJoinNode(JoinNode):
     """To a left row belongs the right one that is nearest in time, in one direction."""
 
@@ -78,7 +78,7 @@ class AsofJoinNode(JoinNode):
         return f"as-of join {self.direction}{within}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TableJoinNode(JoinNode):
     """To a left row belongs what the table holds for its key when it comes."""
 

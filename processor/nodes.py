@@ -4,6 +4,7 @@ A node says what an operator does and where its rows come from, in plain frozen 
 functions and types. It runs nothing. `plan.py` keeps the nodes of a pipeline, `node_operators.py`
 maps each kind to the operator that runs it. A new operator is a node in stream_nodes.py,
 table_nodes.py or join_nodes.py, a method in a stream module, and a class registered there.
+docs/concepts/elsewhere.md tells what each kind has, and how to run a plan on something else.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ class Variance(Aggregate[Any, "list[float]", "float | None"]):
 
     def __init__(self, field: Field = None, *, population: bool) -> None:
         self.field = field
-        self._population = population
+        self.population = population
         self._less = 0 if population else 1
 
     def init(self) -> list[float]:
@@ -190,7 +190,7 @@ class Variance(Aggregate[Any, "list[float]", "float | None"]):
 
     def parameters(self) -> list[str]:
         """Whether of the population."""
-        return ["population"] if self._population else []
+        return ["population"] if self.population else []
 
 
 class StandardDeviation(Variance):

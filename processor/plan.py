@@ -217,6 +217,33 @@ class Plan:
         if loops:
             raise UsageError(f"pipeline {self.name!r} reads what it writes: {sorted(loops)}")
 
+    def check_portable(self, dumps: Callable[[Node], object]) -> None:
+        """Refuse a plan that cannot be sent to another process, and say which operator is why.
+
+        Args:
+            dumps: What it would be sent with: `pickle.dumps` takes functions and types of modules,
+                `cloudpickle.dumps` lambdas and functions of a notebook as well.
+
+        Raises:
+            UsageError: A function holds what is of this process, such as an open file.
+
+        >>> import pickle
+        >>> from millstream.processor import Pipeline
+        >>> pipeline = Pipeline("shout")
+        >>> words = pipeline.source("words", type=str)
+        >>> _ = words.map(str.upper).to("shouts")
+        >>> pipeline.plan.check_portable(pickle.dumps)
+        """
+        for node in self.nodes:
+            try:
+                dumps(node)
+            except Exception as error:
+                raise UsageError(
+                    f"pipeline {self.name!r} cannot be sent to another process because of"
+                    f" {node.label!r}: {error}. Give it functions and types that a module declares,"
+                    " and let functions open what they need where they run"
+                ) from error
+
     def explain(self, notes: Mapping[int, str] | None = None) -> str:
         """The plan as an indented tree. What reads several streams stands below the last.
 

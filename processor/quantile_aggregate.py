@@ -55,8 +55,8 @@ class Quantile(Aggregate[Any, Buckets, "float | None"]):
             raise UsageError(f"agg.quantile(): error must be from 1e-5 to 0.5, not {error!r}")
         _mapping(error)  # here, so that a missing package is no surprise at the first row
         self.field = field
-        self._q = q
-        self._error = error
+        self.q = q
+        self.error = error
 
     def init(self) -> Buckets:
         """No value in any bucket."""
@@ -87,7 +87,7 @@ class Quantile(Aggregate[Any, Buckets, "float | None"]):
         self, accumulators: list[Any], slots: Iterable[int], values: Iterable[Any]
     ) -> None:
         """Count each value in its bucket."""
-        place = _place(self._error)
+        place = _place(self.error)
         for slot, value in zip(slots, values, strict=True):
             if value is not None and value == value:  # noqa: PLR0124 - NaN is passed over
                 sign, bucket = place(value)
@@ -97,7 +97,7 @@ class Quantile(Aggregate[Any, Buckets, "float | None"]):
     @property
     def mapping(self) -> CubicallyInterpolatedMapping:
         """What says in which bucket a value is."""
-        return _mapping(self._error)
+        return _mapping(self.error)
 
     def result(self, accumulator: Buckets) -> float | None:
         """The middle of the bucket in which the value at the rank is; None without values."""
@@ -105,8 +105,8 @@ class Quantile(Aggregate[Any, Buckets, "float | None"]):
         count = sum(map(sum, (one.values() for one in accumulator)))
         if not count:
             return None
-        value_of = _mapping(self._error).value
-        rank = floor(self._q * (count - 1))
+        value_of = _mapping(self.error).value
+        rank = floor(self.q * (count - 1))
         for bucket in sorted(negative, reverse=True):
             rank -= negative[bucket]
             if rank < 0:
@@ -122,7 +122,7 @@ class Quantile(Aggregate[Any, Buckets, "float | None"]):
 
     def parameters(self) -> list[str]:
         """Rank and error."""
-        return [f"q={self._q}", f"error={self._error}"]
+        return [f"q={self.q}", f"error={self.error}"]
 
 
 @cache

@@ -7,7 +7,7 @@ a sink is in general says connectors.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, overload
 
 from millstream import Record, UsageError
@@ -81,7 +81,7 @@ class StdoutSink(Sink):
     """Prints the values."""
 
     name: str
-    outside: Outside = OUTSIDE
+    outside: Outside = field(default=OUTSIDE, repr=False, compare=False)
     delivery: DeliveryKind = "at_least_once"
 
     def open(self, outbox: str) -> CallableWriter:

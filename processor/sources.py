@@ -7,7 +7,7 @@ runs. What a source is in general says connectors.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress, islice
 from typing import Any, Final, Literal, TypeAlias
 
@@ -45,7 +45,7 @@ class IterableSource(Source):
 
     name: str
     items: Iterable[object] | Callable[[], Iterable[object]]
-    outside: Outside = OUTSIDE
+    outside: Outside = field(default=OUTSIDE, repr=False, compare=False)
     text: bool = False
     """Whether a str becomes its UTF-8, as for a pipeline that reads text, and not JSON."""
 

@@ -8,7 +8,7 @@ docs/log-format.md; so whoever has the rows of an offset has its position too, a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, groupby
 from operator import attrgetter, itemgetter
 from typing import Final, Literal, NamedTuple, TypeAlias
@@ -60,7 +60,7 @@ class SqliteSink(Sink):
     mode: TableMode
     key: tuple[str, ...]
     """In "upsert": the columns that say which row it is."""
-    outside: Outside = OUTSIDE
+    outside: Outside = field(default=OUTSIDE, repr=False, compare=False)
     delivery: DeliveryKind = "transactional"
 
     def open(self, outbox: str) -> SqliteWriter:

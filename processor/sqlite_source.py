@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from millstream import DataError, UsageError, UserDatabase
@@ -35,7 +35,7 @@ class SqliteSource(Source):
     columns: tuple[str, ...] | None
     """None: all of them."""
     follow: bool
-    outside: Outside = OUTSIDE
+    outside: Outside = field(default=OUTSIDE, repr=False, compare=False)
     blocking = False
 
     def partitions(self) -> Sequence[str]:

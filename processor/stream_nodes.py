@@ -13,6 +13,7 @@ from .connectors import DEFAULT_RETRY, Retry, Sink, Source
 from .count_windows import CountWindows
 from .fields import Field, describe
 from .made_types import named, typed
+from .parts import Parted
 from .row_shapes import Windowed, windowed_type
 from .sessions import SessionWindows
 from .windows import FixedWindows, duration_text
@@ -58,8 +59,8 @@ FINAL: Final = Emission()
 """Once, as the window closes."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Node(Parted):
     """What all operators have."""
 
     id: int
@@ -97,7 +98,7 @@ def _node(kind: type[Node], values: dict[str, Any]) -> Node:
     return kind(**{name: typed(value) for name, value in values.items()})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SourceNode(Node):
     """Reads a topic and gives every row its event time."""
 
@@ -128,7 +129,7 @@ class SourceNode(Node):
         return self.idle_ms is not None or self.clock == "wall"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChildNode(Node):
     """An operator on the rows of another."""
 
@@ -140,7 +141,7 @@ class ChildNode(Node):
         return (self.parent,)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MapNode(ChildNode):
     """One row for one row; event time and key stay."""
 
@@ -148,7 +149,7 @@ class MapNode(ChildNode):
     on_error: OnError = "stop"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MapBatchNode(ChildNode):
     """One row for one row, by a function of a list of values, or of columns."""
 
@@ -157,14 +158,14 @@ class MapBatchNode(ChildNode):
     """Whether it takes and returns Arrow data."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PeekNode(ChildNode):
     """Shows every row to a function; the rows pass unchanged."""
 
     function: Callable[[Any], object]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FilterNode(ChildNode):
     """Keeps the rows the predicate holds for."""
 
@@ -172,7 +173,7 @@ class FilterNode(ChildNode):
     on_error: OnError = "stop"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FlatMapNode(ChildNode):
     """Any number of rows for one row; event time and key stay."""
 
@@ -180,7 +181,7 @@ class FlatMapNode(ChildNode):
     on_error: OnError = "stop"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class KeyByNode(ChildNode):
     """Groups the rows by a field or function."""
 
@@ -192,7 +193,7 @@ class KeyByNode(ChildNode):
         return describe(self.key)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BranchNode(ChildNode):
     """Sends each row to the port of the first predicate that holds, or to the last port."""
 
@@ -201,7 +202,7 @@ class BranchNode(ChildNode):
     """One per predicate, and one for the rest."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MergeNode(Node):
     """The rows of several streams as one, in the order of the input rows that caused them."""
 
@@ -214,19 +215,19 @@ class MergeNode(Node):
         return self.parents
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PortNode(ChildNode):
     """Another output of the operator above: late rows, a branch."""
 
     port: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DeadLettersNode(ChildNode):
     """The records of a source that could not be read or keyed, as they were."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SinkNode(ChildNode):
     """Writes the rows to a topic."""
 
@@ -243,7 +244,7 @@ class SinkNode(ChildNode):
         return self.topic if self.sink is None else self.sink.name
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StatefulNode(Node):
     """An operator with state, which has a name of its own in the store."""
 
@@ -283,7 +284,7 @@ class StatefulNode(Node):
         raise NotImplementedError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AggregatingNode(StatefulNode):
     """Aggregates rows per key and window."""
 
@@ -312,7 +313,7 @@ class AggregatingNode(StatefulNode):
         return f"key_by {keys[0]}; window {self.windows_text}{self.emission}; agg {parts}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class WindowNode(AggregatingNode):
     """Windows that are the same for all keys: tumbling, hopping, daily."""
 
@@ -330,7 +331,7 @@ class WindowNode(AggregatingNode):
         return self.grace_ms + self.emission.corrections_ms
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SessionNode(AggregatingNode):
     """Windows of activity of a key."""
 
@@ -348,7 +349,7 @@ class SessionNode(AggregatingNode):
         return self.grace_ms
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CountNode(AggregatingNode):
     """Windows of a number of rows of a key."""
 
@@ -360,7 +361,7 @@ class CountNode(AggregatingNode):
         return str(self.windows)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DedupNode(StatefulNode):
     """Lets the first of rows that say the same pass."""
 
@@ -383,7 +384,7 @@ class DedupNode(StatefulNode):
         return f"{by}dedup on {describe(self.on)} within {duration_text(self.within_ms)}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ProcessNode(StatefulNode):
     """Calls a function for every row of a key, with state and timers."""
 

@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 
 from .agg import Aggregate
 from .fields import Field, describe
+from .parts import Parted
 from .stream_nodes import ChildNode, StatefulNode
 from .windows import duration_text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RunningNode(StatefulNode):
     """Aggregates per key; one row for every row."""
 
@@ -34,7 +35,7 @@ class RunningNode(StatefulNode):
         return f"key_by {keys[0]}; running {what}{ttl_text(self.ttl_ms)}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RecordKeyNode(ChildNode):
     """Groups the records of a topic that is read as a table."""
 
@@ -48,7 +49,7 @@ class RecordKeyNode(ChildNode):
         return "the record's key" if self.key is None else describe(self.key)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RegroupNode(StatefulNode):
     """Aggregates the rows of a table by something else than its key; one row for each change."""
 
@@ -71,7 +72,7 @@ class RegroupNode(StatefulNode):
         return f"table by {keys[0]}; group_by {describe(self.key)}; agg {parts}"
 
 
-class OnValues:
+class OnValues(Parted):
     """A function of a table's values that leaves alone what is deleted."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
@@ -82,7 +83,7 @@ class OnValues:
         return None if value is None else self.function(value)
 
 
-class Where:
+class Where(Parted):
     """A table's value where a predicate holds, None where it does not: not in the table."""
 
     def __init__(self, predicate: Callable[[Any], object]) -> None:

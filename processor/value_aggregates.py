@@ -356,7 +356,7 @@ class Reduce(OwnResult[Any]):
     def __init__(self, function: Callable[[Any, Any], Any], field: Field = None) -> None:
         require_function(function, "agg.reduce()")
         self.field = field
-        self._function = function
+        self.function = function
 
     def init(self) -> None:
         """Nothing seen."""
@@ -365,7 +365,7 @@ class Reduce(OwnResult[Any]):
         """The function of both; the first value as it is."""
         if value is None:
             return accumulator
-        reduced = value if accumulator is None else self._function(accumulator, value)
+        reduced = value if accumulator is None else self.function(accumulator, value)
         if reduced is None:
             raise TypeError("the function of agg.reduce() returned None")
         # What other windows see as well is not for the function to change next time.
@@ -379,7 +379,7 @@ class Reduce(OwnResult[Any]):
         self, accumulators: list[Any], slots: Iterable[int], values: Iterable[Any]
     ) -> None:
         """One call of the function per row."""
-        function = self._function
+        function = self.function
         for slot, value in zip(slots, values, strict=True):
             if value is not None:
                 so_far = accumulators[slot]
@@ -390,7 +390,7 @@ class Reduce(OwnResult[Any]):
 
     def parameters(self) -> list[str]:
         """The function."""
-        return [describe(self._function)]
+        return [describe(self.function)]
 
 
 class Fold(Aggregate[Any, Any, Any]):

@@ -24,6 +24,7 @@ import pytest
 import millstream
 from millstream import config, errors
 from millstream.cli import main
+from millstream.processor import nodes
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -163,6 +164,26 @@ def test_every_error_is_in_the_documents_and_public(word: str) -> None:
 @pytest.mark.parametrize("field", [field.name for field in fields(config.TopicConfig)])
 def test_every_configuration_field_is_in_the_documents(field: str) -> None:
     assert f"`{field}`" in EVERYTHING
+
+
+KINDS = [
+    kind
+    for word in nodes.__all__
+    if isinstance(kind := getattr(nodes, word), type) and issubclass(kind, nodes.Node)
+]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.__subclasses__()])
+def test_every_kind_of_node_is_in_the_documents_with_its_parameters(kind: type[nodes.Node]) -> None:
+    page = DOCS[ROOT / "docs" / "concepts" / "elsewhere.md"]
+    (row,) = re.findall(rf"^\| `{kind.__name__}` .*", page, re.MULTILINE)
+    common = {"id", "label", "name", "parent", "parents"}
+
+    assert [] == [
+        field.name
+        for field in fields(kind)
+        if field.name not in common and f"`{field.name}`" not in row
+    ]
 
 
 def test_the_map_in_the_readme_is_up_to_date() -> None:
