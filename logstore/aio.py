@@ -41,6 +41,7 @@ from .async_worker import AsyncWorker
 from .config import Durability, Isolation, check_timeout
 from .consumer import Consumer
 from .errors import StoreClosedError
+from .handle import Handle
 from .positions import Position
 from .record import Record, TopicPartition
 from .store import Store
@@ -142,10 +143,12 @@ def consumer(
     make = partial(
         store.consumer, topics, group=group, start=start, follow=follow, isolation=isolation
     )
-    return AsyncConsumer(make, follow=follow)
+    names = topics if isinstance(topics, str) else ", ".join(topics)
+    asked = f"{names} group {group!r}" if group else names
+    return AsyncConsumer(make, asked, follow=follow)
 
 
-class AsyncConsumer:
+class AsyncConsumer(Handle):
     """A `Consumer` for one event loop: `async for record in consumer`, or `poll`.
 
     Use it with `async with`. Tasks that share one take turns. A cancelled call loses no record:
@@ -155,8 +158,9 @@ class AsyncConsumer:
     500 records), so commit about as often.
     """
 
-    def __init__(self, make: Callable[[], Consumer], *, follow: bool) -> None:
+    def __init__(self, make: Callable[[], Consumer], asked: str, *, follow: bool) -> None:
         self._make = make
+        self._asked = asked
         self._follow = follow
         self._inner: Consumer | None = None
         self._worker = AsyncWorker("consumer")
@@ -165,6 +169,9 @@ class AsyncConsumer:
         self._pending: deque[Record] = deque()
         """Fetched and not delivered; the inner consumer counts them as delivered."""
         self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<AsyncConsumer {self._asked}{' closed' if self._closed else ''}>"
 
     async def poll(
         self, timeout: float | None = 0.0, max_records: int = CHUNK_RECORDS

@@ -11,6 +11,7 @@ from typing import Final, Self
 from .async_worker import AsyncWorker
 from .clock import SystemClock
 from .errors import BackpressureTimeoutError
+from .handle import Handle
 from .named_producer import NamedProducer
 from .outgoing import Batch, SendFuture
 from .producer import Producer
@@ -23,7 +24,7 @@ _clock: Final = SystemClock()
 """As in sender.py: threads wait in real time, whatever the store's clock."""
 
 
-class AsyncProducer:
+class AsyncProducer(Handle):
     """A `Producer` for one event loop. Use it with `async with`; leaving flushes and closes."""
 
     def __init__(self, inner: Producer) -> None:
@@ -35,6 +36,9 @@ class AsyncProducer:
         self._waiting: dict[Batch, list[tuple[asyncio.Future[RecordMetadata], SendFuture]]] = {}
         self._turn = asyncio.Lock()
         self._hurrying = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._producer!r}>"
 
     def send_nowait(
         self,

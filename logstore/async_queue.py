@@ -21,6 +21,7 @@ from typing import Final, Self, TypeVar
 from .async_worker import AsyncWorker
 from .config import Durability, check_timeout
 from .errors import MillstreamError, StoreClosedError
+from .handle import Handle
 from .job import Duration, Job
 from .job_queue import DEFAULT_GROUP, DEFAULT_VISIBILITY, Queue
 from .positions import Position
@@ -56,18 +57,19 @@ def queue(  # noqa: PLR0913 - as `Store.queue`
         follow=follow,
         durability=durability,
     )
-    return AsyncQueue(make, follow=follow)
+    return AsyncQueue(make, f"{topic} group {group!r}", follow=follow)
 
 
-class AsyncQueue:
+class AsyncQueue(Handle):
     """A `Queue` for one event loop. Use it with `async with`; leaving gives back what is not done.
 
     Settle its jobs by its methods, not by theirs, which block. A cancelled `get` loses no job: what
     was being fetched is handed out by the next one. A cancelled `ack` acks all the same.
     """
 
-    def __init__(self, make: Callable[[], Queue], *, follow: bool) -> None:
+    def __init__(self, make: Callable[[], Queue], asked: str, *, follow: bool) -> None:
         self._make = make
+        self._asked = asked
         self._follow = follow
         self._inner: Queue | None = None
         self._getter = AsyncWorker("queue")
@@ -80,6 +82,9 @@ class AsyncQueue:
         """Waiting for the next commit."""
         self._acking: asyncio.Task[None] | None = None
         self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<AsyncQueue {self._asked}{' closed' if self._closed else ''}>"
 
     async def get(self, timeout: float | None = None) -> Job | None:
         """The next job; None if there was none within `timeout` seconds. Errors as `Queue.get`."""

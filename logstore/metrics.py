@@ -92,6 +92,19 @@ class StoreMetrics(NamedTuple):
     total_bytes: int | None
     handle: HandleMetrics
 
+    def __repr__(self) -> str:
+        """What there is; all of it is a page, and in the fields."""
+        counts = {
+            "partitions": len(self.partitions),
+            "records": sum(each.records for each in self.partitions),
+            "data_bytes": sum(each.data_bytes for each in self.partitions),
+            "groups": len(self.groups),
+            "queues": len(self.queues),
+            "open_transactions": len(self.open_transactions),
+            "unreadable": len(self.unreadable),
+        }
+        return f"<StoreMetrics {', '.join(f'{word} {count}' for word, count in counts.items())}>"
+
 
 class _Sealed(NamedTuple):
     """What the sealed segments of a partition were at one version of their list."""

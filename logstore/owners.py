@@ -62,6 +62,9 @@ class Ownership:
         """Held while a transaction is open, and for ever if nobody knows what became of one."""
         self._in_doubt = False
 
+    def __repr__(self) -> str:
+        return f"<Ownership {self.name!r} epoch {self.epoch}>"
+
     def begin(self) -> None:
         """A transaction begins. Two at a time would have one number, and be decided as one.
 

@@ -25,6 +25,7 @@ from .config import check_checkpoint_name, check_group_name
 from .decisions import encode_outcome
 from .engine import Engine
 from .errors import ConflictError, FencedError, MillstreamError, UsageError
+from .handle import Handle
 from .job import Job, Settler
 from .latest import LatestValues
 from .log import Log
@@ -43,7 +44,7 @@ ABORTING: Final = (Exception, KeyboardInterrupt, SystemExit, GeneratorExit)
 """All there is, except what stands for the death of a process or machine in a test."""
 
 
-class Transaction:
+class Transaction(Handle):
     """One transaction; a context manager that commits on success and aborts on an exception.
 
     Made by `Store.transaction`. Used by one thread. Its records are encoded and written by
@@ -77,6 +78,9 @@ class Transaction:
         """Whether the log may hold a batch of it."""
         self._failed = False
         """Whether an append failed, which may have written some of its batches."""
+
+    def __repr__(self) -> str:
+        return f"<Transaction {self.state}>"
 
     @property
     def state(self) -> str:

@@ -289,6 +289,9 @@ class Deliverer:
                 self._reader.close()
             self._ownership.close()
 
+    def __repr__(self) -> str:
+        return f"<Deliverer {self.topic}>"
+
     def __enter__(self) -> Self:
         return self
 

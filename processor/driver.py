@@ -56,6 +56,10 @@ class Driver:
         for topic in plan.input_topics():
             self.store.create_topic(topic, partitions=partitions)
 
+    def __repr__(self) -> str:
+        crashed = " crashed" if self._store is None else ""
+        return f"<Driver {self._plan.name}, wall clock {self.clock.now_ms()} ms{crashed}>"
+
     @property
     def store(self) -> Store:
         """The store the pipeline runs over.

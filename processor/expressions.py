@@ -387,6 +387,9 @@ class Condition:
         self._before = before
         self._condition = condition
 
+    def __repr__(self) -> str:
+        return f"<Condition {text_of(self._condition)}>"
+
     def then(self, value: Operand) -> Conditional:
         """The value of rows for which the condition is true."""
         return Conditional(Case((*self._before, (self._condition, _tree(value))), Literal(None)))

@@ -222,6 +222,9 @@ class Ingestor:
             part.close()
         self._ownership.close()
 
+    def __repr__(self) -> str:
+        return f"<Ingestor {self.topic}>"
+
     def __enter__(self) -> Self:
         return self
 

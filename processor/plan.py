@@ -49,6 +49,10 @@ class Plan:
     holding: StateHolding = HELD_IN_MEMORY
     """Where state is held while it runs; results do not depend on it."""
 
+    def __repr__(self) -> str:
+        sources, sinks = self.input_names(), self.output_names()
+        return f"<Plan {self.name}: {', '.join(sources)} -> {', '.join(sinks)}>"
+
     def unseen(self) -> Plan:
         """The same plan, whose peeks show nobody anything: for what is only computed again."""
         nodes = (

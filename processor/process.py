@@ -82,6 +82,10 @@ class Context(Generic[K, S]):
         self._random: random.Random | None = None
         self._seed: Callable[[], str] = str
 
+    def __repr__(self) -> str:
+        times = f"time_ms={self.time_ms}, watermark_ms={self.watermark_ms}"
+        return f"<Context key={self.key!r}, {times}, state={self._state!r}>"
+
     @property
     def state(self) -> S:
         """What is kept for the key. Reading it counts as a change: it may be changed in place."""

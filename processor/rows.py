@@ -60,7 +60,7 @@ class Rows(Generic[T]):
         self._node = node
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._builder.nodes[self._node].label}>"
+        return f"<{type(self).__name__} {self._label}>"
 
     def peek(self, function: Callable[[T], object], *, name: str | None = None) -> Self:
         """Show every value to `function`, for logging or counting. A crash shows some again.
@@ -119,6 +119,11 @@ class Rows(Generic[T]):
         """
         self._builder.add(sink_node(self._builder, self._node, target, options))
         return self
+
+    @property
+    def _label(self) -> str:
+        """What their node is called."""
+        return self._builder.nodes[self._node].label
 
     @property
     def _type(self) -> object:
@@ -280,6 +285,9 @@ class DeadLetters:
     def __init__(self, builder: PlanBuilder, source: int) -> None:
         self._builder = builder
         self._source = source
+
+    def __repr__(self) -> str:
+        return f"<DeadLetters of {self._builder.nodes[self._source].label}>"
 
     def to(self, target: str | Sink, **options: Unpack[SinkOptions]) -> None:
         """Write them to a topic or sink instead of stopping at the first; see `Stream.to`."""

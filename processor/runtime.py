@@ -71,7 +71,7 @@ class Metrics:
     """The least W of the sources, UTC ms; None before the first row."""
     epoch_s: float = 0.0
     """Seconds the last commit took, that of writing it beside the next epoch included."""
-    operators: tuple[OperatorMetrics, ...] = ()
+    operators: tuple[OperatorMetrics, ...] = field(default=(), repr=False)
     """What each operator has done, in the order of the plan."""
     taken_in: Mapping[str, int] = field(default_factory=dict)
     """Records taken in from each source outside the store, by its name."""

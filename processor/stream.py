@@ -459,7 +459,7 @@ class WindowedStream(Generic[K, T]):
         self._chosen = chosen
 
     def __repr__(self) -> str:
-        return f"<WindowedStream {self._builder.nodes[self._node].label}, {self._chosen.windows!r}>"
+        return f"<WindowedStream {self._builder.nodes[self._node].label}, {self._chosen.windows}>"
 
     if not TYPE_CHECKING:
 

@@ -152,7 +152,7 @@ class Table(Generic[K, V]):
         self._versioned = versioned
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._updates!r}>"
+        return f"<{type(self).__name__} {self._updates._label}>"
 
     def to(self, target: str | Sink, **options: Unpack[SinkOptions]) -> Self:
         """Write every update to a topic that can be compacted by key, or read as a table.
@@ -239,6 +239,9 @@ class GroupedTable(Generic[J, V]):
         self._updates = updates
         self._key = key
         self._name = name
+
+    def __repr__(self) -> str:
+        return f"<GroupedTable {self._updates._label}, {label('group_by', self._key)}>"
 
     def agg(self, **aggregates: AnyAggregate[V, R]) -> Table[J, Aggregated[J, R]]:
         """Named aggregates of the rows that each group has now. A group without rows is deleted.

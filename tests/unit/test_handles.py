@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import gc
+from typing import Any
 
 import pytest
 
 import millstream
-from millstream import Store
+from millstream import Store, aio
 
 
 def handles(store: Store) -> dict[str, object]:
@@ -29,6 +31,26 @@ def handles(store: Store) -> dict[str, object]:
     }
 
 
+def awaited(store: Store) -> dict[str, Any]:
+    """One of each handle to await."""
+    return {
+        "<AsyncProducer of <Producer :memory:>>": aio.producer(store),
+        "<AsyncNamedProducer of <NamedProducer 'out' :memory:>>": aio.producer(store, name="out"),
+        "<AsyncConsumer t, u group 'g'>": aio.consumer(store, ["t", "u"], group="g"),
+        "<AsyncConsumer t>": aio.consumer(store, "t"),
+        "<AsyncQueue t group 'workers'>": aio.queue(store, "t"),
+    }
+
+
+async def look_at(handles: dict[str, Any]) -> None:
+    for text, handle in handles.items():
+        async with handle:
+            assert text == repr(handle)
+            with pytest.raises(TypeError, match="Open the store by its path where"):
+                copy.copy(handle)
+        assert "closed>" in repr(handle)
+
+
 def close(handles: dict[str, object]) -> None:
     for handle in reversed(handles.values()):
         if not isinstance(handle, millstream.Job):
@@ -45,6 +67,30 @@ def test_handles_say_what_they_are_and_are_not_copied() -> None:
             assert text in str(caught.value)
     gc.collect()
     close(made)
+
+
+def test_awaited_handles_say_what_they_are_and_are_not_copied() -> None:
+    with millstream.open() as store:
+        for topic in ("t", "u"):
+            store.create_topic(topic)
+        asyncio.run(look_at(awaited(store)))
+
+
+def test_a_transaction_says_what_became_of_it_and_an_owner_what_it_owns() -> None:
+    with millstream.open() as store, store.own("billing") as owner:
+        with store.transaction(owner=owner) as transaction:
+            assert "<Transaction open>" == repr(transaction)
+        assert "<Transaction committed>" == repr(transaction)
+        assert "<Ownership 'billing' epoch 1>" == repr(owner)
+        with pytest.raises(TypeError, match="<Transaction committed>: it is of this process"):
+            copy.copy(transaction)
+
+
+def test_metrics_of_a_store_say_what_there_is_in_a_line() -> None:
+    with millstream.open() as store:
+        store.create_topic("t", partitions=4)
+        store.append_many("t", [b"x", b"y"])
+        assert repr(store.metrics()).startswith("<StoreMetrics partitions 4, records 2, data_bytes")
 
 
 def test_a_scan_and_a_future_say_what_they_are() -> None:
