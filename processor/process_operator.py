@@ -55,6 +55,8 @@ class ProcessOperator(GroupedOperator):
         self._timers = Timers(node.name)
         self._out = Results()
         self._level = BEFORE_TIME
+        self._level_before = BEFORE_TIME
+        """W before it moved to where it is, as long as that is being worked off."""
         self._in_timer: Timer | None = None
         self._context: Context[Any, Any] = Context(
             self._fresh_state, self._set_timer, self._timers.cancel, wall_clock=node.wall_clock
@@ -109,7 +111,7 @@ class ProcessOperator(GroupedOperator):
         (chunk,), progress, batch = step.chunks, step.progress, step.batch
         if self.node.wall_clock:
             self._context._wall_ms = step.now_ms  # noqa: SLF001 - the context is this operator's
-        self._level = progress.start - self.delay_ms
+        self._level = self._level_before = progress.start - self.delay_ms
         self._state.view(chunk.keys or ())
         done = 0
         for row, reached in zip(progress.rows, progress.levels, strict=True):
@@ -117,6 +119,7 @@ class ProcessOperator(GroupedOperator):
             self._rows(chunk, done, stop, batch)
             self._level, done = reached - self.delay_ms, stop
             self._advance(row, batch)
+            self._level_before = self._level
         self._rows(chunk, done, len(chunk.rows), batch)
         if step.ticked:
             self._timers.release("wall")
@@ -141,9 +144,9 @@ class ProcessOperator(GroupedOperator):
     def _advance(self, row: int, batch: MicroBatch) -> None:
         """W has moved with input `row`."""
         self._timers.release("event")
+        self._call_due("event", self._level, row, batch)
         if self.node.ttl_ms is not None:
             self._state.expire(self._level)
-        self._call_due("event", self._level, row, batch)
 
     def _call_due(self, clock: str, until_ms: int, row: int, batch: MicroBatch) -> None:
         on_timer = self.node.on_timer
@@ -158,13 +161,21 @@ class ProcessOperator(GroupedOperator):
     def _call(
         self, function: Callable[[], Any], key: object, time_ms: int, row: int, batch: MicroBatch
     ) -> None:
-        """Call one function with the context set up, and take in what it did."""
+        """Call one function with the context set up, and take in what it did.
+
+        A timer sees the state of when it was due, also if W has moved past the end of that in one
+        step: otherwise rows of other keys would decide what it is told.
+        """
         context, state, level = self._context, self._state, self._level
         shared = self._shared
         context.key = key
         context.time_ms = time_ms
         context.watermark_ms = None if level <= BEFORE_TIME else level
-        context._state = state.get(key, level)  # noqa: SLF001 - the context is this operator's
+        timer = self._in_timer
+        by = level
+        if timer is not None and timer.clock == "event":
+            by = max(timer.at_ms, self._level_before)
+        context._state = state.get(key, by)  # noqa: SLF001 - the context is this operator's
         context._touched = False  # noqa: SLF001
         context._random = None  # noqa: SLF001
         context._seed = partial(self._seed, key, time_ms, row, batch)  # noqa: SLF001

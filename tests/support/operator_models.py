@@ -361,7 +361,7 @@ class ProcessModel(Model):
             self.call_due("event", before, before, out)
         if after > before:
             self.release("event")
-            self.call_due("event", after, after, out)
+            self.call_due("event", after, after, out, before)
         if self.ticked:
             self.release("wall")
             self.call_due("wall", self.now, after, out)
@@ -373,7 +373,9 @@ class ProcessModel(Model):
             if timer.clock == clock and who == "later":
                 self.timers[timer] = "timer"
 
-    def call_due(self, clock: str, until: int, level: int, out: list[Row]) -> None:
+    def call_due(
+        self, clock: str, until: int, level: int, out: list[Row], before: int | None = None
+    ) -> None:
         while True:
             due = [
                 timer
@@ -387,7 +389,9 @@ class ProcessModel(Model):
             # Results of the wall clock have the event time that has come.
             time = first.time if clock == "event" else max(level, 0)
             call = lambda call, name=first.name: self.on_timer(call, name)  # noqa: E731
-            self.call(time, first.key, level, call, out, first)
+            # What is kept is that of when it was due, as far as that is later than W was before.
+            kept_by = level if before is None else max(before, first.time)
+            self.call(time, first.key, level, call, out, (first, kept_by))
 
     def call(
         self,
@@ -396,10 +400,11 @@ class ProcessModel(Model):
         level: int,
         function: Callable[[Call], Iterable[Any]],
         out: list[Row],
-        timer: Set | None = None,
+        due: tuple[Set, int] | None = None,
     ) -> None:
+        timer, kept_by = due or (None, level)
         newest, held = self.state.get(key, (NEVER, []))
-        if self.ttl is not None and newest + self.ttl <= level:
+        if self.ttl is not None and newest + self.ttl <= kept_by:
             newest, held = NEVER, []
         call = Call(key, time, None if level <= NEVER else level, self.now, list(held))
         out += [Row(time, key, value) for value in function(call)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -187,6 +187,27 @@ def test_state_with_a_time_to_live_is_forgotten_by_event_time() -> None:
     for size, crash_every in [(9, 0), (1, 1)]:
         out = run_in_pieces(pipeline, inputs, batch_records=size, crash_every=crash_every)["out"]
         assert [1, 2, 1, 2, 1] == [one["n"] for one in values(out)]
+
+
+@pytest.mark.parametrize("between", [range(1, 100), range(9, 10), ()])
+def test_a_timer_sees_the_state_of_when_it_was_due_however_far_time_jumps(
+    between: Sequence[int],
+) -> None:
+    def see(context: Context[str, Seen], row: Row) -> None:
+        context.state.count += 1
+        context.set_timer(context.time_ms + 8)
+        context.set_timer(context.time_ms + 30)
+
+    def tell(context: Context[str, Seen], timer: Timer) -> list[tuple[str, int, int]]:
+        return [(context.key, timer.at_ms, context.state.count)]
+
+    pipeline = Pipeline("p")
+    source(pipeline).process(see, state=Seen, on_timer=tell, ttl=10).to("out")
+    steps = [*rows(0), *rows(*between, 200, key="b"), *rows(200)]
+    for size in (1, 500):
+        told = values(run_in_pieces(pipeline, {"in": steps}, batch_records=size)["out"])
+        due = [[at, n] for key, at, n in told if key == "a"]
+        assert [[8, 1], [30, 0], [208, 1], [230, 0]] == due
 
 
 def test_random_numbers_depend_on_the_record_alone() -> None:
