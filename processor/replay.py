@@ -60,7 +60,7 @@ class Replay:
     differences: list[Difference] = field(default_factory=list)
     """The first of each output partition that differs."""
     skipped: list[TopicPartition] = field(default_factory=list)
-    """Output partitions that were not compared, because their first records were removed."""
+    """Output partitions that were not compared, because records of them were removed."""
     sinks: list[SinkComparison] = field(default_factory=list)
     """What came of comparing each sink outside the store, or why it was not compared."""
     hint: str = ""
@@ -124,6 +124,8 @@ def replay(
         found = _replay(topology, store, begin, end)
     if not found.ok and begin.checkpoint.epoch < end.migrated_epoch:
         found.hint = _migration_hint(store, plan.name, end.migrated_epoch)
+    elif not found.ok:
+        found.hint = _compaction_hint(plan, store)
     return found
 
 
@@ -205,6 +207,18 @@ def _migration_hint(store: Store, pipeline: str, migrated: int) -> str:
         f"state was migrated in epoch {migrated}: what was written before came of another plan."
         " Start from a checkpoint that was kept behind it (since=): there is"
         f" {f'epoch {behind}' if behind else 'none; keep_checkpoint keeps the last'}"
+    )
+
+
+def _compaction_hint(plan: Plan, store: Store) -> str:
+    """Of input that is no longer what was read of it."""
+    compacted = [each for each in plan.input_topics() if store.topic(each).config.compact]
+    if not compacted:
+        return ""
+    return (
+        f"the input {', '.join(sorted(compacted))} is compacted: what was read of it and replaced"
+        " since is gone, and a replay cannot give what came of that. Start from a checkpoint that"
+        " was kept behind it (since=); keep_checkpoint keeps the last"
     )
 
 

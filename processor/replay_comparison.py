@@ -6,8 +6,9 @@ Only topics are compared here; what sinks outside the store hold is in sink_repl
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import msgspec
@@ -49,6 +50,55 @@ class Difference:
         )
 
 
+class Compacted:
+    """A partition of a topic that is compacted, held against what a replay gives.
+
+    Compaction removes what later records of the same key replace, and in time tombstones. So what
+    is there must come in the order of the replay, and of each key the last must be there.
+
+    Args:
+        written: What is there, up to `end`.
+        later: The keys of what was written since.
+    """
+
+    def __init__(self, written: Iterator[Record], later: Callable[[], set[bytes | None]]) -> None:
+        self.records_compared = 0
+        self._written = written
+        self._later = later
+        self._next = next(written, None)
+        self._found: dict[bytes | None, Record] = {}
+        self._absent: dict[bytes | None, Record] = {}
+        """The last the replay gives of keys of which that is not there."""
+
+    def add(self, given: Record) -> None:
+        """Take the next record of the replay."""
+        key, found = given.key, self._next
+        if found is not None and same_record(found, given):
+            self.records_compared += 1
+            self._found[key] = found
+            self._absent.pop(key, None)
+            self._next = next(self._written, None)
+        elif (before := self._found.get(key)) is not None and same_record(before, given):
+            # Two that say the same: the one that is there may be either.
+            self._absent.pop(key, None)
+        else:
+            self._absent[key] = given
+
+    def difference(self) -> tuple[Record | None, Record | None] | None:
+        """What is there that is not in its place in the replay, or else what should be there."""
+        if self._next is not None:
+            given = self._absent.get(self._next.key)
+            in_place = given is None or not same_record(self._next, given)
+            return self._next, given if in_place else None
+        missing = {key: each for key, each in self._absent.items() if each.value is not None}
+        if missing:
+            later = self._later()
+            for key, given in missing.items():
+                if key not in later:
+                    return None, given
+        return None
+
+
 class Written:
     """What a pipeline has written, read beside the replay. Not thread-safe.
 
@@ -70,18 +120,23 @@ class Written:
         self.differences: list[Difference] = []
         """The first of each output partition that differs."""
         self.skipped: list[TopicPartition] = []
-        """Output partitions that are not compared, because their first records were removed."""
+        """Output partitions that are not compared, because records of them were removed."""
         self._store = store
         self._sinks = sinks
         self._start = start.output_ends()
         self._readers: dict[TopicPartition, Iterator[Record]] = {}
         self._differing: set[TopicPartition] = set()
         self._columnar: dict[str, bool] = {}
+        self._compacted: dict[TopicPartition, Compacted] = {}
         self._end = {place: at for place, at in end.output_ends().items() if place not in sinks}
         for place in self._end:
             if store.offsets(place.topic)[place.partition].start > self._start.get(place, 0):
                 self._differing.add(place)
                 self.skipped.append(place)
+            elif self._is_compacted(place.topic):
+                self._compacted[place] = Compacted(
+                    self._reader(place), partial(self._keys_behind, place)
+                )
 
     def compare(self, outputs: Iterable[tuple[TopicPartition, OutputBatch]]) -> None:
         """Hold what one step gives against what was written."""
@@ -95,6 +150,10 @@ class Written:
                 Record(place.topic, place.partition, 0, time, key, value, headers)
                 for time, key, value, headers in batch.rows()
             ]
+            if (compacted := self._compacted.get(place)) is not None:
+                for each in replayed:
+                    compacted.add(each)
+                continue
             written = list(islice(self._reader(place), len(replayed)))
             self.records_compared += len(written)
             same = _same_row if self._stores_columns(place.topic) else same_record
@@ -109,6 +168,11 @@ class Written:
         for place, batch in outputs:
             if place in self._sinks:
                 self._sinks.add(place, batch, passed=True)
+            elif place in self._compacted:
+                # Nobody knows how many of them there were.
+                del self._compacted[place]
+                self._differing.add(place)
+                self.skipped.append(place)
             elif place not in self._differing:
                 count = sum(1 for _ in batch.rows())
                 deque(islice(self._reader(place), count), 0)
@@ -116,7 +180,13 @@ class Written:
     def finish(self) -> None:
         """Note what was written that no step gave."""
         for place in self._end:
-            if place not in self._differing:
+            compacted = self._compacted.get(place)
+            if compacted is not None:
+                self.records_compared += compacted.records_compared
+                difference = compacted.difference()
+                if difference is not None:
+                    self._differ(place, *difference)
+            elif place not in self._differing:
                 left = next(self._reader(place), None)
                 if left is not None:
                     self._differ(place, left, None)
@@ -130,6 +200,13 @@ class Written:
         if topic not in self._columnar:
             self._columnar[topic] = self._store.topic(topic).config.columnar
         return self._columnar[topic]
+
+    def _is_compacted(self, topic: str) -> bool:
+        return self._store.topic(topic).config.compact and not self._stores_columns(topic)
+
+    def _keys_behind(self, place: TopicPartition) -> set[bytes | None]:
+        records = self._store.read(place.topic, self._end[place], partition=place.partition)
+        return {record.key for record in records}
 
     def _reader(self, place: TopicPartition) -> Iterator[Record]:
         if place not in self._readers:

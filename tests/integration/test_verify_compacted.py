@@ -1,0 +1,130 @@
+"""`verify` where topics are compacted: what is gone is no difference, what is wrong is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+import millstream
+from millstream import Record, Store, TopicPartition
+from millstream.processor import Pipeline, keep_checkpoint
+from millstream.processor.replay_comparison import Compacted
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    with millstream.open(":memory:") as opened:
+        opened.create_topic("orders")
+        opened.create_topic("totals", compact=True)
+        yield opened
+
+
+def build(*, factor: int = 1, least: int = 0) -> Pipeline:
+    pipeline = Pipeline("totals")
+    orders = pipeline.source("orders").key_by("user").map(lambda order: order["n"] * factor)
+    totals = orders.reduce(lambda so_far, n: so_far + n)
+    totals.filter(lambda total: total > least).to("totals")
+    return pipeline
+
+
+def run(store: Store, *orders: tuple[str, int]) -> None:
+    store.append_many("orders", [b'{"user":"%s","n":%d}' % (u.encode(), n) for u, n in orders])
+    build().run(store, until="end")
+
+
+def test_what_compaction_has_removed_is_no_difference(store: Store) -> None:
+    run(store, ("ann", 1), ("bob", 2), ("ann", 3), ("ann", -4), ("cid", 5), ("cid", 1))
+    assert build().verify(store).records_compared == 6
+    store.compact("totals")
+    found = build().verify(store)
+    assert (found.ok, found.differences, found.skipped) == (True, [], [])
+    assert found.records_compared == 3
+
+    run(store, ("bob", 1), ("dan", 1))
+    store.compact("totals")
+    assert build().verify(store).ok
+
+
+def test_what_is_replaced_while_verify_runs_is_no_difference(store: Store) -> None:
+    run(store, ("ann", 1), ("bob", 2))
+    store.append("totals", b"7", key=b"ann")  # behind what the pipeline has committed
+    store.compact("totals")
+    assert build().verify(store).ok
+
+
+def test_records_that_differ_are_found_in_a_topic_that_is_compacted(store: Store) -> None:
+    run(store, ("ann", 1), ("bob", 2), ("ann", 3))
+    store.compact("totals")
+
+    found = build(factor=2).verify(store)
+    assert not found.ok
+    assert str(found.differences[0]) == (
+        "totals/0: offset 1 holds key bob, value 2 at time"
+        f" {found.differences[0].written.timestamp_ms}, the replay gives key bob, value 4 at time"  # type: ignore[union-attr]
+        f" {found.differences[0].replayed.timestamp_ms}"  # type: ignore[union-attr]
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "replayed", "later", "difference"),
+    [
+        ("b2 a3", "a1 b2 a3", "", None),
+        ("b2", "a1 b2 a3", "", (None, "a3")),
+        ("b2", "a1 b2 a3", "a", None),
+        ("a1 b2", "a1 b2 a3", "", (None, "a3")),
+        ("b2", "a1 b2 a-", "", None),
+        ("b2 a1", "a1 b2 a1", "", None),  # two that say the same
+        ("a1 b2", "a1 b2 a1", "", None),
+        ("a1", "a1 b2 b- a1", "", None),
+        ("a3 b2", "a1 b2 a3", "", ("b2", None)),
+        ("b2 c9 a3", "a1 b2 a3", "", ("c9", None)),
+    ],
+)
+def test_what_is_left_is_in_order_and_the_last_of_each_key_is_there(
+    written: str, replayed: str, later: str, difference: object
+) -> None:
+    def records(text: str) -> Iterator[Record]:
+        for at, each in enumerate(text.split()):
+            value = None if each[1] == "-" else each[1].encode()
+            yield Record("t", 0, at, 0, each[:1].encode(), value, ())
+
+    def name(record: Record | None) -> str | None:
+        return (
+            None
+            if record is None
+            else (record.key or b"").decode() + (record.value or b"").decode()
+        )
+
+    compacted = Compacted(records(written), lambda: {later.encode()})
+    for given in records(replayed):
+        compacted.add(given)
+    found = compacted.difference()
+    assert difference == (found and (name(found[0]), name(found[1])))
+
+
+def test_input_that_was_compacted_is_named_where_results_differ(store: Store) -> None:
+    store.create_topic("prices", compact=True)
+
+    def dear() -> Pipeline:
+        pipeline = Pipeline("dear")
+        pipeline.table("prices", type=int).filter(lambda price: price > 10).to("dear")
+        return pipeline
+
+    store.append_many("prices", [b"11", b"12"], keys=[b"tea", b"tea"])
+    dear().run(store, until="end")
+    epoch = keep_checkpoint(store, "dear")
+    assert dear().verify(store).ok
+    store.compact("prices")
+    found = dear().verify(store)
+    assert not found.ok
+    assert "the input prices is compacted" in found.hint
+    assert dear().verify(store, since=epoch).ok
+
+
+def test_results_before_a_position_are_not_counted_off_where_some_are_gone(store: Store) -> None:
+    run(store, ("ann", 1), ("ann", 2), ("bob", 2))
+    store.compact("totals")
+    found = build().verify(store, start=2)
+    assert (found.ok, found.skipped) == (True, [TopicPartition("totals", 0)])
+    assert build().verify(store, start=0).records_compared == 2
