@@ -193,6 +193,8 @@ class Deliverer:
         self._due_ms = 0
         """When to try again, on the monotonic clock; 0 if nothing has failed."""
         self._untrimmed_bytes = 0
+        self._noted = 0
+        """The position as the store knows it, or a sink that keeps its own."""
         self._last_transaction = 0
         """Id of the transaction of the last batch taken."""
         try:
@@ -323,6 +325,7 @@ class Deliverer:
                 partition=0,
                 offset=position,
             )
+        self._noted = position
         self._reader = store.reader({TopicPartition(self.topic, 0): position})
 
     def _opened(self, outbox: str) -> SinkWriter:
@@ -351,6 +354,7 @@ class Deliverer:
             data = _FORM.encode(stored)
             transaction.put_checkpoint(self._owner_name, data)
         self._stored = stored
+        self._noted = stored.position
 
     def _planned(self, delivery: _Delivery) -> _Stored:
         delivery.planned = True
@@ -370,7 +374,8 @@ class Deliverer:
             self._trim()
 
     def _trim(self) -> None:
-        self._store.trim(self.topic, {0: self.position})
+        # Not up to where it stands if that could not be noted: it would be begun from there again.
+        self._store.trim(self.topic, {0: self._noted})
         self._untrimmed_bytes = 0
 
     # --- one delivery --------------------------------------------------------------------------

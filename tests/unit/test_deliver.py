@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from millstream import (
     OffsetOutOfRangeError,
     Record,
     RecordError,
+    StorageError,
     Store,
     UnknownTopicError,
     UsageError,
@@ -164,6 +166,32 @@ def test_what_was_delivered_is_trimmed(store: Store, monkeypatch: pytest.MonkeyP
         assert store.offsets(TOPIC)[0].start > 15
         assert len(store.segments(TOPIC, 0)) < 30
     assert 40 == store.offsets(TOPIC)[0].start
+
+
+@pytest.mark.parametrize("delivery", ["idempotent", "at_least_once"])
+def test_what_was_delivered_and_could_not_be_noted_is_not_trimmed(
+    store: Store, monkeypatch: pytest.MonkeyPatch, delivery: str
+) -> None:
+    sink = Spy(delivery)
+
+    def full(*_: object, **__: object) -> Any:
+        raise StorageError("the disk is full", errno=errno.ENOSPC, path="catalog.db")
+
+    epoch(store, [b"1"])
+    assert 1 == drain(store, sink)
+    epoch(store, [b"2"])
+    write = sink.write
+    with Deliverer(store, "p", sink) as deliverer, monkeypatch.context() as patch:
+
+        def write_and_fill(records: Sequence[Record], first: int, following: int) -> None:
+            write(records, first, following)
+            patch.setattr(Store, "transaction", full)
+
+        patch.setattr(sink, "write", write_and_fill)
+        with pytest.raises(StorageError, match="full"):
+            deliverer.drain()
+    assert 1 == drain(store, sink)
+    assert ([b"2"], 1, 2) == sink.calls[-1]
 
 
 def test_an_outbox_is_made_with_the_first_deliverer(store: Store) -> None:
