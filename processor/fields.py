@@ -229,19 +229,26 @@ def require_function(function: object, what: str) -> None:
     """Refuse what cannot be called, where it is declared and not at the first row.
 
     Raises:
-        UsageError: It is no function.
+        UsageError: It is no function, or gives what has to be awaited, which nobody does.
     """
     if not callable(function):
         raise UsageError(f"{what} takes a function, not {function!r}")
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise UsageError(
+            f"{what} takes an ordinary function: {describe(function)} is async, and nobody awaits"
+            " what it gives"
+        )
 
 
 def require_readable(field: object, what: str) -> None:
     """Refuse what is neither a field name nor a function.
 
     Raises:
-        UsageError: It is neither.
+        UsageError: It is neither, or an async function.
     """
-    if not isinstance(field, str) and not callable(field):
+    if callable(field):
+        require_function(field, what)
+    elif not isinstance(field, str):
         raise UsageError(
             f"{what} takes a field name or a function, not {field!r}; a function can return"
             " several fields as a tuple"

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from types import UnionType
 from typing import Any, Literal, TypeVar, Unpack, overload
 
-from millstream import Position, Store
+from millstream import Position, Store, UsageError
 
 from .connectors import Source
 from .driver import Driver
@@ -334,6 +334,7 @@ class Pipeline:
         ...     [record.value for record in store.read("shouts")]
         [b'"HELLO"']
         """
+        _check_store(store)
         return run_over_store(self.plan, store, options)
 
     def driver(self, *, start_ms: int = 0, partitions: int = 1) -> Driver:
@@ -377,6 +378,7 @@ class Pipeline:
             OffsetOutOfRangeError: The beginning of the input is gone.
             ConnectorError: A sink of somebody else's raised something when it was compared.
         """
+        _check_store(store)
         return replay(self.plan, store, since=since, start=start)
 
     def migrate(
@@ -432,6 +434,7 @@ class Pipeline:
         ...     build("occurrences").query(store, "occurrences", "hello")
         [StateItem(path=('hello',), value=[1])]
         """
+        _check_store(store)
         return migrate(self.plan, store, rename or {}, drop, same=same, dry_run=dry_run)
 
     def query(
@@ -455,6 +458,7 @@ class Pipeline:
         ...     [item.value for item in pipeline.query(store, "words.count", "ant")]
         [[2]]
         """
+        _check_store(store)
         return list(read_state(store, self.name, operator, key, epoch=epoch))
 
     def test(
@@ -483,3 +487,15 @@ class Pipeline:
             RecordError: A record cannot be processed.
         """
         return run_over_lists(self.plan, inputs, batch_records=batch_records, on_end=on_end)
+
+
+def _check_store(store: object) -> None:
+    """Refuse a path, say, with what to do.
+
+    Raises:
+        UsageError: It is no store.
+    """
+    if not isinstance(store, Store):
+        raise UsageError(
+            f"a pipeline runs over a store, not {store!r}: open one with millstream.open(path)"
+        )

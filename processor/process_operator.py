@@ -20,6 +20,7 @@ from .aggregating import Results
 from .columns import Chunk, MicroBatch
 from .detached import detached
 from .errors import fail, several
+from .fields import label
 from .key_groups import Filed, GroupedOperator, Path, Places, Wake
 from .keyed_state import IN_MEMORY, States
 from .nodes import ProcessNode
@@ -185,13 +186,20 @@ class ProcessOperator(GroupedOperator):
                 for result in several(results):
                     self._out.add(row, time_ms, detached(result) if shared else result, key)
         except Exception as error:
-            fail(self.node.label, error, batch, row)
+            fail(self._called(key), error, batch, row)
         if context._touched:  # noqa: SLF001
             kept = context._state  # noqa: SLF001
             if kept is None:
                 state.pop(key)
             else:
                 state.put(key, kept, time_ms)
+
+    def _called(self, key: object) -> str:
+        """What has been called, for messages: the record at hand need not be of the timer's key."""
+        if self._in_timer is None:
+            return self.node.label
+        on_timer: Any = self.node.on_timer
+        return f"{self.node.label}, {label('on_timer', on_timer)} of key {key!r}"
 
     def _seed(self, key: object, time_ms: int, row: int, batch: MicroBatch) -> str:
         """What the numbers of a call depend on: the record, and the timer if it is one."""

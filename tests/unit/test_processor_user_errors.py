@@ -180,3 +180,46 @@ def test_a_test_on_lists_refuses_state_that_no_run_could_keep() -> None:
     keyed.agg(seen=agg.collect(lambda row: {row["t"]}, limit=3)).to("out")
     with pytest.raises(UsageError, match=r"the state of 'in\.agg': .* it has a set"):
         pipeline.test({"in": ROWS})
+
+
+async def later(*_: object) -> bool:
+    return False
+
+
+@pytest.mark.parametrize(
+    "declare",
+    [
+        lambda rows: rows.filter(later),
+        lambda rows: rows.map(later),
+        lambda rows: rows.flat_map(later),
+        lambda rows: rows.key_by(later),
+        lambda rows: rows.key_by("k").process(later),
+        lambda rows: rows.branch(a=later),
+    ],
+    ids=["filter", "map", "flat_map", "key_by", "process", "branch"],
+)
+def test_async_functions_are_refused_where_they_are_given(declare: Callable[[Any], Any]) -> None:
+    with pytest.raises(UsageError, match=r"takes an ordinary function: later is async"):
+        declare(Pipeline("p").source("in"))
+
+
+def test_an_error_in_a_timer_is_that_of_on_timer() -> None:
+    def wait(context: Context[str, None], row: object) -> None:
+        context.set_timer(10)
+
+    def wake(context: Context[str, None], timer: object) -> list[int]:
+        raise ValueError
+
+    pipeline = Pipeline("p")
+    pipeline.source("in", time="t").key_by("k").process(wait, on_timer=wake).to("out")
+    with pytest.raises(RecordError, match=r"process wait, on_timer wake of key 'a': ValueError"):
+        pipeline.test({"in": ROWS})
+
+
+@pytest.mark.parametrize("call", ["run", "verify", "migrate", "query"])
+def test_a_path_is_no_store(call: str) -> None:
+    pipeline = Pipeline("p")
+    pipeline.source("in").key_by("k").count().to("out")
+    arguments = ["/data", "in.count"] if call == "query" else ["/data"]
+    with pytest.raises(UsageError, match=r"not '/data': open one with millstream\.open\(path\)"):
+        getattr(pipeline, call)(*arguments)
