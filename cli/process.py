@@ -184,8 +184,13 @@ def _summary(metrics: Metrics, rate: str | None = None) -> str:
         f"{metrics.records_in} records in, {metrics.records_out} out, {metrics.late} late, "
         f"{metrics.dead_letters} dead letters, {metrics.epochs} epochs"
     ]
-    lag = f"lag {metrics.lag}"
-    parts = [*counts, lag] if rate is None else [lag, *filter(None, [rate]), *counts]
+    lags = [f"lag {metrics.lag}"]
+    lags += [
+        f"source {name} {size} bytes behind"
+        for name, size in metrics.source_lag_bytes.items()
+        if size
+    ]
+    parts = [*counts, *lags] if rate is None else [*lags, *filter(None, [rate]), *counts]
     parts += [f"sink {name} lag {behind}" for name, behind in metrics.sink_lag.items()]
     if metrics.watermark_ms is not None:
         parts.append(f"watermark {rfc3339(metrics.watermark_ms)}")

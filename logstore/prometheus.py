@@ -131,6 +131,11 @@ class Run(Protocol):
         ...
 
     @property
+    def source_lag_bytes(self) -> Mapping[str, int]:
+        """Bytes of files that are not taken in yet, by source."""
+        ...
+
+    @property
     def operators(self) -> Sequence[Operator]:
         """In the order of the plan."""
         ...
@@ -479,6 +484,12 @@ class PipelineCollector:
                 f"millstream_pipeline_{name}", text, labels=labels
             )
             yield _filled(family, labels, [(place, level)])
+        if run.source_lag_bytes:
+            named = ("pipeline", "source")
+            full = "millstream_pipeline_source_lag_bytes"
+            family = self._core.GaugeMetricFamily(full, "Of files, not taken in", labels=named)
+            sources = run.source_lag_bytes.items()
+            yield _filled(family, named, [((*place, name), count) for name, count in sources])
 
 
 def _prometheus_core() -> Any:

@@ -13,6 +13,7 @@ from .changed_plan import ChangedPlanError, MigrationStep
 from .connectors import (
     ComparableSink,
     DeliveryKind,
+    MeasuredSource,
     NotComparable,
     RefusedRecords,
     Rejected,
@@ -95,6 +96,7 @@ __all__ = [
     "Joined",
     "KeyedDedupStream",
     "KeyedStream",
+    "MeasuredSource",
     "Metrics",
     "Migration",
     "MigrationStep",

@@ -19,8 +19,8 @@ from .plan import Plan
 from .serde import value_decoder
 
 _REST: Final = 9
-"""After asking in vain, rest this many times as long as asking took: thousands of files that are
-followed must not keep a processor busy."""
+"""After asking in vain, or how much there is, rest this many times as long as asking took: thousands
+of files that are followed must not keep a processor busy."""
 
 
 class Connections:
@@ -39,6 +39,9 @@ class Connections:
         self._plan = plan
         self._taken_s = store.clock.monotonic()
         self._rest_until_s = self._taken_s
+        self._measure_s = self._taken_s
+        """When to measure again how far behind sources are."""
+        self._lag_bytes: dict[str, int] = {}
         self._opened = contextlib.ExitStack()
         self._ingestors: dict[str, Ingestor] = {}
         self._deliverers: dict[str, Deliverer] = {}
@@ -118,6 +121,20 @@ class Connections:
     def taken(self) -> dict[str, int]:
         """Records taken in from each source by this run."""
         return {name: each.records for name, each in self._ingestors.items()}
+
+    def source_lag_bytes(self, *, now: bool) -> dict[str, int]:
+        """Bytes still to be taken in from each source that can say it.
+
+        Args:
+            now: Whether as of now, or of a moment ago: to look at thousands of files takes time.
+        """
+        started_s = self.store.clock.monotonic()
+        if now or started_s >= self._measure_s:
+            found = {name: each.behind_bytes for name, each in self._ingestors.items()}
+            self._lag_bytes = {name: count for name, count in found.items() if count is not None}
+            ended_s = self.store.clock.monotonic()
+            self._measure_s = ended_s + _REST * (ended_s - started_s)
+        return self._lag_bytes
 
     @property
     def sink_lag(self) -> dict[str, int]:

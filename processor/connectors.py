@@ -136,6 +136,14 @@ class Source(Protocol):
         ...
 
 
+class MeasuredSource(Source, Protocol):
+    """A source that can say how far behind reading is, for metrics."""
+
+    def behind_bytes(self, partition: str, position: Position) -> int | None:
+        """Bytes of a partition behind a position; None if that cannot be told now."""
+        ...
+
+
 class RefusedRecords(Exception):  # noqa: N818 - says what a sink does, not that something broke
     """Raised by a `SinkWriter`: it cannot take some records, and has delivered nothing.
 

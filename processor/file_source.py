@@ -83,6 +83,13 @@ class FileSource(Source):
                 return
             yield batch
 
+    def behind_bytes(self, partition: str, position: Position) -> int | None:
+        """See `MeasuredSource`: those of files that took the place of this one are among them."""
+        try:
+            return _Reading(self, self._storage(), partition, to_position(position)).behind_bytes()
+        except (DataError, StorageError, UsageError):
+            return None  # what is wrong with the file, reading it says
+
     def _storage(self) -> Storage:
         directory = self.pattern.directory
         try:
@@ -127,6 +134,16 @@ class _Reading:
             return batch
         self._noted = True
         return SourceBatch([], msgspec.structs.asdict(self._position))
+
+    def behind_bytes(self) -> int:
+        """Bytes that are still to be read; errors as `step`."""
+        found = self._find(0)
+        if found is None:
+            return 0
+        name, _, moved = found
+        files = [name, *newer_files(self._storage, self._name, name)] if moved else [name]
+        sizes = [self._storage.size(each) for each in files if self._storage.exists(each)]
+        return sum(sizes) - self._position.read_bytes
 
     def _step(self) -> SourceBatch | None:
         while True:

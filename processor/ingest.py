@@ -209,6 +209,15 @@ class Ingestor:
         self._failure = failure
         return bool(gathered.positions)
 
+    @property
+    def behind_bytes(self) -> int | None:
+        """Bytes still to be taken in of what was found; None if the source does not say."""
+        ask = getattr(self._source, "behind_bytes", None)
+        if ask is None:
+            return None
+        found = [ask(part.name, part.position) for part in self._parts if not part.ended]
+        return None if None in found else sum(found)
+
     def drain(self) -> int:
         """Take in everything there is now; how many rows. Errors as `pump`."""
         before = self.records
@@ -256,7 +265,7 @@ class Ingestor:
                 with self._telling(f"at the start of partition {name!r}"):
                     batches = iter(self._source.open(name, position))
                 number = len(self._parts) % self._count
-                self._parts.append(_Part(name, number, batches))
+                self._parts.append(_Part(name, number, position, batches))
         self._note_end()
         return len(self._parts) > before
 
@@ -351,6 +360,8 @@ class Ingestor:
                     )
             for name, data in positions.items():
                 transaction.put_checkpoint(name, data)
+        for part in self._parts:
+            part.position = gathered.positions.get(part.name, part.position)
         self.records += gathered.records
         self.rejected += gathered.rejected
 
@@ -427,10 +438,14 @@ def _with_rejected(batch: SourceBatch, now_ms: int) -> SourceBatch:
 class _Part:
     """One partition of a source, opened."""
 
-    def __init__(self, name: str, number: int, batches: Iterator[SourceBatch | None]) -> None:
+    def __init__(
+        self, name: str, number: int, position: Position, batches: Iterator[SourceBatch | None]
+    ) -> None:
         self.name = name
         self.number = number
         """Partition of the topic its records go to."""
+        self.position = position
+        """Up to where it has been taken in."""
         self.ended = False
         self._batches = batches
 

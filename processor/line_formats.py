@@ -289,7 +289,9 @@ def _integer(text: str) -> int | None:
 def _number(text: str) -> float | None:
     if not text:
         return None
-    number = float(text) if "_" not in text else math.nan
+    # Python's own takes blanks around a number, underscores, and the digits of all scripts.
+    plain = text.isascii() and "_" not in text and text == text.strip()
+    number = float(text) if plain else math.nan
     if not math.isfinite(number):
         raise ValueError(f"{text!r} is not a finite number")
     return number
@@ -320,4 +322,4 @@ def _converted(column: Sequence[str], convert: Conversion) -> list[Any]:
 
 
 _STRICT: Final[Mapping[Conversion, Conversion]] = {int: _integer, float: _number, bool: _truth}
-"""Empty fields become null. Python's own int() takes "1_0", its float() takes "nan"."""
+"""Empty fields become null. Python's own int() takes "1_0" and " 1", its float() takes "nan"."""

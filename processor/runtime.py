@@ -75,6 +75,8 @@ class Metrics:
     """What each operator has done, in the order of the plan."""
     taken_in: Mapping[str, int] = field(default_factory=dict)
     """Records taken in from each source outside the store, by its name."""
+    source_lag_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Bytes still to be taken in from each source of files outside the store, by its name."""
     sink_lag: Mapping[str, int] = field(default_factory=dict)
     """Offsets still to be delivered to each sink outside the store, by its name."""
 
@@ -228,7 +230,7 @@ class _Run:
         self._commit()
         self._finish()
         self._deliver_rest(stop)
-        return self._metrics()
+        return self._metrics(at_end=True)
 
     def _take_in(self) -> bool:
         """Take in some of what is outside the store; whether there was anything."""
@@ -314,7 +316,7 @@ class _Run:
             self._on_progress(self._as_of_now(begun.metrics))
         return True
 
-    def _metrics(self) -> Metrics:
+    def _metrics(self, *, at_end: bool = False) -> Metrics:
         positions = self._reader.positions
         ends = {topic: self._store.offsets(topic) for topic in {each.topic for each in positions}}
         lag = sum(
@@ -330,6 +332,7 @@ class _Run:
             lag=lag,
             watermark_ms=None if level == BEFORE_TIME else level,
             operators=tuple(self._topology.metrics()),
+            source_lag_bytes=self._connections.source_lag_bytes(now=at_end),
         )
         return self._as_of_now(metrics)
 

@@ -211,6 +211,7 @@ def csv_files(  # noqa: PLR0913 - what a CSV file leaves open
         columns: Their names where the files have no header; None takes the first row for them.
         types: What the fields of a column are: `int`, `float` and `bool` are taken strictly, an
             empty field is null; any other function gets the text. Columns without a type are text.
+            Blanks belong to a field: `lambda text: float(text)` takes " 5" as Python does.
         delimiter: One character.
         name: See `jsonl_files`.
         follow: See `jsonl_files`.
@@ -251,6 +252,9 @@ def sqlite_rows(
     follow: bool = False,
 ) -> SqliteSource:
     """The rows of a SQLite table as JSON objects, and those added since.
+
+    A value is what SQLite stores: a BOOLEAN column holds the ints 0 and 1, and a time or a Decimal
+    is text. A declared type has an `int` there; `datetime` and `Decimal` are read from text.
 
     Args:
         path: The database; it is only read.

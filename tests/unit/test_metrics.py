@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from outside_world import SimulatedOutside, put
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from simulated_stores import START_MS, kill, log_of, open_quietly
@@ -15,7 +18,14 @@ from millstream import MissingExtraError, Store, prometheus
 from millstream.clock import SystemClock
 from millstream.counters import SYNC_BOUNDS_S, Counters
 from millstream.format import SEGMENT_HEADER_BYTES
-from millstream.processor import Pipeline, agg, list_pipelines, tumbling
+from millstream.processor import (
+    Metrics,
+    Pipeline,
+    agg,
+    jsonl_files,
+    list_pipelines,
+    tumbling,
+)
 from millstream.testing import ManualClock, MemoryStorage
 from millstream.transaction import Transaction
 
@@ -317,6 +327,28 @@ def test_pipelines_queues_and_transactions_are_told() -> None:
     assert 1 == found["millstream_queue_workers", ("rows", "workers")]
     assert 1 == found["millstream_open_transactions", ()]
     assert 0 <= found["millstream_open_transaction_age_seconds", ("rows", "0")] < 60
+
+
+def test_a_run_tells_how_many_bytes_of_files_it_has_not_taken_in() -> None:
+    outside = SimulatedOutside()
+    put(outside.storage, "a.jsonl", b"1\n2\n345")
+    pipeline = Pipeline("lines")
+    files = replace(jsonl_files("*.jsonl", name="files", follow=True), outside=outside)
+    pipeline.source(files, type=int).to("out")
+    progress = prometheus.PipelineCollector("lines")
+    registry = CollectorRegistry()
+    registry.register(progress)
+    stop = threading.Event()
+
+    def note(metrics: Metrics) -> None:
+        progress(metrics)
+        stop.set()
+
+    with millstream.open() as store:
+        metrics = pipeline.run(store, stop=stop, on_progress=note)
+    assert ({"files": 2}, {"files": 3}) == (metrics.taken_in, metrics.source_lag_bytes)
+    sample = 'millstream_pipeline_source_lag_bytes{pipeline="lines",source="files"} 3.0'
+    assert sample in generate_latest(registry).decode()
 
 
 def test_a_run_tells_what_each_operator_has_done() -> None:

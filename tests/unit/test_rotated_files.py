@@ -226,6 +226,42 @@ def test_a_file_that_begins_as_the_one_before_is_told_by_the_line_that_was_not_w
     assert [[22], [1, 3], None] == [next(reading) for _ in range(3)]
 
 
+def test_what_is_behind_a_position_is_counted_over_rotations(outside: SimulatedOutside) -> None:
+    storage = outside.storage
+    put(storage, "app.log", b"1\n2\n")
+    source = jsonl(outside, "app.log", follow=True, rotated=True)
+
+    def behind() -> int | None:
+        return source.behind_bytes("app.log", position)
+
+    position: Any = None
+    assert 4 == behind()
+    reading = source.open("app.log", position)
+    position = last(reading)
+    assert 0 == behind()
+    extend(storage, "app.log", b"3\n4")
+    assert 3 == behind()
+    rotate(outside)
+    assert 3 == behind(), "nothing took its place yet"
+    put(storage, "app.log", b"5\n")
+    rotate(outside)
+    put(storage, "app.log", b"678\n")
+    assert 3 + 2 + 4 == behind()
+    position = last(reading)
+    assert 2 + 4 == behind()
+    while (batch := next(reading)) is not None:
+        position = batch.position
+    assert 0 == behind()
+    storage.remove("app.log")
+    put(storage, "app.log", b"x\n")
+    assert behind() is None, "reading it is an error"
+
+
+def last(reading: Iterator[Any]) -> Any:
+    """The position behind the next rows."""
+    return next(reading).position
+
+
 def test_a_pattern_that_covers_the_rotated_file_too_is_refused(outside: SimulatedOutside) -> None:
     put(outside.storage, "app.log", b"1\n2\n")
     source = jsonl(outside, "app*", follow=True, rotated=True)

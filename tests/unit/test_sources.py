@@ -281,7 +281,8 @@ def test_types_are_taken_strictly_and_empty_fields_are_null(outside: SimulatedOu
     types = {"i": int, "f": float, "b": bool, "u": str.upper}
     source = csvs(
         outside,
-        b"i,f,b,u,s\n-1,2.5e3,TRUE,x,1\n,,,,\n1_0,1,1,x,\n1,nan,1,x,\n1,1,yes,x,\n",
+        b"i,f,b,u,s\n-1,2.5e3,TRUE,x,1\n,,,,\n1_0,1,1,x,\n1,nan,1,x,\n1,1,yes,x,\n"
+        b"1, 5,1,x,\n1,\xd9\xa5,1,x,\n",
         types=types,
     )
     (batch,) = batches(source, "a.csv")
@@ -294,6 +295,8 @@ def test_types_are_taken_strictly_and_empty_fields_are_null(outside: SimulatedOu
         (4, b"1_0,1,1,x,", "column 'i': '1_0' is not an integer"),
         (5, b"1,nan,1,x,", "column 'f': 'nan' is not a finite number"),
         (6, b"1,1,yes,x,", "column 'b': 'yes' is neither true nor false"),
+        (7, b"1, 5,1,x,", "column 'f': ' 5' is not a finite number"),
+        (8, b"1,\xd9\xa5,1,x,", "column 'f': '\u0665' is not a finite number"),
     ] == [(each.line, each.value, each.reason) for each in batch.rejected]
 
 
