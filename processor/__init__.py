@@ -11,6 +11,7 @@ from .aggregate import AnyAggregate
 from .calendar_windows import CalendarWindows, daily
 from .changed_plan import ChangedPlanError, MigrationStep
 from .connectors import (
+    CheckingSink,
     ComparableSink,
     DeliveryKind,
     MeasuredSource,
@@ -78,6 +79,7 @@ __all__ = [
     "AnyAggregate",
     "CalendarWindows",
     "ChangedPlanError",
+    "CheckingSink",
     "ComparableSink",
     "Context",
     "CountWindows",

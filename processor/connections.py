@@ -19,8 +19,8 @@ from .plan import Plan
 from .serde import value_decoder
 
 _REST: Final = 9
-"""After asking in vain, or how much there is, rest this many times as long as asking took: thousands
-of files that are followed must not keep a processor busy."""
+"""After asking in vain, or how much there is, rest this many times as long as it took: thousands of
+files that are followed must not keep a processor busy."""
 
 
 class Connections:

@@ -224,6 +224,18 @@ class Sink(Protocol):
         ...
 
 
+class CheckingSink(Sink, Protocol):
+    """A sink that can say what it would refuse without being opened: `Pipeline.test` asks it."""
+
+    def check(self, records: Sequence[Record]) -> None:
+        """Look at records that might be delivered.
+
+        Raises:
+            RefusedRecords: Some cannot be, wherever the sink is and whatever it holds.
+        """
+        ...
+
+
 class SinkDifference(NamedTuple):
     """The first place where a sink holds something else than a replay gives."""
 

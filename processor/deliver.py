@@ -136,6 +136,18 @@ def _why(error: Exception, offset: int) -> str:
     return error.reasons[offset] if isinstance(error, RefusedRecords) else reason(error)
 
 
+def refusal(pipeline: str, sink: Sink, error: RefusedRecords) -> RecordError:
+    """The error of records that a sink refuses, where dead letters go nowhere."""
+    first = min(error.reasons)
+    return RecordError(
+        f"sink {sink.name!r} of pipeline {pipeline!r} cannot take the record:"
+        f" {error.reasons[first]}",
+        topic=sink_topic(pipeline, sink.name),
+        partition=0,
+        offset=first,
+    )
+
+
 class Deliverer:
     """Delivers one sink's outbox, step by step. Used by one thread; a context manager.
 
@@ -477,13 +489,7 @@ class Deliverer:
             self._failed(delivery, error, first)
             return
         if self.dead_letters is None:
-            raise RecordError(
-                f"sink {self._sink.name!r} of pipeline {self._pipeline!r} cannot take the record:"
-                f" {error.reasons[first]}",
-                topic=self.topic,
-                partition=0,
-                offset=first,
-            )
+            raise refusal(self._pipeline, self._sink, error)
         dead = [(by_offset[offset], why) for offset, why in sorted(error.reasons.items())]
         refused = sorted({*self._stored.refused, *error.reasons})
         delivery.planned, delivery.failures = True, 0

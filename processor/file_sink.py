@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import xxhash
@@ -46,7 +46,20 @@ class FileSink(Sink):
             number = error.errno or errno.EIO
             message = f"sink {self.name!r} cannot have its directory: {os.strerror(number)}"
             raise StorageError(message, errno=number, path=self.directory) from error
-        return FileWriter(storage, self._stem(outbox), self.format, self.folders)
+        return FileWriter(storage, self._stem(outbox), self.format.suffix, self._contents)
+
+    def check(self, records: Sequence[Record]) -> None:
+        """See `CheckingSink`."""
+        self._contents(records)
+
+    def _contents(self, records: Sequence[Record]) -> dict[str, bytes]:
+        """The files of a delivery, by folder.
+
+        Raises:
+            RefusedRecords: Some records are no rows of a file.
+        """
+        by_name = by_folder(records, self.folders)
+        return {folder: self.format.content(some) for folder, some in by_name.items()}
 
     def _stem(self, outbox: str) -> str:
         """What the names of the files begin with."""
@@ -79,25 +92,25 @@ class FileWriter:
     """Writes the files of one sink; see `SinkWriter`."""
 
     def __init__(
-        self, storage: Storage, stem: str, form: FileFormat, folders: tuple[str, ...] = ()
+        self,
+        storage: Storage,
+        stem: str,
+        suffix: str,
+        contents: Callable[[Sequence[Record]], dict[str, bytes]],
     ) -> None:
         self._storage = storage
         self._stem = stem
-        self._format = form
-        self._folders = folders
+        self._suffix = suffix
+        self._contents = contents
 
     def position(self) -> None:
         """See `SinkWriter`: the store keeps it."""
 
     def write(self, records: Sequence[Record], first: int, following: int) -> None:
         """See `SinkWriter`: one file for each folder, or none if there are no records."""
-        name = f"{self._stem}-{first:020d}-{following:020d}.{self._format.suffix}"
+        name = f"{self._stem}-{first:020d}-{following:020d}.{self._suffix}"
         # All of them are made before the first is written: what is refused leaves nothing behind.
-        contents = {
-            folder: self._format.content(some)
-            for folder, some in by_folder(records, self._folders).items()
-        }
-        for folder, content in contents.items():
+        for folder, content in self._contents(records).items():
             self._write_file(folder, name, content)
 
     def _write_file(self, folder: str, name: str, content: bytes) -> None:

@@ -484,7 +484,8 @@ class Pipeline:
             timestamps too.
 
         Raises:
-            RecordError: A record cannot be processed.
+            RecordError: A record cannot be processed; or a sink without dead letters could never
+                take it. Sinks are not opened.
         """
         return run_over_lists(self.plan, inputs, batch_records=batch_records, on_end=on_end)
 

@@ -100,6 +100,42 @@ class SqliteSink(Sink):
         )
         return compare_table(held, replayed)
 
+    def check(self, records: Sequence[Record]) -> None:
+        """See `CheckingSink`. What the table has for columns is not known."""
+        all_of(records, self._check)
+
+    def _check(self, record: Record) -> None:
+        if record.value is None:
+            self.condition(self.deleted_key(record))
+        else:
+            list(map(_sql_field, self.fields_of(record).values()))
+
+    def fields_of(self, record: Record) -> dict[str, Json]:
+        """The fields of the row that a record is, those of the key among them.
+
+        Raises:
+            ValueError: It is no such row.
+        """
+        fields = object_of(record)
+        missing = [name for name in self.key if name not in fields]
+        if missing:
+            raise ValueError(f"there are no fields {missing}, which are the key")
+        if None in map(fields.get, self.key):
+            raise ValueError(f"a field of the key {list(self.key)} is null")
+        return fields
+
+    def deleted_key(self, record: Record) -> bytes:
+        """The key of the row that a tombstone deletes.
+
+        Raises:
+            ValueError: It deletes none.
+        """
+        if self.mode == "append":
+            raise ValueError("a tombstone is no row")
+        if record.key is None:
+            raise ValueError("a tombstone without a key")
+        return record.key
+
     def condition(self, key: bytes) -> tuple[str, list[SQLField]]:
         """The condition, with bindings, for the row of a record's key.
 
@@ -196,11 +232,11 @@ class SqliteWriter:
         if objects is None or not columns:
             return False
         (names, *others) = set(map(tuple, objects))
-        if others or not names:
+        if others or not names or not set(self._sink.key) <= set(names):
             return False
         rows = list(map(tuple, map(dict.values, objects)))
         plain = set(map(type, chain.from_iterable(rows))) <= _SIMPLE
-        keys = [list(map(itemgetter(name), objects)) for name in self._sink.key if name in names]
+        keys = [list(map(itemgetter(name), objects)) for name in self._sink.key]
         if not plain or any(None in each for each in keys):
             return False
         try:
@@ -223,7 +259,7 @@ class SqliteWriter:
             nonlocal columns
             if record.value is None:
                 return self._deletion(record)
-            fields = object_of(record)
+            fields = self._sink.fields_of(record)
             if not columns:
                 self._create_table(fields)
                 columns = list(fields)
@@ -231,8 +267,6 @@ class SqliteWriter:
             sql = self._statements.get(names)
             if sql is None:
                 sql = self._statements[names] = self._insertion(names, columns)
-            if self._sink.mode == "upsert" and None in map(fields.get, self._sink.key):
-                raise ValueError(f"a field of the key {list(self._sink.key)} is null")
             return _Change(sql, tuple(map(_sql_field, fields.values())), record.offset)
 
         return all_of(records, change)
@@ -240,9 +274,8 @@ class SqliteWriter:
     def _create_table(self, fields: Mapping[str, Json]) -> None:
         """A table with these columns. Without types, so that every value is kept as it is."""
         sink = self._sink
-        missing = [name for name in sink.key if name not in fields]
-        if missing or not fields:
-            raise ValueError(f"there are no fields {missing}" if missing else "there are no fields")
+        if not fields:
+            raise ValueError("there are no fields")
         parts = list(map(UserDatabase.quoted, fields))
         if sink.mode == "upsert":
             parts.append(f"PRIMARY KEY ({_names(sink.key)})")
@@ -260,9 +293,6 @@ class SqliteWriter:
         insert = f"INSERT INTO {table} ({_names(names)}) VALUES ({marks})"  # noqa: S608 - quoted
         if sink.mode == "append":
             return insert
-        missing = [name for name in sink.key if name not in names]
-        if missing:
-            raise ValueError(f"there are no fields {missing}, which are the key")
         others = [UserDatabase.quoted(name) for name in names if name not in sink.key]
         action = ", ".join(f"{name} = excluded.{name}" for name in others)
         action = f"UPDATE SET {action}" if others else "NOTHING"
@@ -271,11 +301,7 @@ class SqliteWriter:
     def _deletion(self, record: Record) -> _Change:
         """The row of a key is gone: its record is a tombstone."""
         sink = self._sink
-        if sink.mode == "append":
-            raise ValueError("a tombstone is no row")
-        if record.key is None:
-            raise ValueError("a tombstone without a key")
-        where, bindings = sink.condition(record.key)
+        where, bindings = sink.condition(sink.deleted_key(record))
         table = UserDatabase.quoted(sink.table)
         return _Change(f"DELETE FROM {table} WHERE {where}", tuple(bindings), record.offset)  # noqa: S608 - quoted
 

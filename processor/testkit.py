@@ -7,21 +7,29 @@ and the commit are left out.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import wraps
 from itertools import accumulate, groupby
 from operator import attrgetter
-from typing import Final, Literal
+from types import FunctionType
+from typing import Any, Final, Literal
 
 import msgspec
 
 from millstream import Headers, Record, TopicPartition, UsageError
 
+from .aggregate import Aggregate
 from .columns import InputBatch
+from .connectors import RefusedRecords
+from .deliver import refusal
+from .nodes import AggregatingNode
 from .outputs import Outputs
 from .plan import Plan
-from .serde import UNDECODABLE, Json, encode_value
+from .serde import UNDECODABLE, Json, encode_state, encode_value
+from .table_nodes import RunningNode
 from .topology import Topology
+from .value_aggregates import Fold, Reduce
 
 _place: Final = attrgetter("topic", "partition")
 _columns: Final = attrgetter("offset", "timestamp_ms", "key", "value", "headers")
@@ -181,7 +189,7 @@ def run_over_lists(
         raise UsageError(f"{plan.name!r} does not read {sorted(unknown)}; it reads {list(names)}")
     if batch_records is not None and batch_records < 1:
         raise UsageError(f"batch_records must be at least 1, not {batch_records}")
-    topology = Topology(plan)
+    topology = Topology(_watching(plan))
     texts = {names[name] for name in plan.text_inputs()}
     rows = {names[name]: items for name, items in inputs.items()}
     for batches in as_batches(rows, batch_records, texts):
@@ -190,4 +198,53 @@ def run_over_lists(
         topology.commit_nowhere()
     if on_end == "flush":
         topology.flush()
-    return TestOutput(topology.outputs, plan.output_names())
+    output = TestOutput(topology.outputs, plan.output_names())
+    for node in plan.sinks():
+        check = getattr(node.sink, "check", None)
+        if node.sink is not None and check is not None and node.dead_letters is None:
+            try:
+                check(output.records(node.output_name))
+            except RefusedRecords as error:
+                raise refusal(plan.name, node.sink, error) from error
+    return output
+
+
+def _watching(plan: Plan) -> Plan:
+    """The plan, with functions of reduce() and fold() that are found out where they change rows."""
+    nodes = [
+        replace(node, aggregates=tuple((name, _watched(each)) for name, each in node.aggregates))
+        if isinstance(node, AggregatingNode | RunningNode)
+        else node
+        for node in plan.nodes
+    ]
+    return replace(plan, nodes=tuple(nodes))
+
+
+def _watched(aggregate: Aggregate[Any, Any, Any]) -> Aggregate[Any, Any, Any]:
+    return aggregate.with_step(_watch) if isinstance(aggregate, Reduce | Fold) else aggregate
+
+
+def _watch(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    if not isinstance(function, FunctionType):
+        return function  # what it is for would be lost
+
+    @wraps(function)
+    def watch(so_far: Any, value: Any) -> Any:
+        before = _look(value)
+        made = function(so_far, value)
+        if before != _look(value):
+            raise TypeError(
+                f"the function changed {value!r}, which other streams and windows read as well:"
+                " change and return what there is so far, or make a new value"
+            )
+        return made
+
+    return watch
+
+
+def _look(value: object) -> bytes | None:
+    """What can be seen of a value; None if that is nothing."""
+    try:
+        return encode_state(value)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import insort_left
 from collections.abc import Callable, Iterable
 from operator import itemgetter
-from typing import Any, Final, get_origin
+from typing import Any, Final, TypeAlias, get_origin
 
 from millstream import UsageError
 
@@ -341,6 +341,10 @@ class TopKBy(Aggregate[Any, "list[list[Any]]", "list[Any]"]):
         return [f"k={self.k}"]
 
 
+Step: TypeAlias = Callable[[Any, Any], Any]
+"""What there is so far and a value, made into what there is then."""
+
+
 class Reduce(OwnResult[Any]):
     """All values put together by one function of two, in row order.
 
@@ -357,6 +361,10 @@ class Reduce(OwnResult[Any]):
         require_function(function, "agg.reduce()")
         self.field = field
         self.function = function
+
+    def with_step(self, change: Callable[[Step], Step]) -> Reduce:
+        """The same with another function."""
+        return Reduce(change(self.function), self.field)
 
     def init(self) -> None:
         """Nothing seen."""
@@ -424,6 +432,11 @@ class Fold(Aggregate[Any, Any, Any]):
                 require_function(optional, f"agg.fold(): {name}")
         self.field = field
         self._init, self._step, self._merge, self._result = init, step, merge, result
+
+    def with_step(self, change: Callable[[Step], Step]) -> Fold:
+        """The same with another step."""
+        step = change(self._step)
+        return Fold(self._init, step, self.field, merge=self._merge, result=self._result)
 
     @property
     def accumulator_type(self) -> object:

@@ -327,7 +327,7 @@ def test_refused_rows_of_an_upsert(outside: SimulatedOutside) -> None:
     reasons = refused(sink, {"n": 1}, {"k": 1, "n": 1}, {"k": None, "n": 1}, {"n": 2}, None)
 
     assert {0, 2, 3, 4} == set(reasons)
-    assert "there are no fields ['k']" == reasons[0]
+    assert "there are no fields ['k'], which are the key" == reasons[0] == reasons[3]
     assert "a tombstone without a key" == reasons[4]
 
 
