@@ -1,10 +1,12 @@
 """Write the golden stores of the formats this code writes.
 
+    export PYTHONPATH=tests/support
     python tests/compat/write_golden.py tests/compat/golden/v1
     python tests/compat/write_golden.py tests/compat/golden/v1-rewritten
     python tests/compat/write_golden.py tests/compat/golden/v1-columns
     python tests/compat/write_golden.py tests/compat/golden/v1-column-bounds
     python tests/compat/write_golden.py tests/compat/golden/v1-column-tombstones
+    python tests/compat/write_golden.py tests/compat/golden/v1-typed-state
 
 Run once per format, never again: what a released version wrote is what the tests read for ever.
 Beside each is a JSON file with what it must say (`test_golden.content`). Derived files (tail words,
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import msgspec
 import pyarrow as pa
+from typed_state import write_typed_state
 
 import millstream
 from millstream.testing import ManualClock
@@ -194,6 +197,16 @@ def write_column_tombstones(directory: Path) -> None:
     _remove_derived(directory)
 
 
+def write_typed(directory: Path) -> None:
+    """State of a pipeline that holds values of declared types, in windows and without."""
+    with millstream.open(directory, clock=ManualClock(1_357_000_000_000)) as store:
+        write_typed_state(store)
+        with store.transaction() as transaction:
+            transaction.put_checkpoint("golden", b"checkpoint")
+            transaction.commit_offsets("readers", {millstream.TopicPartition("in", 0): 3})
+    _remove_derived(directory)
+
+
 def _keyed(store: millstream.Store, topic: str, batch: int) -> None:
     numbers = range(batch * 20, batch * 20 + 20)
     store.append_many(
@@ -223,5 +236,6 @@ if __name__ == "__main__":
         "v1-columns": write_columns,
         "v1-column-bounds": write_column_bounds,
         "v1-column-tombstones": write_column_tombstones,
+        "v1-typed-state": write_typed,
     }
     writers[target.name](target)
