@@ -24,6 +24,7 @@ from .asof_join import WAITING, AsofJoinOperator, Waiting
 from .columns import Chunk, Rows, join_chunks
 from .frame_errors import NotInColumnsError
 from .frame_levels import HOLD_MAX, TIME_MAX, clipped, levels_before
+from .frame_operators import TurningOperator
 from .frame_pairs import PairFrame
 from .frames import ColumnFrame, Frame, FrameChunk, Ints, Mask, join_frames, plain_column, to_list
 from .join_nodes import AsofJoinNode
@@ -70,7 +71,7 @@ class _Piece:
         return _Piece(chunk, left.numbers, left.dues, left.waits)
 
 
-class FrameAsofJoinOperator(AsofJoinOperator):
+class FrameAsofJoinOperator(AsofJoinOperator, TurningOperator):
     """Finds the match of each left row, the left rows in columns. Not thread-safe."""
 
     def __init__(self, node: AsofJoinNode, delay_ms: int) -> None:
@@ -79,8 +80,6 @@ class FrameAsofJoinOperator(AsofJoinOperator):
         """In the order they came; None while those that wait are in `AsofJoinOperator`."""
         self._written = 0
         """State holds the rows of the pool up to this number."""
-        self._rows_left = 0
-        """How many rows to take as such before columns are tried again."""
 
     @property
     def live_count(self) -> int:
@@ -101,21 +100,15 @@ class FrameAsofJoinOperator(AsofJoinOperator):
         """Take in rows of both sides; see `AsofJoinOperator.process`."""
         left, right = step.chunks
         step = step._replace(chunks=[left, right.as_chunk()])
-        if isinstance(left, FrameChunk) and left.row_count and self._rows_left <= 0:
-            try:
-                pool, late = self._arrived(left, step)
-            except NotInColumnsError:
-                self._rows_left = self.live_count
-            else:
-                return self._process_pool(pool, left.pick(late) if late.any() else None, step)
-        elif self._pool is not None and not left.row_count:
+        if self._pool is not None and not left.row_count:
             return self._process_pool(self._pool, None, step)
-        self._to_rows()
-        self._rows_left -= left.row_count
+        arrived = self._try_columns(left, lambda left: self._arrived(left, step))
+        if arrived is not None:
+            return self._process_pool(*arrived, step)
         return super().process(step._replace(chunks=[left.as_chunk(), right.as_chunk()]))
 
-    def _arrived(self, left: FrameChunk, step: Step) -> tuple[list[_Piece], Mask]:
-        """All left rows that wait now, and which of the new ones are late.
+    def _arrived(self, left: FrameChunk, step: Step) -> tuple[list[_Piece], FrameChunk | None]:
+        """All left rows that wait now, and those of the new ones that are late, if any are.
 
         Raises:
             NotInColumnsError: Only rows can say; nothing has changed.
@@ -130,7 +123,7 @@ class FrameAsofJoinOperator(AsofJoinOperator):
         new.frame.require(new.frame.names)  # state keeps whole rows
         numbers = np.arange(self._numbers + 1, self._numbers + 1 + new.row_count)
         pool = self._as_pool(left.frame) if self._pool is None else [*self._pool]
-        return [*pool, self._piece(new, numbers)], late
+        return [*pool, self._piece(new, numbers)], left.pick(late) if late.any() else None
 
     def _piece(self, chunk: FrameChunk, numbers: Ints) -> _Piece:
         waits = np.ones(len(numbers), np.bool_)

@@ -23,6 +23,7 @@ from .frame_errors import NotInColumnsError
 from .frame_folding import Closed, Folding, as_slots
 from .frame_keys import KeyTable, Numbers, run_heads, sorted_by_key
 from .frame_levels import TIME_MAX
+from .frame_operators import TurningOperator
 from .frames import FrameChunk, Ints, Mask, to_list
 from .nodes import LATE, CountNode
 from .state import StateRecords, encode_entries, encode_removed
@@ -114,7 +115,7 @@ class _Arrays:
         return list(zip(*(column.tolist() for column in columns), *held, strict=True))
 
 
-class FrameCountOperator(CountOperator):
+class FrameCountOperator(CountOperator, TurningOperator):
     """Windows of a number of rows, on columns as far as possible. Not thread-safe."""
 
     def __init__(self, node: CountNode, delay_ms: int) -> None:
@@ -123,8 +124,6 @@ class FrameCountOperator(CountOperator):
         self._table = KeyTable()
         self._arrays: _Arrays | None = None
         """None while the windows are those of `CountOperator`."""
-        self._rows_left = 0
-        """How many rows to take as such before arrays are tried again."""
 
     @property
     def live_count(self) -> int:
@@ -138,14 +137,9 @@ class FrameCountOperator(CountOperator):
         (chunk,) = step.chunks
         if not chunk.row_count:
             return {MAIN: Chunk([], [], [], []), LATE: Chunk([], [], [], [])}
-        if isinstance(chunk, FrameChunk) and self._rows_left <= 0:
-            try:
-                with np.errstate(all="ignore"):  # what has overflowed is found in the result
-                    return self._process_columns(chunk, step)
-            except NotInColumnsError:
-                self._rows_left = self.live_count
-        self._to_rows()
-        self._rows_left -= chunk.row_count
+        found = self._try_columns(chunk, lambda chunk: self._process_columns(chunk, step))
+        if found is not None:
+            return found
         return {**super().process(step._replace(chunks=[chunk.as_chunk()]))}
 
     def _process_columns(self, chunk: FrameChunk, step: Step) -> dict[str, Rows]:

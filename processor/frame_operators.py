@@ -1,5 +1,7 @@
 """Operators without state on columns: filter, select, key_by, merge. What they do: operators.py.
 
+And how those with state turn to rows and back.
+
 Each takes frames as far as it can, and hands rows to the operator it stands for: rows that came as
 rows, and a frame on which columns would not surely give the same. Nothing has changed by then, so
 the rows have the last word, errors and dead letters included.
@@ -8,8 +10,8 @@ the rows have the last word, errors and dead letters included.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +30,8 @@ from .stateful import MAIN
 
 _KEY_TYPES: Final = (pa.string(), pa.int64(), pa.bool_())
 """Of floats 1.0 is the same key as 1: rows know that."""
+
+T = TypeVar("T")
 
 
 class FrameOperator(ABC):
@@ -57,6 +61,43 @@ class FrameOperator(ABC):
         Raises:
             NotInColumnsError: Rows have to say.
         """
+
+
+class TurningOperator(ABC):
+    """What operators with state share that hold it in columns as long as these can say.
+
+    Where only rows can, all of it turns into what rows have, and back once as many rows have come
+    as there is state: so turning costs no row more than a constant.
+    """
+
+    _rows_left = 0
+    """How many rows to take as such before columns are tried again."""
+
+    @property
+    @abstractmethod
+    def live_count(self) -> int:
+        """See `StatefulOperator`."""
+
+    @abstractmethod
+    def _to_rows(self) -> None:
+        """All state as rows have it."""
+
+    def _try_columns(self, chunk: Rows, take: Callable[[FrameChunk], T]) -> T | None:
+        """What `take` makes of rows in columns; None where rows have to say, who may begin then.
+
+        Args:
+            chunk: The rows.
+            take: Raises `NotInColumnsError` before anything has changed.
+        """
+        if isinstance(chunk, FrameChunk) and chunk.row_count and self._rows_left <= 0:
+            try:
+                with np.errstate(all="ignore"):  # what has overflowed is found in the result
+                    return take(chunk)
+            except NotInColumnsError:
+                self._rows_left = self.live_count
+        self._to_rows()
+        self._rows_left -= chunk.row_count
+        return None
 
 
 class FrameFilterOperator(FrameOperator):

@@ -23,6 +23,7 @@ from .frame_aggregates import accumulators_for
 from .frame_errors import NotInColumnsError
 from .frame_fields import inputs_of
 from .frame_keys import KeyTable
+from .frame_operators import TurningOperator
 from .frame_turns import Turns
 from .frames import ColumnFrame, FrameChunk, Ints, Mask, to_list
 from .row_codec import PLAIN
@@ -72,7 +73,7 @@ class _Arrays:
             each.restore(list(column))
 
 
-class FrameRunningOperator(RunningOperator):
+class FrameRunningOperator(RunningOperator, TurningOperator):
     """Aggregates without windows, on columns as far as possible. Not thread-safe.
 
     Args:
@@ -87,8 +88,6 @@ class FrameRunningOperator(RunningOperator):
         self._table = KeyTable()
         self._arrays: _Arrays | None = None
         """None while the keys are those of `RunningOperator`."""
-        self._rows_left = 0
-        """How many rows to take as such before arrays are tried again."""
 
     @property
     def live_count(self) -> int:
@@ -102,14 +101,9 @@ class FrameRunningOperator(RunningOperator):
         (chunk,) = step.chunks
         if not chunk.row_count:
             return {MAIN: chunk.as_chunk().with_values([])}
-        if isinstance(chunk, FrameChunk) and self._rows_left <= 0:
-            try:
-                with np.errstate(all="ignore"):  # what has overflowed is found in the result
-                    return {MAIN: self._process_columns(chunk)}
-            except NotInColumnsError:
-                self._rows_left = self.live_count
-        self._to_rows()
-        self._rows_left -= chunk.row_count
+        found = self._try_columns(chunk, self._process_columns)
+        if found is not None:
+            return {MAIN: found}
         return super().process(step._replace(chunks=[chunk.as_chunk()]))
 
     def _process_columns(self, chunk: FrameChunk) -> Rows:

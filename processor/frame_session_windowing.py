@@ -25,6 +25,7 @@ from .frame_errors import NotInColumnsError
 from .frame_folding import Closed, Folding, as_slots
 from .frame_keys import KeyTable
 from .frame_levels import HOLD_MAX, TIME_MAX, clipped, levels_before
+from .frame_operators import TurningOperator
 from .frame_sessions import SessionPlan, SessionSlots
 from .frames import FrameChunk, Ints, to_list
 from .nodes import LATE, SessionNode
@@ -89,7 +90,7 @@ class _Arrays:
         return list(zip(last, repeat(0), repeat(False), *held))
 
 
-class FrameSessionOperator(SessionOperator):
+class FrameSessionOperator(SessionOperator, TurningOperator):
     """Sessions with one result each, on columns as far as possible. Not thread-safe."""
 
     def __init__(self, node: SessionNode, delay_ms: int) -> None:
@@ -99,8 +100,6 @@ class FrameSessionOperator(SessionOperator):
         self._table = KeyTable()
         self._arrays: _Arrays | None = None
         """None while the sessions are those of `SessionOperator`."""
-        self._rows_left = 0
-        """How many rows to take as such before arrays are tried again."""
 
     @property
     def live_count(self) -> int:
@@ -119,17 +118,12 @@ class FrameSessionOperator(SessionOperator):
     def process(self, step: Step) -> dict[str, Rows]:
         """Put rows into sessions and close those that are complete; see `SessionOperator`."""
         (chunk,) = step.chunks
-        if isinstance(chunk, FrameChunk) and chunk.row_count and self._rows_left <= 0:
-            try:
-                with np.errstate(all="ignore"):  # what has overflowed is found in the result
-                    return self._process_columns(chunk, step)
-            except NotInColumnsError:
-                self._rows_left = self.live_count
-        elif self._arrays is not None and not chunk.row_count:
+        if self._arrays is not None and not chunk.row_count:
             with np.errstate(all="ignore"):
                 return {MAIN: self._close_arrays(self._arrays, step), LATE: chunk}
-        self._to_rows()
-        self._rows_left -= chunk.row_count
+        found = self._try_columns(chunk, lambda chunk: self._process_columns(chunk, step))
+        if found is not None:
+            return found
         return super().process(step._replace(chunks=[chunk.as_chunk()]))
 
     def _process_columns(self, chunk: FrameChunk, step: Step) -> dict[str, Rows]:
