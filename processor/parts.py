@@ -7,6 +7,11 @@ another expression, so tuples and dataclasses that hold some cannot compare them
 from __future__ import annotations
 
 from functools import partial
+from operator import attrgetter, itemgetter, methodcaller
+from typing import Final
+
+_COMPARED: Final = (partial, attrgetter, itemgetter, methodcaller)
+"""Functions of Python's that are made of parts and do not compare themselves."""
 
 
 class Parted:
@@ -25,7 +30,7 @@ class Parted:
 
 def _parts(value: object) -> object:
     """What is equal where values are, down to what compares itself."""
-    if isinstance(value, Parted | partial):
+    if isinstance(value, (Parted, *_COMPARED)):
         return _parts(value.__reduce_ex__(2))
     if isinstance(value, dict):
         return {key: _parts(one) for key, one in value.items()}

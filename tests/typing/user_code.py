@@ -17,17 +17,20 @@ from millstream.processor import (
     Aggregate,
     Aggregated,
     AnyAggregate,
+    CalendarWindows,
     ChangedPlanError,
     Context,
     DedupStream,
     DeliveryKind,
     Expression,
+    FixedWindows,
     Joined,
     JoinResults,
     KeyedDedupStream,
     KeyedStream,
     Migration,
     Pipeline,
+    Plan,
     Retry,
     Sink,
     Source,
@@ -44,6 +47,7 @@ from millstream.processor import (
     from_iterable,
     jsonl_files,
     lit,
+    nodes,
     parse_expression,
     sqlite_rows,
     to_callable,
@@ -364,6 +368,21 @@ def keys_named_by_a_field_go_with_every_key() -> None:
     computed = orders.key_by(amount_of)
     computed.process(greet, state=Visits)  # type: ignore[arg-type]
     computed.join_table(users)  # type: ignore[arg-type]
+
+
+def plans_are_walked(plan: Plan) -> list[str]:
+    said: list[str] = []
+    for node in plan.nodes:
+        assert_type(node, nodes.Node)
+        if isinstance(node, nodes.WindowNode):
+            assert_type(node.windows, FixedWindows | CalendarWindows)
+            values: list[object] = [one.result(one.init()) for _, one in node.aggregates]
+            assert_type(node.result_type("ann", 0, 1, *values), Windowed[Any, Any])
+        elif isinstance(node, nodes.JoinNode):
+            assert_type(node.how, Literal["inner", "left", "right", "outer"])
+        elif isinstance(node, nodes.PortNode):
+            said.append(node.topic)  # type: ignore[attr-defined]
+    return said
 
 
 def state_is_migrated(store: millstream.Store) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -219,11 +220,15 @@ def test_aggregates_are_equal_if_they_do_the_same(one: object, another: object) 
         (lambda sales: sales.branch(a=col("n") > 1), lambda sales: sales.branch(a=col("m") > 1)),
         (lambda sales: sales.print("a"), lambda sales: sales.print("b")),
         (
+            lambda sales: sales.key_by(itemgetter("n")).dedup(attrgetter("m"), within="1s"),
+            lambda sales: sales.key_by(itemgetter("n")).dedup(attrgetter("k"), within="1s"),
+        ),
+        (
             lambda sales: sales.to(to_jsonl("here", name="files")),
             lambda sales: sales.to(to_jsonl("there", name="files")),
         ),
     ],
-    ids=["filter", "select", "branch", "print", "sink"],
+    ids=["filter", "select", "branch", "print", "getters", "sink"],
 )
 def test_plans_are_equal_if_they_do_the_same(
     one: Callable[[Any], object], another: Callable[[Any], object]
