@@ -25,7 +25,9 @@ from .line_files import (
     Pattern,
     Piece,
     begins_with_one,
+    compressed_since,
     first_bytes,
+    has_compressed,
     moved_away,
     moved_to,
     names_beside,
@@ -186,10 +188,18 @@ class _Reading:
         """The first rows of the file that came after the one which was moved away and is done.
 
         Raises:
+            DataError: That one was compressed.
             _MovedMeanwhile: Files were moved on, so this may not have been its successor.
         """
         done = self._position
         batch = None
+        compressed = compressed_since(self._storage, self._name, moved)
+        if compressed is not None:
+            raise self._error(
+                compressed,
+                "it came after what was read, and compressed files are not read: uncompress it"
+                " there, and run again",
+            )
         newer = newer_files(self._storage, self._name, moved)
         for name in newer:
             self._reader = None
@@ -412,6 +422,11 @@ class _Reading:
         )
         if not self._source.rotated:
             reason += " (rotated=True goes on with the file that replaces one moved away)"
+        elif has_compressed(self._storage, self._name):
+            reason += (
+                ", or moved away and compressed: then uncompress it there, with those after it, and"
+                " run again"
+            )
         return self._error(self._name, reason)
 
     def _error(self, name: str, message: str) -> DataError:

@@ -218,13 +218,34 @@ def newer_files(storage: Storage, name: str, moved: str) -> list[str]:
         name: What the file was called when it was written.
         moved: What it is called now.
     """
-    mark, marks = _mark_of(moved, name), _marked(storage, name)
+    mark = _mark_of(moved, name)
+    newer = [
+        (each, path)
+        for each, path in _marked(storage, name)
+        if _is_newer(each, mark) and not path.endswith(_COMPRESSED)
+    ]
     if _is_counter(mark):
-        counters = [(int(each), path) for each, path in marks if _is_counter(each)]
-        newer = [path for count, path in sorted(counters, reverse=True) if count < int(mark)]
+        newer.sort(key=lambda each: -int(each[0]))
     else:
-        newer = [path for each, path in sorted(marks) if not _is_counter(each) and each > mark]
-    return [*newer, name]
+        newer.sort()
+    return [*(path for _, path in newer), name]
+
+
+def compressed_since(storage: Storage, name: str, moved: str) -> str | None:
+    """One that followed a file that was moved away, and of which only a compressed form is left."""
+    mark, marks = _mark_of(moved, name), _marked(storage, name)
+    plain = {path for _, path in marks}
+    for path in sorted(plain):
+        for ending in _COMPRESSED:
+            former = path.removesuffix(ending)
+            if former != path and former not in plain and _is_newer(_mark_of(former, name), mark):
+                return path
+    return None
+
+
+def has_compressed(storage: Storage, name: str) -> bool:
+    """Whether files that were called `name` may be among those that were compressed."""
+    return any(path.endswith(_COMPRESSED) for _, path in _marked(storage, name))
 
 
 def moved_away(storage: Storage, name: str) -> list[str]:
@@ -281,6 +302,13 @@ def _marked(storage: Storage, name: str) -> list[tuple[str, str]]:
 def _is_counter(mark: str) -> bool:
     # Longer ones are dates.
     return mark.isdecimal() and mark.isascii() and len(mark) <= 5
+
+
+def _is_newer(mark: str, than: str) -> bool:
+    if _is_counter(mark) and _is_counter(than):
+        return int(mark) < int(than)
+    dated = mark[:1].isdecimal() or not than[:1].isdecimal()
+    return dated and mark > than and not _is_counter(mark) and not _is_counter(than)
 
 
 def _holds(storage: Storage, name: str, position: FilePosition, seen: bytes) -> bool:

@@ -198,6 +198,36 @@ def test_what_was_compressed_is_not_taken_for_lines(outside: SimulatedOutside) -
     assert [[1], None] == [next(reading) for _ in range(2)]
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "others"),
+    [
+        ("app.log.2", "app.log.1", "app.log.3.gz"),
+        ("app.log-20261102", "app.log-20261103", "app.log.gz"),
+    ],
+)
+def test_what_was_compressed_before_it_was_read_is_an_error_until_it_is_uncompressed(
+    outside: SimulatedOutside, first: str, second: str, others: str
+) -> None:
+    storage = outside.storage
+    put(storage, "app.log", b"1\n")
+    source = jsonl(outside, "app.log", follow=True, rotated=True)
+    position = last_position(source, "app.log")
+    for name in (f"{first}.gz", f"{second}.gz", others):
+        put(storage, name, b"\x1f\x8b\n")
+    put(storage, "app.log", b"3\n")
+    with pytest.raises(DataError, match=r"or moved away and compressed: then uncompress it there"):
+        rows(source, "app.log", position)
+
+    storage.remove(f"{first}.gz")
+    put(storage, first, b"1\n")
+    with pytest.raises(DataError, match=rf"uncompress it there, and run again .*{second}\.gz"):
+        rows(source, "app.log", position)
+
+    storage.remove(f"{second}.gz")
+    put(storage, second, b"2\n")
+    assert [2, 3] == rows(source, "app.log", position)
+
+
 @pytest.mark.parametrize("rotated", [False, True])
 @pytest.mark.parametrize("before", [b"", b"1\n"])
 def test_a_part_of_a_line_that_is_gone_is_an_error(
