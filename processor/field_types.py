@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from millstream import UsageError
 
-from .fields import ComputedField, Field, describe
+from .fields import ComputedField, Field, describe, made_of_fields
 from .row_types import field_type, members, returned_type
 
 _KEY_TYPES: Final = (str, bytes, bool, int, float, tuple)
@@ -51,6 +51,8 @@ def require_key_type(row_type: object, field: Field, what: str) -> None:
 def _is_no_key(kind: Any) -> bool:
     """Whether no value of a type groups rows; see serde.py."""
     origin = typing.get_origin(kind) or kind
+    if typing.is_typeddict(origin):
+        return True
     if origin is tuple:
         parts = [members(each) for each in typing.get_args(kind) if each is not Ellipsis]
         return any(each and all(map(_is_no_key, each)) for each in parts)
@@ -69,5 +71,7 @@ def _instead(kind: Any, field: Field) -> str:
     origin = typing.get_origin(kind) or kind
     if issubclass(origin, Enum):
         return f"lambda row: {value}.value"
+    if made_of_fields(origin):
+        return "one of its fields"
     made = "tuple" if issubclass(origin, list | tuple) else "str"
     return f"lambda row: {made}({value})"

@@ -255,6 +255,11 @@ def require_readable(field: object, what: str) -> None:
         )
 
 
+def made_of_fields(kind: type) -> bool:
+    """Whether values of a type have fields to choose from: Structs, dataclasses and dicts."""
+    return issubclass(kind, msgspec.Struct | dict) or dataclasses.is_dataclass(kind)
+
+
 def require_identity(value_type: object, what: str) -> None:
     """Refuse rows of a type whose values are never keys, where the whole value has to be one.
 
@@ -264,8 +269,7 @@ def require_identity(value_type: object, what: str) -> None:
     kind = typing.get_origin(value_type) or value_type
     if not isinstance(kind, type):
         return
-    made_of_fields = issubclass(kind, msgspec.Struct) or dataclasses.is_dataclass(kind)
-    if made_of_fields or issubclass(kind, dict | list):
+    if made_of_fields(kind) or issubclass(kind, list):
         raise UsageError(
             f"{what}: a value of type {kind.__name__} cannot be compared as a whole; name a field,"
             " or give a function that returns several as a tuple"

@@ -21,7 +21,7 @@ from .frame_accumulators import Accumulators, Inputs
 from .frame_aggregates import accumulators_for
 from .frame_errors import NotInColumnsError
 from .frame_folding import Closed, Folding, as_slots
-from .frame_keys import KeyTable, Numbers, run_heads, sorted_by_key
+from .frame_keys import KeyNumbers, Numbers, run_heads, sorted_by_key
 from .frame_levels import TIME_MAX
 from .frame_operators import TurningOperator
 from .frames import FrameChunk, Ints, Mask, to_list
@@ -121,7 +121,7 @@ class FrameCountOperator(CountOperator, TurningOperator):
     def __init__(self, node: CountNode, delay_ms: int) -> None:
         super().__init__(node, delay_ms)
         self._folding = Folding(node)
-        self._table = KeyTable()
+        self._table = KeyNumbers()
         self._arrays: _Arrays | None = None
         """None while the windows are those of `CountOperator`."""
 

@@ -34,8 +34,8 @@ _SPARSE: Final = 8
 """With so many keys in the table for one that is asked about, those asked about are sorted."""
 
 
-class KeyTable:
-    """Numbers of keys. Not thread-safe."""
+class KeyNumbers:
+    """A table of keys and their numbers. Not thread-safe."""
 
     def __init__(self) -> None:
         self._column: Array | None = None

@@ -22,7 +22,7 @@ from .frame_accumulators import Accumulators, Inputs
 from .frame_aggregates import accumulators_for
 from .frame_errors import NotInColumnsError
 from .frame_fields import inputs_of
-from .frame_keys import KeyTable
+from .frame_keys import KeyNumbers
 from .frame_operators import TurningOperator
 from .frame_turns import Turns
 from .frames import ColumnFrame, FrameChunk, Ints, Mask, to_list
@@ -85,7 +85,7 @@ class FrameRunningOperator(RunningOperator, TurningOperator):
         super().__init__(node, delay_ms)
         self._read = [inputs_of(aggregate.field) for _, aggregate in node.aggregates]
         self._names = ("key", *(name for name, _ in node.aggregates))
-        self._table = KeyTable()
+        self._table = KeyNumbers()
         self._arrays: _Arrays | None = None
         """None while the keys are those of `RunningOperator`."""
 

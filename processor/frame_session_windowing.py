@@ -23,7 +23,7 @@ from .frame_accumulators import Accumulators, Inputs
 from .frame_aggregates import accumulators_for
 from .frame_errors import NotInColumnsError
 from .frame_folding import Closed, Folding, as_slots
-from .frame_keys import KeyTable
+from .frame_keys import KeyNumbers
 from .frame_levels import HOLD_MAX, TIME_MAX, clipped, levels_before
 from .frame_operators import TurningOperator
 from .frame_sessions import SessionPlan, SessionSlots
@@ -97,7 +97,7 @@ class FrameSessionOperator(SessionOperator, TurningOperator):
         super().__init__(node, delay_ms)
         self._hold_ms = node.windows.gap_ms + node.grace_ms
         self._folding = Folding(node)
-        self._table = KeyTable()
+        self._table = KeyNumbers()
         self._arrays: _Arrays | None = None
         """None while the sessions are those of `SessionOperator`."""
 

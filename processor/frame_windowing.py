@@ -27,7 +27,7 @@ from .frame_accumulators import Accumulators, AddError, Inputs, Places, Slots
 from .frame_aggregates import accumulators_for
 from .frame_errors import NotInColumnsError
 from .frame_fields import inputs_of
-from .frame_keys import KeyTable, Numbers
+from .frame_keys import KeyNumbers, Numbers
 from .frames import Array, ColumnFrame, FrameChunk, Ints
 from .nodes import WindowNode
 from .numeric_aggregates import Count, Max, Mean, Min, Sum
@@ -70,7 +70,7 @@ class ArrayWindow:
     """
 
     def __init__(
-        self, table: KeyTable, accumulators: Sequence[Accumulators], keys_max: int = 0
+        self, table: KeyNumbers, accumulators: Sequence[Accumulators], keys_max: int = 0
     ) -> None:
         self._table = table
         self.accumulators_of = accumulators
@@ -271,7 +271,7 @@ class FrameWindowOperator(WindowOperator):
     def __init__(self, node: WindowNode, delay_ms: int) -> None:
         super().__init__(node, delay_ms)
         self._grid = node.windows
-        self._table = KeyTable()
+        self._table = KeyNumbers()
         self._read = [inputs_of(aggregate.field) for _, aggregate in node.aggregates]
         self._arrays: dict[int, ArrayWindow] = {}
         """Those of the open windows that are in arrays, by end; `_open` has the others."""

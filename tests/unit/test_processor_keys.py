@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable
 from datetime import date, datetime
 from enum import Enum, StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import msgspec
 import pytest
@@ -69,6 +69,10 @@ class Point(NamedTuple):
     y: int
 
 
+class Place(TypedDict):
+    city: str
+
+
 class Visit(msgspec.Struct):
     id: uuid.UUID
     at: datetime | None
@@ -76,6 +80,7 @@ class Visit(msgspec.Struct):
     point: Point
     parts: tuple[int, date]
     names: list[str]
+    place: Place
     size: Size
     key: int | uuid.UUID
     any: Any
@@ -95,6 +100,7 @@ def day(visit: Visit) -> date:
         ("point", r"'point' is a Point, .* lambda row: tuple\(row.point\)"),
         ("parts", "'parts' is a tuple"),
         ("names", r"'names' is a list, .* tuple\(row.names\)"),
+        ("place", "'place' is a Place, .* such as one of its fields"),
         (day, "day is a date"),
     ],
 )

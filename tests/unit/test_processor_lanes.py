@@ -16,7 +16,7 @@ import pytest
 import millstream
 from millstream import RecordError, Store
 from millstream.processor import Pipeline, agg, col, daily, hopping, lanes, tumbling
-from millstream.processor.frame_keys import KeyTable
+from millstream.processor.frame_keys import KeyNumbers
 from millstream.processor.frame_objects import Objects
 from millstream.processor.frame_windowing import ArrayWindow, FrameWindowOperator
 from millstream.processor.frames import FrameChunk, plain_fields
@@ -475,13 +475,13 @@ def test_keys_that_have_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch, wide
             }
             store.append_columns("events", table)
         sizes: list[int] = []
-        original = KeyTable.numbers_of
+        original = KeyNumbers.numbers_of
 
-        def numbers_of(table: KeyTable, keys: Any) -> Any:
+        def numbers_of(table: KeyNumbers, keys: Any) -> Any:
             sizes.append(len(table))
             return original(table, keys)
 
-        monkeypatch.setattr(KeyTable, "numbers_of", numbers_of)
+        monkeypatch.setattr(KeyNumbers, "numbers_of", numbers_of)
         job = Pipeline("job")
         keyed = job.source("events", type=Event, time="ts").key_by("user")
         keyed.window(tumbling("1m")).agg(n=agg.sum("size")).to("out")
@@ -583,7 +583,7 @@ def test_fields_are_plain_only_if_every_value_is_of_the_declared_type() -> None:
 
 
 def test_keys_are_ordered_by_their_bytes() -> None:
-    table = KeyTable()
+    table = KeyNumbers()
     numbers = table.numbers_of(pa.array([10, 9, -1, 100]))
 
     assert [2, 0, 3, 1] == table.ordered(numbers).tolist()
