@@ -218,11 +218,13 @@ class DedupOperator(StatefulOperator):
     def _entries(self, end: int, identities: Sequence[Identity]) -> StateRecords:
         paths = [self._path(end, identity) for identity in identities]
         start = end - self._bucket_ms
-        values = []
+        values: list[tuple[int, ...]] = []
         for identity in identities:
             known = self._passed[identity]
-            times = (known,) if isinstance(known, int) else tuple(known)
-            values.append(tuple(time for time in times if start <= time < end))
+            if isinstance(known, int):
+                values.append((known,))  # in this bucket, or it would not be here
+            else:
+                values.append(tuple([time for time in known if start <= time < end]))
         return encode_entries(self.name, paths, values, proven=True)
 
     def restore(self, entries: Iterable[StateEntry]) -> None:

@@ -352,10 +352,13 @@ class KeyedState(Generic[V]):
         if self.ttl_ms is not None or {1} != set(map(len, contents)):
             self.take(dict(zip(keys, contents, strict=True)))
             return
+        self._values.update(zip(keys, self._unpacked(contents), strict=True))
+
+    def _unpacked(self, contents: Iterable[list[Any]]) -> Iterable[V]:
+        """The values in what state kept of keys."""
         packed = map(itemgetter(0), contents)
         plain = isinstance(self._codec, RowCodec) and self._codec.plain
-        values = packed if plain else map(self._codec.unpack, packed)
-        self._values.update(zip(keys, values, strict=True))
+        return packed if plain else map(self._codec.unpack, packed)
 
     def _time_of(self, key: object, content: list[Any]) -> int | None:
         """The event time in what state kept of a key; None without a time to live."""

@@ -9,13 +9,13 @@ stored_keys.py.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from millstream import CacheDatabase
 
 from .serde import INT64_MAX, INT64_MIN, decode_state
 from .stateful import SWEEP_RECORDS
-from .stored_keys import shown_key
+from .stored_keys import shown_keys
 
 FIND_KEYS: Final = 500
 """Keys looked up with one statement."""
@@ -104,9 +104,9 @@ class KeyTable(StateTable):
         )
         self._remove = f"DELETE FROM {table} WHERE key = ?"  # noqa: S608
 
-    def find(self, keys: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    def find(self, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
         """The values of those of the keys that are there."""
-        yield from self._of_keys(self._find, keys)  # type: ignore[misc]
+        return list(self._of_keys(self._find, keys))  # type: ignore[arg-type]
 
     def after(self, key: bytes) -> list[tuple[bytes, bytes | None, bytes]]:
         """Some rows behind a key: key, shown, value."""
@@ -130,17 +130,15 @@ class KeyTable(StateTable):
         self._database.execute_many(self._remove, [(key,) for key in gone])
 
 
-class WindowRow(NamedTuple):
-    """A row of the file: one key of one window."""
+WindowRow: TypeAlias = tuple[bytes, bytes, bytes | None, bytes]
+"""A row of the file: one key of one window.
 
-    window: bytes
-    """msgpack of its end, which may be beyond what SQLite has for integers."""
-    key: bytes
-    """msgpack; equal keys have equal bytes."""
-    shown: bytes | None
-    """msgpack of the key as it was first, where that differs: 1.0 is the key 1."""
-    value: bytes
-    """As in the record of the state topic."""
+First comes msgpack of the end of the window, which may be beyond what SQLite has for integers. The
+others are as in `KeyRow`: the key, the key as it was first, and the value.
+"""
+
+KeyValues: TypeAlias = tuple[list[object], list[bytes]]
+"""Keys as they were first, with their values."""
 
 
 class WindowTable(StateTable):
@@ -175,17 +173,16 @@ class WindowTable(StateTable):
         self._remove = f"DELETE FROM {table} WHERE window = ? AND key = ?"  # noqa: S608
         self._end = f"DELETE FROM {table} WHERE window = ?"  # noqa: S608
 
-    def find(self, window: bytes, keys: Sequence[bytes]) -> Iterator[tuple[object, bytes]]:
-        """Those of the keys that are there, as they were first, with their values."""
-        for key, shown, value in self._of_keys(self._find, keys, window):
-            yield shown_key(shown or key), value  # type: ignore[arg-type,misc]
+    def find(self, window: bytes, keys: Sequence[bytes]) -> KeyValues:
+        """Those of the keys that are there."""
+        return _key_values(list(self._of_keys(self._find, keys, window)))
 
-    def all_of(self, window: bytes) -> Iterator[list[tuple[object, bytes]]]:
-        """All keys of a window, as they were first, with their values, some at a time."""
+    def all_of(self, window: bytes) -> Iterator[KeyValues]:
+        """All keys of a window, some at a time."""
         after = b""
         while rows := self._database.query(self._after, (window, after, SWEEP_RECORDS)):
             after = rows[-1][0]  # type: ignore[assignment]
-            yield [(shown_key(shown or key), value) for key, shown, value in rows]  # type: ignore[arg-type,misc]
+            yield _key_values(rows)
 
     def count(self, window: bytes) -> int:
         """Number of keys of a window."""
@@ -202,6 +199,10 @@ class WindowTable(StateTable):
         self._database.execute_many(self._write, rows)
 
 
+def _key_values(rows: Sequence[tuple[Any, ...]]) -> KeyValues:
+    return shown_keys([shown or key for key, shown, _ in rows]), [row[2] for row in rows]
+
+
 class BucketTable(WindowTable):
     """The table of one deduplication: a `WindowTable` of buckets, found by identity, too.
 
@@ -215,10 +216,11 @@ class BucketTable(WindowTable):
         super().__init__(database, number, [f"{table}_key ON {table} (key)"])
         self._anywhere = f"SELECT window, key, shown, value FROM {table} WHERE key IN "  # noqa: S608
 
-    def anywhere(self, keys: Sequence[bytes]) -> Iterator[tuple[int, object, bytes]]:
-        """What buckets have of keys: end of the bucket, identity as it was first there, value."""
-        for end, key, shown, value in self._of_keys(self._anywhere, keys):
-            yield decode_state(end), shown_key(shown or key), value  # type: ignore[arg-type,misc]
+    def anywhere(self, keys: Sequence[bytes]) -> tuple[list[int], list[object], list[bytes]]:
+        """What buckets have of keys: ends of the buckets, identities as they were first, values."""
+        rows: list[tuple[Any, ...]] = list(self._of_keys(self._anywhere, keys))
+        ends: dict[bytes, Any] = {end: decode_state(end) for end in {row[0] for row in rows}}
+        return [ends[row[0]] for row in rows], *_key_values([row[1:] for row in rows])
 
 
 class GroupRow(NamedTuple):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
-from operator import itemgetter
 
 from millstream import DataError
 
@@ -23,7 +22,7 @@ from .source import Rejects
 from .spill_room import RESTORE_BYTES, EntrySizes, Room
 from .spill_tables import BucketTable, WindowRow
 from .spilled_states import SpilledStates
-from .state import StateEntry, StateRecords, decode_content, encode_content, encode_removed
+from .state import StateEntry, StateRecords, decode_contents, encode_content, encode_removed
 from .stateful import SWEEP_RECORDS
 from .stored_keys import encoded_keys, stored_keys
 
@@ -86,10 +85,12 @@ class SpilledDedupOperator(DedupOperator):
         """Forget what the file has."""
         kept: set[Identity] = set().union(*self._pending.values())
         kept.update(*(bucket.changed for bucket in self._buckets.values()))
-        self._passed = {each: times for each, times in self._passed.items() if each in kept}
+        held = list(filter(kept.__contains__, self._passed)) if kept else []
+        self._passed = dict(zip(held, map(self._passed.__getitem__, held), strict=True))
         for end, bucket in self._buckets.items():
             before = len(bucket.identities)
-            bucket.identities = {each: None for each in bucket.identities if each in kept}
+            held = list(filter(kept.__contains__, bucket.identities)) if kept else []
+            bucket.identities = dict.fromkeys(held)
             if gone := before - len(bucket.identities):
                 self._away[end] = self._away.get(end, 0) + gone
 
@@ -101,15 +102,17 @@ class SpilledDedupOperator(DedupOperator):
         return chunk, identities
 
     def _hold(self, missing: Iterable[bytes]) -> None:
-        for end, identity, value in self.table.anywhere(sorted(missing)):
+        ends, identities, values = self.table.anywhere(sorted(missing))
+        for end, identity, found in zip(ends, identities, decode_contents(values), strict=True):
             bucket = self._buckets.get(end)
             # What is over goes from the file a little later.
             if bucket is not None:
                 bucket.identities[identity] = None
                 self._away[end] -= 1
-                known = self._passed.get(identity, [])
-                times = [*([known] if isinstance(known, int) else known), *decode_content(value)]
-                self._passed[identity] = times[0] if len(times) == 1 else times
+                known = self._passed.get(identity)
+                if known is not None:
+                    found[:0] = [known] if isinstance(known, int) else known
+                self._passed[identity] = found[0] if len(found) == 1 else found
 
     # --- state ---------------------------------------------------------------------------------
 
@@ -136,10 +139,11 @@ class SpilledDedupOperator(DedupOperator):
         """Give the file what `changes` has given, in a transaction. All of it is committed."""
         rows: list[WindowRow] = []
         for end, identities in self._pending.items():
-            name = encode_state(end)
-            for key, value in zip(encoded_keys(identities), identities.values(), strict=True):
-                rows.append(WindowRow(name, *key, value))
-        rows.sort(key=itemgetter(0, 1))
+            name, keys = encode_state(end), encoded_keys(identities)
+            rows += [
+                (name, *key, value) for key, value in zip(keys, identities.values(), strict=True)
+            ]
+        rows.sort()
         self.table.write(self._ended, (), rows)
         self._pending, self._ended = {}, []
 
@@ -154,9 +158,10 @@ class SpilledDedupOperator(DedupOperator):
                 if end in self._buckets:
                     known.update(piece)
                     yield self._entries(end, piece)
-            for rows in self.table.all_of(encode_state(end)):
+            for names, values in self.table.all_of(encode_state(end)):
                 if end not in self._buckets:
                     break
+                rows = zip(names, values, strict=True)
                 rest = [(identity, value) for identity, value in rows if identity not in known]
                 held = [identity for identity, _ in rest if identity in bucket.identities]
                 records = self._entries(end, held)

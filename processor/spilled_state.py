@@ -13,15 +13,17 @@ who was used when.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set as AbstractSet
+from itertools import repeat
+from operator import itemgetter
 from typing import Any, Final, TypeVar
 
 from .keyed_state import Codec, KeyedState
 from .serde import INT64_MAX, INT64_MIN, encode_state, ordered_keys
 from .spill_room import EntrySizes, Room
-from .spill_tables import KeyTable
-from .state import StateRecords, decode_content, encode_content, encode_removed
+from .spill_tables import KeyRow, KeyTable
+from .state import StateRecords, decode_contents, encode_content, encode_removed
 from .stateful import SWEEP_RECORDS
-from .stored_keys import encoded_keys, shown_key, stored_keys
+from .stored_keys import are_plain, encoded_keys, shown_key, stored_keys
 
 V = TypeVar("V")
 U = TypeVar("U")
@@ -64,8 +66,10 @@ class SpilledState(KeyedState[V]):
         self._old_times: dict[object, int] = {}
         self._absent: set[object] = set()
         """Keys that the file does not have."""
-        self._pending: dict[object, tuple[bytes, int | None] | None] = {}
-        """What the file does not have of what `changes` has given: value and time; None: gone."""
+        self._pending: dict[object, KeyRow | None] = {}
+        """What the file does not have of what `changes` has given, as its rows; None: gone."""
+        self._plain = True
+        """Whether those of these keys that are equal have had equal bytes."""
         self._count: int | None = None
         """Keys as of the last `changes`; None: to be counted."""
         self._expired_to = (INT64_MIN, b"")
@@ -111,12 +115,10 @@ class SpilledState(KeyedState[V]):
 
     def turn(self) -> None:
         """Forget the older generation; the younger is the older from here on."""
-        values, times = self._values, self._times
-        dirty = {key for key in (*self._changed, *self._pending) if key in values}
-        rest = values.keys() - dirty
-        self._values, self._old = _parted(values, dirty, rest)
+        dirty = (self._changed.keys() | self._pending.keys()) & self._values.keys()
+        self._values, self._old = _parted(self._values, dirty)
         if self.ttl_ms is not None:
-            self._times, self._old_times = _parted(times, dirty, rest)
+            self._times, self._old_times = _parted(self._times, dirty)
         self._absent = set()
 
     def load(self, keys: Iterable[object]) -> None:
@@ -129,23 +131,26 @@ class SpilledState(KeyedState[V]):
                 return
             missing = missing.difference(known)
         unknown = missing.difference(old)
-        for key in missing - unknown:
-            values[key] = old.pop(key)
+        if len(unknown) < len(missing):
+            held = missing - unknown
+            values.update(zip(held, map(old.pop, held), strict=True))
             if self.ttl_ms is not None:
-                self._times[key] = self._old_times.pop(key)
+                self._times.update(zip(held, map(self._old_times.pop, held), strict=True))
         if unknown:
             self._read(unknown)
 
     def _read(self, keys: AbstractSet[object]) -> None:
         wanted = dict(zip(stored_keys(keys), keys, strict=True))
-        for stored, value in self.table.find(sorted(wanted)):
-            key = wanted.pop(stored)
-            content = decode_content(value)
-            time_ms = self._time_of(key, content)
-            self._values[key] = self._codec.unpack(content[0])
-            if time_ms is not None:
-                self._times[key] = time_ms
-            self._sizes.note(1, len(stored) + len(value))
+        rows = self.table.find(sorted(wanted))
+        if rows:
+            stored, packed = zip(*rows, strict=True)
+            found = list(map(wanted.pop, stored))
+            contents = decode_contents(packed)
+            if self.ttl_ms is not None or {1} != set(map(len, contents)):
+                for key, content in zip(found, contents, strict=True):
+                    self._times[key] = self._time_of(key, content)  # type: ignore[assignment]
+            self._values.update(zip(found, self._unpacked(contents), strict=True))
+            self._sizes.note(len(rows), sum(map(len, stored)) + sum(map(len, packed)))
         self._absent.update(wanted.values())
 
     # --- keys ----------------------------------------------------------------------------------
@@ -190,11 +195,15 @@ class SpilledState(KeyedState[V]):
         """See `KeyedState.edit`."""
         each = dict.fromkeys(keys)
         self.load(each)
-        return super().edit(list(each), default)
+        values = super().edit(list(each), default)
+        if default is not None:
+            self._absent.difference_update(each)  # they are here from now on
+        return values
 
     def _note(self, key: object) -> None:
         if key not in self._values:
             self.load((key,))
+            self._absent.discard(key)
         super()._note(key)
 
     # --- time to live --------------------------------------------------------------------------
@@ -231,32 +240,45 @@ class SpilledState(KeyedState[V]):
         """See `KeyedState.changes`. The file gets them when they are committed: see `write`."""
         self._overdrawn = False
         self._count = len(self)
-        removed, values = self._gone(), self._values
-        present = [key for key in self._changed if key in values]
+        removed, present = self._gone(), list(self._changed)
+        if not self._changed.keys() <= self._values.keys():
+            present = list(filter(self._values.__contains__, present))
         records = super().changes()
         self._pending.update(dict.fromkeys(removed))
-        times: Iterable[int | None] = [None] * len(present)
-        if self.ttl_ms is not None:
-            times = map(self._times.__getitem__, present)
-        written = records.values[len(removed) :]
-        self._pending.update(zip(present, zip(written, times, strict=True), strict=True))  # type: ignore[arg-type]
+        paths, written = records.keys[len(removed) :], records.values[len(removed) :]
+        self._pending.update(zip(present, self._rows(present, paths, written), strict=True))
         size = sum(map(len, filter(None, written))) + 8 * len(present)
         self._sizes.note(len(present), size)
         return records
 
+    def _rows(
+        self, keys: Sequence[object], paths: Sequence[bytes], values: Sequence[bytes | None]
+    ) -> Iterable[KeyRow]:
+        """The rows of the file for records of keys."""
+        times = repeat(None) if self.ttl_ms is None else map(self._times.__getitem__, keys)
+        self._plain &= are_plain(keys)
+        if self._plain:
+            head = len(self._head)
+            stored = [path[head:] for path in paths]
+            return zip(stored, repeat(None), values, times, strict=False)  # type: ignore[arg-type]
+        # Until it is written a key is shown as it came first.
+        first = dict(zip(self._pending, self._pending, strict=True))
+        each = encoded_keys([first.get(key, key) for key in keys])
+        return [(*key, value, time) for key, value, time in zip(each, values, times, strict=False)]  # type: ignore[misc]
+
     def write(self) -> None:
         """Give the file what `changes` has given, in a transaction. All of it is committed."""
-        each = list(zip(encoded_keys(self._pending), self._pending.values(), strict=True))
-        rows = [(*key, *packed) for key, packed in each if packed is not None]
-        gone = [stored for (stored, _), packed in each if packed is None]
-        rows.sort()
-        self.table.write(rows, sorted(gone))
+        rows = list(filter(None, self._pending.values()))
+        gone = [key for key, row in self._pending.items() if row is None]
+        rows.sort(key=itemgetter(0))
+        self.table.write(rows, sorted(stored_keys(gone)))
         if self.ttl_ms is not None and rows:
             self._look_again(min(time or 0 for *_, time in rows))
-        self._pending = {}
+        self._pending, self._plain = {}, True
+        self._waits, self._due, self._due_keys = {}, [], {}
         if self.ttl_ms is not None:
-            times = self._times
-            self._wait_for({key: times[key] + self.ttl_ms for key in self._changed if key in times})
+            for key in filter(self._times.__contains__, self._changed):
+                self._wait(key, self._times[key] + self.ttl_ms)
 
     def _look_again(self, time: int) -> None:
         """The file has got a row of this time."""
@@ -273,7 +295,7 @@ class SpilledState(KeyedState[V]):
                 # What has come into the file since is found there.
                 if packed is not None:
                     records.keys.append(encode_state((*self.prefix, key)))
-                    records.values.append(packed[0])
+                    records.values.append(packed[2])
             yield records
         after = b""
         while rows := self.table.after(after):
@@ -287,18 +309,20 @@ class SpilledState(KeyedState[V]):
 
     def take(self, contents: Mapping[object, list[Any] | None]) -> None:
         """See `KeyedState.take`. The file gets it at once."""
-        for key, content in contents.items():
-            if content is None:
-                self._pending[key] = None
-            else:
-                time_ms = self._time_of(key, content)
-                self._pending[key] = encode_content(content), time_ms
+        present = {key: each for key, each in contents.items() if each is not None}
+        self._pending.update(dict.fromkeys(contents.keys() - present.keys()))
+        for key, content in zip(encoded_keys(present), present.items(), strict=True):
+            time_ms = self._time_of(*content)
+            self._pending[content[0]] = *key, encode_content(content[1]), time_ms
         self._count = None
         self._room.write()
 
 
 def _parted(
-    held: Mapping[object, U], some: Iterable[object], others: Iterable[object]
+    held: dict[object, U], some: AbstractSet[object]
 ) -> tuple[dict[object, U], dict[object, U]]:
-    """What is held of some keys, and of others."""
-    return {key: held[key] for key in some}, {key: held[key] for key in others}
+    """What is held of some keys, and of all others. Moves what is less."""
+    if 2 * len(some) <= len(held):
+        return dict(zip(some, map(held.pop, some), strict=True)), held
+    others = held.keys() - some
+    return held, dict(zip(others, map(held.pop, others), strict=True))

@@ -173,9 +173,13 @@ class SpilledStates(States):
 
     def trim(self) -> None:
         """Keep two generations within the memory there is; see spilled_state.py."""
-        if sum(state.young_bytes for state in self._states) > self.cache_bytes // 2:
-            for state in self._states:
-                state.turn()
+        young = sum(state.young_bytes for state in self._states)
+        if young > self.cache_bytes // 2:
+            dirty = sum(state.dirty_bytes for state in self._states)
+            # Where most must stay, to look through it would not be worth what goes.
+            if young - dirty > self.cache_bytes // 8:
+                for state in self._states:
+                    state.turn()
 
     # --- restart -------------------------------------------------------------------------------
 

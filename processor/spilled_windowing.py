@@ -15,8 +15,7 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import count
-from operator import itemgetter
+from itertools import compress, count
 from typing import Any
 
 from millstream import DataError
@@ -33,7 +32,7 @@ from .spilled_states import SpilledStates
 from .state import (
     StateEntry,
     StateRecords,
-    decode_content,
+    decode_contents,
     encode_content,
     encode_removed,
 )
@@ -98,7 +97,7 @@ class SpilledWindow(Window):
         """See `Window.slots_of`. Fetches what the file has of the keys."""
         if self._spilled:
             missing = stored_keys(set(keys).difference(self.slots))
-            self._hold(self._table.find(self.name, sorted(missing)))
+            self._hold(*self._table.find(self.name, sorted(missing)))
         before = len(self.slots)
         slots = super().slots_of(keys)
         self._total += len(self.slots) - before
@@ -107,20 +106,24 @@ class SpilledWindow(Window):
     def hold_all(self) -> None:
         """Fetch all keys."""
         if self._spilled:
-            for rows in self._table.all_of(self.name):
-                self._hold((key, value) for key, value in rows if key not in self.slots)
+            for keys, values in self._table.all_of(self.name):
+                # Those that memory has changed since are here as they are.
+                away = [key not in self.slots for key in keys]
+                self._hold(list(compress(keys, away)), list(compress(values, away)))
             self._spilled = False
 
-    def _hold(self, rows: Iterable[tuple[object, bytes]]) -> None:
+    def _hold(self, keys: Sequence[object], values: Sequence[bytes]) -> None:
         """Take keys that memory does not have."""
-        for key, value in rows:
-            accumulators = decode_content(value)
-            if self._codec.typed:
-                accumulators = self._codec.unpack(accumulators)
-            # Looking it up gives it the next slot, which is where its accumulators go.
-            self.slots[key]
-            for column, accumulator in zip(self.columns, accumulators, strict=True):
-                column.append(accumulator)
+        if not keys:
+            return
+        contents: Sequence[Sequence[Any]] = decode_contents(values)
+        if self._codec.typed:
+            contents = list(map(self._codec.unpack, contents))
+        # Looking a key up gives it the next slot, which is where its accumulators go.
+        for _ in map(self.slots.__getitem__, keys):
+            pass
+        for column, accumulators in zip(self.columns, zip(*contents, strict=True), strict=True):
+            column.extend(accumulators)
 
     def take_changed(self) -> tuple[list[object], list[tuple[Any, ...]]]:
         """See `Window.take_changed`."""
@@ -135,7 +138,8 @@ class SpilledWindow(Window):
         if not self.persisted:
             return
         self._settle()
-        kept = [key for key in self.slots if key in self._changed or key in self.pending]
+        busy = self._changed.keys() | self.pending.keys()
+        kept = list(filter(busy.__contains__, self.slots))
         if len(kept) == len(self.slots):
             return
         columns = list(zip(*self.accumulators(kept), strict=True)) or [()] * len(self.columns)
@@ -230,14 +234,14 @@ class SpilledWindowOperator(WindowOperator):
         rows: list[WindowRow] = []
         gone: list[tuple[bytes, bytes]] = []
         for window in self._spilling.values():
-            encoded = encoded_keys(window.pending)
-            for (stored, shown), value in zip(encoded, window.pending.values(), strict=True):
+            keys, values = encoded_keys(window.pending), window.pending.values()
+            for (stored, shown), value in zip(keys, values, strict=True):
                 if value is None:
                     gone.append((window.name, stored))
                 else:
-                    rows.append(WindowRow(window.name, stored, shown, value))
+                    rows.append((window.name, stored, shown, value))
             window.pending = {}
-        rows.sort(key=itemgetter(0, 1))
+        rows.sort()
         self.table.write(self._ended, gone, rows)
         self._ended = []
 
@@ -251,9 +255,10 @@ class SpilledWindowOperator(WindowOperator):
                 if self._spilling.get(end) is window:
                     known.update(piece)
                     yield self._filed(end, piece, window.accumulators(piece))
-            for rows in self.table.all_of(window.name):
+            for keys, values in self.table.all_of(window.name):
                 if self._spilling.get(end) is not window:
                     break
+                rows = list(zip(keys, values, strict=True))
                 yield self._swept(end, window, known, rows)
 
     def _swept(

@@ -215,13 +215,10 @@ def decode_piece(keys: Sequence[bytes | None], values: Sequence[bytes | None]) -
         DataError: One is not a state record.
     """
     known = [value for value in values if value is not None]
-    if None in keys or len(known) < len(values) or set(map(_FIRST, known)) != {STATE_VERSION}:
+    if None in keys or len(known) < len(values):
         entries = list(map(decode_entry, keys, values))
         return StatePiece([entry.path for entry in entries], [entry.value for entry in entries])
-    try:
-        contents = list(map(_LIST.decode, map(_REST, known)))
-    except UNDECODABLE as error:
-        raise DataError(f"not a state record: {error}") from error
+    contents = decode_contents(known)
     paths = decode_paths(keys)  # type: ignore[arg-type]  # none is None
     return StatePiece(paths, contents)  # type: ignore[arg-type]
 
@@ -280,6 +277,20 @@ def decode_content(value: bytes) -> list[Any]:
     if not isinstance(content, list):
         raise DataError(f"not a state record: {content!r}")
     return content
+
+
+def decode_contents(values: Sequence[bytes]) -> list[list[Any]]:
+    """What paths hold, as `decode_content` does it, but all of them in few calls.
+
+    >>> decode_contents([encode_content([1]), encode_content(["a", 2])])
+    [[1], ['a', 2]]
+    """
+    if set(map(_FIRST, values)) != {STATE_VERSION}:
+        return list(map(decode_content, values))
+    try:
+        return list(map(_LIST.decode, map(_REST, values)))
+    except UNDECODABLE as error:
+        raise DataError(f"not a state record: {error}") from error
 
 
 def _decoded_list(data: bytes) -> list[Any]:

@@ -6,7 +6,7 @@ that is how state shows it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain, repeat
 from typing import Any, Final
 
@@ -25,7 +25,7 @@ def stored_key(key: object) -> bytes:
 
 def stored_keys(keys: Collection[object]) -> list[bytes]:
     """Each key as the file has it."""
-    return list(map(encode_state if _are_plain(keys) else stored_key, keys))
+    return list(map(encode_state if are_plain(keys) else stored_key, keys))
 
 
 def encoded_keys(keys: Collection[object]) -> Iterable[tuple[bytes, bytes | None]]:
@@ -34,7 +34,7 @@ def encoded_keys(keys: Collection[object]) -> Iterable[tuple[bytes, bytes | None
     >>> dict(encoded_keys([1.0])) == {encode_state(1): encode_state(1.0)}
     True
     """
-    if _are_plain(keys):
+    if are_plain(keys):
         return zip(map(encode_state, keys), repeat(None), strict=False)
     encoded = [(stored_key(key), encode_state(key)) for key in keys]
     return [(stored, None if shown == stored else shown) for stored, shown in encoded]
@@ -53,7 +53,7 @@ def as_held(held: Mapping[Any, object], keys: Iterable[object]) -> list[Any]:
     return [key for key in held if key in asked]
 
 
-def _are_plain(keys: Collection[object]) -> bool:
+def are_plain(keys: Collection[object]) -> bool:
     """Whether equal keys surely have equal bytes, found without looking at each in Python."""
     kinds = set(map(type, keys))
     if kinds == {tuple}:
@@ -75,3 +75,13 @@ def _plain_key(key: object) -> object:
 def shown_key(data: bytes) -> object:
     """A key from its bytes."""
     return restored_key(decode_state(data))
+
+
+def shown_keys(data: Sequence[bytes]) -> list[object]:
+    """Keys from their bytes.
+
+    >>> shown_keys([stored_key("a"), stored_key((1, "b"))])
+    ['a', (1, 'b')]
+    """
+    keys = list(map(decode_state, data))
+    return list(map(restored_key, keys)) if list in set(map(type, keys)) else keys
