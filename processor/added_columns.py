@@ -1,9 +1,9 @@
 """Give state a result more: what each record holds when an aggregate was added. Pure.
 
-An aggregate that is new begins empty in every window, session and key that is open. Those that were
-there must be there still, under the same names. In a grouped table it cannot begin empty: a row
-that leaves its group would be taken back from an aggregate that never had it. But the rows are
-there, so it is made of them; regrouping.py does that.
+Those that were there must be there still, under the same names; their order may be another one. An
+aggregate that is new begins empty in every window, session and key that is open. In a grouped table
+it cannot begin empty: a row that leaves its group would be taken back from an aggregate that never
+had it. But the rows are there, so it is made of them; regrouping.py does that.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Value = list[Any]
 
 
 class AddedColumns(NamedTuple):
-    """What an operator says more than it did."""
+    """What an operator says more than it did, or in another order."""
 
     names: tuple[str, ...]
-    """The results that are new."""
+    """The results that are new; none if their order alone has changed."""
     extend: Callable[[Value], Value]
     """Makes what a record holds of what it held; of a group, without the rows' part in it."""
     regrouped: RegroupNode | None
@@ -36,6 +36,8 @@ class AddedColumns(NamedTuple):
     @property
     def reason(self) -> str:
         """What is to be said of them."""
+        if not self.names:
+            return "results in another order"
         one = len(self.names) == 1
         if self.regrouped is None:
             return f"{', '.join(self.names)} begin{'s' * one} empty"
@@ -43,7 +45,7 @@ class AddedColumns(NamedTuple):
 
 
 def added_columns(plan: Plan, operator: str, former: str) -> AddedColumns | None:
-    """What was added to an operator; None if that is not all that has changed.
+    """What was added to an operator, or moved; None if that is not all that has changed.
 
     Args:
         plan: The new one.
@@ -58,7 +60,7 @@ def added_columns(plan: Plan, operator: str, former: str) -> AddedColumns | None
         return None
     order = [now[1].index(each) for each in was[1] if each in now[1]]
     names = tuple(name for name, _ in node.aggregates)
-    if len(order) < len(was[1]) or len(now[1]) != len(names) or len(order) == len(names):
+    if len(order) < len(was[1]) or len(now[1]) != len(names) or was[1] == now[1]:
         return None
     added = tuple(name for number, name in enumerate(names) if number not in order)
     regrouped = node if isinstance(node, RegroupNode) else None

@@ -198,11 +198,11 @@ def migration_steps(
         elif operator in drop:
             steps.append(step._replace(operator=operator, action="drop", reason="as you say"))
             continue
+        elif added := added_columns(plan, name, state.identity):
+            steps.append(step._replace(action="carry", reason=added.reason))
         elif pattern is not None and pattern.fullmatch(state.identity):
             renamed = "another name" if name != operator else "results of other names"
             steps.append(step._replace(action="carry", reason=renamed))
-        elif added := added_columns(plan, name, state.identity):
-            steps.append(step._replace(action="carry", reason=added.reason))
         elif name in same and alike[name].fullmatch(state.identity):
             steps.append(step._replace(action="carry", reason="it means the same, as you say"))
         else:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from simulated_stores import abandon, open_quietly
 
@@ -436,3 +437,71 @@ def test_a_power_failure_at_any_operation_leaves_the_one_or_the_other() -> None:
         frozenset({"orders.window", "orders.agg", "orders.dedup"}),
         frozenset({"w", "t"}),
     } == seen
+
+
+# --- aggregates in another order ---------------------------------------------------------------
+
+
+def two_aggregates(order: int, state: Any) -> Pipeline:
+    """All operators with aggregates, of which one began later than the other."""
+    pipeline = Pipeline("shop", state=state)
+    rows = pipeline.source("orders", time="t")
+    keyed = rows.key_by("k")
+    both = {"x": agg.sum("x"), "y": agg.sum("x"), "n": agg.count()}
+    aggregates: dict[str, Any] = dict(list(both.items())[::order])
+    keyed.window(tumbling(40), name="w").agg(**aggregates).to("w")
+    keyed.window(session(9), name="s").agg(**aggregates).to("s")
+    keyed.window(counting(7), name="c").agg(**aggregates).to("c")
+    keyed.agg(name="a", ttl=1000, **aggregates).to("a")
+    table = keyed.reduce(lambda _, row: row)
+    table.group_by("x", name="g").agg(**aggregates).to("g")
+    return pipeline
+
+
+@pytest.mark.parametrize("state", ["memory", "sqlite"])
+def test_e63_aggregates_in_another_order_go_on_under_their_names(state: str) -> None:
+    rows = lines(60)
+    found = []
+    for order in (1, -1):
+        with millstream.open(":memory:") as store:
+            store.create_topic("orders")
+            store.append_many("orders", rows[:30])
+            two_aggregates(1, state).run(store, until="end", epoch_ms=0, batch_records=4)
+            changed = two_aggregates(order, state)
+            if order < 0:
+                with pytest.raises(ChangedPlanError, match=r"migrate\(store\)") as caught:
+                    changed.run(store, until="end")
+                assert ({}, [], []) == (caught.value.rename, caught.value.same, caught.value.drop)
+                done = changed.migrate(store)
+                assert {("carry", "results in another order")} == {
+                    (each.action, each.reason) for each in done.steps if each.operator in "wscag"
+                }
+                assert not changed.migrate(store).changes
+            store.append_many("orders", rows[30:])
+            changed.run(store, until="end", on_end="flush", epoch_ms=0, batch_records=4)
+            found.append(
+                {
+                    topic: [msgspec.json.decode(each.value or b"{}") for each in store.read(topic)]
+                    for topic in "wscag"
+                }
+            )
+    assert found[0] == found[1]
+    assert all(map(len, found[0].values()))
+
+
+def test_e63_of_equal_aggregates_in_another_order_each_keeps_what_it_has(store: Store) -> None:
+    """One began later than the other: their names tell them apart, not their places."""
+
+    def counted(*names: str) -> Pipeline:
+        pipeline = Pipeline("shop")
+        keyed = pipeline.source("orders", time="t").key_by("k")
+        keyed.agg(name="a", **{name: agg.count() for name in names}).to("out")
+        return pipeline
+
+    for number, names in enumerate((["all"], ["all", "later"], ["later", "all"])):
+        if number:
+            counted(*names).migrate(store)
+        store.append("orders", b'{"k":"a","t":%d}' % number)
+        counted(*names).run(store, until="end")
+    counts = [msgspec.json.decode(each.value or b"") for each in store.read("out")]
+    assert [(1, None), (2, 1), (3, 2)] == [(each["all"], each.get("later")) for each in counts]
