@@ -345,7 +345,7 @@ def test_a_machine_that_dies_at_any_operation_beside_the_next_epoch_changes_noth
     pieces=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 20)), min_size=1, max_size=4),
     snapshot=st.sampled_from((2, 20, 10_000)),
 )
-def test_a_store_holds_the_same_whether_commits_are_written_beside_or_not(
+def test_e60_a_store_holds_the_same_whether_commits_are_written_beside_or_not(
     seed: int, pieces: list[tuple[int, int]], snapshot: int
 ) -> None:
     """Record for record, in outputs, state and checkpoint, over several runs."""

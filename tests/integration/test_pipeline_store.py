@@ -205,6 +205,14 @@ def test_a_run_without_input_commits_nothing(store: Store) -> None:
     assert store.checkpoint("pipeline/totals") == before
 
 
+def test_e18_windows_that_were_held_go_on_and_are_emitted_once(store: Store) -> None:
+    lines = orders(150)
+    for part, on_end in ((lines[:70], "hold"), (lines[70:71], "hold"), (lines[71:], "flush")):
+        fill(store, part)
+        totals().run(store, until="end", on_end=on_end)  # type: ignore[arg-type]  # a literal
+        assert outputs(store) == expected(store, on_end=on_end)
+
+
 def test_e18_flushed_windows_are_not_emitted_again(store: Store) -> None:
     lines = orders(100)
     fill(store, lines)

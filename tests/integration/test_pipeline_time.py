@@ -57,6 +57,36 @@ def run(pipeline: Pipeline, store: Store) -> Metrics:
     return pipeline.run(store, until="end", tick_ms=1)
 
 
+def test_e4_w_never_falls_whatever_becomes_of_a_partition(store: Store, clock: ManualClock) -> None:
+    levels: list[int | None] = []
+
+    def look(partition: int | None = None, *times: int) -> None:
+        """Add rows, and let a run begin, read them and end."""
+        if partition is not None:
+            add(store, partition, *times)
+        levels.append(run(counts(idle=500), store).watermark_ms)
+
+    look(0, 30)  # the other partition is empty
+    look()
+    look(1, 10)  # it begins, with an old row
+    look()
+    clock.advance(600)
+    look(0, 50)  # the other one is idle
+    look(1, 11)  # it wakes, with an old row
+    look(1, 60)
+    store.delete_topic("in")
+    store.create_topic("in", partitions=3)
+    counts(idle=500).migrate(store, same=["in"])
+    look(0, 20)  # two partitions are empty, of which one is new
+    look(2, 40)
+    look(1, 70)
+    assert [30, 30, 30, 30, 50, 50, 50, 50, 50, 50] == levels
+    look(0, 55)
+    look(2, 56)
+    assert [50, 55] == levels[-2:], "it is the least of all three"
+    assert [30] == starts(store)
+
+
 def test_e6_an_idle_partition_lets_the_others_close_windows(
     store: Store, clock: ManualClock
 ) -> None:

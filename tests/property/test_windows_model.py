@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
-from millstream.processor import FixedWindows, Pipeline, Row, agg
+from millstream.processor import FixedWindows, Pipeline, Row, SessionWindows, agg, session
 
 Event = tuple[int, int, str | int, float]
 """Partition, time, key, amount."""
@@ -179,3 +179,26 @@ def test_no_stream_depends_on_where_batches_are_cut(
     for topic in whole:
         assert cut.records(topic) == whole.records(topic)
     assert cut["late"] == [], "what a window emits is never late for the next"
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 8), st.sampled_from("ab")), max_size=40),
+    st.sampled_from([FixedWindows(10, 10, 0), FixedWindows(12, 5, 1), session(4)]),
+    st.integers(0, 6),
+)
+def test_e3_disorder_within_the_bound_gives_the_results_of_sorted_input(
+    steps: list[tuple[int, int, str]], windows: FixedWindows | SessionWindows, grace: int
+) -> None:
+    pipeline = Pipeline("p")
+    rows = pipeline.source("in", time="t", disorder=8)
+    results = rows.key_by("k").window(windows, grace=grace).agg(n=agg.count(), ts=agg.sum("t"))
+    results.to("out")
+    results.late.to("late")
+    now, disordered = 0, []
+    for step, behind, key in steps:
+        now += step
+        disordered.append({"t": now - behind, "k": key})
+    output = pipeline.test({"in": disordered})
+    assert output["late"] == []
+    assert output == pipeline.test({"in": sorted(disordered, key=lambda row: row["t"])})

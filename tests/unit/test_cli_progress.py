@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -111,6 +112,31 @@ def test_what_a_run_says_at_its_end_is_not_behind_its_progress(
     assert "\x1b[Klag 2, 1 records in" in terminal.getvalue()
     assert not any("lag 2" in line for line in terminal.lines())
     assert terminal.lines()[0].startswith("p: 3 records" if last else "Traceback")
+
+
+def test_a_run_that_is_not_on_a_terminal_says_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "app_told.py").write_text(
+        "from millstream.processor import Pipeline\n"
+        "pipeline = Pipeline('p')\n"
+        "pipeline.source('in').to('out')\n"
+    )
+    with millstream.open(tmp_path / "data") as store:
+        store.create_topic("in")
+        store.append_many("in", [b'{"n":1}', b'{"n":2}'])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0)
+    run = ["process", "app_told:pipeline", "--until", "end", "--batch-records", "1", "--epoch", "0"]
+    assert 0 == main(["--dir", "data", *run, "--progress"])
+    first, second, result = capsys.readouterr().err.splitlines()
+    assert first.startswith("lag 1, 1 records in, 1 out, 0 late, 0 dead letters, 1 epochs, commit ")
+    assert re.match(
+        r"lag 0, \d+ rec/s, caught up in 0 s, 2 records in,.* commit \d+ ms, wat", second
+    )
+    assert result.startswith("p: 2 records in, 2 out, 0 late, 0 dead letters, 2 epochs, lag 0, wat")
 
 
 def test_the_rate_of_a_run_and_the_time_left_are_those_of_some_seconds(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from pipeline_runs import run_in_pieces
@@ -57,7 +57,7 @@ def test_timers_of_one_time_fire_by_key_and_then_by_name(batch_records: int) -> 
 
 
 @pytest.mark.parametrize("batch_records", [1, 2, 100])
-def test_w_never_falls_when_a_slower_partition_joins(batch_records: int) -> None:
+def test_e4_w_never_falls_when_a_slower_partition_joins(batch_records: int) -> None:
     """A partition whose first row is old holds W where it is, and does not take it back."""
     pipeline = Pipeline("p")
     windows = pipeline.source("in", time="t").key_by("k").window(tumbling(10)).agg(n=agg.count())
@@ -133,3 +133,28 @@ def test_e13_a_restart_at_the_limits_of_int64_changes_nothing() -> None:
     whole = run_in_pieces(pipeline, inputs)
     assert whole == run_in_pieces(pipeline, inputs, batch_records=1, crash_every=1)
     assert [2, 1, 1, 1, 1] == [json.loads(each.value or b"")["n"] for each in whole["sessions"]]
+
+
+@pytest.mark.parametrize("emit", ["final", "update"])
+def test_e38_e47_sessions_go_on_over_cuts_and_restarts(emit: Literal["final", "update"]) -> None:
+    """Sessions that grow, move their start and are joined by a row; the last update is final."""
+    pipeline = Pipeline("p")
+    sessions = pipeline.source("in", time="t", disorder=20).key_by("k").window(session(10), grace=5)
+    sessions.agg(ts=agg.collect("t", limit=9)).emit(emit).to("out")
+    times = (0, 16, 8, 30, 24, 60, 60, 45, 52, 95, 90)
+    inputs = {"in": [{"k": "a", "t": time} for time in times]}
+    whole = run_in_pieces(pipeline, inputs)
+    for batch_records, crash_every in ((1, 1), (2, 1), (3, 2)):
+        assert whole == run_in_pieces(
+            pipeline, inputs, batch_records=batch_records, crash_every=crash_every
+        )
+    said = [json.loads(each.value or b"") for each in whole["out"]]
+    final = [row["ts"] for row in said if row.get("status", "final") == "final"]
+    assert [[0, 16, 8, 30, 24], [45, 60, 60, 52], [95, 90]] == final
+    known: dict[int, list[int]] = {}
+    for row in said:
+        if row.get("status") == "retracted":
+            assert known.pop(row["window_start"]) == row["ts"], "what was said is taken back"
+        elif row.get("status") == "update":
+            known[row["window_start"]] = row["ts"]
+    assert emit == "final" or list(known.values()) == final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import msgspec
@@ -276,6 +277,49 @@ def test_e55_deletions_of_either_table_take_their_turn(batch_records: int | None
         run.commit()
         run.crash()
     assert expected == [msgspec.json.decode(each.value or b"") for each in run.out["out"]]
+
+
+@pytest.mark.parametrize("versioned", [False, True])
+@pytest.mark.parametrize("batch_records", [None, 1, 3])
+def test_e55_updates_and_deletions_that_come_out_of_order(
+    versioned: bool, batch_records: int | None
+) -> None:
+    """As many inputs as Kafka's joins of tables are tested with: values and nulls, late and early.
+
+    Each update of the left side meets what the right one has: last, or as of the update's time.
+    """
+    pipeline = Pipeline("p")
+    left = pipeline.table("l", type=str, disorder=100).updates(deletions=True)
+    right = pipeline.table("r", type=str, disorder=100, versioned=versioned)
+    left.join_table(right, how="left", into=lambda *pair: pair).to("out")
+    chance = random.Random(55)
+    arrivals: list[tuple[Record, int | None]] = []
+    ends, rights, expected = {"l": 0, "r": 0}, list[tuple[int, int, str | None]](), []
+    lefts = []
+    for number in range(47):
+        side, time = chance.choice("lr"), number + chance.choice([0, 0, 1, -5, -20])
+        value = None if chance.random() < 0.4 else f"{side}{number}"
+        data = None if value is None else value.encode()
+        arrivals.append((Record(side, 0, ends[side], time, b"k", data, ()), None))
+        ends[side] += 1
+        if side == "r":
+            rights.append((time, number, value))
+        else:
+            lefts.append((time, number, value, rights[-1][2] if rights else None))
+    for time, number, value, last in lefts:
+        as_of = max((each for each in rights if each[0] <= time), default=(0, 0, None))[2]
+        expected.append((time, number, [value, as_of if versioned else last]))
+    run = Run(pipeline)
+    for batches in in_batches(arrivals, batch_records):
+        run.topology.process(batches)
+        run.commit()
+        run.crash()
+    run.topology.flush()
+    run.commit()
+    said = [(each.timestamp_ms, msgspec.json.decode(each.value or b"")) for each in run.out["out"]]
+    if versioned:
+        expected.sort(key=lambda each: each[:2])
+    assert [(time, pair) for time, _, pair in expected] == said
 
 
 def test_e55_the_updates_of_a_key_keep_their_order_over_restarts() -> None:

@@ -290,7 +290,7 @@ def test_e14_e26_a_bad_record_is_an_error_that_names_it(value: bytes | None, pro
     assert problem in str(caught.value)
 
 
-def test_bad_records_go_to_the_dead_letters_and_do_not_move_the_watermark() -> None:
+def test_e14_bad_records_go_to_the_dead_letters_and_do_not_move_the_watermark() -> None:
     pipeline = Pipeline("p")
     source = pipeline.source("in", time="t")
     source.dead_letters.to("dead")

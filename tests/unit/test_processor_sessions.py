@@ -259,7 +259,7 @@ def test_e48_a_gap_of_zero_is_refused() -> None:
         session("-1s")
 
 
-def test_sessions_close_by_end_then_start_then_bytes_of_the_key() -> None:
+def test_e28_sessions_close_by_end_then_start_then_bytes_of_the_key() -> None:
     feed = Feed(10, disorder=1000)
     for key, time in [("b", 5), ("a", 5), ("c", 0), ("c", 5), ("d", 4)]:
         feed.row(key, time)

@@ -466,6 +466,8 @@ def test_packages_offer_sources_and_sinks_by_name() -> None:
     assert "stdout" == plugin(SINKS, "stdout")().name
     with pytest.raises(UsageError, match=r"offers 'kafka' as millstream\.sinks"):
         plugin(SINKS, "kafka")
+    with pytest.raises(UsageError, match=r"packages offer 'millstream\.sources'"):
+        plugin("millstream.sink", "stdout")
 
 
 PACKAGE = """
