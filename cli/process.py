@@ -190,7 +190,11 @@ def _summary(metrics: Metrics, rate: str | None = None) -> str:
         for name, size in metrics.source_lag_bytes.items()
         if size
     ]
-    parts = [*counts, *lags] if rate is None else [*lags, *filter(None, [rate]), *counts]
+    if rate is None:
+        parts = [*counts, *lags]
+    else:
+        commit = f"commit {metrics.epoch_s * 1000:.0f} ms"
+        parts = [*lags, *filter(None, [rate]), *counts, commit]
     parts += [f"sink {name} lag {behind}" for name, behind in metrics.sink_lag.items()]
     if metrics.watermark_ms is not None:
         parts.append(f"watermark {rfc3339(metrics.watermark_ms)}")

@@ -390,13 +390,15 @@ def plugin(group: str, name: str) -> Callable[..., Any]:
         name: Of the entry point.
 
     Raises:
-        UsageError: Nobody offers it, or two packages do.
+        UsageError: Nobody offers it, or two packages do; nothing else is offered under `group`.
 
     >>> plugin(SOURCES, "jsonl")("in/*.jsonl").name
     'in.jsonl'
     """
     from importlib.metadata import entry_points  # noqa: PLC0415 - loads half of email
 
+    if group not in {SOURCES, SINKS}:
+        raise UsageError(f"plugin({group!r}): packages offer {SOURCES!r} and {SINKS!r}")
     offers = list(entry_points(group=group, name=name))
     if len(offers) != 1:
         known = ", ".join(sorted(entry_points(group=group).names))
