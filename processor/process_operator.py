@@ -174,7 +174,9 @@ class ProcessOperator(GroupedOperator):
         context.watermark_ms = None if level <= BEFORE_TIME else level
         timer = self._in_timer
         by = level
-        if timer is not None and timer.clock == "event":
+        if timer is None:
+            by = max(time_ms, level)  # over by W, or because this row itself comes so much later
+        elif timer.clock == "event":
             by = max(timer.at_ms, self._level_before)
         context._state = state.get(key, by)  # noqa: SLF001 - the context is this operator's
         context._touched = False  # noqa: SLF001

@@ -398,7 +398,8 @@ class KeyedStream(JoinMethods[K, T], TableMethods[K, T], Stream[T]):
                 defaults, dict, list, int, ...
             on_timer: `on_timer(context, timer)` for each timer that is due; its rows get the
                 timer's time.
-            ttl: State of a key is forgotten when W is so far past the newest row that touched it.
+            ttl: State of a key is forgotten when W is so far past the newest row that touched it,
+                or its next row comes so much later. A timer sees what there was when it was due.
             wall_clock: Let it see `context.now_ms` and set timers of the wall clock. Both come
                 from journaled ticks, so that a replay sees the same.
             name: Of the state; by default `<source topic>.process`.

@@ -402,7 +402,7 @@ class ProcessModel(Model):
         out: list[Row],
         due: tuple[Set, int] | None = None,
     ) -> None:
-        timer, kept_by = due or (None, level)
+        timer, kept_by = due or (None, max(level, time))
         newest, held = self.state.get(key, (NEVER, []))
         if self.ttl is not None and newest + self.ttl <= kept_by:
             newest, held = NEVER, []

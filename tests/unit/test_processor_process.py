@@ -210,6 +210,17 @@ def test_a_timer_sees_the_state_of_when_it_was_due_however_far_time_jumps(
         assert [[8, 1], [30, 0], [208, 1], [230, 0]] == due
 
 
+@pytest.mark.parametrize("state", ["memory", "sqlite"])
+def test_a_row_that_comes_after_the_time_to_live_of_its_key_begins_anew(state: StatePlace) -> None:
+    """Whether other keys have moved W by then or not, as in a table."""
+    pipeline = Pipeline("p", state=state)
+    keyed = source(pipeline, disorder=100)
+    keyed.process(count, state=Seen, ttl=10).map(lambda row: row["n"]).to("out")
+    keyed.count(ttl=10).to("table")
+    out = pipeline.test({"in": [*rows(0, 9, 19), *rows(40, key="b"), *rows(28, 39, 30)]})
+    assert out["table"] == out["out"] == [1, 2, 1, 1, 2, 1, 2]
+
+
 def test_random_numbers_depend_on_the_record_alone() -> None:
     def draw(context: Context[str, None], row: Row) -> list[float]:
         return [context.random.random(), context.random.random()]
