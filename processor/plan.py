@@ -36,6 +36,9 @@ _NOT_STATE_NAME: Final = re.compile(r"[^A-Za-z0-9._-]")
 _ANY_NAME: Final = "\0"
 """Stands for the name of a result."""
 _QUOTES: Final = "'\""
+_IN_MERMAID: Final = str.maketrans(
+    {'"': "#quot;", "<": "#lt;", ">": "#gt;", "&": "#amp;", "#": "#35;", "\n": "<br/>"}
+)
 _ANY_FIELD: Final = r"(?:(?!, \w+=\w+\(|; ).)+?"
 """A pattern for what `describe` says of a field; it does not reach into another aggregate."""
 
@@ -277,7 +280,7 @@ class Plan:
         """The plan as a Mermaid flowchart: sources are stadiums, what has state is a cylinder."""
         lines = ["flowchart TD"]
         for node in self.nodes:
-            text = node.label.replace('"', "#quot;")
+            text = node.label.translate(_IN_MERMAID)
             if isinstance(node, StatefulNode):
                 lines.append(f'  n{node.id}[("{text}<br/>state {node.name}")]')
             elif isinstance(node, SourceNode | SinkNode):

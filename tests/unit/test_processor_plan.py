@@ -93,6 +93,20 @@ def test_a_lambda_is_known_by_the_names_it_uses() -> None:
     assert identity_of(reads("user")) != identity_of(reads("country"))
 
 
+def test_a_flowchart_shows_labels_as_they_are() -> None:
+    """Labels are HTML where Mermaid draws them, and its lines are those of a program."""
+    pipeline = Pipeline("p")
+    pipeline.source("in").filter(is_big, name='a "b" <i> & #1;\nc').to("out")
+    assert pipeline.mermaid().splitlines() == [
+        "flowchart TD",
+        '  n0(["source in: dict, time record timestamp, disorder 0s"])',
+        '  n1["a #quot;b#quot; #lt;i#gt; #amp; #35;1;<br/>c"]',
+        "  n0 --> n1",
+        '  n2(["to out"])',
+        "  n1 --> n2",
+    ]
+
+
 def test_state_may_be_named() -> None:
     pipeline = Pipeline("p")
     keyed = pipeline.source("in").key_by("k")
