@@ -1,9 +1,15 @@
-"""A file that is there whole, or not at all: written beside its name, synced, then renamed."""
+"""A file that is there whole, or not at all: written beside its name, synced, then renamed.
+
+A process that is killed leaves what it had written, `.NAME.PID.tmp`. The next one that writes the
+same file removes it: nobody has to clean up by hand.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import re
 from types import TracebackType
 from typing import Self
 
@@ -42,6 +48,9 @@ class AtomicFile:
             self.descriptor = os.open(self._temporary, flags, 0o666)
         except OSError as error:
             raise click.ClickException(f"cannot write {self._path}: {error.strerror}") from None
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._remove_left_over()
         return self
 
     def __exit__(
@@ -58,6 +67,17 @@ class AtomicFile:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._temporary)
 
+    def _remove_left_over(self) -> None:
+        """Remove what processes that were killed had written of the same file."""
+        name = re.escape(os.path.basename(self._place))
+        pattern = re.compile(rf"\.{name}\.(\d+)\.tmp")
+        for entry in os.listdir(self._directory):
+            found = pattern.fullmatch(entry)
+            if found is not None and int(found[1]) != os.getpid():
+                # Not in our way: what cannot be removed does not keep us from writing.
+                with contextlib.suppress(OSError):
+                    _remove_if_dead(os.path.join(self._directory, entry), int(found[1]))
+
     def _put_in_place(self) -> None:
         try:
             os.fsync(self.descriptor)
@@ -69,3 +89,20 @@ class AtomicFile:
                 os.close(directory)
         except OSError as error:
             raise click.ClickException(f"cannot write {self._path}: {error.strerror}") from None
+
+
+def _remove_if_dead(path: str, process_id: int) -> None:
+    """Remove the file of a process that has ended, here or on another machine.
+
+    Raises:
+        OSError: Its process lives: it holds the lock, or is about to take it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            os.kill(process_id, 0)
+        except ProcessLookupError:
+            os.unlink(path)
+    finally:
+        os.close(descriptor)

@@ -194,8 +194,8 @@ def _look(
             found += _damage(store)
     users = [each for each in metrics.partitions if not each.topic.startswith("@")]
     topics = {each.topic for each in users}
-    records = sum(each.records for each in users)
-    found.append(Finding("OK", "store", f"{len(topics)} topics with {records} records"))
+    offsets = sum(each.records for each in users)
+    found.append(Finding("OK", "store", f"{len(topics)} topics with {offsets} offsets"))
     return found
 
 

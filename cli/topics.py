@@ -29,7 +29,7 @@ from .settings import Settings, settings
 _LIST_COLUMNS = (
     "topic",
     "partitions",
-    "records",
+    "offsets",
     "bytes",
     "retention_ms",
     "retention_bytes",
@@ -37,7 +37,7 @@ _LIST_COLUMNS = (
     "compression",
     "created",
 )
-_PARTITION_COLUMNS = ("partition", "start_offset", "end_offset", "records", "segments", "bytes")
+_PARTITION_COLUMNS = ("partition", "start_offset", "end_offset", "offsets", "segments", "bytes")
 _TRIM_COLUMNS = ("topic", "partition", "start_offset", "new_start_offset", "removed")
 
 
@@ -53,10 +53,17 @@ def topics() -> None:
     """List, create, describe, configure and cut topics."""
 
 
-@topics.command(epilog=examples("millstream topics ls", "millstream topics ls --output json"))
+@topics.command(
+    short_help="List the topics.",
+    epilog=examples("millstream topics ls", "millstream topics ls --output json"),
+)
 @click.option("--internal", is_flag=True, help="Also topics Millstream keeps for itself.")
 def ls(internal: bool) -> None:
-    """List the topics. RECORDS counts offsets, so aborted records are among them."""
+    """List the topics.
+
+    OFFSETS is how long the log is. Fewer records can be read where some were compacted away, or
+    belong to transactions that were aborted: they have offsets, too.
+    """
     current = settings()
     with current.open(read_only=True) as store:
         rows = [_list_row(store, topic) for topic in store.topics(internal=internal)]
@@ -70,7 +77,7 @@ def _list_row(store: Store, topic: TopicInfo) -> dict[str, Cell]:
     return {
         "topic": topic.name,
         "partitions": topic.partitions,
-        "records": sum(int(row["records"] or 0) for row in partitions),
+        "offsets": sum(int(row["offsets"] or 0) for row in partitions),
         "bytes": sum(int(row["bytes"] or 0) for row in partitions),
         "retention_ms": topic.config.retention_ms,
         "retention_bytes": topic.config.retention_bytes,
@@ -89,7 +96,7 @@ def _partition_rows(store: Store, topic: TopicInfo) -> list[Row]:
                 "partition": partition,
                 "start_offset": offsets.start,
                 "end_offset": offsets.end,
-                "records": offsets.end - offsets.start,
+                "offsets": offsets.end - offsets.start,
                 "segments": len(segments),
                 "bytes": sum(segment.size_bytes for segment in segments),
             }
@@ -281,7 +288,7 @@ def rm(name: str, yes: bool) -> None:
     with current.open() as store:
         topic = store.topic(name)
         held = sum(offsets.end - offsets.start for offsets in store.offsets(name).values())
-        held_in = f"{_count(held, 'record')} in {_count(topic.partitions, 'partition')}"
+        held_in = f"{_count(held, 'offset')} in {_count(topic.partitions, 'partition')}"
         question = f"delete {name!r} with {held_in}"
         if not yes:
             if not sys.stdin.isatty():

@@ -298,12 +298,12 @@ def test_topics_are_created_listed_changed_and_deleted(cli: Cli) -> None:
     cli("produce", "t", "-p", "1", stdin=b"a\nb\nc\n")
 
     (listed,) = json.loads(cli("topics", "ls", "--output", "json").out)["topics"]
-    assert (listed["topic"], listed["partitions"], listed["records"]) == ("t", 2, 3)
+    assert (listed["topic"], listed["partitions"], listed["offsets"]) == ("t", 2, 3)
     info = json.loads(cli("--output", "json", "topics", "describe", "t").out)
     assert (info["retention_ms"], info["compression"]) == (None, "lz4")
     assert info["segment_bytes"] == 1 << 20
     assert [each["end_offset"] for each in info["partitions"]] == [0, 3]
-    assert cli("topics", "ls").out.splitlines()[0].startswith(b"topic\tpartitions\trecords")
+    assert cli("topics", "ls").out.splitlines()[0].startswith(b"topic\tpartitions\toffsets")
 
     assert cli("topics", "rm", "t", "--yes").code == 0
     assert json.loads(cli("topics", "ls", "--output", "json").out) == {"schema": 1, "topics": []}

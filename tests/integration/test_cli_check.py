@@ -53,7 +53,7 @@ def check(path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixt
 def test_all_is_well(check: Check) -> None:
     code, line = check()
     assert 0 == code
-    assert line.startswith("MILLSTREAM OK - 2 topics with 5 records | 'free'=")
+    assert line.startswith("MILLSTREAM OK - 2 topics with 5 offsets | 'free'=")
     assert 1 == line.count("\n")
     assert re.fullmatch(
         r"'free'=\d+B;;0 'open_transaction'=0s;600;3600", line.partition(" | ")[2].strip()

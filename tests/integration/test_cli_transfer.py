@@ -350,6 +350,21 @@ def test_what_cannot_be_done_is_refused_at_once(path: Path, cli: Cli) -> None:
     assert (path.parent / "link.csv").is_symlink()
 
 
+def test_what_a_killed_export_left_goes_with_the_next_one(path: Path, cli: Cli) -> None:
+    """Not what a living process writes, nor what belongs to another file."""
+    dead = subprocess.Popen([sys.executable, "-Sc", ""])
+    dead.wait()
+    with millstream.open(path) as store:
+        store.create_topic("t")
+    for name in (f"t.csv.{dead.pid}", f"t.csv.{os.getppid()}", f"u.csv.{dead.pid}"):
+        (path.parent / f".{name}.tmp").touch()
+
+    assert 0 == cli("export", "t", "t.csv")[0]
+
+    left = {f".t.csv.{os.getppid()}.tmp", f".u.csv.{dead.pid}.tmp"}
+    assert {*left, "store", "t.csv"} == {each.name for each in path.parent.iterdir()}
+
+
 def test_an_open_transaction_is_said_to_be_left_out(path: Path, cli: Cli) -> None:
     with millstream.open(path) as store:
         store.create_topic("t")
