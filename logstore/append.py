@@ -29,10 +29,20 @@ from .tail import TOPICS_VERSION_WORD
 def partition_of(key: bytes, partitions: int) -> int:
     """The partition of a key. Part of the format: the same for ever, in every process.
 
+    Raises:
+        UsageError: The key is not bytes, or there are no partitions.
+
     >>> partition_of(b"u1", 4), partition_of(b"", 4)
     (1, 2)
     """
-    return xxh3_64_intdigest(key) % partitions
+    try:
+        return xxh3_64_intdigest(key) % partitions
+    except (TypeError, ZeroDivisionError):  # looked at only now: this is done for every record
+        if key is None:
+            raise UsageError("records without a key take the partitions in turn") from None
+        if not isinstance(key, bytes | bytearray | memoryview):
+            raise not_bytes("key", key) from None
+        raise UsageError(f"a topic has one partition or more, not {partitions!r}") from None
 
 
 def _partition_of_id(headers: Headers, partitions: int) -> int | None:
@@ -147,10 +157,7 @@ class Appender:
             return 0
         if key is None:
             return next(self._turn) % partitions
-        try:
-            return partition_of(key, partitions)
-        except TypeError:
-            raise not_bytes("key", key) from None
+        return partition_of(key, partitions)
 
     def _log_of(self, info: TopicInfo, key: bytes | None, partition: int | None) -> Log:
         if partition is None:

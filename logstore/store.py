@@ -74,6 +74,8 @@ def open_store(
     0
     """
     check_durability(durability)
+    _check_part("storage", storage, Storage, "a directory as path, or a MemoryStorage()")
+    _check_part("clock", clock, Clock, "a ManualClock(), or nothing for the time of the system")
     if storage is None:
         place = path_text(path)
         if not place:
@@ -87,6 +89,19 @@ def open_store(
         raise UsageError("the storage is read-only: open the store with read_only=True")
     engine = Engine(storage, clock or SystemClock(), durability=durability, read_only=read_only)
     return Store(engine)
+
+
+def _check_part(name: str, given: object, wanted: type, remedy: str) -> None:
+    """Refuse what has not the methods of a part; also their class, which is a likely slip.
+
+    Raises:
+        UsageError: It is no such part.
+    """
+    parts = [part for part in vars(wanted) if not part.startswith("_")]
+    if given is not None and (
+        isinstance(given, type) or not all(hasattr(given, part) for part in parts)
+    ):
+        raise UsageError(f"{name}={given!r} is no {wanted.__name__}: give {remedy}")
 
 
 class Store(StoreWriting, StoreUpkeep):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
+import re
 from typing import Any
 
 import pytest
 
 import millstream
 from millstream import Store, aio
+from millstream.testing import ManualClock, MemoryStorage
 
 
 def handles(store: Store) -> dict[str, object]:
@@ -103,3 +105,19 @@ def test_a_scan_and_a_future_say_what_they_are() -> None:
         assert "<Scan one/0 [0, 1)>" == repr(store.read("one"))
         several = "<Scan t/0 [0, 0), t/1 [0, 0), t/2 [0, 0) and 1 more>"
         assert several == repr(store.read("t"))
+
+
+@pytest.mark.parametrize(
+    ("key", "partitions", "told"),
+    [("u1", 4, "'u1'.encode()"), (None, 4, "in turn"), (7, 4, "int"), (b"", 0, "not 0")],
+)
+def test_what_has_no_partition_is_refused(key: bytes, partitions: int, told: str) -> None:
+    with pytest.raises(millstream.UsageError, match=re.escape(told)):
+        millstream.partition_of(key, partitions)
+
+
+@pytest.mark.parametrize("wrong", ["/tmp", MemoryStorage, ManualClock, object()])
+def test_what_is_no_storage_or_clock_is_refused(wrong: object) -> None:
+    for part in ("storage", "clock"):
+        with pytest.raises(millstream.UsageError, match=f"{part}=.* is no {part.title()}"):
+            millstream.open(**{part: wrong})  # type: ignore[arg-type]  # what is wrong
