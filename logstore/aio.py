@@ -228,14 +228,23 @@ class AsyncConsumer(Handle):
         partition: TopicPartition | tuple[str, int],
         position: int | str | datetime | Position,
     ) -> None:
-        """Continue an assigned partition somewhere else; as `Consumer.seek`."""
+        """Continue an assigned partition somewhere else; as `Consumer.seek`.
+
+        Cancelled, it may take place all the same, and then with all that belongs to it.
+        """
+        place = TopicPartition(*partition)
+
+        def forget(done: asyncio.Future[None]) -> None:
+            if not done.cancelled() and done.exception() is None:
+                self._pending = deque(
+                    record for record in self._pending if (record.topic, record.partition) != place
+                )
+
         async with self._turn:
             await self._settle()
-            await self._call(lambda: self._consumer().seek(partition, position))
-            place = TopicPartition(*partition)
-            self._pending = deque(
-                record for record in self._pending if (record.topic, record.partition) != place
-            )
+            seeking = self._worker.call(lambda: self._consumer().seek(partition, position))
+            seeking.add_done_callback(forget)
+            await asyncio.shield(seeking)
 
     async def lag(self) -> dict[TopicPartition, int]:
         """How many offsets each assigned partition is behind its visible end."""

@@ -58,6 +58,10 @@ class LogReader:
         for partition, offset in positions.items():
             self.add(partition, offset)
 
+    def __repr__(self) -> str:
+        places = ", ".join(f"{topic}/{partition}" for topic, partition in self._cursors)
+        return f"<LogReader {places or 'of nothing'}>"
+
     # --- positions -----------------------------------------------------------------------------
 
     def add(self, partition: TopicPartition, offset: int) -> None:

@@ -55,6 +55,9 @@ class ManualClock:
         self._now_ms = now_ms
         self._elapsed_ms = 0
 
+    def __repr__(self) -> str:
+        return f"<ManualClock {self._now_ms} ms>"
+
     def now_ms(self) -> int:
         """Wall clock in UTC milliseconds."""
         return self._now_ms

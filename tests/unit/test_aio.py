@@ -314,6 +314,33 @@ def test_seek_drops_what_was_fetched_of_the_partition(store: Store) -> None:
     run(main)
 
 
+def test_a_seek_that_is_cancelled_takes_place_with_all_that_belongs_to_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.append_many("t", [b"a", b"b", b"c"])
+    go, seek = threading.Event(), millstream.Consumer.seek
+
+    def late(*arguments: Any) -> None:
+        assert go.wait(SOON_SECONDS)
+        seek(*arguments)
+
+    monkeypatch.setattr(millstream.Consumer, "seek", late)
+
+    async def main() -> None:
+        async with aio.consumer(store, "t") as consumer:
+            assert (await anext(aiter(consumer))).value == b"a"
+            seeking = asyncio.ensure_future(consumer.seek(PLACE, "-1"))
+            await asyncio.sleep(0.01)
+            seeking.cancel()
+            await asyncio.wait([seeking])
+            assert seeking.cancelled()
+            go.set()
+            await consumer.lag()  # the worker has done what came before
+            assert [b"c"] == values(await consumer.poll())
+
+    run(main)
+
+
 def test_poll_gives_up_after_its_timeout(store: Store) -> None:
     async def main() -> None:
         async with aio.consumer(store, "t", follow=True) as consumer:

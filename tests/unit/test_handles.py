@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import millstream
-from millstream import Store, aio
+from millstream import Store, TopicPartition, aio
 from millstream.testing import ManualClock, MemoryStorage
 
 
@@ -51,6 +51,13 @@ async def look_at(handles: dict[str, Any]) -> None:
             with pytest.raises(TypeError, match="Open the store by its path where"):
                 copy.copy(handle)
         assert "closed>" in repr(handle)
+
+
+def test_readers_and_clocks_say_what_they_are() -> None:
+    with millstream.open() as store:
+        store.create_topic("t")
+        with store.reader({TopicPartition("t", 0): 0}) as reader:
+            assert ("<LogReader t/0>", "<ManualClock 5 ms>") == (repr(reader), repr(ManualClock(5)))
 
 
 def close(handles: dict[str, object]) -> None:
