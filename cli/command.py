@@ -7,7 +7,7 @@ import importlib
 import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NoReturn
 
 import click
 
@@ -123,16 +123,33 @@ class Group(click.Group):
             ctx.fail(f"No such command {name!r}.{hint}")
         return super().resolve_command(ctx, args)
 
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: object,
+    ) -> click.Context:
+        """Parse the arguments, which may print the help; as `invoke`."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except BrokenPipeError:
+            _end_unread()
+
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; when the reader of our output went away, end silently."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            # What is still buffered has nowhere to go; the interpreter would complain at exit.
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 1)
-            os.close(null)
-            raise click.exceptions.Exit(0) from None
+            _end_unread()
+
+
+def _end_unread() -> NoReturn:
+    # What is still buffered has nowhere to go; the interpreter would complain at exit.
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+    raise click.exceptions.Exit(0) from None
 
 
 def users_topic(context: click.Context, parameter: click.Parameter, name: str) -> str:

@@ -25,7 +25,7 @@ _PARTS: Final = ("catalog.db", "topics", "state", "source", "sink", "journal")
 
 
 class NotFoundError(click.ClickException):
-    """No such store, pipeline or operator; the message says what to do."""
+    """No such store or pipeline; the message says what to do."""
 
     exit_code = 5
 

@@ -44,6 +44,8 @@ CATALOG: Final = DatabaseUse("the catalog", "there is no store here", ours=True)
 
 
 _ROOM: Final = "free space and try again"
+_LITTLE: Final = "; one MiB lets `millstream retention` and `topics trim` free more"
+"""What they change in the catalog has to be written before they may remove a file."""
 _RIGHTS: Final = "check the path, who owns file and directory, and whether all is read-only here"
 _ERRNO: Final[Mapping[type[apsw.Error], tuple[int, str, str]]] = {
     apsw.FullError: (errno.ENOSPC, "the disk is full", _ROOM),
@@ -82,6 +84,8 @@ def typed_error(
         if system_errno and isinstance(error, (apsw.IOError, apsw.CantOpenError)):
             number = system_errno
             message, remedy = _NO_ROOM.get(number, (message, remedy))
+        if number == errno.ENOSPC and use is CATALOG:
+            remedy += _LITTLE
         words = "" if str(error) == "not an error" else f" ({error})"
         text = f"{message.format(use.title)}{words}: {remedy}"
         return StorageError(text, errno=number, path=filename)

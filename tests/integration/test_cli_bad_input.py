@@ -263,6 +263,8 @@ cat rows | tail -n +1001 | millstream produce rows; say produce on a full disk
 millstream process app:pipeline --until end; say process on a full disk
 millstream consume rows -e > consumed; say consume on a full disk
 cmp -n $(stat -c %s consumed) rows consumed; say compare
+truncate -s -256K "$MILLSTREAM_DIR/ballast"
+millstream retention > removed; say retention with some space
 rm "$MILLSTREAM_DIR/ballast"
 tail -n +$(($(wc -l < consumed) + 1)) rows | millstream produce rows; say produce
 millstream process app:pipeline --until end --on-end flush; say process
@@ -290,6 +292,7 @@ def test_on_a_full_disk_nothing_is_lost_and_with_space_it_goes_on(tmp_path: Path
         "1 process on a full disk",
         "0 consume on a full disk",
         "0 compare",
+        "0 retention with some space",
         "0 produce",
         "0 process",
         "0 verify",

@@ -180,10 +180,13 @@ def test_what_a_vanished_reader_did_not_get_is_not_committed(
     assert 0 <= first <= pipe_bytes // size + 1
 
 
-def test_lists_into_a_closed_pipe_are_no_error(start: Start, store_path: Path) -> None:
+@pytest.mark.parametrize("arguments", [("topics", "ls"), ("--help",)])
+def test_lists_into_a_closed_pipe_are_no_error(
+    start: Start, store_path: Path, arguments: tuple[str, ...]
+) -> None:
     with millstream.open(store_path) as store:
         store.create_topic("t")
-    process = start("topics", "ls")
+    process = start(*arguments)
     assert process.stdout is not None
     process.stdout.close()
     assert process.wait(TIMEOUT) == 0
