@@ -59,6 +59,7 @@ class CommitThread:
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[Begun[Any] | None] = SimpleQueue()
+        self._serving = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def begin(self, call: Callable[[], T]) -> Begun[T]:
@@ -72,8 +73,11 @@ class CommitThread:
         return begun
 
     def _work(self) -> None:
-        while (begun := self._calls.get()) is not None:
-            begun.run()
+        # A start that was interrupted is done again: then there are two threads, and one serves.
+        with self._serving:
+            while (begun := self._calls.get()) is not None:
+                begun.run()
+        self._calls.put(None)
 
     def __enter__(self) -> Self:
         return self

@@ -125,7 +125,10 @@ def _elsewhere(store: Store, pipeline: str) -> str:
     epochs = ", ".join(str(kept.checkpoint.epoch) for kept in read_kept(store, pipeline))
     if epochs:
         return f"Start from a checkpoint that is kept (since=): there is epoch {epochs}"
-    return "Start from a fork (since=NAME); runs with keep_every keep checkpoints to start from"
+    return (
+        "Start from a fork (since=NAME, `--since NAME`); runs with keep_every, `--keep-every`, keep"
+        " checkpoints to start from"
+    )
 
 
 def journal_entries(store: Store, pipeline: str, start: int, end: int) -> Iterator[JournalEntry]:

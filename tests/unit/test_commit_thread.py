@@ -77,6 +77,23 @@ def test_an_interrupt_at_any_call_keeps_nobody_from_the_end() -> None:
     assert call > 10
 
 
+def test_after_an_interrupted_start_one_thread_does_the_calls_and_both_end() -> None:
+    """The end woke the one that nobody waited for."""
+    for call in itertools.count(1):
+        interrupt = InterruptAt(call)
+
+        def work(interrupt: InterruptAt = interrupt) -> None:
+            with CommitThread() as beside:
+                with contextlib.suppress(RuntimeError):  # the start of a thread makes this of it
+                    interrupt.run(lambda: beside.begin(lambda: None))
+                assert "again" == beside.begin(lambda: "again").result()
+
+        assert ends(work), call
+        if interrupt.remaining > 0:
+            break
+    assert call > 10
+
+
 def test_ctrl_c_may_come_at_any_call_of_a_wait_for_it() -> None:
     """It stops the run; the handler must not wait for what its own thread holds."""
 
