@@ -236,10 +236,11 @@ class Producer(Handle):
         sender = getattr(self, "_sender", None)
         if sender is None or sender.closing:
             return
+        said = f"unclosed {self!r}"
         self._at_exit.detach()
         # Only asked to finish: waiting here could deadlock, since the collector runs anywhere.
         sender.stop()
-        warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+        warnings.warn(said, ResourceWarning, stacklevel=2, source=self)
 
     def _after_fork(self) -> None:
         self._at_exit.detach()
