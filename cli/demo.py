@@ -206,22 +206,36 @@ def _run_child(directory: Path, name: str, *, kill_after: int | None) -> bool:
     """Start the pipeline and kill it after so many epochs; True when it died of that."""
     command = [sys.executable, "-m", demo_pipeline.__name__, str(directory), name]
     with subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        # A group of its own: Ctrl-C reaches us alone, and the child has nothing to say to it.
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+        process_group=0,
     ) as child:
-        if child.stdin is None or child.stdout is None:
-            raise AssertionError("both are pipes")
-        if kill_after is None:
-            child.stdin.close()
-            child.stdout.read()
-        else:
-            child.stdin.write(b"." * EPOCHS_AHEAD)
-            for _ in range(kill_after):
-                child.stdout.readline()
-                child.stdin.write(b".")
+        try:
+            _follow_child(child, kill_after)
+        except BaseException:
             child.kill()
+            child.wait()
+            raise
     if kill_after is None and child.returncode != 0:
         raise click.ClickException(f"the pipeline failed with exit code {child.returncode}")
     return child.returncode < 0
+
+
+def _follow_child(child: subprocess.Popen[bytes], kill_after: int | None) -> None:
+    if child.stdin is None or child.stdout is None:
+        raise AssertionError("both are pipes")
+    if kill_after is None:
+        child.stdin.close()
+        child.stdout.read()
+    else:
+        child.stdin.write(b"." * EPOCHS_AHEAD)
+        for _ in range(kill_after):
+            child.stdout.readline()
+            child.stdin.write(b".")
+        child.kill()
 
 
 def _progress(directory: Path, name: str) -> int:

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 import millstream
+from millstream.cli import demo, demo_pipeline
 from millstream.cli.demo import flight_lines
 from millstream.cli.demo_pipeline import hourly_delays
 
@@ -108,3 +109,25 @@ def test_demo_refuses_a_directory_that_is_in_use(tmp_path: Path) -> None:
     assert 2 == done.returncode
     assert "not empty" in done.stderr
     assert ["mine"] == [path.name for path in tmp_path.iterdir()]
+
+
+INTERRUPTER = """
+import os, signal
+open("pid", "w").write(str(os.getpid()))
+signal.alarm(20)
+os.kill(os.getppid(), signal.SIGINT)
+signal.pause()
+"""
+
+
+def test_an_interrupted_demo_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It went on, and printed a traceback when its directory was gone."""
+    (tmp_path / "interrupter.py").write_text(INTERRUPTER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo_pipeline, "__name__", "interrupter")
+    with pytest.raises(KeyboardInterrupt):
+        demo._run_child(tmp_path, "any", kill_after=2)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
