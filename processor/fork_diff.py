@@ -17,6 +17,7 @@ import msgspec
 
 from millstream import Record, Store, TopicPartition, UsageError
 
+from .outputs import same_record
 from .serde import StoredForm
 
 FORK_VERSION: Final = b"\x01"
@@ -121,7 +122,7 @@ def compare_fork(store: Store, name: str, topics: Mapping[str, str]) -> ForkComp
             written = store.read(topic, start, held.end, partition=partition)
             forked = store.read(copy, 0, copied[partition].end, partition=partition)
             for left, right in zip_longest(written, forked):
-                if left is None or right is None or _content(left) != _content(right):
+                if left is None or right is None or not same_record(left, right):
                     result.differences.append(ForkDifference(topic, copy, partition, left, right))
                     break
                 result.records_compared += 1
@@ -147,7 +148,3 @@ def decode_fork_point(data: bytes, name: str) -> ForkPoint:
         DataError: They are damaged, or of a newer version.
     """
     return _FORM.decode(data, f"the place of the fork {name!r}")
-
-
-def _content(record: Record) -> tuple[object, ...]:
-    return record.timestamp_ms, record.key, record.value, tuple(record.headers)

@@ -13,13 +13,16 @@ from dataclasses import dataclass, field
 from itertools import chain, repeat
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from millstream import Headers, JoinedBytes, JoinedTimes, TopicPartition, partition_of
+from millstream import Headers, JoinedBytes, JoinedTimes, Record, TopicPartition, partition_of
 
 from .columns import Chunk, MicroBatch
 from .cutting import cuts, fits, values_bytes
 from .errors import apply
 from .nodes import SinkNode
 from .serde import encode_json, encode_keys, encode_value, joined_keys, json_values
+
+_ORIGIN_HEADERS: Final = ("dead-letter-topic", "dead-letter-partition", "dead-letter-offset")
+"""Those of the dead letters of queues, too. They are the last, as a record may bring its own."""
 
 
 class _Piece(NamedTuple):
@@ -173,7 +176,7 @@ def _kinds(chunk: Chunk) -> Collection[type]:
 
 
 def dead_letters(messages: Mapping[int, str], batch: MicroBatch) -> _Piece:
-    """The records of rejected rows as they were, with a header `error`."""
+    """The records of rejected rows as they were, with headers that say why, and where they are."""
     rows = sorted(messages)
     records = [batch.record(row) for row in rows]
     return _Piece(
@@ -182,10 +185,32 @@ def dead_letters(messages: Mapping[int, str], batch: MicroBatch) -> _Piece:
         [record.key for record in records],
         [record.timestamp_ms for record in records],
         [
-            (*record.headers, ("error", messages[row].encode(errors="replace")))
+            (*record.headers, ("error", messages[row].encode(errors="replace")), *_origin(record))
             for row, record in zip(rows, records, strict=True)
         ],
     )
+
+
+def _origin(record: Record) -> Headers:
+    place = record.topic, str(record.partition), str(record.offset)
+    return tuple(zip(_ORIGIN_HEADERS, map(str.encode, place), strict=True))
+
+
+def same_record(left: Record, right: Record) -> bool:
+    """Whether two records say the same, wherever they are.
+
+    Early versions did not say where dead letters come from.
+    """
+    if (left.timestamp_ms, left.key, left.value) != (right.timestamp_ms, right.key, right.value):
+        return False
+    some, others = tuple(left.headers), tuple(right.headers)
+    return some == others or _without_origin(some) == others or some == _without_origin(others)
+
+
+def _without_origin(headers: Headers) -> Headers:
+    count = len(_ORIGIN_HEADERS)
+    names = tuple(name for name, _ in headers[-count:])
+    return headers[:-count] if names == _ORIGIN_HEADERS else headers
 
 
 class Outputs:

@@ -16,8 +16,8 @@ import msgspec
 from millstream import Record, Store, TopicPartition
 
 from .checkpoint import Checkpoint
-from .outputs import OutputBatch
-from .sink_replay import SinkReplays, record_text, same_record
+from .outputs import OutputBatch, same_record
+from .sink_replay import SinkReplays, record_text
 
 
 @dataclass(frozen=True, slots=True)

@@ -278,7 +278,11 @@ class Rows(Generic[T]):
 
 
 class DeadLetters:
-    """The bad records of a source, unchanged, with a header `error` that says why."""
+    """The bad records of a source, unchanged, with headers that say why, and where they are.
+
+    `error`, and as those of queues: `dead-letter-topic`, `dead-letter-partition` and
+    `dead-letter-offset`. They stand behind those of the record, in this order.
+    """
 
     __slots__ = ("_builder", "_source")
 

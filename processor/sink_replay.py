@@ -32,7 +32,7 @@ from .connectors import NotComparable, Sink, SinkDifference
 from .deliver import outbox_name, sink_position
 from .errors import connector_errors
 from .nodes import SinkNode
-from .outputs import OutputBatch
+from .outputs import OutputBatch, same_record
 from .plan import Plan
 
 _PAGE_RECORDS: Final = 256
@@ -60,16 +60,6 @@ def _short(data: bytes | None) -> str:
         text = repr(data)
     text = text if text.isprintable() else repr(data)
     return text if len(text) <= _TEXT_LENGTH else f"{text[:_TEXT_LENGTH]}... ({len(data)} bytes)"
-
-
-def same_record(left: Record, right: Record) -> bool:
-    """Whether two records say the same, wherever they are."""
-    return (left.timestamp_ms, left.key, left.value, tuple(left.headers)) == (
-        right.timestamp_ms,
-        right.key,
-        right.value,
-        tuple(right.headers),
-    )
 
 
 @dataclass(frozen=True, slots=True)
