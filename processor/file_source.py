@@ -89,7 +89,7 @@ class FileSource(Source):
         """See `MeasuredSource`: those of files that took the place of this one are among them."""
         try:
             return _Reading(self, self._storage(), partition, to_position(position)).behind_bytes()
-        except (DataError, StorageError, UsageError):
+        except (DataError, StorageError, UsageError, _MovedMeanwhile):
             return None  # what is wrong with the file, reading it says
 
     def _storage(self) -> Storage:
@@ -138,13 +138,19 @@ class _Reading:
         return SourceBatch([], msgspec.structs.asdict(self._position))
 
     def behind_bytes(self) -> int:
-        """Bytes that are still to be read; errors as `step`."""
+        """Bytes that are still to be read; errors as `step`.
+
+        Raises:
+            _MovedMeanwhile: What was looked at is another file by now.
+        """
         found = self._find(0)
         if found is None:
             return 0
         name, _, moved = found
         files = [name, *newer_files(self._storage, self._name, name)] if moved else [name]
         sizes = [self._storage.size(each) for each in files if self._storage.exists(each)]
+        if sum(sizes) < self._position.read_bytes:
+            raise _MovedMeanwhile
         return sum(sizes) - self._position.read_bytes
 
     def _step(self) -> SourceBatch | None:

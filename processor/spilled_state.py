@@ -275,10 +275,9 @@ class SpilledState(KeyedState[V]):
         if self.ttl_ms is not None and rows:
             self._look_again(min(time or 0 for *_, time in rows))
         self._pending, self._plain = {}, True
-        self._waits, self._due, self._due_keys = {}, [], {}
         if self.ttl_ms is not None:
-            for key in filter(self._times.__contains__, self._changed):
-                self._wait(key, self._times[key] + self.ttl_ms)
+            times = self._times
+            self._wait_for({key: times[key] + self.ttl_ms for key in self._changed if key in times})
 
     def _look_again(self, time: int) -> None:
         """The file has got a row of this time."""

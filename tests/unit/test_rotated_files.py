@@ -420,3 +420,20 @@ def at_pace(steps: Iterator[object], pace: int) -> Iterator[object]:
     """The steps, with looks in between at which nothing happens."""
     for step in steps:
         yield from [step, *[None] * (pace - 1)]
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["unread", "begun"])
+def test_what_is_behind_is_not_told_while_files_are_moved(begun: bool) -> None:
+    for first in range(1, 20):
+        outside = Meanwhile()
+        put(outside.storage, "app.log.1", b"0\n")
+        put(outside.storage, "app.log", b"3\n" * begun)
+        source = jsonl(outside, "app.log", follow=True, rotated=True)
+        position = last(source.open("app.log", None))
+        put(outside.storage, "app.log", b"3\n")
+        outside.steps = by_count(outside, range(4, 5))
+        outside.until_step = first
+        assert source.behind_bytes("app.log", position) in {None, 0, 2, 4}
+        for _ in outside.steps:
+            pass
+        assert (2 if begun else 4) == source.behind_bytes("app.log", position)
