@@ -37,7 +37,7 @@ def grouped(key: str | Callable[[Json], object], *, dead: bool = True) -> Pipeli
 
 
 def reasons(output: TestOutput) -> list[bytes | None]:
-    return [record.headers[-1][1] for record in output.records("dead")]
+    return [dict(record.headers)["error"] for record in output.records("dead")]
 
 
 class Size(StrEnum):
