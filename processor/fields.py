@@ -13,7 +13,7 @@ import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import lru_cache, partial
 from keyword import iskeyword
 from operator import attrgetter, itemgetter
 from types import CodeType, FunctionType
@@ -225,6 +225,16 @@ def field_names(field: Field) -> list[str]:
     return [field] if isinstance(field, str) else []
 
 
+def require_named(unnamed: Sequence[object], what: str) -> None:
+    """Refuse what was given without a name where names matter.
+
+    Raises:
+        UsageError: Something was.
+    """
+    if unnamed:
+        raise UsageError(f"{what}; {unnamed[0]!r} has no name")
+
+
 def require_function(function: object, what: str) -> None:
     """Refuse what cannot be called, where it is declared and not at the first row.
 
@@ -281,7 +291,7 @@ def describe(field: str | Callable[..., object] | None) -> str:
 
     A lambda has no name, so the names and the text it uses stand for it: fields are read by
     either. Two lambdas that differ in numbers or operators alone look the same, and so do two
-    functions of one name.
+    functions of one name. A partial is its function, and what it was given.
     """
     if isinstance(field, FieldPair):
         return f"{describe(field.second)}, by={describe(field.first)}"
@@ -304,11 +314,25 @@ def _described(field: str | Callable[..., object] | None) -> str:
         return repr(field) if field else "value"
     if isinstance(field, ComputedField):
         return field.describe()
+    if isinstance(field, partial):
+        given = [_argument(each) for each in field.args]
+        given += [f"{name}={_argument(each)}" for name, each in sorted(field.keywords.items())]
+        return f"partial({', '.join([_described(field.func), *given])})"
     name = getattr(field, "__qualname__", None) or type(field).__qualname__
     name = name.rsplit("<locals>.", 1)[-1]
     if isinstance(field, FunctionType) and field.__name__ == "<lambda>":
         return f"lambda({', '.join(sorted(_words(field.__code__) | _held(field)))})"
     return name
+
+
+def _argument(value: object) -> str:
+    """What a partial was given, if its words stay the same from run to run; else of what type."""
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_argument, value))})"
+    if callable(value):
+        return _described(value)
+    plain = value is None or isinstance(value, bool | int | float | str | bytes)
+    return repr(value) if plain else type(value).__qualname__
 
 
 def _words(code: CodeType) -> set[str]:

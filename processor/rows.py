@@ -21,6 +21,7 @@ from .fields import (
     require_fields,
     require_function,
     require_identity,
+    require_named,
     require_readable,
 )
 from .lanes import missing_for_columns
@@ -224,7 +225,10 @@ class Rows(Generic[T]):
         )
         return self._builder.add(node, element_type(returned_type(function)))
 
-    def _add_branch(self, predicates: Mapping[str, Callable[[Any], object]]) -> BranchNode:
+    def _add_branch(
+        self, predicates: Mapping[str, Callable[[Any], object]], unnamed: Sequence[object]
+    ) -> BranchNode:
+        require_named(unnamed, "branch() takes predicates by name, such as branch(big=...)")
         if not predicates or "rest" in predicates:
             raise UsageError(
                 'branch() takes named predicates, such as branch(big=...); "rest" names what none'

@@ -17,7 +17,7 @@ from millstream import UsageError
 
 from .expression_tree import Column
 from .expressions import Expression, col
-from .fields import ComputedField
+from .fields import ComputedField, require_named
 from .made_types import made_by
 from .row_codec import needed_type
 from .row_types import field_type
@@ -141,6 +141,8 @@ def selection(names: Sequence[str], fields: Mapping[str, object], *, keep: bool)
         UsageError: Nothing to select, a name given twice, or a field that is no expression.
     """
     what = "with_columns()" if keep else "select()"
+    if keep:
+        require_named(names, f"{what} takes expressions by name, such as total=col('n') + 1")
     if not names and not fields:
         raise UsageError(f"{what} takes at least one field")
     chosen: dict[str, Expression] = {}

@@ -12,7 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, Self, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Generic,
+    Literal,
+    Never,
+    NoReturn,
+    Self,
+    TypeVar,
+    overload,
+)
 
 from millstream import UsageError, parse_duration_ms
 
@@ -20,7 +31,7 @@ from . import agg
 from .aggregate import AnyAggregate
 from .expressions import Expression
 from .field_types import require_key_type
-from .fields import Field, label, require_fields, require_readable
+from .fields import Field, label, require_fields, require_named, require_readable
 from .joins import JoinMethods
 from .nodes import (
     AggregatingNode,
@@ -34,7 +45,14 @@ from .row_shapes import Windowed
 from .rows import DeadLetters, Rows
 from .selection import selection
 from .tables import TableMethods
-from .window_declaration import Windowing, Windows, aggregating_node, emitting, windowing
+from .window_declaration import (
+    AGGREGATES_BY_NAME,
+    Windowing,
+    Windows,
+    aggregating_node,
+    emitting,
+    windowing,
+)
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -91,16 +109,18 @@ class Stream(Rows[T]):
         """
         return Stream(self._builder, self._add_selection(selection(names, fields, keep=False)))
 
-    def with_columns(self, **fields: Expression) -> Stream[dict[str, Any]]:
+    def with_columns(self, *unnamed: Never, **fields: Expression) -> Stream[dict[str, Any]]:
         """Rows with all their fields and these, as dicts. Event time stays.
 
         Args:
+            unnamed: Nothing: what has no name is refused.
             fields: Expressions, by the names of their results; a field of that name is replaced.
 
         Raises:
             UsageError: No field, or one that is no expression.
         """
-        return Stream(self._builder, self._add_selection(selection((), fields, keep=True)))
+        chosen = selection(unnamed, fields, keep=True)
+        return Stream(self._builder, self._add_selection(chosen))
 
     @overload
     def map_batch(
@@ -152,7 +172,7 @@ class Stream(Rows[T]):
         """
         return Stream(self._builder, self._add_flat_map(function, name, on_error))
 
-    def branch(self, **predicates: Callable[[T], object]) -> dict[str, Stream[T]]:
+    def branch(self, *unnamed: Never, **predicates: Callable[[T], object]) -> dict[str, Stream[T]]:
         """Split the stream: each row goes to the first predicate that holds, or to "rest".
 
         >>> from millstream.processor import Pipeline
@@ -162,7 +182,7 @@ class Stream(Rows[T]):
         >>> pipeline.test({"words": ["a", "lengthy"]})
         {'long': ['lengthy'], 'short': ['a']}
         """
-        node = self._add_branch(predicates)
+        node = self._add_branch(predicates, unnamed)
         return {port: Stream(self._builder, self._port(node, port)) for port in node.ports}
 
     def merge(self, *others: Stream[U]) -> Stream[T | U]:
@@ -208,7 +228,7 @@ class Stream(Rows[T]):
     def key_by(
         self, key: Callable[[T], K | None], *, name: str | None = None
     ) -> KeyedStream[K, T]: ...
-    def key_by(self, key: Field, *, name: str | None = None) -> KeyedStream[Any, T]:
+    def key_by(self, key: Field, *others: Never, name: str | None = None) -> KeyedStream[Any, T]:
         """Group the rows by a field or a function of the value.
 
         A key is str, bytes, bool, int, float or a tuple of these; an enum of these is its value.
@@ -216,6 +236,11 @@ class Stream(Rows[T]):
         None or of another type goes to the source's dead letters, or stops the pipeline when
         those go nowhere.
         """
+        if others:
+            raise UsageError(
+                f"key_by() takes one field or function, and got {(key, *others)!r}: a function can"
+                " return several fields as a tuple"
+            )
         require_readable(key, "key_by()")
         require_fields(self._type, key, "key_by")
         require_key_type(self._type, key, "key_by")
@@ -272,9 +297,9 @@ class KeyedStream(JoinMethods[K, T], TableMethods[K, T], Stream[T]):
         node = self._add_selection(selection(names, fields, keep=False))
         return KeyedStream(self._builder, node)
 
-    def with_columns(self, **fields: Expression) -> KeyedStream[K, dict[str, Any]]:
+    def with_columns(self, *unnamed: Never, **fields: Expression) -> KeyedStream[K, dict[str, Any]]:
         """Rows with all their fields and these; event time and key stay. See `Stream`."""
-        node = self._add_selection(selection((), fields, keep=True))
+        node = self._add_selection(selection(unnamed, fields, keep=True))
         return KeyedStream(self._builder, node)
 
     @overload
@@ -301,9 +326,11 @@ class KeyedStream(JoinMethods[K, T], TableMethods[K, T], Stream[T]):
         """Every value of the iterable that `function` returns; event time and key stay."""
         return KeyedStream(self._builder, self._add_flat_map(function, name, on_error))
 
-    def branch(self, **predicates: Callable[[T], object]) -> dict[str, KeyedStream[K, T]]:  # type: ignore[override]  # a dict is invariant; nobody puts streams in
+    def branch(  # type: ignore[override]  # a dict is invariant; nobody puts streams in
+        self, *unnamed: Never, **predicates: Callable[[T], object]
+    ) -> dict[str, KeyedStream[K, T]]:
         """Split the stream; keys stay. See `Stream.branch`."""
-        node = self._add_branch(predicates)
+        node = self._add_branch(predicates, unnamed)
         return {port: KeyedStream(self._builder, self._port(node, port)) for port in node.ports}
 
     def merge(self, *others: Stream[U]) -> KeyedStream[K, T | U]:
@@ -486,16 +513,18 @@ class WindowedStream(Generic[K, T]):
         """A value that every row changes: `agg(value=agg.fold(init, step, merge=merge))`."""
         return self.agg(value=agg.fold(init, step, merge=merge))
 
-    def agg(self, **aggregates: AnyAggregate[T, R]) -> WindowResults[K, T, R]:
+    def agg(self, *unnamed: Never, **aggregates: AnyAggregate[T, R]) -> WindowResults[K, T, R]:
         """Compute named aggregates of every key and window; `emit` says when they are results.
 
         Args:
+            unnamed: Nothing: what has no name is refused.
             aggregates: `n=agg.count(), total=agg.sum("amount")`; see `millstream.processor.agg`.
 
         Raises:
             UsageError: No aggregate, a reserved name, a field the source's type lacks, or an
                 aggregate that sessions cannot merge.
         """
+        require_named(unnamed, AGGREGATES_BY_NAME)
         node = aggregating_node(self._builder, self._node, self._chosen, aggregates)
         return WindowResults(self._builder, self._builder.add(node, node.result_type))
 

@@ -9,13 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Self, TypeVar, Unpack, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    Literal,
+    Never,
+    NoReturn,
+    Self,
+    TypeVar,
+    Unpack,
+    overload,
+)
 
 from millstream import UsageError
 
 from .aggregate import AnyAggregate
 from .connectors import Sink
-from .fields import Field, label
+from .fields import Field, label, require_named
 from .row_shapes import Aggregated
 from .row_types import returned_type
 from .rows import DeadLetters, Rows
@@ -29,6 +40,7 @@ from .table_declaration import (
     running_node,
     where,
 )
+from .window_declaration import AGGREGATES_BY_NAME
 
 if TYPE_CHECKING:
     from .stream import KeyedStream
@@ -104,7 +116,7 @@ class TableMethods(Rows[T], Generic[K, T]):
 
     def agg(
         self,
-        *,
+        *unnamed: Never,
         ttl: str | int | timedelta | None = None,
         name: str | None = None,
         **aggregates: AnyAggregate[T, R],
@@ -112,6 +124,7 @@ class TableMethods(Rows[T], Generic[K, T]):
         """Named aggregates of each key, updated with every row.
 
         Args:
+            unnamed: Nothing: what has no name is refused.
             ttl: See `count`.
             name: Of the state; by default `<source topic>.agg`.
             aggregates: `n=agg.count(), total=agg.sum("amount")`; see `millstream.processor.agg`.
@@ -119,6 +132,7 @@ class TableMethods(Rows[T], Generic[K, T]):
         Raises:
             UsageError: No aggregate, a reserved name, or a field the rows' type lacks.
         """
+        require_named(unnamed, AGGREGATES_BY_NAME)
         node = running_node(self._builder, self._node, aggregates, ttl, name)
         return self._table(self._builder.add(node, node.value_type), node.ttl_ms)
 
@@ -243,16 +257,18 @@ class GroupedTable(Generic[J, V]):
     def __repr__(self) -> str:
         return f"<GroupedTable {self._updates._label}, {label('group_by', self._key)}>"
 
-    def agg(self, **aggregates: AnyAggregate[V, R]) -> Table[J, Aggregated[J, R]]:
+    def agg(self, *unnamed: Never, **aggregates: AnyAggregate[V, R]) -> Table[J, Aggregated[J, R]]:
         """Named aggregates of the rows that each group has now. A group without rows is deleted.
 
         Args:
+            unnamed: Nothing: what has no name is refused.
             aggregates: Such as can take a value back: `agg.count()`, and `agg.sum` and `agg.mean`
                 of ints. At a float the run stops, because a difference of floats is not exact.
 
         Raises:
             UsageError: An aggregate cannot take a value back; see also `KeyedStream.agg`.
         """
+        require_named(unnamed, AGGREGATES_BY_NAME)
         rows = self._updates
         node = regrouping_node(rows._builder, rows._node, self._key, aggregates, self._name)
         return Table(rows._keyed(rows._builder.add(node, node.value_type)))

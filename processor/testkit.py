@@ -175,6 +175,23 @@ def in_batches(
         ]
 
 
+def _require_lists(inputs: object, names: Collection[str]) -> None:
+    """Refuse rows of which nothing says whose they are, and one row in place of many.
+
+    Raises:
+        UsageError: With what to give instead.
+    """
+    if not isinstance(inputs, Mapping):
+        example = next(iter(names), "topic")
+        raise UsageError(
+            f"test() takes the rows of each source by its name, such as {{{example!r}: [...]}}, not"
+            f" {type(inputs).__name__}"
+        )
+    for name, items in inputs.items():
+        if isinstance(items, Mapping | str | bytes) or not isinstance(items, Iterable):
+            raise UsageError(f"test() takes a list of rows of {name!r}, not one: {items!r}")
+
+
 def run_over_lists(
     plan: Plan,
     inputs: Mapping[str, Iterable[object]],
@@ -184,6 +201,7 @@ def run_over_lists(
 ) -> TestOutput:
     """Run a plan over lists; see `Pipeline.test`."""
     names = plan.input_names()
+    _require_lists(inputs, names)
     unknown = set(inputs) - set(names)
     if unknown:
         raise UsageError(f"{plan.name!r} does not read {sorted(unknown)}; it reads {list(names)}")

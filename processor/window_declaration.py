@@ -64,6 +64,9 @@ def windowing(
     return Windowing(windows, grace_ms, emission, name)
 
 
+AGGREGATES_BY_NAME: Final = "agg() takes aggregates by name, such as n=agg.count()"
+
+
 def aggregating_node(
     builder: PlanBuilder,
     parent: int,

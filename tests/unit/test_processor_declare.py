@@ -6,13 +6,22 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import msgspec
 import pytest
 
+import millstream
 from millstream import MissingExtraError, UsageError
-from millstream.processor import Pipeline, SourceStream, agg, col, tumbling
+from millstream.processor import (
+    ChangedPlanError,
+    Pipeline,
+    SourceStream,
+    agg,
+    col,
+    tumbling,
+)
 
 
 class Order(msgspec.Struct):
@@ -43,6 +52,25 @@ START = datetime(1970, 1, 1, tzinfo=UTC)
             lambda s: s.key_by("k").window(tumbling(1)).agg(n=agg.count),
             r"n must be an aggregate such as agg.count\(\)",
         ),
+        (
+            lambda s: s.key_by("k").window(tumbling(1)).agg(agg.count()),  # type: ignore[arg-type]  # the point
+            r"agg\(\) takes aggregates by name, such as n=agg.count\(\); <Aggregate count\(\)> has",
+        ),
+        (lambda s: s.key_by("k").agg({"n": agg.count()}), r"by name, .*; \{'n': .*\} has no name"),  # type: ignore[arg-type]  # the point
+        (
+            lambda s: s.key_by("k").count().group_by("k").agg(agg.count(), n=agg.count()),  # type: ignore[arg-type]  # the point
+            r"agg\(\) takes aggregates by name",
+        ),
+        (lambda s: s.with_columns(col("a") + 1), r"with_columns\(\) takes expressions by name"),  # type: ignore[arg-type]  # the point
+        (lambda s: s.key_by("k").with_columns("a"), r"expressions by name, .*; 'a' has no name"),  # type: ignore[arg-type]  # the point
+        (
+            lambda s: s.branch(bool),
+            r"branch\(\) takes predicates by name, such as branch\(big=...\)",
+        ),  # type: ignore[arg-type]  # the point
+        (
+            lambda s: s.key_by("a", "b"),
+            r"one field or function, and got \('a', 'b'\): .* as a tuple",
+        ),  # type: ignore[call-overload]  # the point
         (
             lambda s: s.key_by("k").window(tumbling(1)).agg(n=agg.Sum(5)),  # type: ignore[arg-type]  # the point
             "agg n takes a field name or a function, not 5",
@@ -108,7 +136,7 @@ def test_what_a_stream_lacks_is_said_with_what_comes_before_it() -> None:
     for each in (source, source.key_by("user"), windowed):
         with pytest.raises(AttributeError, match=r"has no attribute 'nothing'$"):
             getattr(each, "nothing")  # noqa: B009 - the point
-    assert "<WindowedStream key_by 'user', FixedWindows(size_ms=60000" in repr(windowed)
+    assert "<WindowedStream key_by 'user', tumbling 1m>" == repr(windowed)
     assert "<Aggregate sum('amount')>" == repr(agg.sum("amount"))
 
 
@@ -147,3 +175,45 @@ def test_a_missing_extra_is_told_with_what_to_install(
     told = rf"needs the package {package}: pip install 'millstream\[{extra}\]'"
     with pytest.raises(MissingExtraError, match=told):
         declare(Pipeline("p").source("in"))
+
+
+def scaled(row: dict[str, int], field: str, by: float = 1, then: object = None) -> float:
+    return row[field] * by
+
+
+def summing(function: Callable[[Any], float]) -> Pipeline:
+    pipeline = Pipeline("p")
+    rows = pipeline.source("in", time="t")
+    rows.key_by("k").window(tumbling("1m")).agg(s=agg.sum(function)).to("out")
+    return pipeline
+
+
+def test_partials_are_called_by_what_they_were_given_but_by_nothing_that_changes() -> None:
+    given = partial(scaled, field="a", by=2.5, then=(scaled, [Order, object()]))
+    text = summing(given).explain()
+    assert "s=sum(partial(scaled, by=2.5, field='a', then=(scaled, (Order, object))))" in text
+    assert (
+        text
+        == summing(partial(scaled, then=(scaled, [Order, object()]), by=2.5, field="a")).explain()
+    )
+
+
+def test_state_of_another_partial_is_refused_until_it_is_said_to_mean_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with millstream.open(":memory:") as store:
+        store.create_topic("in")
+        store.append("in", b'{"k":"x","t":1,"a":1,"b":5}')
+        with monkeypatch.context() as early:
+            early.setattr("millstream.processor.fields.partial", type("Never", (), {}))
+            summing(partial(scaled, field="a")).run(store, until="end")
+        with pytest.raises(
+            ChangedPlanError, match=r"sum\(partial\(scaled, field='a'\)\)"
+        ) as caught:
+            summing(partial(scaled, field="a")).run(store, until="end")
+        assert ["in.window"] == caught.value.same
+        summing(partial(scaled, field="a")).migrate(store, same=["in.window"])
+        summing(partial(scaled, field="a")).run(store, until="end")
+
+        with pytest.raises(ChangedPlanError, match=r"partial\(scaled, field='b'\)"):
+            summing(partial(scaled, field="b")).run(store, until="end")

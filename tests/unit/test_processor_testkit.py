@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from millstream import RecordError
+from millstream import RecordError, UsageError
 from millstream.processor import (
     Pipeline,
     Sink,
@@ -112,3 +112,19 @@ def test_what_there_is_so_far_may_be_changed(function: Callable[[Total, Total], 
     output = pipeline.test({"in": ROWS})
     assert [1, 3, 6] == [row["n"] for row in output["running"]]
     assert [6] == [row["value"]["n"] for row in output["windows"]]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ([{"n": 1}], r"by its name, such as \{'in': \[...\]\}, not list"),
+        ({"in": {"n": 1}}, r"a list of rows of 'in', not one: \{'n': 1\}"),
+        ({"in": "ab"}, "a list of rows of 'in', not one: 'ab'"),
+        ({"in": 5}, "a list of rows of 'in', not one: 5"),
+    ],
+)
+def test_rows_that_are_no_lists_by_name_are_refused(inputs: Any, message: str) -> None:
+    pipeline = Pipeline("p")
+    pipeline.source("in").to("out")
+    with pytest.raises(UsageError, match=message):
+        pipeline.test(inputs)
