@@ -5,6 +5,7 @@ Only topics are compared here; what sinks outside the store hold is in sink_repl
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from itertools import islice
 
 import msgspec
 
-from millstream import Record, Store, TopicPartition
+from millstream import Record, Store, TopicConfig, TopicPartition
 
 from .checkpoint import Checkpoint
 from .outputs import OutputBatch, same_record
@@ -59,12 +60,19 @@ class Compacted:
     Args:
         written: What is there, up to `end`.
         later: The keys of what was written since.
+        same: Whether a record that is there and one of the replay say the same.
     """
 
-    def __init__(self, written: Iterator[Record], later: Callable[[], set[bytes | None]]) -> None:
+    def __init__(
+        self,
+        written: Iterator[Record],
+        later: Callable[[], set[bytes | None]],
+        same: Callable[[Record, Record], bool] = same_record,
+    ) -> None:
         self.records_compared = 0
         self._written = written
         self._later = later
+        self._same = same
         self._next = next(written, None)
         self._found: dict[bytes | None, Record] = {}
         self._absent: dict[bytes | None, Record] = {}
@@ -73,12 +81,12 @@ class Compacted:
     def add(self, given: Record) -> None:
         """Take the next record of the replay."""
         key, found = given.key, self._next
-        if found is not None and same_record(found, given):
+        if found is not None and self._same(found, given):
             self.records_compared += 1
             self._found[key] = found
             self._absent.pop(key, None)
             self._next = next(self._written, None)
-        elif (before := self._found.get(key)) is not None and same_record(before, given):
+        elif (before := self._found.get(key)) is not None and self._same(before, given):
             # Two that say the same: the one that is there may be either.
             self._absent.pop(key, None)
         else:
@@ -88,7 +96,7 @@ class Compacted:
         """What is there that is not in its place in the replay, or else what should be there."""
         if self._next is not None:
             given = self._absent.get(self._next.key)
-            in_place = given is None or not same_record(self._next, given)
+            in_place = given is None or not self._same(self._next, given)
             return self._next, given if in_place else None
         missing = {key: each for key, each in self._absent.items() if each.value is not None}
         if missing:
@@ -126,16 +134,16 @@ class Written:
         self._start = start.output_ends()
         self._readers: dict[TopicPartition, Iterator[Record]] = {}
         self._differing: set[TopicPartition] = set()
-        self._columnar: dict[str, bool] = {}
+        self._configs: dict[str, TopicConfig] = {}
         self._compacted: dict[TopicPartition, Compacted] = {}
         self._end = {place: at for place, at in end.output_ends().items() if place not in sinks}
         for place in self._end:
             if store.offsets(place.topic)[place.partition].start > self._start.get(place, 0):
                 self._differing.add(place)
                 self.skipped.append(place)
-            elif self._is_compacted(place.topic):
+            elif self._config(place.topic).compact:
                 self._compacted[place] = Compacted(
-                    self._reader(place), partial(self._keys_behind, place)
+                    self._reader(place), partial(self._keys_behind, place), self._same(place.topic)
                 )
 
     def compare(self, outputs: Iterable[tuple[TopicPartition, OutputBatch]]) -> None:
@@ -146,8 +154,11 @@ class Written:
                 continue
             if place in self._differing:
                 continue
+            declared = self._config(place.topic).key_column
             replayed = [
-                Record(place.topic, place.partition, 0, time, key, value, headers)
+                Record(*place, 0, time, key, value, headers)
+                if key is not None or declared is None
+                else Record(*place, 0, time, self._declared_key(place.topic, value), value, headers)
                 for time, key, value, headers in batch.rows()
             ]
             if (compacted := self._compacted.get(place)) is not None:
@@ -156,7 +167,7 @@ class Written:
                 continue
             written = list(islice(self._reader(place), len(replayed)))
             self.records_compared += len(written)
-            same = _same_row if self._stores_columns(place.topic) else same_record
+            same = self._same(place.topic)
             for number, each in enumerate(replayed):
                 found = written[number] if number < len(written) else None
                 if found is None or not same(found, each):
@@ -196,13 +207,23 @@ class Written:
         self._differing.add(place)
         self.differences.append(Difference(*place, offset, found, given))
 
-    def _stores_columns(self, topic: str) -> bool:
-        if topic not in self._columnar:
-            self._columnar[topic] = self._store.topic(topic).config.columnar
-        return self._columnar[topic]
+    def _config(self, topic: str) -> TopicConfig:
+        if topic not in self._configs:
+            self._configs[topic] = self._store.topic(topic).config
+        return self._configs[topic]
 
-    def _is_compacted(self, topic: str) -> bool:
-        return self._store.topic(topic).config.compact and not self._stores_columns(topic)
+    def _same(self, topic: str) -> Callable[[Record, Record], bool]:
+        return _same_row if self._config(topic).columnar else same_record
+
+    def _declared_key(self, topic: str, value: bytes | None) -> bytes | None:
+        """The key that a row appended without one gets from the field declared for it."""
+        row = None if value is None else msgspec.json.decode(value)
+        name = self._config(topic).key_column
+        key = row.get(name) if isinstance(row, dict) else None
+        if key is None:
+            return None
+        binary = str(self._store.topic(topic).schema.field(name).type) == "binary"
+        return b64decode(key) if binary else str(key).encode()
 
     def _keys_behind(self, place: TopicPartition) -> set[bytes | None]:
         records = self._store.read(place.topic, self._end[place], partition=place.partition)
@@ -219,11 +240,11 @@ class Written:
 
 def _same_row(written: Record, given: Record) -> bool:
     """The same for a topic of columns: rows come in the order of its fields, nulls among them."""
-    value = None if given.value is None else msgspec.json.decode(given.value)
-    row = None if written.value is None else msgspec.json.decode(written.value)
+    if written.value is None or given.value is None:
+        return same_record(written, given)
+    row, value = msgspec.json.decode(written.value), msgspec.json.decode(given.value)
     if not isinstance(value, dict) or not isinstance(row, dict):
         return False
-    key = written.key if given.key is None else given.key  # the declared one
     told = {name: part for name, part in value.items() if part is not None}
     kept = {name: part for name, part in row.items() if part is not None}
-    return (written.timestamp_ms, written.key, kept) == (given.timestamp_ms, key, told)
+    return (written.timestamp_ms, written.key, kept) == (given.timestamp_ms, given.key, told)

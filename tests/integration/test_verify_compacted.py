@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import msgspec
 import pytest
 
 import millstream
 from millstream import Record, Store, TopicPartition
-from millstream.processor import Pipeline, keep_checkpoint
+from millstream.processor import Pipeline, agg, keep_checkpoint
 from millstream.processor.replay_comparison import Compacted
 
 
@@ -51,6 +53,62 @@ def test_what_is_replaced_while_verify_runs_is_no_difference(store: Store) -> No
     store.append("totals", b"7", key=b"ann")  # behind what the pipeline has committed
     store.compact("totals")
     assert build().verify(store).ok
+
+
+class Total(msgspec.Struct):
+    user: str
+    n: int
+
+
+@pytest.mark.parametrize("values", ["columns", "json"])
+@pytest.mark.parametrize("compact", [True, False])
+def test_rows_of_a_declared_type_and_tombstones_are_no_difference(
+    values: str, compact: bool
+) -> None:
+    def typed() -> Pipeline:
+        pipeline = Pipeline("typed")
+        orders = pipeline.source("orders").key_by("user")
+        totals = orders.agg(n=agg.sum("n")).filter(lambda total: total.n > 0)
+        totals.map(lambda total: {"user": total.key, "n": total.n}).to("rows")
+        return pipeline
+
+    with millstream.open(":memory:") as store:
+        store.create_topic("orders")
+        store.create_topic("rows", schema=Total, key="user", values=values, compact=compact)
+        for user, n in [("ann", 1), ("bob", 2), ("ann", 3), ("ann", -4), ("cid", 5), ("cid", 1)]:
+            store.append("orders", b'{"user":"%s","n":%d}' % (user.encode(), n))
+        typed().run(store, until="end")
+        assert typed().verify(store).ok
+        if compact:
+            store.compact("rows")
+        found = typed().verify(store)
+        assert (found.ok, found.differences, found.skipped) == (True, [], [])
+        assert found.records_compared == (3 if compact else 6)
+
+
+@pytest.mark.parametrize("compact", [True, False])
+@pytest.mark.parametrize("kind", [str, int, bytes])
+@pytest.mark.parametrize("values", ["columns", "json"])
+def test_the_key_of_rows_without_one_is_that_of_the_declared_field(
+    compact: bool, kind: Any, values: str
+) -> None:
+    def copied() -> Pipeline:
+        pipeline = Pipeline("copied")
+        pipeline.source("in").to("rows")
+        return pipeline
+
+    with millstream.open(":memory:") as store:
+        store.create_topic("in")
+        schema = msgspec.defstruct("Keyed", [("k", kind), ("n", int)])
+        store.create_topic("rows", schema=schema, key="k", values=values, compact=compact)
+        for n in range(6):
+            key = b"%d" % (n % 2) if kind is bytes else kind(n % 2)
+            store.append("in", msgspec.json.encode({"k": key, "n": n}))
+        copied().run(store, until="end")
+        if compact:
+            store.compact("rows")
+        found = copied().verify(store)
+        assert (found.ok, found.records_compared) == (True, 2 if compact else 6)
 
 
 def test_records_that_differ_are_found_in_a_topic_that_is_compacted(store: Store) -> None:
