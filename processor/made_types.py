@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable
+from functools import wraps
+from threading import RLock
 from types import UnionType
-from typing import Any, Final, NamedTuple, TypeVar, Union
+from typing import Any, Final, NamedTuple, TypeVar, TypeVarTuple, Union
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 
 
 class _Made(NamedTuple):
@@ -28,20 +32,36 @@ class _Applied(NamedTuple):
     arguments: tuple[Any, ...]
 
 
-_MADE: Final[dict[object, _Made]] = {}
-"""How each type was made. No more than their makers keep, who make one of its kind only once."""
+_MADE: Final[WeakKeyDictionary[Any, _Made]] = WeakKeyDictionary()
+"""How each type was made that is still in use."""
+
+_LOCK: Final = RLock()
 
 
-def made_by(make: Callable[..., T], arguments: tuple[Any, ...], made: T) -> T:
-    """The type, which `named` names from now on.
+def made_once(make: Callable[[*Arguments], T]) -> Callable[[*Arguments], T]:
+    """Make `make` return the same type for the same arguments, as long as that is in use.
+
+    So rows that come back, from state or another process, are of the type that they were of. Types
+    that nothing holds go: a program that declares types and pipelines again and again has an end.
 
     Args:
-        make: A function of a module, which returns the same type for the same arguments.
-        arguments: What it was called with.
-        made: What it returns.
+        make: A function of a module. Its arguments can be hashed.
     """
-    _MADE[made] = _Made(make, arguments)
-    return made
+    types: WeakValueDictionary[Any, Any] = WeakValueDictionary()
+
+    @wraps(make)
+    def once(*arguments: *Arguments) -> T:
+        made: T | None = types.get(arguments)
+        if made is None:
+            with _LOCK:  # two threads would make two of a kind
+                made = types.get(arguments)
+                if made is None:
+                    made = make(*arguments)
+                    _MADE[made] = _Made(once, arguments)
+                    types[arguments] = made
+        return made
+
+    return once
 
 
 def named(value: Any) -> Any:

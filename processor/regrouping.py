@@ -68,7 +68,7 @@ class RegroupOperator(StatefulOperator):
         self._rows: KeyedState[tuple[Any, Any]] = states.make(node.name, rows, prefix=("row",))
         self._groups = states.make(node.name, prefix=("group",))
         self._aggregates = RowAggregates(node.label, node.aggregates)
-        self._make = aggregated_type(tuple(name for name, _ in node.aggregates))
+        self._make = aggregated_type(tuple(name for name, _ in node.aggregates), None)
 
     @property
     def live_count(self) -> int:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from .made_types import made_by, named, typed
+from .made_types import made_once, named, typed
 
 K_co = TypeVar("K_co", covariant=True)
 R_co = TypeVar("R_co", covariant=True)
@@ -84,34 +83,31 @@ def _row(name: Any, fields: tuple[Any, ...]) -> Any:
     return typed(name)(*fields)
 
 
-@cache
+@made_once
 def windowed_type(
     names: tuple[str, ...], types: tuple[Any, ...], updating: bool
 ) -> type[Windowed[Any, Any]]:
-    """A Struct like `Windowed`, with one field per aggregate and, of updates, their status.
-
-    The same one for the same fields: so rows that come back from state are what they were.
-    """
+    """A Struct like `Windowed`, with one field per aggregate and, of updates, their status."""
     fields: list[tuple[str, Any]] = list(zip(names, types, strict=True))
     if updating:
         fields.append(("status", str))
-    made = msgspec.defstruct("Windowed", fields, bases=(Windowed,), frozen=True, gc=False)
-    return made_by(windowed_type, (names, types, updating), made)  # type: ignore[return-value]  # its base says what it is
+    return msgspec.defstruct(  # type: ignore[return-value]  # its base says what it is
+        "Windowed", fields, bases=(Windowed,), frozen=True, gc=False
+    )
 
 
-@cache
+@made_once
 def aggregated_type(
-    names: tuple[str, ...], types: tuple[Any, ...] | None = None
+    names: tuple[str, ...], types: tuple[Any, ...] | None
 ) -> type[Aggregated[Any, Any]]:
-    """A Struct with the key and one field per aggregate; the same one for the same fields."""
-    made = msgspec.defstruct(
+    """A Struct with the key and one field per aggregate; None stands for types not known."""
+    return msgspec.defstruct(  # type: ignore[return-value]  # its base says what it is
         "Aggregated",
         list(zip(names, types or (Any,) * len(names), strict=True)),
         bases=(Aggregated,),
         frozen=True,
         gc=False,
     )
-    return made_by(aggregated_type, (names, types), made)  # type: ignore[return-value]  # its base says what it is
 
 
 def joined_type(left: object, right: object) -> object:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from typing import Any, NotRequired, TypedDict
 
 import msgspec
@@ -18,7 +17,7 @@ from millstream import UsageError
 from .expression_tree import Column
 from .expressions import Expression, col
 from .fields import ComputedField, require_named
-from .made_types import made_by
+from .made_types import made_once
 from .row_codec import needed_type
 from .row_types import field_type
 
@@ -118,11 +117,11 @@ def own_fields(value: object) -> dict[str, Any]:
     raise TypeError(f"a {type(value).__name__} has no fields to keep: use select()")
 
 
-@cache
+@made_once
 def _row_type(fields: tuple[tuple[str, Any], ...]) -> object:
     """A TypedDict; the same one for the same fields, so that streams of both can be merged."""
     make: Any = TypedDict
-    return made_by(_row_type, (fields,), make("Row", dict(fields)))
+    return make("Row", dict(fields))
 
 
 def _own_names(value_type: type) -> Iterable[str]:

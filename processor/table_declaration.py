@@ -157,7 +157,7 @@ def regrouping_node(
         key=key,
         row_type=row_type,
         aggregates=tuple(checked.items()),
-        value_type=aggregated_type(tuple(checked)),
+        value_type=aggregated_type(tuple(checked), None),
     )
 
 

@@ -152,7 +152,9 @@ def test_rows_of_windows_and_tables_can_be_sent() -> None:
     pipeline = Pipeline("rows")
     keyed = pipeline.source("sales", type=Sale, time="ts").key_by("user")
     keyed.window(tumbling("1m")).agg(n=agg.count(), dear=agg.max("price")).peek(rows.append)
-    keyed.agg(first=agg.first("at")).updates().peek(rows.append)
+    table = keyed.agg(first=agg.first("at"), n=agg.count())
+    table.updates().peek(rows.append)
+    table.group_by("n").agg(keys=agg.count()).updates().peek(rows.append)
     pipeline.test({"sales": SALES})
 
     again = pickle.loads(pickle.dumps(rows))
@@ -242,6 +244,33 @@ def test_plans_are_equal_if_they_do_the_same(
     assert plan(one) == pickle.loads(pickle.dumps(plan(one)))
     assert hash(plan(one)) == hash(plan(one))
     assert plan(one) != plan(another)
+
+
+class Unequal:
+    """Like an array, whose `==` has no truth."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        self.error = error
+
+    def __eq__(self, other: object) -> bool:
+        raise self.error
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError])
+def test_what_refuses_to_be_compared_is_not_equal(error: type[Exception]) -> None:
+    pipeline = Pipeline("sales")
+    pipeline.source("sales").map(partial(most, other=[Unequal(error)])).to("most")
+
+    assert pipeline.plan == copy.copy(pipeline).plan
+    assert pipeline.plan != pickle.loads(pickle.dumps(pipeline.plan))
+
+
+def test_true_is_not_one_in_what_is_equal() -> None:
+    assert agg.fold(partial(int, 1), most) == agg.fold(partial(int, 1), most)
+    assert agg.fold(partial(int, 1), most) != agg.fold(partial(int, True), most)
 
 
 def test_what_cannot_be_sent_is_named(tmp_path: Path) -> None:

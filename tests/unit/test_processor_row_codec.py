@@ -115,7 +115,7 @@ def test_plain_rows_come_back(row: object) -> None:
         (Tree, Tree([Tree([]), Tree([])])),
         (Anything, Anything({"a": [1, None]})),
         (Result, Result(("a", (1, b"x")), 0, 10, [1])),
-        (aggregated_type(("n",)), aggregated_type(("n",))(("a", 1), 5)),
+        (aggregated_type(("n",), None), aggregated_type(("n",), None)(("a", 1), 5)),
         (datetime, datetime(2024, 2, 29, 1, 2, 3, 4, timezone(timedelta(hours=2)))),
         (list[datetime], [datetime(2024, 2, 29), datetime(2024, 2, 29, tzinfo=UTC)]),  # noqa: DTZ001
     ],
