@@ -25,9 +25,13 @@ from .line_files import (
     Pattern,
     Piece,
     begins_with_one,
+    compressed_away,
     compressed_since,
+    count_gone,
     first_bytes,
     has_compressed,
+    held_by,
+    is_counted,
     moved_away,
     moved_to,
     names_beside,
@@ -122,6 +126,8 @@ class _Reading:
         """None until the start of the file has been seen."""
         self._seen = b""
         """What followed the position when it was last looked at, if it was no whole row."""
+        self._unlike: list[str] | None = None
+        """The files beside this one, if none is like it; see `_alike`."""
         self._noted = position.read_bytes > 0 or position.beside is not None
         """Whether what lies beside the file is known, and need not be told."""
 
@@ -160,7 +166,7 @@ class _Reading:
                 return self._look()
             except _MovedMeanwhile:
                 # What the reader was shown may have been another file.
-                self._position, self._reader = position, None
+                self._position, self._reader, self._unlike = position, None, None
 
     def _look(self) -> SourceBatch | None:
         size_bytes = CHUNK_BYTES
@@ -237,6 +243,7 @@ class _Reading:
 
     def _first_rows(self, name: str, *, final: bool) -> SourceBatch | None:
         """The rows at the beginning of a file."""
+        self._unlike = None
         size_bytes = CHUNK_BYTES
         while True:
             try:
@@ -260,6 +267,14 @@ class _Reading:
         position = self._position if self._position.read_bytes else START
         beside = self._beside()
         unread = self._unread(beside)
+        alike = self._alike()
+        if position.older is not None and position.older < len(alike):
+            moved = alike[position.older]
+            piece = self._piece(moved, position, size_bytes)
+            if piece is None or self._alike() != alike:
+                raise _MovedMeanwhile
+            if piece.data.startswith(self._seen[:size_bytes]):
+                return moved, piece, True
         try:
             piece = read_piece(self._storage, unread or self._name, position, size_bytes)
             if piece is not None and (unread or piece.data.startswith(self._seen[:size_bytes])):
@@ -271,7 +286,7 @@ class _Reading:
             self._check_still(beside, unread)
             if unread or not self._source.rotated or (position == START and not self._seen):
                 return None
-        moved = self._moved()
+        moved = self._moved(alike)
         piece = self._piece(moved, position, size_bytes)
         if piece is None:
             raise _MovedMeanwhile
@@ -279,13 +294,35 @@ class _Reading:
 
     def _beside(self) -> list[str]:
         """What was moved away, the oldest first, as long as nothing of the file has been read."""
-        if not self._source.rotated or self._position.read_bytes:
+        return [] if self._position.read_bytes else self._moved_away()
+
+    def _moved_away(self) -> list[str]:
+        """What was moved away, the oldest first."""
+        if not self._source.rotated:
             return []
         return [
             path
             for path in moved_away(self._storage, self._name)
             if not self._source.pattern.matches(path)
         ]
+
+    def _alike(self) -> list[str]:
+        """Of these, the ones that hold all that was read of the file, if anything was.
+
+        If there are none, there will be none as more is read, until one is moved away: there may
+        be a file of each day, and they need not be opened each time.
+        """
+        if not self._position.read_bytes:
+            return []
+        if not self._source.rotated:
+            return []
+        names = names_beside(self._storage, self._name)
+        if names == self._unlike:
+            return []
+        alike = held_by(self._storage, self._moved_away(), self._position)
+        lasting = not alike and not any(is_counted(self._name, each) for each in names)
+        self._unlike = names if lasting else None
+        return alike
 
     def _check_still(self, beside: list[str], unread: str | None) -> None:
         """Raise if files were moved since they were listed: what was read may not be the oldest."""
@@ -302,15 +339,45 @@ class _Reading:
             return None
         known = self._position.beside
         if known is None:
-            found = [first_bytes(self._storage, path) for path in beside]
-            self._position = FilePosition(beside=[each for each in found if each is not None])
+            compressed = compressed_away(self._storage, self._name)
+            self._position = FilePosition(
+                beside=self._first_bytes(beside), compressed=self._first_bytes(compressed)
+            )
             return None
+        self._refuse_compressed()
         return next(
             (path for path in beside if not begins_with_one(self._storage, path, known)), None
         )
 
-    def _moved(self) -> str:
-        """Where the file was moved to.
+    def _first_bytes(self, names: Sequence[str]) -> list[tuple[int, bytes]]:
+        found = [first_bytes(self._storage, name) for name in names]
+        return [each for each in found if each is not None]
+
+    def _refuse_compressed(self) -> None:
+        """Refuse to go on if a file was compressed before anything was read of it.
+
+        As many as are gone of those that need not be read may be compressed since.
+
+        Raises:
+            DataError: It has to be uncompressed.
+        """
+        known, compressed = self._position.beside, self._position.compressed
+        if known is None or compressed is None:
+            return
+        new = [
+            path
+            for path in compressed_away(self._storage, self._name)
+            if not begins_with_one(self._storage, path, compressed)
+        ]
+        if new and len(new) > count_gone(self._storage, self._moved_away(), known):
+            raise self._error(
+                new[-1],
+                "it was moved away before anything was read of it, and compressed files are not"
+                " read: uncompress it there, and run again",
+            )
+
+    def _moved(self, alike: Sequence[str]) -> str:
+        """Where the file was moved to: of several that are alike the newest, never one before.
 
         Raises:
             DataError: Nowhere beside it.
@@ -320,6 +387,9 @@ class _Reading:
             raise self._changed()
         covered = None
         before = names_beside(self._storage, self._name)
+        same = held_by(self._storage, reversed(alike), self._position, self._seen)
+        if same:
+            return same[0]
         for moved in moved_to(self._storage, self._name, self._position, self._seen):
             if not self._source.pattern.matches(moved):
                 return moved
@@ -360,6 +430,7 @@ class _Reading:
             return None
         first = piece.position.lines + skipped_lines + 1
         self._position = piece.behind(used, skipped_lines + rows.line_count)
+        self._position = msgspec.structs.replace(self._position, older=self._older(name))
         self._seen = b""
         lines = rows.lines
         return SourceBatch(
@@ -371,6 +442,13 @@ class _Reading:
             if isinstance(lines, range)
             else [first + line for line in lines],
         )
+
+    def _older(self, name: str) -> int | None:
+        """How many files that were moved away before one of them hold what was read of it."""
+        if not self._source.rotated:
+            return None
+        alike = self._alike()
+        return alike.index(name) if name in alike else len(alike)
 
     def _is_only_a_start(self, piece: Piece, rows: Rows, used_bytes: int) -> bool:
         """Whether all there is, a byte order mark or a header say, other files begin with as well.

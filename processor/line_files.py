@@ -49,6 +49,11 @@ class FilePosition(msgspec.Struct, frozen=True):
     beside: list[tuple[int, bytes]] | None = None
     """As long as nothing has been read: what had been moved away before it was first looked at, as
     the number of first bytes and their hash. What else was moved away since is still to be read."""
+    compressed: list[tuple[int, bytes]] | None = None
+    """The same of those that were compressed by then. None: not known, as below."""
+    older: int | None = None
+    """How many of the files moved away before it hold all that was read of it, too. By that it is
+    told from others that say the same. None: not known, as early versions did not say."""
 
 
 START: Final = FilePosition()
@@ -260,6 +265,30 @@ def moved_away(storage: Storage, name: str) -> list[str]:
     return [path for path in found if not path.endswith(_COMPRESSED)]
 
 
+def is_counted(name: str, moved: str) -> bool:
+    """Whether a file that was moved away is called by a counter: its name will be another's."""
+    return _is_counter(_mark_of(moved, name))
+
+
+def held_by(
+    storage: Storage, names: Iterable[str], position: FilePosition, seen: bytes = b""
+) -> list[str]:
+    """Those of some files that begin with what was read up to a position, and seen behind it."""
+    return [name for name in names if _holds(storage, name, position, seen)]
+
+
+def compressed_away(storage: Storage, name: str) -> list[str]:
+    """Files that were called `name` before, and of which only a compressed form is left."""
+    marks = _marked(storage, name)
+    plain = {path for _, path in marks}
+    return sorted(
+        path
+        for mark, path in marks
+        for ending in _COMPRESSED
+        if path.endswith(ending) and mark[:1].isdecimal() and path.removesuffix(ending) not in plain
+    )
+
+
 def names_beside(storage: Storage, name: str) -> list[str]:
     """The files whose names begin like that of a file. They change while it is rotated."""
     return [path for _, path in _marked(storage, name)]
@@ -275,6 +304,15 @@ def begins_with_one(storage: Storage, name: str, known: Iterable[tuple[int, byte
     """Whether a file is one of those known by their first bytes; an empty or missing one is."""
     data = _beginning(storage, name, FINGERPRINT_BYTES)
     return not data or any(_hash(data[:count]) == hashed for count, hashed in known)
+
+
+def count_gone(storage: Storage, names: Iterable[str], known: Iterable[tuple[int, bytes]]) -> int:
+    """How many of those known by their first bytes are not among some files any more."""
+    starts = [_beginning(storage, name, FINGERPRINT_BYTES) for name in names]
+    return sum(
+        all(len(start) < count or _hash(start[:count]) != hashed for start in starts)
+        for count, hashed in known
+    )
 
 
 def _beginning(storage: Storage, name: str, size_bytes: int) -> bytes:

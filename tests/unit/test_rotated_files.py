@@ -190,12 +190,38 @@ def test_a_file_that_is_rotated_unread_is_waited_for_until_it_is_done(
 def test_what_was_compressed_is_not_taken_for_lines(outside: SimulatedOutside) -> None:
     storage = outside.storage
     put(storage, "app.log", b"")
+    put(storage, "app.log.2.gz", b"\x1f\x8b\n")
     reading = follow(outside)
     assert [] == next(reading)
-    put(storage, "app.log.2.gz", b"\x1f\x8b\n")
     put(storage, "app.log.bak", b"9\n")
     extend(storage, "app.log", b"1\n")
     assert [[1], None] == [next(reading) for _ in range(2)]
+
+
+@pytest.mark.parametrize(("gone", "moved"), [("app.log.1", "app.log.2"), ("app.log-20261101",) * 2])
+def test_what_was_compressed_before_anything_was_read_is_an_error_until_it_is_uncompressed(
+    outside: SimulatedOutside, gone: str, moved: str
+) -> None:
+    storage = outside.storage
+    put(storage, gone, b"0\n")
+    put(storage, "app.log.9.gz", b"\x1f\x8b9")
+    put(storage, "app.log", b"")
+    source = jsonl(outside, "app.log", follow=True, rotated=True)
+    position = last_position(source, "app.log")
+    storage.remove(gone)
+    put(storage, f"{moved}.gz", b"\x1f\x8b0")  # what needs not be read may be compressed
+    storage.rename("app.log.9.gz", "app.log.10.gz")
+    new = "app.log-20261102" if "-" in gone else gone
+    put(storage, f"{new}.gz", b"\x1f\x8b1")
+    put(storage, "app.log", b"2\n")
+    with pytest.raises(DataError, match=r"before anything was read of it, .* uncompress it there"):
+        rows(source, "app.log", position)
+    early = {key: value for key, value in position.items() if key != "compressed"}
+    assert [2] == rows(source, "app.log", early), "nothing was said of those that were compressed"
+
+    storage.remove(f"{new}.gz")
+    put(storage, new, b"1\n")
+    assert [1, 2] == rows(source, "app.log", position)
 
 
 @pytest.mark.parametrize(
