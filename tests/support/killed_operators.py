@@ -10,9 +10,11 @@ from __future__ import annotations
 import heapq
 import json
 import os
+import signal
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -205,11 +207,20 @@ class Feed:
 # --- the process ---------------------------------------------------------------------------------
 
 
-def run(pipe: int, path: str, spilled: int) -> None:
-    """Run "shaken" for ever; report once that it has started, then every commit that is begun."""
+def run(pipe: int, path: str, spilled: int, commits: int = 0, delay_us: int = 0) -> None:
+    """Run "shaken"; report once that it has started, then every commit that is begun.
+
+    Args:
+        pipe: For reports.
+        path: Of the directory.
+        spilled: Whether its state has next to no memory.
+        commits: The process is ended by the operating system in this one; 0: it runs for ever.
+        delay_us: How long after its begin. The kernel counts, so that a machine that is busy does
+            not put off the end until the commit is over.
+    """
     tell(pipe, *READY)
     sweep_often()
-    _say_phases(Path(path) / "phase", pipe)
+    _say_phases(Path(path) / "phase", pipe, commits, delay_us / 1e6)
     with millstream.open(Path(path) / "store") as store:
         shaken = pipeline("shaken", Path(path), spilled=bool(spilled))
         shaken.run(store, batch_records=20, epoch_ms=0, tick_ms=1)
@@ -223,10 +234,11 @@ def sweep_often() -> None:
             module.SWEEP_RECORDS = SWEEP_RECORDS
 
 
-def _say_phases(file: Path, pipe: int) -> None:
-    """Write down what is being done, whenever that changes."""
+def _say_phases(file: Path, pipe: int, commits: int, delay_s: float) -> None:
+    """Write down what is being done, whenever that changes, and end in a commit."""
     descriptor, commit = os.open(file, os.O_WRONLY), epoch.Epochs.commit
     started: list[bool] = []
+    begun = count(1)
 
     def saying(function: Callable[..., Any], phase: Callable[[Any], bytes]) -> Callable[..., Any]:
         def call(self: Any, *arguments: Any) -> Any:
@@ -236,6 +248,9 @@ def _say_phases(file: Path, pipe: int) -> None:
             os.pwrite(descriptor, phase(self).ljust(8), 0)
             if function is commit:
                 tell(pipe, 0)
+                if next(begun) == commits:
+                    # Nobody handles SIGALRM, which ends a process like SIGKILL.
+                    signal.setitimer(signal.ITIMER_REAL, delay_s)
             try:
                 return function(self, *arguments)
             finally:

@@ -85,16 +85,22 @@ def _kill_again_and_again(
             phase.write_bytes(START.ljust(8))
             for _ in range(random.randrange(3)):
                 feed.append_piece(store)
-            early, share = random.random() < EARLY, random.random()
-            with zygote.spawn("run", path, int(spilled)) as child:
+            share = random.random()
+            early, commits = random.random() < EARLY, random.randint(1, COMMITS_MAX)
+            # Most commits are short, and what comes after one is a wait for input.
+            delay_us = 1 + int(share**3 * MOMENT_S * 1e6)
+            plan = (0, 0) if early else (commits, delay_us)
+            with zygote.spawn("run", path, int(spilled), *plan) as child:
                 started = time.monotonic()
-                if not early:
+                if early:
+                    time.sleep(share * start_s)
+                else:
                     assert len(child.hear()) == 1
                     start_s = time.monotonic() - started
-                    for _ in range(random.randrange(COMMITS_MAX)):
+                    for _ in range(commits):
                         feed.append_piece(store)
                         assert len(child.hear()) == 1
-                time.sleep(share * (start_s if early else MOMENT_S))
+                    child.hear(1 << 40)  # until it ends
                 child.kill()
             done.phases[phase.read_bytes().strip()] += 1
             if "shaken" in store.groups():
