@@ -11,10 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from millstream import UsageError
 
+from .aggregate import Aggregate
 from .fields import MARK, fields_marked
 from .holding import HELD_IN_MEMORY, StateHolding
 from .made_types import named, typed
@@ -33,8 +34,9 @@ from .table_nodes import RegroupNode, RunningNode
 
 _STATE_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _NOT_STATE_NAME: Final = re.compile(r"[^A-Za-z0-9._-]")
-_ANY_NAME: Final = "\0"
-"""Stands for the name of a result."""
+_ANY_NAME: Final = re.compile(r"\0([\w,]*)\0")
+"""Stands for the name of a result, which is none of those listed."""
+_Aggregates: TypeAlias = tuple[tuple[str, Aggregate[Any, Any, Any]], ...]
 _QUOTES: Final = "'\""
 _IN_MERMAID: Final = str.maketrans(
     {'"': "#quot;", "<": "#lt;", ">": "#gt;", "&": "#amp;", "#": "#35;", "\n": "<br/>"}
@@ -181,7 +183,10 @@ class Plan:
         return {node.name: self._identity(node, sources[node.id]) for node in self.stateful()}
 
     def same_state(self) -> dict[str, re.Pattern[str]]:
-        """By operator, the identities whose state means the same: results may have other names."""
+        """By operator, the identities whose state means the same: results may have other names.
+
+        But not that of a result that is there still, computed alike, in another place.
+        """
         return {name: re.compile(_literal(text)) for name, text in self._unnamed().items()}
 
     def alike_state(self) -> dict[str, re.Pattern[str]]:
@@ -200,8 +205,7 @@ class Plan:
         for node in self.stateful():
             unnamed = node
             if isinstance(node, AggregatingNode | RunningNode | RegroupNode):
-                aggregates = tuple((_ANY_NAME, one) for _, one in node.aggregates)
-                unnamed = replace(node, aggregates=aggregates)
+                unnamed = replace(node, aggregates=_unnamed(node.aggregates))
             texts[node.name] = self._identity(unnamed, sources[node.id])
         return texts
 
@@ -296,9 +300,24 @@ def _makes_rows(node: Node) -> bool:
     return isinstance(node, StatefulNode) and not node.passes_rows
 
 
+def _unnamed(aggregates: _Aggregates) -> _Aggregates:
+    """Aggregates with what stands for their names: not those of others that compute the same."""
+    made = []
+    for name, one in aggregates:
+        alike = [each for each, other in aggregates if other.describe() == one.describe()]
+        alike.remove(name)
+        made.append((f"\0{','.join(alike)}\0", one))
+    return tuple(made)
+
+
 def _literal(text: str) -> str:
-    """A pattern for the text with results of any name."""
-    return re.escape(text).replace(re.escape(_ANY_NAME), r"\w+")
+    """A pattern for the text with results of any name that it may be."""
+    return _ANY_NAME.sub(_name_pattern, re.escape(text))
+
+
+def _name_pattern(found: re.Match[str]) -> str:
+    others = found[1].replace(",", "|")
+    return rf"(?!(?:{others})=)\w+" if others else r"\w+"
 
 
 def _alike(text: str) -> re.Pattern[str]:

@@ -505,3 +505,25 @@ def test_e63_of_equal_aggregates_in_another_order_each_keeps_what_it_has(store: 
         counted(*names).run(store, until="end")
     counts = [msgspec.json.decode(each.value or b"") for each in store.read("out")]
     assert [(1, None), (2, 1), (3, 2)] == [(each["all"], each.get("later")) for each in counts]
+
+
+def test_a_result_that_took_the_place_of_an_equal_one_does_not_take_its_number(
+    store: Store,
+) -> None:
+    def counting_rows(**aggregates: Any) -> Pipeline:
+        pipeline = Pipeline("shop")
+        pipeline.source("orders").key_by("k").agg(name="a", **aggregates).to("a")
+        return pipeline
+
+    count, total = agg.count(), agg.sum("x")
+    store.append_many("orders", lines(5))
+    counting_rows(n=count, m=count, t=total).run(store, until="end")
+    changed = counting_rows(m=count, k=count, t=total)
+    assert ["refuse"] == [each.action for each in changed.migrate(store, dry_run=True).steps]
+    with pytest.raises(ChangedPlanError) as caught:
+        changed.run(store, until="end")
+    assert ["a"] == caught.value.drop
+    for names in ("kmt", "kjt", "nmx", "tmn"):
+        given = dict(zip(names, (count, count, total), strict=True))
+        done = counting_rows(**given).migrate(store, dry_run=True)
+        assert [("carry", "results of other names")] == [(e.action, e.reason) for e in done.steps]
