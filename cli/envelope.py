@@ -25,6 +25,15 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from millstream import Headers, Record
 
 
+def is_written(line: bytes) -> bool:
+    """Whether a line looks as these are written here.
+
+    >>> is_written(b'{"topic":"t","partition":0,"offset":7}'), is_written(b'{"topic":"t"}')
+    (True, False)
+    """
+    return line.startswith(b'{"topic":"') and b'","partition":' in line and b',"offset":' in line
+
+
 class Base64(Struct, rename={"marker": "$base64"}):
     """Bytes that are not UTF-8."""
 

@@ -33,6 +33,7 @@ from millstream import (
     RecordError,
     TopicExistsError,
     UnknownGroupError,
+    UnknownPipelineError,
     UnknownTopicError,
     UsageError,
 )
@@ -53,6 +54,7 @@ EXIT_CONFLICT: Final = 6
 _EXIT_CODES: Final[Sequence[tuple[type[BaseException], int]]] = (
     (UnknownTopicError, EXIT_NOT_FOUND),
     (UnknownGroupError, EXIT_NOT_FOUND),
+    (UnknownPipelineError, EXIT_NOT_FOUND),
     (OffsetOutOfRangeError, EXIT_NOT_FOUND),
     (TopicExistsError, EXIT_ERROR),
     (UsageError, EXIT_USAGE),

@@ -17,7 +17,7 @@ from millstream import MillstreamError, NamedProducer, Store, UnknownTopicError
 from .chunks import Chunk, by_partition, take
 from .command import Command, examples, users_topic
 from .complete import complete_topic
-from .envelope import RECORD_ID, LineError, parse_lines
+from .envelope import RECORD_ID, LineError, is_written, parse_lines
 from .format_string import unescape
 from .input import DelimitedInput
 from .output import RecordOutput, print_document
@@ -230,6 +230,8 @@ def _delimited(
     source = DelimitedInput(descriptor, delimiter, stop)
     line = 1
     for block in source.blocks():
+        if line == 1 and not options.as_json and is_written(block[0]):
+            current.say("these look like lines of `consume -J`: -J makes the same records of them")
         yield parse(block, line)
         line += len(block)
     if source.bytes_discarded:

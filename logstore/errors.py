@@ -4,6 +4,7 @@
         UsageError (ValueError)          fix the call
             UnknownTopicError (KeyError)     no such topic
             UnknownGroupError (KeyError)     no such consumer group
+            UnknownPipelineError (KeyError)  no such pipeline has run, or it keeps no such state
             TopicExistsError
             MissingKeyError                  a record without a key for a compacted topic
             OffsetOutOfRangeError (IndexError)
@@ -104,6 +105,10 @@ class UnknownTopicError(UsageError, KeyError):
 
 class UnknownGroupError(UsageError, KeyError):
     """No consumer group of that name exists in this store."""
+
+
+class UnknownPipelineError(UsageError, KeyError):
+    """No pipeline of that name has run over this store, or it has no such state."""
 
 
 class TopicExistsError(UsageError):

@@ -23,7 +23,7 @@ def compact(
         engine.ensure_writable()
     if not engine.topic(topic).config.rewrites_segments:
         raise UsageError(
-            'the topic is not compacted: configure it with compact=True, or recompress="zstd"',
+            "the topic is not compacted: configure `compact`, or `recompress` as zstd",
             topic=topic,
         )
     results = []

@@ -129,6 +129,10 @@ class MemoryStorage:
             faults or FaultPlan(), NameTable(tracked=crashable), crashable=crashable
         )
 
+    def __repr__(self) -> str:
+        files = sum(map(len, self.machine.names.entries.values()))
+        return f"<MemoryStorage {files} files>"
+
     @property
     def faults(self) -> FaultPlan:
         """The plan in force. Change it, or put another one in its place, at any time."""

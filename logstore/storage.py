@@ -301,6 +301,9 @@ class PosixStorage:
             self._make_root()
         self._identity = self._root_identity()
 
+    def __repr__(self) -> str:
+        return f"<PosixStorage {self.root}{' read-only' if self.read_only else ''}>"
+
     def _make_root(self) -> None:
         missing = []
         directory = self.root

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from typing import overload
 
 from .append import Appender
@@ -30,7 +30,7 @@ from .owners import TIMEOUT, AnonymousOwners, Ownership, Terms, own
 from .positions import parse_duration_ms
 from .producer import Producer
 from .record import AppendMetadata, Headers, RecordMetadata
-from .transaction import Transaction
+from .transaction import Transaction, UnbegunTransaction
 from .user_transaction import UserTransaction, checked_place
 
 
@@ -312,14 +312,13 @@ class StoreWriting(Handle):
         """
         return forget(self._engine, name)
 
-    @contextmanager
     def transaction(
         self,
         *,
         owner: Ownership | None = None,
         timeout: Duration | None = None,
         database: str | os.PathLike[str] | None = None,
-    ) -> Iterator[Transaction]:
+    ) -> AbstractContextManager[Transaction]:
         """Write several partitions, offsets, checkpoints and rows all or nothing.
 
         Commits when the block ends, aborts when it raises.
@@ -344,6 +343,15 @@ class StoreWriting(Handle):
         ...     [record.value for record in store.read("t")]
         [b'a']
         """
+        return UnbegunTransaction(self._transaction(owner, timeout, database))
+
+    @contextmanager
+    def _transaction(
+        self,
+        owner: Ownership | None,
+        timeout: Duration | None,
+        database: str | os.PathLike[str] | None,
+    ) -> Iterator[Transaction]:
         if owner is not None and timeout is not None:
             raise UsageError("the timeout of an owner's transactions is given to own()")
         if owner is not None and not isinstance(owner, Ownership):

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 from .append import Appender
 from .batch import EncodedBatch
@@ -42,6 +43,38 @@ from .user_transaction import UserTransaction
 
 ABORTING: Final = (Exception, KeyboardInterrupt, SystemExit, GeneratorExit)
 """All there is, except what stands for the death of a process or machine in a test."""
+
+
+class UnbegunTransaction(AbstractContextManager["Transaction"]):
+    """What `Store.transaction` returns; the transaction begins with the block, by `with`."""
+
+    def __init__(self, block: AbstractContextManager[Transaction]) -> None:
+        self._block = block
+
+    def __repr__(self) -> str:
+        return "<Transaction not begun>"
+
+    def __enter__(self) -> Transaction:
+        return self._block.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        return self._block.__exit__(kind, error, traceback)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            """AttributeError: without the block nothing would be committed."""
+            raise AttributeError(
+                f"there is no {name!r} before the transaction begins: "
+                "`with store.transaction() as txn:`",
+                name=name,
+                obj=self,
+            )
 
 
 class Transaction(Handle):

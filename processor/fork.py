@@ -23,6 +23,7 @@ from millstream import (
     TopicInfo,
     TopicPartition,
     Transaction,
+    UnknownPipelineError,
     UsageError,
 )
 
@@ -76,7 +77,8 @@ def fork(store: Store, pipeline: str, name: str, *, epoch: int | None = None) ->
         epoch: Of a checkpoint that was kept, to fork the pipeline as it was then.
 
     Raises:
-        UsageError: The original has never run, the name is taken, or no such checkpoint is kept.
+        UnknownPipelineError: The original has never run.
+        UsageError: The name is taken, or no such checkpoint is kept.
         LockedError: A pipeline called `name` is running.
     """
     PlanBuilder(name)  # checks the name
@@ -128,7 +130,9 @@ def _settled(store: Store, pipeline: str, epoch: int | None) -> _Original:
         else:
             checkpoint = kept_checkpoint(store, pipeline, epoch)
         if checkpoint.epoch == 0:
-            raise UsageError(f"pipeline {pipeline!r} has never run here: there is nothing to fork")
+            raise UnknownPipelineError(
+                f"pipeline {pipeline!r} has never run here: there is nothing to fork"
+            )
         own = source_topic(pipeline, "")
         sources = {
             topic: topic.removeprefix(own)

@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from millstream import Record, Store, TopicPartition, UsageError
+from millstream import Record, Store, TopicPartition, UnknownPipelineError, UsageError
 
 from .outputs import same_record
 from .serde import StoredForm
@@ -98,13 +98,14 @@ def compare_fork(store: Store, name: str, topics: Mapping[str, str]) -> ForkComp
         topics: The topics of the fork by those of the original that they stand for.
 
     Raises:
-        UsageError: There is no such fork, or topics have not as many partitions.
+        UnknownPipelineError: There is no such fork.
+        UsageError: Topics have not as many partitions.
         UnknownTopicError: There is no such topic.
         OffsetOutOfRangeError: What the original wrote first behind the fork was removed.
     """
     point = fork_point(store, name)
     if point is None:
-        raise UsageError(
+        raise UnknownPipelineError(
             f"there is no fork {name!r} here: make one with fork(), or `millstream fork`"
         )
     starts = {TopicPartition(topic, partition): end for topic, partition, end in point.outputs}

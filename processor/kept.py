@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from millstream import DataError, Store, UsageError
+from millstream import DataError, Store, UnknownPipelineError, UsageError
 
 from .checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
 from .serde import StoredForm
@@ -192,13 +192,15 @@ def keep_checkpoint(store: Store, pipeline: str) -> int:
         pipeline: Its name. It must not be running; `fork` copies one that is.
 
     Raises:
-        UsageError: It has never run.
+        UnknownPipelineError: It has never run.
         LockedError: A process runs it.
     """
     with store.own(checkpoint_name(pipeline)) as ownership:
         checkpoint = read_checkpoint(store, pipeline)
         if checkpoint.epoch == 0:
-            raise UsageError(f"pipeline {pipeline!r} has never run here: there is nothing to keep")
+            raise UnknownPipelineError(
+                f"pipeline {pipeline!r} has never run here: there is nothing to keep"
+            )
         others = [
             each for each in read_kept(store, pipeline) if each.checkpoint.epoch != checkpoint.epoch
         ]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from millstream import DataError, Store, Transaction, UsageError
+from millstream import DataError, Store, Transaction, UnknownPipelineError, UsageError
 
 from .added_columns import AddedColumns, added_columns
 from .carried_time import carry_time
@@ -116,7 +116,9 @@ def migrate(
 def _checkpoint(plan: Plan, store: Store) -> Checkpoint:
     checkpoint = read_checkpoint(store, plan.name)
     if checkpoint.epoch == 0:
-        raise UsageError(f"pipeline {plan.name!r} has never run here: there is nothing to migrate")
+        raise UnknownPipelineError(
+            f"pipeline {plan.name!r} has never run here: there is nothing to migrate"
+        )
     return checkpoint
 
 

@@ -22,6 +22,7 @@ from millstream import (
     RecordBatch,
     Store,
     TopicPartition,
+    UnknownPipelineError,
     UsageError,
 )
 
@@ -113,7 +114,9 @@ def replay(
     plan = plan.unseen()
     end = read_checkpoint(store, plan.name)
     if end.epoch == 0:
-        raise UsageError(f"pipeline {plan.name!r} has never run here: there is nothing to verify")
+        raise UnknownPipelineError(
+            f"pipeline {plan.name!r} has never run here: there is nothing to verify"
+        )
     end = with_own_journal(store, plan.name, end)
     begin = find_start(plan, store, since, start)
     changes = plan_changes(plan, begin.checkpoint)

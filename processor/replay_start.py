@@ -12,7 +12,14 @@ from typing import NamedTuple
 
 import msgspec
 
-from millstream import OffsetOutOfRangeError, Position, Store, TopicPartition, UsageError
+from millstream import (
+    OffsetOutOfRangeError,
+    Position,
+    Store,
+    TopicPartition,
+    UnknownPipelineError,
+    UsageError,
+)
 
 from .changed_plan import plan_changes
 from .checkpoint import EMPTY, Checkpoint
@@ -46,7 +53,7 @@ def find_start(
     if since is not None:
         checkpoint = read_checkpoint(store, since)
         if checkpoint.epoch == 0:
-            raise UsageError(
+            raise UnknownPipelineError(
                 f"there is no pipeline {since!r} here to start from: fork one first, or give the"
                 " epoch of a checkpoint that is kept"
             )

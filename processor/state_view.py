@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from millstream import OffsetOutOfRangeError, Store, TopicPartition, UsageError
+from millstream import OffsetOutOfRangeError, Store, TopicPartition, UnknownPipelineError
 
 from .checkpoint import Checkpoint, OperatorState
 from .kept import kept_checkpoint, read_kept
@@ -116,7 +116,8 @@ def read_state(
         epoch: Of a checkpoint that was kept, to read the state as it was then.
 
     Raises:
-        UsageError: There is no such state, or no such checkpoint is kept.
+        UnknownPipelineError: There is no such pipeline, or no such state.
+        UsageError: No such checkpoint is kept.
         DataError: It is damaged.
     """
     while True:
@@ -128,10 +129,10 @@ def read_state(
         if known is None:
             names = sorted(checkpoint.operators)
             if not checkpoint.epoch:
-                raise UsageError(
+                raise UnknownPipelineError(
                     f"pipeline {pipeline!r} has committed nothing here yet: nothing is kept"
                 )
-            raise UsageError(
+            raise UnknownPipelineError(
                 f"pipeline {pipeline!r} has no state called {operator!r}; it has"
                 f" {', '.join(names) or 'none'}"
             )

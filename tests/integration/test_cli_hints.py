@@ -91,6 +91,37 @@ def test_for_a_missing_topic_commands_are_named_and_no_python(
 @pytest.mark.parametrize(
     "arguments",
     [
+        ("state", "get", "p", "window", "k"),
+        ("state", "dump", "p", "window"),
+        ("fork", "p", "q"),
+        ("diff", "q", "a=b"),
+        ("checkpoints", "p"),
+    ],
+    ids=" ".join,
+)
+def test_a_missing_pipeline_is_not_found(cli: Cli, arguments: tuple[str, ...]) -> None:
+    code, out, err = cli(*arguments)
+    assert (code, out) == (5, "")
+    assert "here" in err
+
+
+def test_how_to_compact_is_not_told_in_python(cli: Cli) -> None:
+    code, _, err = cli("compact", "t")
+    assert code == 2
+    assert "configure `compact`, or `recompress` as zstd" in err
+
+
+def test_records_of_consume_that_are_taken_for_text_are_noticed(cli: Cli, tmp_path: Path) -> None:
+    lines = tmp_path / "lines"
+    _, out, _ = cli("consume", "t", "-J", "-e", "-n", "1")
+    lines.write_text(out)
+    assert "`consume -J`: -J makes" in cli("produce", "u", "-l", str(lines))[2]
+    assert "-J makes" not in cli("produce", "u", "-J", "-l", str(lines))[2]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
         ("consume", "t", "-e", "-p", "1,3"),
         ("produce", "t", "-p", "3"),
         ("topics", "roll", "t", "-p", "3"),

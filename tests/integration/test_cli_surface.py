@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -201,3 +202,46 @@ def test_documents_say_what_was_done(run: Run) -> None:
     assert ("copies", 3, 3) == (done["pipeline"], done["records_in"], done["records_out"])
     assert 1 == document("queue", "work", "letters", "-n", "1", "--", "true")["acked"]
     assert 5 == run("checkpoints", "nowhere")[0]
+
+
+ROOT = Path(__file__).parents[2]
+OPTION = r"(?<![^\s(])--?[A-Za-z][a-z-]*"
+EVERY_OPTION = {
+    option
+    for _, command in commands(root)
+    for parameter in command.get_params(click.Context(command))
+    for option in (*parameter.opts, *parameter.secondary_opts)
+}
+SOURCES = [
+    path
+    for folder in ("logstore", "processor", "cli")
+    for path in sorted((ROOT / folder).glob("*.py"))
+]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("concepts/*.md")]
+
+
+def options_of(line: str) -> set[str]:
+    """All that the command in a line takes, its groups included."""
+    command: click.Command = root
+    taken: set[str] = set()
+    for word in ["", *line.split()]:
+        found = command.get_command(click.Context(command), word) if word else command
+        if found is None:
+            break
+        command = found
+        for parameter in command.get_params(click.Context(command)):
+            taken.update(parameter.opts, parameter.secondary_opts)
+        if not isinstance(command, click.Group):
+            break
+    return taken
+
+
+def test_options_that_are_told_are_there() -> None:
+    for path in [*SOURCES, *PAGES]:
+        text = path.read_text(encoding="utf-8")
+        for line in re.findall(r"\bmillstream ((?:[a-z]+ )+[^\n`|;\"]*)", text):
+            told = set(re.findall(OPTION, line.partition(" -- ")[0]))
+            assert told <= options_of(line), f"{path.name}: millstream {line}"
+        if path.suffix == ".py":
+            told = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
+            assert told <= EVERY_OPTION, path.name

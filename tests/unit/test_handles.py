@@ -6,12 +6,14 @@ import asyncio
 import copy
 import gc
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import millstream
 from millstream import Store, TopicPartition, aio
+from millstream.storage import PosixStorage
 from millstream.testing import ManualClock, MemoryStorage
 
 
@@ -116,11 +118,34 @@ def test_a_scan_and_a_future_say_what_they_are() -> None:
 
 @pytest.mark.parametrize(
     ("key", "partitions", "told"),
-    [("u1", 4, "'u1'.encode()"), (None, 4, "in turn"), (7, 4, "int"), (b"", 0, "not 0")],
+    [
+        ("u1", 4, "'u1'.encode()"),
+        (None, 4, "in turn"),
+        (7, 4, "int"),
+        (b"", 0, "not 0"),
+    ],
 )
 def test_what_has_no_partition_is_refused(key: bytes, partitions: int, told: str) -> None:
     with pytest.raises(millstream.UsageError, match=re.escape(told)):
         millstream.partition_of(key, partitions)
+
+
+def test_storages_say_what_they_are(tmp_path: Path) -> None:
+    memory = MemoryStorage()
+    millstream.open(storage=memory).close()
+    assert re.fullmatch(r"<MemoryStorage [1-9]\d* files>", repr(memory))
+    path = str(tmp_path / "store")
+    assert f"<PosixStorage {path}>" == repr(PosixStorage(path))
+    assert f"<PosixStorage {path} read-only>" == repr(PosixStorage(path, read_only=True))
+
+
+def test_a_transaction_without_its_block_says_how_it_begins() -> None:
+    with millstream.open() as store:
+        begun = store.transaction()
+        assert "<Transaction not begun>" == repr(begun)
+        with pytest.raises(AttributeError, match=r"`with store.transaction\(\) as txn:`"):
+            begun.append("t", b"x")  # type: ignore[attr-defined]
+        assert not hasattr(begun, "__len__")
 
 
 @pytest.mark.parametrize("wrong", ["/tmp", MemoryStorage, ManualClock, object()])
