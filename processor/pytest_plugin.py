@@ -40,4 +40,12 @@ def millstream_store(millstream_clock: ManualClock) -> Iterator[Store]:
 def drive() -> Iterator[Callable[[Pipeline], Driver]]:
     """Makes a driver of a pipeline."""
     with ExitStack() as stack:
-        yield lambda pipeline: stack.enter_context(pipeline.driver())
+
+        def open_driver(pipeline: Pipeline) -> Driver:
+            if not hasattr(pipeline, "driver"):
+                from millstream import UsageError  # noqa: PLC0415 - only where it is used
+
+                raise UsageError(f"drive() takes a pipeline, not {pipeline!r}")
+            return stack.enter_context(pipeline.driver())
+
+        yield open_driver

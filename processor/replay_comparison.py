@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from base64 import b64decode
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 
 import msgspec
 
@@ -77,11 +77,23 @@ class Compacted:
         self._found: dict[bytes | None, Record] = {}
         self._absent: dict[bytes | None, Record] = {}
         """The last the replay gives of keys of which that is not there."""
+        self._last: dict[bytes | None, Record] | None = None
+        """The last the replay gives of each key, once something was passed over."""
+
+    def pass_over(self) -> None:
+        """Take it that the replay has given what is not to be compared.
+
+        Nobody knows how much of that is still there, so of what comes now only the last of each
+        key is compared, with the last that is there.
+        """
+        self._last = {}
 
     def add(self, given: Record) -> None:
         """Take the next record of the replay."""
         key, found = given.key, self._next
-        if found is not None and self._same(found, given):
+        if self._last is not None:
+            self._last[key] = given
+        elif found is not None and self._same(found, given):
             self.records_compared += 1
             self._found[key] = found
             self._absent.pop(key, None)
@@ -94,6 +106,8 @@ class Compacted:
 
     def difference(self) -> tuple[Record | None, Record | None] | None:
         """What is there that is not in its place in the replay, or else what should be there."""
+        if self._last is not None:
+            return self._differing_last(self._last)
         if self._next is not None:
             given = self._absent.get(self._next.key)
             in_place = given is None or not self._same(self._next, given)
@@ -105,6 +119,21 @@ class Compacted:
                 if key not in later:
                     return None, given
         return None
+
+    def _differing_last(
+        self, given: Mapping[bytes | None, Record]
+    ) -> tuple[Record | None, Record | None] | None:
+        rest = [] if self._next is None else chain([self._next], self._written)
+        found = {each.key: each for each in rest if each.key in given}
+        differing = []
+        for key, each in given.items():
+            there = found.get(key)
+            if there is not None and self._same(there, each):
+                self.records_compared += 1
+            elif there is not None or each.value is not None:
+                differing.append((there, each))
+        later = self._later() if differing else set()
+        return next((pair for pair in differing if pair[1].key not in later), None)
 
 
 class Written:
@@ -180,10 +209,7 @@ class Written:
             if place in self._sinks:
                 self._sinks.add(place, batch, passed=True)
             elif place in self._compacted:
-                # Nobody knows how many of them there were.
-                del self._compacted[place]
-                self._differing.add(place)
-                self.skipped.append(place)
+                self._compacted[place].pass_over()
             elif place not in self._differing:
                 count = sum(1 for _ in batch.rows())
                 deque(islice(self._reader(place), count), 0)
@@ -193,8 +219,8 @@ class Written:
         for place in self._end:
             compacted = self._compacted.get(place)
             if compacted is not None:
-                self.records_compared += compacted.records_compared
                 difference = compacted.difference()
+                self.records_compared += compacted.records_compared
                 if difference is not None:
                     self._differ(place, *difference)
             elif place not in self._differing:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 import millstream
-from millstream import Record, Store, TopicPartition
+from millstream import Record, Store
 from millstream.processor import Pipeline, agg, keep_checkpoint
 from millstream.processor.replay_comparison import Compacted
 
@@ -180,9 +180,34 @@ def test_input_that_was_compacted_is_named_where_results_differ(store: Store) ->
     assert dear().verify(store, since=epoch).ok
 
 
-def test_results_before_a_position_are_not_counted_off_where_some_are_gone(store: Store) -> None:
-    run(store, ("ann", 1), ("ann", 2), ("bob", 2))
+def test_behind_a_position_the_last_of_each_key_is_compared(store: Store) -> None:
+    run(store, ("ann", 1), ("bob", 2), ("cid", 1))
+    run(store, ("ann", 2), ("dan", 4), ("dan", 1))
+    store.append("totals", b"7", key=b"ann")  # behind what the pipeline has committed
     store.compact("totals")
-    found = build().verify(store, start=2)
-    assert (found.ok, found.skipped) == (True, [TopicPartition("totals", 0)])
-    assert build().verify(store, start=0).records_compared == 2
+    found = build().verify(store, start=3)
+    assert (found.ok, found.skipped, found.records_compared) == (True, [], 1)
+    assert build().verify(store, start=0).records_compared == 3
+
+    found = build(factor=2).verify(store, start=3)
+    (difference,) = found.differences
+    assert (difference.written, difference.replayed) != (None, None)
+    assert (difference.offset, difference.replayed and difference.replayed.value) == (5, b"10")
+    assert build(least=2).verify(store, start=3).ok, "what is before may differ"
+    assert not build(least=9).verify(store, start=0).ok
+
+
+def test_behind_a_position_a_deleted_key_and_one_that_is_missing_are_told(store: Store) -> None:
+    def deleting(last: int | None) -> Pipeline:
+        pipeline = Pipeline("p")
+        orders = pipeline.source("orders").key_by("user")
+        orders.map(lambda order: order["n"] or last).to("totals")
+        return pipeline
+
+    for user, n in (("ann", 1), ("ann", 2), ("bob", 0)):
+        store.append("orders", b'{"user":"%s","n":%d}' % (user.encode(), n))
+    deleting(None).run(store, until="end")
+    found = deleting(None).verify(store, start=1)
+    assert (found.ok, found.records_compared) == (True, 2)
+    found = deleting(3).verify(store, start=1)
+    assert "holds key bob, value none" in str(found.differences[0])

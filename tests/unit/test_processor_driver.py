@@ -153,6 +153,8 @@ def test_the_fixtures_of_the_package(
     driver = drive(counts())
     driver.send("in", row(1))
     assert 1 == driver.run().records_in
+    with pytest.raises(UsageError, match=r"drive\(\) takes a pipeline, not <function counts"):
+        drive(counts)  # type: ignore[arg-type]  # the point
 
 
 def test_a_topic_that_there_is_not_is_told_with_those_there_are() -> None:
