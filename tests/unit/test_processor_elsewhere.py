@@ -164,6 +164,10 @@ def test_rows_of_windows_and_tables_can_be_sent() -> None:
     assert set(map(type, again)) == set(map(type, rows))
 
 
+_ROOT = str(Path(__file__).parents[__name__.count(".")])
+"""Where the other process finds this module under the name that it has here."""
+
+
 def test_another_process_makes_the_same_of_it() -> None:
     """Types that are made for rows are in no module: they have to be made there again."""
     pipelines = [declared(shape) for shape in SHAPES]
@@ -175,7 +179,7 @@ def test_another_process_makes_the_same_of_it() -> None:
     sent = pickle.dumps((pipelines, SALES))
 
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}\n{program}"],
+        [sys.executable, "-c", f"import sys; sys.path[:] = {[*sys.path, _ROOT]!r}\n{program}"],
         input=sent,
         capture_output=True,
         timeout=60,
