@@ -110,12 +110,13 @@ class Connections:
         """Deliver everything, waiting for what has to be tried again, until `stop` is set."""
         clock = self.store.clock
         while not stop.is_set():
-            delivered = self.deliver()
-            pauses = [each.pause_s for each in self._deliverers.values() if each.pause_s > 0]
-            if pauses:
-                clock.wait(stop.wait, min(pauses))
-            elif not delivered:
+            if self.deliver():
+                continue
+            # A pause may be over by now: that it was not when a sink was asked is what counts.
+            pauses = [each.pause_s for each in self._deliverers.values() if each.retries]
+            if not pauses:
                 return
+            clock.wait(stop.wait, min(pauses))
 
     @property
     def taken(self) -> dict[str, int]:

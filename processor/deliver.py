@@ -239,6 +239,11 @@ class Deliverer:
         """Seconds until a delivery that failed is tried again; 0 if none did."""
         return max(0, self._due_ms - self._now_ms()) / 1000 if self._due_ms else 0.0
 
+    @property
+    def retries(self) -> bool:
+        """Whether a delivery that failed is to be tried again, now or later."""
+        return self._delivery is not None and self._delivery.failures > 0
+
     def _now_ms(self) -> int:
         return round(self._store.clock.monotonic() * 1000)
 
@@ -287,7 +292,7 @@ class Deliverer:
         while self.position < end:
             if self.pause_s > 0:
                 self._store.clock.sleep(self.pause_s)
-            if not self.pump():
+            if not self.pump() and not self.retries:
                 break  # what is left holds no records
         return self.delivered - before
 

@@ -42,6 +42,7 @@ from millstream.processor import (
     to_stdout,
     tumbling,
 )
+from millstream.testing import ManualClock
 
 
 class Order(msgspec.Struct):
@@ -250,6 +251,31 @@ def test_a_sink_that_fails_stops_the_run_and_loses_nothing(store: Store) -> None
 
     assert [b"1", b"2", b"3", b"4"] == calls
     assert 4 == len(list(store.read("out")))
+
+
+class CreepingClock(ManualClock):
+    """A millisecond goes by whenever somebody asks for the time."""
+
+    def monotonic(self) -> float:
+        self.advance(1)
+        return super().monotonic()
+
+
+@pytest.mark.parametrize("pause_ms", range(1, 13))
+def test_a_pause_that_ends_while_it_is_asked_for_does_not_end_the_delivery(
+    pause_ms: int, tmp_path: Path
+) -> None:
+    def function(record: Record) -> None:
+        raise OSError("down")
+
+    pipeline = Pipeline("p")
+    rows = pipeline.source(from_iterable([1], name="in"), type=int)
+    rows.to(to_callable(function), retry=Retry(attempts=3, pause_ms=pause_ms))
+    with (
+        millstream.open(tmp_path / "store", durability="os", clock=CreepingClock()) as store,
+        pytest.raises(ConnectorError, match="failed 3 times"),
+    ):
+        pipeline.run(store, until="end")
 
 
 def test_refused_records_become_dead_letters(store: Store, tmp_path: Path) -> None:
